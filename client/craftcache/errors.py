@@ -1,0 +1,233 @@
+"""Every error that craftcache raises, on either side of the socket.
+
+One tree, so that one ``except`` catches all of it and the class says whose it is to mend::
+
+    CraftcacheError
+    ├── InvalidSource      the name itself is wrong            (the caller's)
+    ├── NotFound           no such repository, revision, file  (the caller's)
+    ├── AccessDenied       gated or private, token missing     (the caller's)
+    ├── PolicyDenied       this node does not allow it         (the administrator's)
+    ├── IntegrityError     the bytes are not what was promised (the origin's)
+    ├── UnsafeCheckpoint   loading it would run code           (the publisher's)
+    ├── NotACheckpoint     the file is no torch checkpoint     (the publisher's)
+    ├── UnknownDevice      torch has no such device            (the caller's)
+    ├── NotMounted         the file is not under this cache    (the caller's)
+    ├── StorageFull        the disk lacks ``missing_bytes``    (the administrator's)
+    ├── Offline            a fetch is needed and forbidden     (the caller's)
+    ├── Unavailable        the origin or the daemon is away    (nobody's: a retry may help)
+    └── ProtocolMismatch   the two sides share no version      (the administrator's)
+
+The class name is the error's ``code`` on the wire, in HTTP problem documents and in
+``--json`` output, so it is the same from Python, HTTP and the command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "CraftcacheError",
+    "InvalidSource",
+    "NotFound",
+    "AccessDenied",
+    "PolicyDenied",
+    "IntegrityError",
+    "UnsafeCheckpoint",
+    "NotACheckpoint",
+    "UnknownDevice",
+    "NotMounted",
+    "StorageFull",
+    "Offline",
+    "Unavailable",
+    "ProtocolMismatch",
+]
+
+
+class CraftcacheError(Exception):
+    """Base of all errors of craftcache.
+
+    Attributes:
+        message: What happened, to what.
+        source: The source as the user named it, where there is one; never carries a secret.
+        hint: What to do next.
+        retryable: Whether the same call may succeed later with nothing changed by the user.
+        retry_after: Seconds after which a retry makes sense, where the origin said so.
+    """
+
+    http_status: ClassVar[int] = 500
+    retryable_by_default: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        source: str | None = None,
+        hint: str | None = None,
+        retryable: bool | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.source = source
+        self.hint = hint
+        self.retryable = self.retryable_by_default if retryable is None else retryable
+        self.retry_after = retry_after
+
+    @property
+    def code(self) -> str:
+        """The name of the error's class, stable across releases."""
+        return type(self).__name__
+
+    def __str__(self) -> str:
+        text = f"{self.source}: {self.message}" if self.source else self.message
+        return f"{text}. {self.hint}" if self.hint else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (from_problem, (self.to_problem(),))
+
+    def to_problem(self) -> dict[str, Any]:
+        """The error as an RFC 9457 problem document (also its form on the worker socket)."""
+        problem: dict[str, Any] = {
+            "type": "about:blank",
+            "title": self.code,
+            "status": self.http_status,
+            "detail": self.message,
+            "code": self.code,
+            "retryable": self.retryable,
+        }
+        if self.source is not None:
+            problem["source"] = self.source
+        if self.hint is not None:
+            problem["hint"] = self.hint
+        if self.retry_after is not None:
+            problem["retry_after"] = self.retry_after
+        return problem
+
+
+class InvalidSource(CraftcacheError, ValueError):
+    """The source or filename is malformed or of a kind that craftcache does not know."""
+
+    http_status = 400
+
+
+class NotFound(CraftcacheError, LookupError):
+    """The repository, revision, file or model does not exist."""
+
+    http_status = 404
+
+
+class AccessDenied(CraftcacheError):
+    """The origin refuses to serve it to this token (gated, private, or no token at all)."""
+
+    http_status = 403
+
+
+class PolicyDenied(CraftcacheError):
+    """The settings of this node, or the caller's rights on it, do not allow it."""
+
+    http_status = 403
+
+
+class IntegrityError(CraftcacheError):
+    """The bytes are not those that the origin promised; nothing was published."""
+
+    http_status = 502
+
+
+class UnsafeCheckpoint(CraftcacheError):
+    """Loading the file would execute code; the message names the offending global."""
+
+    http_status = 422
+
+
+class NotACheckpoint(CraftcacheError):
+    """The file is not something that ``torch.load`` could read."""
+
+    http_status = 422
+
+
+class UnknownDevice(CraftcacheError, ValueError):
+    """``device`` is nothing that this torch can place tensors on."""
+
+    http_status = 400
+
+
+class NotMounted(CraftcacheError):
+    """The file exists on the node but not under the cache directory that this process sees."""
+
+    http_status = 409
+
+
+class StorageFull(CraftcacheError):
+    """The file system of the cache lacks room.
+
+    Attributes:
+        missing_bytes: How many bytes must be freed for the request to fit.
+    """
+
+    http_status = 507
+
+    def __init__(self, message: str, *, missing_bytes: int = 0, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.missing_bytes = missing_bytes
+
+    def to_problem(self) -> dict[str, Any]:
+        """See CraftcacheError.to_problem; carries ``missing_bytes`` as well."""
+        return super().to_problem() | {"missing_bytes": self.missing_bytes}
+
+
+class Offline(CraftcacheError):
+    """A fetch would be needed, and this process was told not to fetch."""
+
+    http_status = 503
+
+
+class Unavailable(CraftcacheError):
+    """The origin or the daemon cannot be reached or does not answer in time."""
+
+    http_status = 503
+    retryable_by_default = True
+
+
+class ProtocolMismatch(CraftcacheError):
+    """Client and daemon speak no common protocol version."""
+
+    http_status = 400
+
+
+_BY_CODE: dict[str, type[CraftcacheError]] = {
+    cls.__name__: cls
+    for cls in (
+        InvalidSource,
+        NotFound,
+        AccessDenied,
+        PolicyDenied,
+        IntegrityError,
+        UnsafeCheckpoint,
+        NotACheckpoint,
+        UnknownDevice,
+        NotMounted,
+        StorageFull,
+        Offline,
+        Unavailable,
+        ProtocolMismatch,
+    )
+}
+
+
+def from_problem(problem: dict[str, Any]) -> CraftcacheError:
+    """The error that a problem document describes.
+
+    A code that this release does not know becomes a plain CraftcacheError, so that an older
+    client still shows a newer daemon's words.
+    """
+    cls = _BY_CODE.get(str(problem.get("code")), CraftcacheError)
+    details: dict[str, Any] = {
+        "source": problem.get("source"),
+        "hint": problem.get("hint"),
+        "retryable": bool(problem.get("retryable", cls.retryable_by_default)),
+        "retry_after": problem.get("retry_after"),
+    }
+    if cls is StorageFull:
+        details["missing_bytes"] = int(problem.get("missing_bytes", 0))
+    return cls(str(problem.get("detail", "unknown error")), **details)

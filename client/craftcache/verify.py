@@ -1,0 +1,142 @@
+"""What an origin promised about a file, and whether given bytes keep the promise."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from .errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined]  # typing_extensions name on 3.11
+    from pathlib import Path
+
+__all__ = ["Digest", "Promise", "Hasher", "Digests", "hash_file"]
+
+READ_BYTES = 4 * 1024 * 1024
+"""Bytes read at once when a file is hashed: large enough for the disk, small enough for the cache."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A digest as an origin gives it.
+
+    Attributes:
+        algorithm: ``sha256`` (64 hex digits), ``sha256-prefix`` (8 to 63, torch.hub's file names)
+            or ``git-sha1`` (40, ``sha1(b"blob <size>\\0" + data)``, the Hub's small files).
+        hex: The digits, in lower case.
+    """
+
+    algorithm: Literal["sha256", "sha256-prefix", "git-sha1"]
+    hex: str
+
+    @classmethod
+    def from_hub_etag(cls, etag: str) -> Digest | None:
+        """The digest that a Hub ETag is, or None for an ETag that is none."""
+        if _SHA256.fullmatch(etag):
+            return cls("sha256", etag)
+        if _GIT_SHA1.fullmatch(etag):
+            return cls("git-sha1", etag)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What an origin said of a file before its first byte.
+
+    Attributes:
+        size: Bytes, or None where the origin gave no length.
+        digest: The digest, or None where the origin has none: then the sha256 is recorded at
+            first sight.
+        etag: The strong validator for ranges and revalidation, unquoted, or None.
+    """
+
+    size: int | None = None
+    digest: Digest | None = None
+    etag: str | None = None
+
+    def check(self, digests: Digests, *, source: str) -> None:
+        """Raise IntegrityError unless ``digests`` are those of the promised file."""
+        if self.size is not None and digests.size != self.size:
+            raise IntegrityError(
+                f"got {digests.size} bytes where the origin promised {self.size}",
+                source=source,
+                hint="Nothing was kept; try again, and if it persists tell the publisher",
+            )
+        if self.digest is None:
+            return
+        actual = digests.git_sha1 if self.digest.algorithm == "git-sha1" else digests.sha256
+        if not actual.startswith(self.digest.hex):
+            raise IntegrityError(
+                f"{self.digest.algorithm} is {actual[: len(self.digest.hex)]} where the origin "
+                f"promised {self.digest.hex}",
+                source=source,
+                hint="Nothing was kept; try again, and if it persists tell the publisher",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """What a file turned out to be: its size in bytes and its digests in hex.
+
+    ``git_sha1`` is empty unless the Hasher was asked for it.
+    """
+
+    size: int
+    sha256: str
+    git_sha1: str = ""
+
+
+class Hasher:
+    """Hashes a file as its bytes arrive in order.
+
+    Args:
+        git_size: The file's promised size, where a git blob sha1 is wanted beside the sha256
+            (git puts the size in front of the data, so it must be known first).
+    """
+
+    def __init__(self, *, git_size: int | None = None) -> None:
+        self._size = 0
+        self._sha256 = hashlib.sha256()
+        self._git = None if git_size is None else hashlib.sha1(usedforsecurity=False)
+        if self._git is not None:
+            self._git.update(b"blob %d\0" % (git_size or 0))
+
+    @classmethod
+    def for_promise(cls, promise: Promise) -> Hasher:
+        """The hasher that can check ``promise``."""
+        wants_git = promise.digest is not None and promise.digest.algorithm == "git-sha1"
+        return cls(git_size=promise.size if wants_git else None)
+
+    def update(self, data: Buffer) -> None:
+        """Take in the next bytes of the file."""
+        view = memoryview(data)
+        self._size += view.nbytes
+        self._sha256.update(view)
+        if self._git is not None:
+            self._git.update(view)
+
+    def digests(self) -> Digests:
+        """The digests of all bytes taken in so far."""
+        git = "" if self._git is None else self._git.hexdigest()
+        return Digests(self._size, self._sha256.hexdigest(), git)
+
+
+def hash_file(path: Path, *, git: bool = False) -> Digests:
+    """Hash a whole file (blocking; about a second per gigabyte on one core).
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        hasher = Hasher(git_size=path.stat().st_size if git else None)
+        buffer = bytearray(READ_BYTES)
+        view = memoryview(buffer)
+        while count := file.readinto(buffer):
+            hasher.update(view[:count])
+    return hasher.digests()

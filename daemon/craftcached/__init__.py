@@ -1,0 +1,1 @@
+"""The daemon: fetches, verifies, publishes and serves AudioCraft checkpoints."""
