@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 from .errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer  # type: ignore[attr-defined]  # typing_extensions name on 3.11
     from pathlib import Path
 
 __all__ = ["Digest", "Promise", "Hasher", "Digests", "hash_file"]
@@ -113,7 +112,7 @@ class Hasher:
         wants_git = promise.digest is not None and promise.digest.algorithm == "git-sha1"
         return cls(git_size=promise.size if wants_git else None)
 
-    def update(self, data: Buffer) -> None:
+    def update(self, data: bytes | bytearray | memoryview) -> None:
         """Take in the next bytes of the file."""
         view = memoryview(data)
         self._size += view.nbytes

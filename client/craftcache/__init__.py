@@ -1,0 +1,1 @@
+"""One verified, hot copy of every AudioCraft checkpoint per GPU node."""

@@ -1,0 +1,90 @@
+"""What a fetch takes and gives: the border between the engine and the rest of the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from craftcache.verify import Digests, Promise
+
+__all__ = ["RemoteFile", "Fetched", "Priority", "Fetcher"]
+
+
+class Priority(IntEnum):
+    """Who goes first when connections are scarce; the lower number wins."""
+
+    WAITED_FOR = 0
+    """A worker waits in ``load``."""
+    BACKGROUND = 1
+    """A warm that nobody waits for at this moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file at its origin, at one pinned version.
+
+    Attributes:
+        source: The source as the user may see it; every error names it.
+        url: Where each first request goes. May redirect to a signed address elsewhere, which is
+            asked for again here when it expires.
+        promise: Size, digest and validator, as far as the origin gave them beforehand.
+        key: The name under which partial bytes are kept in staging; the same key means the same
+            content, so that a restart may resume. Letters and digits only.
+        headers: Credentials; sent to ``url``'s own origin (scheme, host and port) and no other.
+    """
+
+    source: str
+    url: str
+    promise: Promise
+    key: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A file that came whole, is durable in staging and keeps its promise.
+
+    Attributes:
+        path: The staging file, fsynced, mode 0444; the caller renames or links it, or removes it.
+        digests: Of all its bytes.
+        etag: The strong validator that the origin sent with the bytes, unquoted, or None.
+        bytes_fetched: Bytes that came over the network in this run.
+        bytes_reused: Bytes that an earlier, interrupted run had left in staging.
+    """
+
+    path: Path
+    digests: Digests
+    etag: str | None
+    bytes_fetched: int
+    bytes_reused: int
+
+
+
+
+class Fetcher(Protocol):
+    """Brings remote files into staging, verified."""
+
+    async def fetch(
+        self,
+        file: RemoteFile,
+        *,
+        priority: Priority,
+        report: Callable[[int, int | None], None],
+    ) -> Fetched:
+        """Fetch one file; cancelling leaves staging resumable or empty.
+
+        Args:
+            file: What to fetch.
+            priority: Who goes first when connections are scarce.
+            report: Called with the bytes present so far and the total, where known; never blocks.
+
+        Raises:
+            NotFound, AccessDenied, PolicyDenied, IntegrityError, StorageFull, Unavailable: Each
+                names ``file.source``; ``retryable`` says whether a later try may help.
+        """
+        ...
