@@ -167,8 +167,19 @@ class StorageFull(CraftcacheError):
 
     http_status = 507
 
-    def __init__(self, message: str, *, missing_bytes: int = 0, **details: Any) -> None:
-        super().__init__(message, **details)
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing_bytes: int = 0,
+        source: str | None = None,
+        hint: str | None = None,
+        retryable: bool | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(
+            message, source=source, hint=hint, retryable=retryable, retry_after=retry_after
+        )
         self.missing_bytes = missing_bytes
 
     def to_problem(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Digest", "Promise", "Hasher", "Digests", "hash_file"]
 
 READ_BYTES = 4 * 1024 * 1024
-"""Bytes read at once when a file is hashed: large enough for the disk, small enough for the cache."""
+"""Bytes read at once when a file is hashed: large for the disk, small for the CPU's cache."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -23,11 +23,11 @@ _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A digest as an origin gives it.
+    r"""A digest as an origin gives it.
 
     Attributes:
         algorithm: ``sha256`` (64 hex digits), ``sha256-prefix`` (8 to 63, torch.hub's file names)
-            or ``git-sha1`` (40, ``sha1(b"blob <size>\\0" + data)``, the Hub's small files).
+            or ``git-sha1`` (40, ``sha1(b"blob <size>\0" + data)``, the Hub's small files).
         hex: The digits, in lower case.
     """
 

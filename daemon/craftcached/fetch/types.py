@@ -64,8 +64,6 @@ class Fetched:
     bytes_reused: int
 
 
-
-
 class Fetcher(Protocol):
     """Brings remote files into staging, verified."""
 
