@@ -1,0 +1,204 @@
+"""The cache directory: where everything in it stands, what may be believed, how it is published.
+
+    <cache directory>/
+      models--org--name/, .locks/   huggingface_hub's own, see hub_cache
+      .craftcache/
+        staging/                    what is not verified yet; never a final name
+        blobs/sha256/<hex>          verified files that came from a URL or a watch
+        index/<hex>.json            the index of the checkpoint with that sha256
+        manifests/<key>.json        which files a source consists of
+        torch/                      TORCH_HOME for unmodified programs
+        quarantine/                 what failed verification later, never served
+
+A file lives through four states: *staged* (partial or unverified, in ``staging/``), *verified*
+(hashed and inspected, still in ``staging/``), *published* (linked to its final name and named by
+a manifest) and *evicted* (unlinked; whoever has it open keeps its bytes). All calls here block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .config import daemon_uid
+from .durable import make_directory, staging_name, write_file
+from .hub_cache import HubTree
+from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .manifest import FileRecord
+    from .sources import RemoteSource
+
+__all__ = ["CacheDir"]
+
+BLOB_MODE = 0o444
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDir:
+    """One cache directory, existing or not.
+
+    Attributes:
+        root: Absolute path.
+        trusted_uids: Owners whose files are believed without hashing them again.
+    """
+
+    root: Path
+    trusted_uids: frozenset[int] = field(default_factory=lambda: _trusted_uids())
+
+    @property
+    def private(self) -> Path:
+        """The directory of everything that is not huggingface_hub's."""
+        return self.root / ".craftcache"
+
+    @property
+    def staging(self) -> Path:
+        """Where files are written before they have a final name; on the same file system."""
+        return self.private / "staging"
+
+    @property
+    def quarantine(self) -> Path:
+        """Where files go that turned out wrong."""
+        return self.private / "quarantine"
+
+    @property
+    def torch_home(self) -> Path:
+        """``TORCH_HOME`` for programs that know nothing of craftcache."""
+        return self.private / "torch"
+
+    def create(self) -> None:
+        """Make the directories that writing needs.
+
+        Raises:
+            OSError: They cannot be made.
+        """
+        for directory in (self.staging, self._blobs, self._indexes, self._manifests):
+            make_directory(directory)
+
+    def hub_tree(self, repo_id: str) -> HubTree:
+        """The part that belongs to one Hub repository."""
+        return HubTree(self.root, repo_id, self.staging, self.quarantine)
+
+    def path(self, record: FileRecord) -> Path:
+        """Where the bytes of ``record`` stand."""
+        return self.root / record.path
+
+    def relative(self, path: Path) -> str:
+        """``path`` as a FileRecord gives it."""
+        return path.relative_to(self.root).as_posix()
+
+    def url_blob(self, sha256: str) -> Path:
+        """Where the bytes of a URL's or a watch's file stand."""
+        return self._blobs / sha256
+
+    def index_path(self, sha256: str) -> Path:
+        """Where the index of the checkpoint with that sha256 stands."""
+        return self._indexes / f"{sha256}.json"
+
+    def manifest_path(self, source: RemoteSource) -> Path:
+        """Where the manifest of ``source`` stands."""
+        return self._manifests / f"{manifest_key(source)}.json"
+
+    def manifest(self, source: RemoteSource) -> Manifest | None:
+        """The published manifest of ``source``; None where there is none that can be read."""
+        return _read_manifest(self.manifest_path(source))
+
+    def manifests(self) -> Iterator[Manifest]:
+        """All published manifests, in no order."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._manifests.iterdir():
+                if path.suffix == ".json" and (manifest := _read_manifest(path)):
+                    yield manifest
+
+    def is_intact(self, record: FileRecord) -> bool:
+        """Whether the blob is there and untouched since it was verified (one stat)."""
+        try:
+            return record.describes(self.path(record).stat())
+        except OSError:
+            return False
+
+    def is_trusted(self, path: Path) -> bool:
+        """Whether nobody but a trusted owner can have written ``path``.
+
+        True where it and its parents up to the cache directory, links resolved, belong to root,
+        the daemon's configured user or this process's, and are writable by nobody else.
+        """
+        try:
+            resolved = path.resolve(strict=True)
+            root = self.root.resolve(strict=True)
+            if not resolved.is_relative_to(root):
+                return False
+            steps = (resolved, *(p for p in resolved.parents if p.is_relative_to(root)))
+            return all(self._is_ours(os.lstat(step)) for step in steps)
+        except OSError:
+            return False
+
+    def is_writable(self) -> bool:
+        """Whether this process's own user owns the cache, or may still create it."""
+        path = self.root
+        while not path.exists():
+            if path == path.parent:
+                return False
+            path = path.parent
+        owned = path != self.root or path.stat().st_uid == os.geteuid()
+        return owned and os.access(path, os.W_OK | os.X_OK)
+
+    def publish_url_blob(self, verified: Path, sha256: str) -> Path:
+        """Give a verified file its final name; the caller still removes its own name for it."""
+        final = self.url_blob(sha256)
+        make_directory(final.parent)
+        if verified.stat().st_nlink == 1:
+            os.chmod(verified, BLOB_MODE)
+        staged = self.staging / staging_name()
+        os.link(verified, staged)
+        os.replace(staged, final)  # same digest, same bytes: whichever stands here is right
+        return final
+
+    def write_index(self, sha256: str, data: bytes) -> None:
+        """Publish the index of the checkpoint with that sha256."""
+        path = self.index_path(sha256)
+        make_directory(path.parent)
+        write_file(path, data, staging=self.staging)
+
+    def write_manifest(self, source: RemoteSource, manifest: Manifest) -> None:
+        """Publish ``manifest``: the moment from which ``source`` is what it says."""
+        path = self.manifest_path(source)
+        make_directory(path.parent)
+        write_file(path, manifest.dump(), staging=self.staging)
+
+    @property
+    def _blobs(self) -> Path:
+        return self.private / "blobs" / "sha256"
+
+    @property
+    def _indexes(self) -> Path:
+        return self.private / "index"
+
+    @property
+    def _manifests(self) -> Path:
+        return self.private / "manifests"
+
+    def _is_ours(self, status: os.stat_result) -> bool:
+        others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return status.st_uid in self.trusted_uids and not others_may_write
+
+
+def _trusted_uids() -> frozenset[int]:
+    uids = {0, os.geteuid()}
+    if (uid := daemon_uid()) is not None:
+        uids.add(uid)
+    return frozenset(uids)
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    try:
+        with path.open("rb") as file:
+            return Manifest.parse(file.read(MAX_BYTES))
+    except (OSError, ManifestError):
+        return None

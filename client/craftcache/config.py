@@ -1,0 +1,119 @@
+"""The few settings that daemon and client must read alike: where the cache and the sockets are.
+
+Both look them up in the same order: an argument, ``CRAFTCACHE_*`` in the environment, the
+configuration file, then what the machine offers. Everything else in the file is the daemon's.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from .errors import CraftcacheError
+
+__all__ = [
+    "ConfigError",
+    "config_path",
+    "read_config",
+    "choose_cache_dir",
+    "choose_socket_dir",
+    "default_hub_cache",
+    "daemon_uid",
+]
+
+SYSTEM_CONFIG = Path("/etc/craftcache/config.toml")
+SYSTEM_CACHE_DIR = Path("/var/cache/craftcache")
+SYSTEM_SOCKET_DIR = Path("/run/craftcache")
+DEFAULT_USER = "craftcache"
+
+
+class ConfigError(CraftcacheError):
+    """A setting is unknown, ill-typed or unreadable; the message names it and where it stands."""
+
+
+def config_path() -> Path | None:
+    """The configuration file in force: the user's own where there is one, else the system's."""
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    for path in (Path(home, "craftcache", "config.toml"), SYSTEM_CONFIG):
+        if path.is_file():
+            return path
+    return None
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """The tables and keys of the configuration file; empty where there is none.
+
+    Raises:
+        ConfigError: The file cannot be read or is not TOML.
+    """
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}", hint="Check that the file is readable"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}", hint="Correct the file") from error
+
+
+def choose_cache_dir(argument: str | os.PathLike[str] | None = None) -> Path:
+    """The shared cache directory, absolute; it need not exist.
+
+    Order: argument, ``CRAFTCACHE_CACHE_DIR``, ``AUDIOCRAFT_CACHE_DIR``, ``cache_dir`` in the
+    configuration file, ``$CACHE_DIRECTORY`` (systemd), ``/var/cache/craftcache`` where it exists,
+    huggingface_hub's own default.
+    """
+    chosen = (
+        argument
+        or os.environ.get("CRAFTCACHE_CACHE_DIR")
+        or os.environ.get("AUDIOCRAFT_CACHE_DIR")
+        or _setting("cache_dir")
+        or os.environ.get("CACHE_DIRECTORY")
+        or (SYSTEM_CACHE_DIR if SYSTEM_CACHE_DIR.is_dir() else default_hub_cache())
+    )
+    return Path(os.path.abspath(os.path.expanduser(chosen)))
+
+
+def choose_socket_dir(argument: str | os.PathLike[str] | None = None) -> Path | None:
+    """The directory of the daemon's sockets, or None on a machine that has none.
+
+    Order: argument, ``CRAFTCACHE_SOCKET_DIR``, ``socket_dir`` in the configuration file,
+    ``/run/craftcache`` where it exists, ``$XDG_RUNTIME_DIR/craftcache`` where that exists.
+    """
+    chosen = argument or os.environ.get("CRAFTCACHE_SOCKET_DIR") or _setting("socket_dir")
+    if chosen:
+        return Path(os.path.abspath(os.path.expanduser(chosen)))
+    if SYSTEM_SOCKET_DIR.is_dir():
+        return SYSTEM_SOCKET_DIR
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and (own := Path(runtime, "craftcache")).is_dir():
+        return own
+    return None
+
+
+def default_hub_cache() -> Path:
+    """huggingface_hub's own cache directory, found as it finds it, without importing it."""
+    if chosen := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(os.path.expanduser(chosen))
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.path.expanduser(os.environ.get("HF_HOME") or f"{home}/huggingface"), "hub")
+
+
+def daemon_uid() -> int | None:
+    """The uid of the user that the daemon is configured to run as, where it exists."""
+    try:
+        return pwd.getpwnam(_setting("user") or DEFAULT_USER).pw_uid
+    except KeyError:
+        return None
+
+
+def _setting(name: str) -> str | None:
+    value = read_config(config_path()).get(name)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{name} in {config_path()} is not a string", hint="Correct the file")
+    return value

@@ -1,0 +1,80 @@
+"""Writes that survive power loss and are never seen half done."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["write_file", "sync_directory", "make_directory", "staging_name", "file_mode"]
+
+DIRECTORY_MODE = 0o755
+
+
+def write_file(path: Path, data: bytes, *, staging: Path, mode: int = 0o644) -> None:
+    """Put ``data`` at ``path`` in one step: written in ``staging``, fsynced, renamed.
+
+    Args:
+        path: The final name; its directory must exist.
+        data: The content.
+        staging: A directory on the same file system.
+        mode: Of the file.
+
+    Raises:
+        OSError: Nothing has changed at ``path``.
+    """
+    staged = staging / staging_name()
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in ``path`` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> Path:
+    """Make ``path`` and its parents where they are missing, durably; returns ``path``."""
+    for directory in reversed(list(_missing(path))):
+        directory.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        sync_directory(directory.parent)
+    return path
+
+
+def staging_name() -> str:
+    """A name that no other writer in the same staging directory has."""
+    return f"{os.getpid()}-{secrets.token_hex(8)}.tmp"
+
+
+def file_mode() -> int:
+    """The mode that this process's umask gives a new file, read without changing the umask."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            lines = dict(line.split(":", 1) for line in status)
+        return 0o666 & ~int(lines["Umask"], 8)
+    except (OSError, KeyError):
+        return 0o644
+
+
+def _missing(path: Path) -> Iterator[Path]:
+    while not path.is_dir():
+        yield path
+        path = path.parent

@@ -1,0 +1,217 @@
+"""A manifest: which verified files a source consists of, at which revision.
+
+Stored as ``manifests/<key>.json`` in the cache directory. Renaming it into place is the single
+moment at which a model exists for craftcache. Format, version 1::
+
+    {"version": 1,
+     "source": "org/name",            as shown to people; a URL's query is left out
+     "revision": "<commit>",          of a URL or a watch: a digest over its files
+     "published_at": "2026-01-31T12:00:00Z",
+     "files": [{"filename": "state_dict.bin",
+                "path": "models--org--name/blobs/<etag>",   below the cache directory
+                "sha256": "<64 hex>", "size": 1336949,
+                "origin": "https://...",                    without query
+                "etag": "<validator>" or null,
+                "verified_at": "2026-01-31T12:00:00Z",
+                "inode": 12345, "mtime_ns": 1769860800000000000}]}
+
+``inode`` and ``mtime_ns`` are of the moment of verification: a file that no longer has them was
+touched since, and is hashed again before it is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from .sources import RemoteSource
+    from .verify import Digests
+
+__all__ = ["FileRecord", "Manifest", "ManifestError", "manifest_key", "files_revision", "now"]
+
+VERSION = 1
+MAX_BYTES = 4 * 1024 * 1024
+"""Of a manifest's file; one of the largest export closures takes a hundredth of it."""
+
+
+class ManifestError(ValueError):
+    """The text is not a manifest that this release can read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One verified file of a source.
+
+    Attributes:
+        filename: As the source lists it.
+        path: Of the blob, relative to the cache directory, POSIX form.
+        sha256: Of all its bytes, in hex.
+        size: In bytes.
+        origin: Where it came from, as shown to people.
+        verified_at: When its bytes were last hashed, RFC 3339, UTC.
+        inode: Of the blob when it was verified.
+        mtime_ns: Of the blob when it was verified.
+        etag: The origin's validator, unquoted, or None.
+    """
+
+    filename: str
+    path: str
+    sha256: str
+    size: int
+    origin: str
+    verified_at: str
+    inode: int
+    mtime_ns: int
+    etag: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        filename: str,
+        path: str,
+        digests: Digests,
+        stat: os.stat_result,
+        *,
+        origin: str,
+        etag: str | None,
+    ) -> FileRecord:
+        """The record of a file that was verified just now and stands at ``path``."""
+        return cls(
+            filename=filename,
+            path=path,
+            sha256=digests.sha256,
+            size=digests.size,
+            origin=origin,
+            verified_at=now(),
+            inode=stat.st_ino,
+            mtime_ns=stat.st_mtime_ns,
+            etag=etag,
+        )
+
+    def describes(self, stat: os.stat_result) -> bool:
+        """Whether a blob with this stat is still the one that was verified."""
+        return (stat.st_size, stat.st_ino, stat.st_mtime_ns) == (
+            self.size,
+            self.inode,
+            self.mtime_ns,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a source consists of at one revision.
+
+    Attributes:
+        source: As shown to people.
+        revision: A commit; of a URL or a watch, a digest over its files.
+        files: Its files, by name.
+        published_at: When this state was published, RFC 3339, UTC.
+    """
+
+    source: str
+    revision: str
+    files: tuple[FileRecord, ...]
+    published_at: str
+
+    def file(self, filename: str) -> FileRecord | None:
+        """The record of ``filename``, or None where the manifest has no such file."""
+        return next((record for record in self.files if record.filename == filename), None)
+
+    def has(self, filenames: Iterable[str]) -> bool:
+        """Whether all ``filenames`` are in it."""
+        return {record.filename for record in self.files}.issuperset(filenames)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(record.size for record in self.files)
+
+    def with_files(self, records: Iterable[FileRecord]) -> Manifest:
+        """The same model with ``records`` added, or put in place of those of the same name."""
+        files = {record.filename: record for record in (*self.files, *records)}
+        return Manifest(
+            self.source,
+            self.revision,
+            tuple(files[name] for name in sorted(files)),
+            now(),
+        )
+
+    def dump(self) -> bytes:
+        """The manifest as its file's content."""
+        return json.dumps({"version": VERSION} | asdict(self), indent=1).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Manifest:
+        """Read a manifest, trusting nothing.
+
+        Raises:
+            ManifestError: It is malformed, of a newer version, or names a path outside the cache.
+        """
+        try:
+            raw = json.loads(data)
+            if raw["version"] != VERSION:
+                raise ManifestError(f"manifest version {raw['version']} is not {VERSION}")
+            return cls(
+                source=_text(raw["source"]),
+                revision=_text(raw["revision"]),
+                files=tuple(_record(item) for item in raw["files"]),
+                published_at=_text(raw["published_at"]),
+            )
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ManifestError(f"malformed manifest: {error!r}") from error
+
+
+def manifest_key(source: RemoteSource) -> str:
+    """The name under which the manifest of ``source`` is kept: 64 hex digits."""
+    return hashlib.sha256(str(source).encode()).hexdigest()
+
+
+def files_revision(records: Iterable[FileRecord]) -> str:
+    """The revision of a source that has no commits: 40 hex digits over its files' digests."""
+    lines = sorted(f"{record.sha256}  {record.filename}\n" for record in records)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:40]
+
+
+def now() -> str:
+    """The present moment, RFC 3339, UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _record(raw: dict[str, Any]) -> FileRecord:
+    path = PurePosixPath(_text(raw["path"]))
+    if path.is_absolute() or ".." in path.parts:
+        raise ManifestError(f"{path} leads out of the cache directory")
+    sha256 = _text(raw["sha256"])
+    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise ManifestError(f"{sha256!r} is no sha256")
+    return FileRecord(
+        filename=_text(raw["filename"]),
+        path=str(path),
+        sha256=sha256,
+        size=_count(raw["size"]),
+        origin=_text(raw["origin"]),
+        verified_at=_text(raw["verified_at"]),
+        inode=_count(raw["inode"]),
+        mtime_ns=_count(raw["mtime_ns"]),
+        etag=None if raw.get("etag") is None else _text(raw["etag"]),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ManifestError(f"{value!r} is not a string")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ManifestError(f"{value!r} is not a count")
+    return value

@@ -1,0 +1,38 @@
+"""Which addresses bytes may be fetched from; the same rule for the daemon and for a worker."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from .errors import PolicyDenied
+from .sources import shown_url
+
+__all__ = ["UrlPolicy"]
+
+
+class UrlPolicy:
+    """``https://`` anywhere; ``http://`` only for hosts that the settings name.
+
+    Args:
+        insecure_hosts: Host names and addresses, without port, that plain HTTP is allowed for.
+        hub_endpoint: The Hub's own address: configuring it is trusting its host.
+    """
+
+    def __init__(self, *, insecure_hosts: frozenset[str], hub_endpoint: str) -> None:
+        self._insecure = insecure_hosts
+        hub = urlsplit(hub_endpoint)
+        if hub.scheme == "http" and hub.hostname:
+            self._insecure |= {hub.hostname}
+
+    def check_url(self, url: str) -> None:
+        """Raise PolicyDenied unless ``url`` may be requested; redirect targets included."""
+        parts = urlsplit(url)
+        if parts.scheme == "https" and parts.hostname:
+            return
+        if parts.scheme == "http" and parts.hostname in self._insecure:
+            return
+        raise PolicyDenied(
+            "only https:// is fetched from this host",
+            source=shown_url(url),
+            hint="Use https://, or name the host in insecure_hosts",
+        )
