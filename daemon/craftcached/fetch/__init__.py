@@ -1,5 +1,7 @@
 """Fetching: from an origin's promise to verified, durable bytes in staging."""
 
+from .engine import Engine
+from .settings import EngineSettings
 from .types import Fetched, Fetcher, Priority, RemoteFile
 
-__all__ = ["Fetched", "Fetcher", "Priority", "RemoteFile"]
+__all__ = ["Engine", "EngineSettings", "Fetched", "Fetcher", "Priority", "RemoteFile"]

@@ -1,0 +1,61 @@
+"""What can go wrong with one request, told apart by what helps.
+
+A :class:`Fault` never leaves the engine: either another request mends it, or it becomes one of
+the errors of :mod:`craftcache.errors` when patience ends. What no further request can mend
+(no such file, access denied, policy) is raised as that error at once.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from craftcache.errors import CraftcacheError, IntegrityError, Unavailable
+
+__all__ = ["Trouble", "Fault"]
+
+
+class Trouble(Enum):
+    """What helps against a fault."""
+
+    LOST = "lost"
+    """The connection failed or broke off: ask again for what is missing."""
+    STALLED = "stalled"
+    """Too few bytes for too long: ask again, on another connection."""
+    BUSY = "busy"
+    """The origin asks for patience (408, 429, 5xx): wait, then ask again, with less haste."""
+    EXPIRED = "expired"
+    """A signed address is no longer honoured: ask the file's own URL for a new one."""
+    CHANGED = "changed"
+    """The file at the origin is another one than before: begin again with nothing kept."""
+
+
+class Fault(Exception):
+    """One request failed in a way that a further request may mend.
+
+    Attributes:
+        trouble: What helps.
+        message: What happened, without a query string or a token.
+        retry_after: Seconds that the origin asked to be left alone, if it did.
+    """
+
+    def __init__(self, trouble: Trouble, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.trouble = trouble
+        self.message = message
+        self.retry_after = retry_after
+
+    def to_error(self, source: str) -> CraftcacheError:
+        """The error that the caller sees when nothing more is tried."""
+        if self.trouble is Trouble.CHANGED:
+            return IntegrityError(
+                self.message,
+                source=source,
+                hint="The origin replaces the file while it is read; try again later",
+                retryable=True,
+            )
+        return Unavailable(
+            self.message,
+            source=source,
+            hint="What came so far is kept, and a later try goes on from there",
+            retry_after=self.retry_after,
+        )

@@ -1,0 +1,48 @@
+"""Blocking work on files, done by threads and never left running behind a cancelled caller."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Threads"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Threads:
+    """A small pool of threads for reads, writes, hashing and fsync.
+
+    hashlib and the system calls release the interpreter's lock, so a few threads suffice.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="fetch")
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call ``function`` in a thread.
+
+        A cancelled caller waits for the call to end before the cancellation goes on: so a file is
+        never closed, or its space given away, under a thread that still writes to it.
+        """
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+        cancelled: asyncio.CancelledError | None = None
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            work.exception()  # retrieved, so that asyncio does not report it as forgotten
+            raise cancelled
+        return work.result()
+
+    def close(self) -> None:
+        """End the threads; nothing may be running."""
+        self._pool.shutdown(wait=False)

@@ -1,0 +1,47 @@
+"""What an administrator may choose about fetching, with the unit of each choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+__all__ = ["EngineSettings", "MIB"]
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Limits and patience of one engine; the defaults suit a GPU node on a fast line.
+
+    Attributes:
+        max_connections: Requests in flight at once, over all downloads.
+        max_connections_per_host: Requests in flight at once to one host.
+        piece_bytes: Bytes asked for in one request where the server speaks ranges.
+        connect_seconds: Patience for a connection, its name look-up and its TLS handshake.
+        stall_seconds: How long a request may bring less than ``minimum_rate`` before it is
+            dropped and its range asked for again.
+        minimum_rate: Bytes a second below which a request counts as stalled.
+        deadline_seconds: Limit for one download as a whole, or None.
+        attempts: Tries of one range in a row that bring no byte before the download fails.
+        backoff_seconds: Upper bound of the first wait between tries; it doubles with each.
+        max_backoff_seconds: Upper bound of any wait; an origin that asks for a longer one is
+            reported to the caller instead of waited for.
+        bandwidth: Bytes a second for all downloads together, or None for no cap.
+        user_agent: Sent with every request.
+        journal_retention_seconds: Age after which partial bytes nobody asked for are removed.
+    """
+
+    max_connections: int = 32
+    max_connections_per_host: int = 8
+    piece_bytes: int = 8 * MIB
+    connect_seconds: float = 10.0
+    stall_seconds: float = 15.0
+    minimum_rate: int = 16 * 1024
+    deadline_seconds: float | None = None
+    attempts: int = 6
+    backoff_seconds: float = 0.5
+    max_backoff_seconds: float = 30.0
+    bandwidth: int | None = None
+    user_agent: str = f"craftcached/{version('craftcache')}"
+    journal_retention_seconds: float = 7 * 24 * 3600.0

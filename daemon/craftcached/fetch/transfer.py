@@ -1,0 +1,265 @@
+"""One HTTP request for one range of a file, and its answer, held to what HTTP promises.
+
+All of aiohttp's errors stop here: callers see a :class:`Fault` that a further request may mend,
+or an error of :mod:`craftcache.errors` that none can. Redirects are followed by hand, because
+each hop is checked against the node's policy and the credentials of a file go to the origin
+(scheme, host and port) of its own URL and to no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import aiohttp
+from yarl import URL
+
+from craftcache.errors import AccessDenied, IntegrityError, NotFound, Unavailable
+from craftcache.sources import shown_url
+
+from .faults import Fault, Trouble
+from .retry import requested_wait
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from .settings import EngineSettings
+    from .types import RemoteFile
+
+__all__ = ["Span", "Reply", "Transfer"]
+
+MAX_REDIRECTS = 10
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_BUSY = frozenset({408, 425, 429})
+_ABSENT_CODES = frozenset({"RepoNotFound", "RevisionNotFound", "EntryNotFound"})
+"""The Hub's X-Error-Code for what does not exist; it says so with status 401 as well."""
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_UNSATISFIED = re.compile(r"bytes \*/(\d+)")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """The bytes of a file from ``start`` up to, not including, ``stop``."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Reply:
+    """An answer whose status and headers were found good; its body is read chunk by chunk.
+
+    Attributes:
+        url: The address that answered, after all redirects.
+        span: The bytes that the body holds, or None where the whole file comes without a length.
+        total: The size of the whole file, where the server said it.
+        etag: The strong validator, unquoted, or None.
+        partial: Whether the server answered with a range (206).
+    """
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        span: Span | None,
+        total: int | None,
+        settings: EngineSettings,
+    ) -> None:
+        self.url = str(response.url)
+        self.span = span
+        self.total = total
+        self.etag = _strong_etag(response.headers.get("ETag"))
+        self.partial = response.status == 206
+        self._content = response.content
+        self._left = None if span is None else len(span)
+        self._settings = settings
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, or nothing at its end.
+
+        Raises:
+            Fault: The connection broke, the body ended early, or too little came for too long.
+        """
+        try:
+            async with asyncio.timeout(self._settings.stall_seconds):
+                chunk, _ = await self._content.readchunk()
+        except TimeoutError:
+            raise Fault(
+                Trouble.STALLED,
+                f"{shown_url(self.url)} sent nothing for {self._settings.stall_seconds:g} s",
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _lost(self.url, error) from None
+        if self._left is not None:
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise Fault(Trouble.LOST, f"{shown_url(self.url)} sent more than it announced")
+            if not chunk and self._left:
+                raise Fault(Trouble.LOST, f"{shown_url(self.url)} ended {self._left} bytes early")
+        return chunk
+
+
+class Transfer:
+    """Makes requests for files, each hop checked by ``check_url``."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        settings: EngineSettings,
+        check_url: Callable[[str], None],
+    ) -> None:
+        self._session = session
+        self._settings = settings
+        self._check_url = check_url
+
+    @asynccontextmanager
+    async def open(
+        self, file: RemoteFile, *, url: str, span: Span | None, etag: str | None
+    ) -> AsyncIterator[Reply]:
+        """Ask for ``span`` of ``file``, or for all of it, and hold the answer open.
+
+        Args:
+            file: What to ask for.
+            url: Where to ask: ``file.url``, or the address it redirected to before.
+            span: Which bytes; None asks for the whole file without a Range header.
+            etag: The version that earlier bytes belong to, for If-Range.
+
+        Raises:
+            Fault: A further request may mend it.
+            NotFound, AccessDenied, PolicyDenied, IntegrityError, Unavailable: None can.
+        """
+        headers = {"Accept-Encoding": "identity"}
+        if span is not None:
+            headers["Range"] = f"bytes={span.start}-{span.stop - 1}"
+            if etag is not None:
+                headers["If-Range"] = f'"{etag}"'
+        response = await self._follow(file, url, headers)
+        try:
+            yield self._judge(file, response, span)
+        finally:
+            response.close() if not response.content.at_eof() else response.release()
+
+    async def _follow(
+        self, file: RemoteFile, url: str, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        home = URL(file.url, encoded=True).origin()
+        target = URL(url, encoded=True)
+        for _ in range(MAX_REDIRECTS + 1):
+            self._check_url(str(target))
+            credentials = file.headers if target.origin() == home else {}
+            response = await self._request(target, {**headers, **credentials})
+            if response.status not in _REDIRECTS:
+                return response
+            location = response.headers.get("Location")
+            response.release()
+            if location is None:
+                raise _refused(file, f"{shown_url(str(target))} redirects to nowhere")
+            target = _joined(file, target, location)
+        raise _refused(file, f"{shown_url(file.url)} redirects more than {MAX_REDIRECTS} times")
+
+    async def _request(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        try:
+            async with asyncio.timeout(self._settings.stall_seconds):
+                return await self._session.get(url, headers=headers, allow_redirects=False)
+        except TimeoutError:
+            raise Fault(Trouble.STALLED, f"{shown_url(str(url))} does not answer") from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Unavailable(
+                f"the certificate of {url.host} is not trusted: {error.certificate_error}",
+                hint="Name a private CA's bundle in SSL_CERT_FILE",
+                retryable=False,
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _lost(str(url), error) from None
+
+    def _judge(
+        self, file: RemoteFile, response: aiohttp.ClientResponse, span: Span | None
+    ) -> Reply:
+        status = response.status
+        if response.headers.get("Content-Encoding", "identity") != "identity" and status < 300:
+            raise IntegrityError(
+                f"{shown_url(str(response.url))} sends the file compressed although asked not to",
+                source=file.source,
+                hint="Tell the publisher; the promised bytes cannot be had there",
+            )
+        if status == 200:
+            size = response.content_length
+            return Reply(response, None if size is None else Span(0, size), size, self._settings)
+        if status == 206 and span is not None:
+            got, total = _content_range(response)
+            if got.start != span.start or got.stop > span.stop:
+                raise Fault(
+                    Trouble.CHANGED, f"{shown_url(str(response.url))} answers with another range"
+                )
+            return Reply(response, got, total, self._settings)
+        raise self._refusal(file, response)
+
+    def _refusal(self, file: RemoteFile, response: aiohttp.ClientResponse) -> Exception:
+        status = response.status
+        shown = shown_url(str(response.url))
+        at_home = response.url.origin() == URL(file.url, encoded=True).origin()
+        if status in {404, 410} or response.headers.get("X-Error-Code") in _ABSENT_CODES:
+            return NotFound(
+                f"{shown} does not exist ({status})",
+                source=file.source,
+                hint="Check the name; a private repository looks the same without a token",
+            )
+        if status in {400, 401, 403} and not at_home:
+            return Fault(Trouble.EXPIRED, f"{shown} no longer honours its signature ({status})")
+        if status in {401, 403}:
+            return AccessDenied(
+                f"{shown} refuses access ({status})",
+                source=file.source,
+                hint="Accept the repository's terms, and give the daemon a token that may read it",
+            )
+        if status in _BUSY or status >= 500:
+            return Fault(
+                Trouble.BUSY, f"{shown} answered {status}", requested_wait(response.headers)
+            )
+        if status == 416:
+            return Fault(Trouble.CHANGED, f"{shown} is shorter than it was")
+        return _refused(file, f"{shown} answered {status}")
+
+
+def _content_range(response: aiohttp.ClientResponse) -> tuple[Span, int | None]:
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if match is None:
+        raise Fault(
+            Trouble.CHANGED, f"{shown_url(str(response.url))} does not say which range it sends"
+        )
+    total = None if match[3] == "*" else int(match[3])
+    return Span(int(match[1]), int(match[2]) + 1), total
+
+
+def _strong_etag(value: str | None) -> str | None:
+    if value is None or value.startswith("W/") or len(value) < 3:
+        return None
+    return value[1:-1] if value[0] == value[-1] == '"' else None
+
+
+def _joined(file: RemoteFile, base: URL, location: str) -> URL:
+    try:
+        target = base.join(URL(location, encoded=True))
+        target.origin()
+    except ValueError:
+        raise _refused(file, f"{shown_url(str(base))} redirects to a malformed URL") from None
+    if target.scheme not in {"http", "https"}:
+        raise _refused(file, f"{shown_url(str(base))} redirects to {target.scheme}:")
+    return target
+
+
+def _lost(url: str, error: Exception) -> Fault:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else None
+    return Fault(
+        Trouble.LOST, f"the connection to {shown_url(url)} failed: {reason or type(error).__name__}"
+    )
+
+
+def _refused(file: RemoteFile, message: str) -> Unavailable:
+    return Unavailable(
+        message, source=file.source, hint="Check the URL with the publisher", retryable=False
+    )
