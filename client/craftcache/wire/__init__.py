@@ -1,0 +1,86 @@
+"""What is said on the worker socket, ``worker/handles.sock``: protocol version 1.
+
+The socket is of type SOCK_SEQPACKET. One packet is one message: a JSON object in UTF-8 of at most
+64 KiB whose ``type`` says which; it is read whole or the connection is at fault. A conversation,
+``C`` being the worker and ``S`` the daemon::
+
+    C: {"type": "hello", "versions": [1, 1], "software": "craftcache 0.1.0"}
+    C: {"type": "load", "source": "facebook/musicgen-small", "filenames": []}
+    S: {"type": "hello", "versions": [1, 1], "software": "craftcache 0.1.0"}
+    S: {"type": "progress", "source": "facebook/musicgen-small", "file": "state_dict.bin",
+        "done": 1048576, "total": 841000000, "state": "fetching"}          any number of these
+    S: {"type": "loaded", "source": ..., "revision": ..., "files": [...]}  with the descriptors
+
+*Versions.* Each side's hello carries the range of versions that it speaks; the highest common one
+is used, and where there is none the conversation ends with a ``ProtocolMismatch``. The hello keeps
+its form for ever. A client need not wait for the answer to its hello: what it sends until then is
+in its own highest version. Where the common version is a lower one, the daemon drops the request
+that follows the hello unread, and the client, which knows from the daemon's hello that it did,
+sends it again in the common version.
+
+*Requests.* One at a time on a connection: the next may be sent when the answer to the last was
+received. ``load``, ``resolve``, ``warm``, ``status`` and ``models`` are answered by any number of
+``progress`` and then one ``loaded``, ``resolved``, ``warmed``, ``status_report`` or
+``models_page``, or instead by a ``problem``: an error of the tree as a problem document, with
+``own_fault`` true where the daemon itself failed or is overloaded, and false where the request
+cannot be granted whoever asks. While it works the daemon sends a ``progress`` at least every five
+seconds. Closing the connection, or half of it, withdraws the request.
+
+*Descriptors* come with ``loaded`` alone, by SCM_RIGHTS on the same packet, open for reading: for
+each file in order its blob, then, where ``has_index`` is true, its index. No other packet carries
+any, in neither direction.
+
+*Parsing* is strict about what is known and blind to what is not: a missing key, a wrong type or a
+value out of bounds is a WireError; unknown keys are ignored, so that later releases may add some.
+"""
+
+from .answers import (
+    Answer,
+    Loaded,
+    Model,
+    ModelsPage,
+    Problem,
+    Progress,
+    Resolved,
+    ServedFile,
+    State,
+    StatusReport,
+    Warmed,
+    WarmResult,
+)
+from .codec import MAX_MESSAGE, decode_answer, decode_request, encode, first_page
+from .fields import MAX_FILES, MAX_WARM_SOURCES, WireError
+from .hello import VERSIONS, Hello, Versions
+from .requests import Load, Models, Request, Resolve, Status, Warm
+
+__all__ = [
+    "MAX_MESSAGE",
+    "MAX_FILES",
+    "MAX_WARM_SOURCES",
+    "VERSIONS",
+    "WireError",
+    "Versions",
+    "Hello",
+    "Load",
+    "Resolve",
+    "Warm",
+    "Status",
+    "Models",
+    "Request",
+    "State",
+    "Progress",
+    "ServedFile",
+    "Model",
+    "WarmResult",
+    "Loaded",
+    "Resolved",
+    "Warmed",
+    "StatusReport",
+    "ModelsPage",
+    "Answer",
+    "Problem",
+    "encode",
+    "decode_request",
+    "decode_answer",
+    "first_page",
+]

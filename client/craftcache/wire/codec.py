@@ -1,0 +1,140 @@
+"""Messages to packets and back."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from .answers import (
+    TEXT_LIMITS,
+    Answer,
+    Loaded,
+    Model,
+    ModelsPage,
+    Problem,
+    Progress,
+    Resolved,
+    StatusReport,
+    Warmed,
+)
+from .fields import Fields, WireError
+from .hello import Hello
+from .requests import Load, Models, Request, Resolve, Status, Warm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["MAX_MESSAGE", "encode", "decode_request", "decode_answer", "first_page"]
+
+MAX_MESSAGE = 64 * 1024
+"""Bytes of a message at most, in either direction."""
+
+_PAGE_BYTES = MAX_MESSAGE - 17 * 1024
+"""Bytes of models on a page: the rest of the message is for ``next``, a source."""
+
+FromClient: TypeAlias = Hello | Load | Resolve | Warm | Status | Models
+FromDaemon: TypeAlias = Hello | Progress | Answer | Problem
+Message: TypeAlias = Hello | Request[Any] | Progress | Answer | Problem
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise WireError(f"{constant} is no JSON")
+
+
+_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_loads = json.JSONDecoder(parse_constant=_refuse).decode
+
+_FROM_CLIENT: dict[str, Callable[[Fields], FromClient]] = {
+    Hello.TYPE: Hello.parse,
+    Load.TYPE: Load.parse,
+    Resolve.TYPE: Resolve.parse,
+    Warm.TYPE: Warm.parse,
+    Status.TYPE: Status.parse,
+    Models.TYPE: Models.parse,
+}
+
+_FROM_DAEMON: dict[str, Callable[[Fields], FromDaemon]] = {
+    Hello.TYPE: Hello.parse,
+    Progress.TYPE: Progress.parse,
+    Loaded.TYPE: Loaded.parse,
+    Resolved.TYPE: Resolved.parse,
+    Warmed.TYPE: Warmed.parse,
+    StatusReport.TYPE: StatusReport.parse,
+    ModelsPage.TYPE: ModelsPage.parse,
+    Problem.TYPE: Problem.parse,
+}
+
+
+def encode(message: Message) -> bytes:
+    """The packet of a message; texts of problems are clipped where it would be too large.
+
+    Raises:
+        WireError: It is too large all the same, or holds what JSON cannot say.
+    """
+    if isinstance(message, Problem | Warmed):
+        packets = (_pack(message.TYPE, message.to_fields(limit)) for limit in TEXT_LIMITS)
+        packet = next((packet for packet in packets if len(packet) <= MAX_MESSAGE), None)
+    else:
+        packet = _pack(message.TYPE, message.to_fields())
+    if packet is None or len(packet) > MAX_MESSAGE:
+        raise WireError(f"{message.TYPE!r} would take more than {MAX_MESSAGE} bytes")
+    return packet
+
+
+def decode_request(packet: bytes | bytearray | memoryview) -> FromClient:
+    """What a client says.
+
+    Raises:
+        WireError: It is no message that a client may send.
+        InvalidSource: It is a request with a filename that leads out of its source.
+    """
+    fields = _unpack(packet)
+    parse = _FROM_CLIENT.get(fields.text("type", 32))
+    if parse is None:
+        raise WireError(f"{fields.whole['type']!r} is no request of this protocol")
+    return parse(fields)
+
+
+def decode_answer(packet: bytes | bytearray | memoryview) -> FromDaemon:
+    """What a daemon says.
+
+    Raises:
+        WireError: It is no message that a daemon may send.
+    """
+    fields = _unpack(packet)
+    parse = _FROM_DAEMON.get(fields.text("type", 32))
+    if parse is None:
+        raise WireError(f"{fields.whole['type']!r} is no answer of this protocol")
+    return parse(fields)
+
+
+def first_page(models: Iterable[Model]) -> ModelsPage:
+    """As many of ``models``, which are in the order of their sources, as one message holds."""
+    page: list[Model] = []
+    room = _PAGE_BYTES
+    for model in models:
+        room -= len(_encoded(model.to_fields())) + 1
+        if page and room < 0:
+            return ModelsPage(tuple(page), next=page[-1].source)
+        page.append(model)
+    return ModelsPage(tuple(page))
+
+
+def _pack(kind: str, fields: dict[str, Any]) -> bytes:
+    return _encoded({"type": kind} | fields)
+
+
+def _encoded(value: dict[str, Any]) -> bytes:
+    try:
+        return _dumps(value).encode("utf-8", "replace")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WireError(f"not JSON: {error}") from None
+
+
+def _unpack(packet: bytes | bytearray | memoryview) -> Fields:
+    if len(packet) > MAX_MESSAGE:
+        raise WireError(f"the message is larger than {MAX_MESSAGE} bytes")
+    try:
+        return Fields(_loads(str(packet, "utf-8")))
+    except (ValueError, RecursionError):
+        raise WireError("not JSON in UTF-8") from None

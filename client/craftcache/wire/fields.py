@@ -1,0 +1,155 @@
+"""A JSON object from the other side, read key by key: each getter checks type and bounds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from craftcache.errors import from_problem
+from craftcache.sources import check_filename
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from craftcache.errors import CraftcacheError
+
+__all__ = [
+    "MAX_FILES",
+    "MAX_WARM_SOURCES",
+    "MAX_SOURCE",
+    "MAX_FILENAME",
+    "WireError",
+    "Fields",
+    "text",
+]
+
+MAX_FILES = 16
+"""Files of a source in one request or answer; two descriptors each stay far below the kernel's
+limit of 253 a packet."""
+
+MAX_WARM_SOURCES = 32
+"""Sources in one ``warm``: as many as can be answered with a problem each in one message."""
+
+MAX_SOURCE = 4096
+"""Characters of a source."""
+
+MAX_FILENAME = 1024
+"""Characters of a file's name inside a source."""
+
+MAX_FILENAMES_BYTES = 8 * 1024
+"""UTF-8 bytes of all filenames of a request, so that any answer about them fits in a message."""
+
+MAX_INTEGER = 2**63 - 1
+
+
+class WireError(Exception):
+    """A message that the protocol does not have: malformed, out of bounds or too large."""
+
+
+class Fields:
+    """A JSON object that is being parsed; keys that nobody asks for are ignored.
+
+    Attributes:
+        whole: The object itself.
+    """
+
+    __slots__ = ("whole",)
+
+    def __init__(self, value: object) -> None:
+        if not isinstance(value, dict):
+            raise WireError("not a JSON object")
+        self.whole: dict[str, Any] = value
+
+    def is_null(self, key: str) -> bool:
+        """Whether the key is absent or null."""
+        return self.whole.get(key) is None
+
+    def text(self, key: str, limit: int, *, empty: bool = False) -> str:
+        """A string of printable characters, at most ``limit`` of them."""
+        return text(self.whole.get(key), key, limit, empty=empty)
+
+    def integer(self, key: str) -> int:
+        """A number of bytes or the like: an integer from 0 to 2**63 - 1."""
+        value = self.whole.get(key)
+        if type(value) is not int or not 0 <= value <= MAX_INTEGER:
+            raise WireError(f"{key!r} is no integer from 0 to 2**63 - 1")
+        return value
+
+    def seconds(self, key: str) -> float:
+        """A time or duration: a finite number that is not negative."""
+        value = self.whole.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise WireError(f"{key!r} is no number")
+        if not 0 <= value <= MAX_INTEGER:
+            raise WireError(f"{key!r} is no number of seconds")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        """True or false."""
+        value = self.whole.get(key)
+        if not isinstance(value, bool):
+            raise WireError(f"{key!r} is neither true nor false")
+        return value
+
+    def items(self, key: str, limit: int) -> list[Any]:
+        """A list of at most ``limit`` items, which are not checked yet."""
+        value = self.whole.get(key)
+        if not isinstance(value, list) or len(value) > limit:
+            raise WireError(f"{key!r} is no list of at most {limit}")
+        return value
+
+    def child(self, key: str) -> Fields:
+        """An object inside the object."""
+        return Fields(self.whole.get(key))
+
+    def children(self, key: str, limit: int) -> Iterator[Fields]:
+        """A list of at most ``limit`` objects."""
+        return map(Fields, self.items(key, limit))
+
+    def filenames(self, source: str) -> tuple[str, ...]:
+        """The key ``filenames``: at most MAX_FILES names of files inside ``source``.
+
+        Raises:
+            InvalidSource: A name leads out of the source, or is none.
+        """
+        names = [
+            text(name, "filenames", MAX_FILENAME) for name in self.items("filenames", MAX_FILES)
+        ]
+        if sum(len(name.encode()) for name in names) > MAX_FILENAMES_BYTES:
+            raise WireError(f"'filenames' holds more than {MAX_FILENAMES_BYTES} bytes")
+        return tuple(check_filename(name, source=source) for name in names)
+
+    def error(self) -> CraftcacheError:
+        """The object as a problem document."""
+        problem = {
+            "code": self.text("code", 64),
+            "detail": _words(self.whole.get("detail"), "detail"),
+            "retryable": self.flag("retryable"),
+        }
+        for key in ("source", "hint"):
+            if not self.is_null(key):
+                problem[key] = _words(self.whole.get(key), key)
+        if not self.is_null("retry_after"):
+            problem["retry_after"] = self.seconds("retry_after")
+        if not self.is_null("missing_bytes"):
+            problem["missing_bytes"] = self.integer("missing_bytes")
+        return from_problem(problem)
+
+
+def text(value: object, key: str, limit: int, *, empty: bool = False) -> str:
+    """``value`` if it is a string of printable characters, at most ``limit`` of them.
+
+    What is printable holds no line ends, control characters or lone surrogates, so it can be
+    logged, shown and encoded as it is.
+    """
+    if not isinstance(value, str) or len(value) > limit or not value.isprintable():
+        raise WireError(f"{key!r} is no string of at most {limit} printable characters")
+    if not (value or empty):
+        raise WireError(f"{key!r} is empty")
+    return value
+
+
+def _words(value: object, key: str) -> str:
+    """Text meant for people, which may have several lines."""
+    if not isinstance(value, str):
+        raise WireError(f"{key!r} is no string")
+    return value

@@ -1,0 +1,149 @@
+"""What a worker asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from craftcache.sources import check_filename
+
+from .answers import Loaded, ModelsPage, Resolved, StatusReport, Warmed
+from .fields import MAX_FILENAME, MAX_SOURCE, MAX_WARM_SOURCES, WireError, text
+
+if TYPE_CHECKING:
+    from .fields import Fields
+
+__all__ = ["Request", "Load", "Resolve", "Warm", "Status", "Models"]
+
+AnswerT = TypeVar("AnswerT", covariant=True)
+
+
+class Request(Generic[AnswerT]):
+    """What a worker asks for, by the type of its answer."""
+
+    __slots__ = ()
+
+    TYPE: ClassVar[str]
+    ANSWER: ClassVar[type[Any]]
+
+    def to_fields(self) -> dict[str, Any]:
+        """The message's keys, but for its type."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Request[Loaded]):
+    """Open the files of a source, fetching them first where need be.
+
+    Attributes:
+        source: A source as :func:`craftcache.sources.parse` accepts it (not yet parsed here).
+        filenames: Files inside the source; none stands for the export's pair, or for the one
+            file of a URL that names one.
+    """
+
+    source: str
+    filenames: tuple[str, ...] = ()
+
+    TYPE: ClassVar[str] = "load"
+    ANSWER: ClassVar[type[Any]] = Loaded
+
+    def to_fields(self) -> dict[str, Any]:
+        """See Request.to_fields."""
+        return {"source": self.source, "filenames": list(self.filenames)}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Load:
+        """The message with these keys."""
+        source = fields.text("source", MAX_SOURCE)
+        return cls(source, fields.filenames(source))
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve(Request[Resolved]):
+    """Say where in the cache directory a file of a source is, fetching it first where need be."""
+
+    source: str
+    filename: str
+
+    TYPE: ClassVar[str] = "resolve"
+    ANSWER: ClassVar[type[Any]] = Resolved
+
+    def to_fields(self) -> dict[str, Any]:
+        """See Request.to_fields."""
+        return {"source": self.source, "filename": self.filename}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Resolve:
+        """The message with these keys."""
+        source = fields.text("source", MAX_SOURCE)
+        return cls(source, check_filename(fields.text("filename", MAX_FILENAME), source=source))
+
+
+@dataclass(frozen=True, slots=True)
+class Warm(Request[Warmed]):
+    """Bring sources to their newest revision; every one is tried.
+
+    Attributes:
+        sources: At most MAX_WARM_SOURCES of them.
+        filenames: Of each source; none stands for the export's pair.
+    """
+
+    sources: tuple[str, ...]
+    filenames: tuple[str, ...] = ()
+
+    TYPE: ClassVar[str] = "warm"
+    ANSWER: ClassVar[type[Any]] = Warmed
+
+    def to_fields(self) -> dict[str, Any]:
+        """See Request.to_fields."""
+        return {"sources": list(self.sources), "filenames": list(self.filenames)}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Warm:
+        """The message with these keys."""
+        sources = tuple(
+            text(item, "sources", MAX_SOURCE) for item in fields.items("sources", MAX_WARM_SOURCES)
+        )
+        if not sources:
+            raise WireError("'sources' is empty")
+        return cls(sources, fields.filenames(sources[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Request[StatusReport]):
+    """Say how the daemon is."""
+
+    TYPE: ClassVar[str] = "status"
+    ANSWER: ClassVar[type[Any]] = StatusReport
+
+    def to_fields(self) -> dict[str, Any]:
+        """See Request.to_fields."""
+        return {}
+
+    @classmethod
+    def parse(cls, _fields: Fields) -> Status:
+        """The message with these keys."""
+        return cls()
+
+
+@dataclass(frozen=True, slots=True)
+class Models(Request[ModelsPage]):
+    """List the models of the cache, in the order of their sources, a page at a time.
+
+    Attributes:
+        after: The ``next`` of the page before; empty for the first page.
+    """
+
+    after: str = ""
+
+    TYPE: ClassVar[str] = "models"
+    ANSWER: ClassVar[type[Any]] = ModelsPage
+
+    def to_fields(self) -> dict[str, Any]:
+        """See Request.to_fields."""
+        return {"after": self.after}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Models:
+        """The message with these keys."""
+        return cls(fields.text("after", MAX_SOURCE, empty=True))
