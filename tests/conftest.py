@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +13,6 @@ from hub import TestHub, hub_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
 OURS_AND_UPSTREAMS = (
     "AUDIOCRAFT_",
@@ -37,22 +38,46 @@ SYSTEMDS = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Clean the process's own environment: libraries read theirs when test modules import them."""
+    home = tempfile.TemporaryDirectory(prefix="craftcache-tests-")
+    config.add_cleanup(home.cleanup)
+    for name in _not_for_tests():
+        del os.environ[name]
+    os.environ.update(_for_tests(Path(home.name)))
+
+
 @pytest.fixture(autouse=True)
 def isolated_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A new, empty home and none of the variables above; returns the home."""
-    for name in list(os.environ):
-        if name.startswith(OURS_AND_UPSTREAMS) or name in SYSTEMDS:
-            monkeypatch.delenv(name)
+    """An empty home for each test, which child processes and our own code see; returns it."""
     home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
-    monkeypatch.setenv("NO_PROXY", "*")
+    for name in _not_for_tests():
+        monkeypatch.delenv(name)
+    for name, value in _for_tests(home).items():
+        monkeypatch.setenv(name, value)
     return home
+
+
+def _not_for_tests() -> list[str]:
+    return [
+        name
+        for name in os.environ
+        if name.startswith(OURS_AND_UPSTREAMS)
+        or name in SYSTEMDS
+        or name.lower().endswith("_proxy")
+    ]
+
+
+def _for_tests(home: Path) -> dict[str, str]:
+    return {
+        "HOME": str(home),
+        "HF_HOME": str(home / "huggingface"),
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+    }
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ _NUMBER_BYTES = 8
 
 
 class Content(ABC):
-    """Bytes that never change; the digests are computed when first asked for, then kept."""
+    """Bytes that never change; the digests are computed when first asked for, then kept;
+    ask off the event loop where that may take long."""
 
     size: int
 
@@ -37,10 +38,6 @@ class Content(ABC):
     async def chunk(self, offset: int, length: int) -> bytes:
         """``read`` off the event loop."""
         return await asyncio.to_thread(self.read, offset, length)
-
-    async def digest(self) -> None:
-        """Compute both digests off the event loop, so that reading them is instant."""
-        await asyncio.to_thread(lambda: (self.sha256, self.git_sha1))
 
     @cached_property
     def sha256(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Frontend"]
 
 _DATE = "2024-01-01T00:00:00.000Z"
+_NO_PAGE = "Sorry, we can't find the page you are looking for."
 _API_WORDS = ("paths-info", "refs", "revision", "tree")
 
 
@@ -61,18 +63,17 @@ class Frontend:
         return repo
 
     async def deliver(self, request: web.Request) -> Delivery:
-        segments = request.rel_url.raw_path.strip("/").split("/")
-        decoded = [unquote(segment) for segment in segments]
+        raw = request.rel_url.raw_path.strip("/").split("/")
+        segments = [unquote(segment) for segment in raw]
         try:
-            if decoded[:2] == ["api", "models"]:
-                return await self._api(request, decoded[2:])
-            for at in (1, 2):
-                if decoded[at : at + 1] == ["resolve"] and len(decoded) > at + 2:
-                    repo_id = "/".join(decoded[:at])
-                    return await self._file(
-                        request, repo_id, decoded[at + 1], "/".join(decoded[at + 2 :])
-                    )
-            raise _Refused(404, None, "Sorry, we can't find the page you are looking for.")
+            if segments[:2] == ["api", "models"]:
+                return await self._api(request, segments[2:])
+            if "resolve" in segments[1:3]:
+                at = segments.index("resolve", 1)
+                repo_id, rest = "/".join(segments[:at]), segments[at + 1 :]
+                if len(rest) > 1:
+                    return await self._file(request, repo_id, rest[0], "/".join(rest[1:]))
+            raise _Refused(404, None, _NO_PAGE)
         except _Refused as refused:
             return refused.delivery
 
@@ -88,13 +89,13 @@ class Frontend:
         entry = repo.tree(commit).get(filename)
         if entry is None:
             raise _Refused(404, "EntryNotFound", "Entry not found", known)
-        await entry.content.digest()
+        etag = await asyncio.to_thread(lambda: entry.etag)
         if not entry.lfs:
-            return Delivery(entry.content, headers=known, etag=entry.etag)
+            return Delivery(entry.content, headers=known, etag=etag)
         location = self._sign(repo.repo_id, filename, entry.content)
         headers = known | {
             "Location": location,
-            "X-Linked-Etag": f'"{entry.etag}"',
+            "X-Linked-Etag": f'"{etag}"',
             "X-Linked-Size": str(entry.content.size),
             "Accept-Ranges": "bytes",
             "Content-Type": "text/plain",
@@ -105,7 +106,8 @@ class Frontend:
     # -- the API -------------------------------------------------------------------------------
 
     async def _api(self, request: web.Request, segments: list[str]) -> Delivery:
-        at = 1 if len(segments) == 1 or segments[1] in _API_WORDS else 2  # "t5-base", "org/name"
+        short = len(segments) < 2 or segments[1] in _API_WORDS  # "t5-base" rather than "org/name"
+        at = 1 if short else 2
         repo_id, rest = "/".join(segments[:at]), segments[at:]
         repo = self._repo(request, repo_id)
         if rest == ["refs"]:
@@ -114,18 +116,20 @@ class Frontend:
         tree = repo.tree(commit)
         match rest[:1]:
             case [] | ["revision"]:
-                return _json(await _model(repo, commit, blobs="blobs" in request.query))
+                blobs = "blobs" in request.query
+                return _json(await asyncio.to_thread(_model, repo, commit, blobs=blobs))
             case ["tree"]:
                 under = "/".join(rest[2:])
                 inside = [
                     e for path, e in tree.items() if not under or path.startswith(f"{under}/")
                 ]
-                return _json(await _listed(inside))
+                return _json(await asyncio.to_thread(_listed, inside))
             case ["paths-info"]:
                 paths = await _wanted_paths(request)
-                return _json(await _listed(tree[path] for path in paths if path in tree))
+                named = [tree[path] for path in paths if path in tree]
+                return _json(await asyncio.to_thread(_listed, named))
             case _:
-                raise _Refused(404, None, "Sorry, we can't find the page you are looking for.")
+                raise _Refused(404, None, _NO_PAGE)
 
     # -- who may -------------------------------------------------------------------------------
 
@@ -181,12 +185,11 @@ async def _wanted_paths(request: web.Request) -> list[str]:
     return [str(path) for path in (await request.post()).getall("paths", [])]
 
 
-async def _listed(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    return [await _described(entry) for entry in entries]
+def _listed(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    return [_described(entry) for entry in entries]
 
 
-async def _described(entry: Entry) -> dict[str, Any]:
-    await entry.content.digest()
+def _described(entry: Entry) -> dict[str, Any]:
     described: dict[str, Any] = {
         "type": "file",
         "path": entry.path,
@@ -202,12 +205,12 @@ async def _described(entry: Entry) -> dict[str, Any]:
     return described
 
 
-async def _model(repo: Repo, commit: str, *, blobs: bool) -> dict[str, Any]:
+def _model(repo: Repo, commit: str, *, blobs: bool) -> dict[str, Any]:
     siblings: list[dict[str, Any]] = []
     for path, entry in repo.tree(commit).items():
         sibling: dict[str, Any] = {"rfilename": path}
         if blobs:
-            described = await _described(entry)
+            described = _described(entry)
             sibling |= {"size": described["size"], "blobId": described["oid"]}
             if entry.lfs:
                 sibling["lfs"] = {
