@@ -61,7 +61,9 @@ def read_config(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}", hint="Correct the file") from error
 
 
-def choose_cache_dir(argument: str | os.PathLike[str] | None = None) -> Path:
+def choose_cache_dir(
+    argument: str | os.PathLike[str] | None = None, *, config_file: Path | None = None
+) -> Path:
     """The shared cache directory, absolute; it need not exist.
 
     Order: argument, ``CRAFTCACHE_CACHE_DIR``, ``AUDIOCRAFT_CACHE_DIR``, ``cache_dir`` in the
@@ -72,20 +74,22 @@ def choose_cache_dir(argument: str | os.PathLike[str] | None = None) -> Path:
         argument
         or os.environ.get("CRAFTCACHE_CACHE_DIR")
         or os.environ.get("AUDIOCRAFT_CACHE_DIR")
-        or _setting("cache_dir")
+        or _setting("cache_dir", config_file)
         or os.environ.get("CACHE_DIRECTORY")
         or (SYSTEM_CACHE_DIR if SYSTEM_CACHE_DIR.is_dir() else default_hub_cache())
     )
     return Path(os.path.abspath(os.path.expanduser(chosen)))
 
 
-def choose_socket_dir(argument: str | os.PathLike[str] | None = None) -> Path | None:
+def choose_socket_dir(
+    argument: str | os.PathLike[str] | None = None, *, config_file: Path | None = None
+) -> Path | None:
     """The directory of the daemon's sockets, or None on a machine that has none.
 
     Order: argument, ``CRAFTCACHE_SOCKET_DIR``, ``socket_dir`` in the configuration file,
     ``/run/craftcache`` where it exists, ``$XDG_RUNTIME_DIR/craftcache`` where that exists.
     """
-    chosen = argument or os.environ.get("CRAFTCACHE_SOCKET_DIR") or _setting("socket_dir")
+    chosen = argument or os.environ.get("CRAFTCACHE_SOCKET_DIR") or _setting("socket_dir", config_file)
     if chosen:
         return Path(os.path.abspath(os.path.expanduser(chosen)))
     if SYSTEM_SOCKET_DIR.is_dir():
@@ -112,8 +116,9 @@ def daemon_uid() -> int | None:
         return None
 
 
-def _setting(name: str) -> str | None:
-    value = read_config(config_path()).get(name)
+def _setting(name: str, config_file: Path | None = None) -> str | None:
+    path = config_file or config_path()
+    value = read_config(path).get(name)
     if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{name} in {config_path()} is not a string", hint="Correct the file")
+        raise ConfigError(f"{name} in {path} is not a string", hint="Correct the file")
     return value

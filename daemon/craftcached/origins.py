@@ -1,0 +1,131 @@
+"""Where bytes come from: what the Hub or a URL says of a file before it is fetched."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin
+
+import aiohttp
+
+from craftcache.errors import Unavailable
+from craftcache.hub import HubFile, describe
+from craftcache.sources import shown_url
+from craftcache.verify import Promise
+
+from .fetch import RemoteFile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from craftcache.policy import UrlPolicy
+    from craftcache.sources import HubSource, UrlSource
+
+__all__ = ["HubOrigin", "UrlOrigin"]
+
+MAX_REDIRECTS = 10
+HEAD_SECONDS = 15.0
+
+
+class HubOrigin:
+    """The Hugging Face Hub, asked through huggingface_hub.
+
+    Args:
+        endpoint: Its address.
+        token: Sent to it and nowhere else; None sends none.
+        timeout: Seconds that it may take for one answer.
+    """
+
+    def __init__(self, *, endpoint: str, token: str | None, timeout: float) -> None:
+        self.endpoint = endpoint
+        self._token = token
+        self._timeout = timeout
+
+    async def describe(
+        self, source: HubSource, filenames: Sequence[str], revision: str
+    ) -> list[HubFile]:
+        """All ``filenames`` at one commit: the first is asked for by ``revision``.
+
+        Raises:
+            CraftcacheError: See craftcache.hub.describe.
+        """
+        first = await self._describe(source, filenames[0], revision)
+        rest = await asyncio.gather(
+            *(self._describe(source, filename, first.commit) for filename in filenames[1:])
+        )
+        return [first, *rest]
+
+    def remote_file(self, source: HubSource, file: HubFile) -> RemoteFile:
+        """The file as the fetch engine takes it."""
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        return RemoteFile(
+            source=source.shown, url=file.url, promise=file.promise, key=file.etag, headers=headers
+        )
+
+    def shown(self, source: HubSource, commit: str) -> str:
+        """Where the files of a commit come from, as shown to people."""
+        return f"{self.endpoint}/{source.repo_id}/resolve/{commit}"
+
+    async def _describe(self, source: HubSource, filename: str, revision: str) -> HubFile:
+        return await asyncio.to_thread(
+            describe,
+            source,
+            filename,
+            revision=revision,
+            endpoint=self.endpoint,
+            token=self._token,
+            timeout=self._timeout,
+        )
+
+
+class UrlOrigin:
+    """Any ``https://`` server.
+
+    Args:
+        policy: Which addresses may be asked, redirect targets included.
+    """
+
+    def __init__(self, policy: UrlPolicy) -> None:
+        self._policy = policy
+
+    def remote_file(self, source: UrlSource, filename: str) -> RemoteFile:
+        """The file as the fetch engine takes it; its validator comes with its first bytes."""
+        url = source.file_url(filename)
+        return RemoteFile(
+            source=source.shown,
+            url=url,
+            promise=Promise(digest=source.file_digest(filename)),
+            key="url" + hashlib.sha256(url.encode()).hexdigest(),
+        )
+
+    async def etag(self, source: UrlSource, filename: str) -> str | None:
+        """The strong validator that the server gives now, unquoted; None where it gives none.
+
+        Raises:
+            PolicyDenied: The URL, or where it redirects to, may not be asked.
+            Unavailable: The server does not answer.
+        """
+        url = source.file_url(filename)
+        timeout = aiohttp.ClientTimeout(total=HEAD_SECONDS)
+        try:
+            async with aiohttp.ClientSession(trust_env=True, timeout=timeout) as session:
+                for _ in range(MAX_REDIRECTS):
+                    self._policy.check_url(url)
+                    async with session.head(url, allow_redirects=False) as answer:
+                        if answer.status not in (301, 302, 303, 307, 308):
+                            return _strong(answer.headers.get("ETag")) if answer.ok else None
+                        url = urljoin(url, answer.headers.get("Location", ""))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Unavailable(
+                f"{shown_url(url)} cannot be reached ({type(error).__name__})",
+                source=source.shown,
+                hint="Check the network, or load what is cached",
+            ) from error
+        raise Unavailable(
+            f"more than {MAX_REDIRECTS} redirects", source=source.shown, hint="Check the URL"
+        )
+
+
+def _strong(etag: str | None) -> str | None:
+    return None if etag is None or etag.startswith("W/") else etag.strip('"') or None

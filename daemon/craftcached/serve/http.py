@@ -1,0 +1,235 @@
+"""``craftcache.sock``: HTTP and JSON for people, tools and administration.
+
+Decodes requests, encodes answers and checks who may; what is done is the service's. Errors are
+RFC 9457 problem documents. Usable with ``curl --unix-socket``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from craftcache.errors import CraftcacheError, InvalidSource
+from craftcache.sources import parse
+
+from .peers import Administrators, peer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from socket import socket
+
+    from craftcache.manifest import Manifest
+    from craftcache.wire import Progress
+    from craftcached.service import Service
+    from craftcached.warm import Warmed
+
+__all__ = ["AdminServer"]
+
+log = logging.getLogger("craftcached")
+
+MAX_BODY = 256 * 1024
+"""Bytes of a request's body."""
+
+MAX_SOURCES = 256
+"""Sources of one warm."""
+
+NDJSON = "application/x-ndjson"
+PROBLEM = "application/problem+json"
+
+
+class AdminServer:
+    """Serves the HTTP interface on a bound Unix socket; use ``start`` and ``close``.
+
+    Args:
+        service: What does the work.
+        administrators: Who may do more than warm and look.
+        shutdown_seconds: How long running requests may take to finish on close.
+    """
+
+    def __init__(
+        self, service: Service, administrators: Administrators, *, shutdown_seconds: float
+    ) -> None:
+        self._service = service
+        self._administrators = administrators
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[_problems])
+        app.router.add_get("/v1/health", self._health)
+        app.router.add_get("/v1/status", self._status)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{source:.+}", self._model)
+        app.router.add_delete("/v1/models/{source:.+}", self._delete)
+        app.router.add_post("/v1/warm", self._warm)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=shutdown_seconds)
+
+    async def start(self, listener: socket) -> None:
+        """Serve on ``listener``, which stays the caller's to unlink."""
+        await self._runner.setup()
+        await web.SockSite(self._runner, listener).start()
+
+    async def close(self) -> None:
+        """Stop accepting, let running requests finish, close the rest."""
+        await self._runner.cleanup()
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response(asdict(await self._service.status()))
+
+    async def _models(self, _request: web.Request) -> web.Response:
+        manifests = await self._service.models()
+        return web.json_response({"models": [_model(manifest) for manifest in manifests]})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        return web.json_response(_model(await self._service.model(_source(request))))
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        source = _source(request)
+        self._administrators.check(peer_of(request.transport), f"removing {source}")
+        freed = await self._service.remove(source)
+        return web.json_response({"source": parse(source).shown, "freed_bytes": freed})
+
+    async def _warm(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request)
+        sources = _strings(body, "sources", required=True)
+        files = _strings(body, "files", required=False)
+        if not body.get("wait", True):
+            for source in sources:
+                parse(source)
+            jobs = [await self._service.queue_warm(source, files) for source in sources]
+            shown = [{"id": job.id, "source": parse(job.source).shown} for job in jobs]
+            return web.json_response({"jobs": shown}, status=202)
+        if NDJSON in request.headers.get("Accept", ""):
+            return await self._stream_warm(request, sources, files)
+        outcomes = await asyncio.gather(*(self._warm_one(s, files, _ignore) for s in sources))
+        return _warm_response(outcomes)
+
+    async def _stream_warm(
+        self, request: web.Request, sources: list[str], files: list[str]
+    ) -> web.StreamResponse:
+        """One line for each step, as it happens; the last line of a source is its result."""
+        response = web.StreamResponse(headers={"Content-Type": NDJSON})
+        await response.prepare(request)
+        lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+        def report(progress: Progress) -> None:
+            lines.put_nowait({"event": "progress"} | asdict(progress))
+
+        async def warm_all() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for source in sources:
+                        group.create_task(warm_one(source))
+            finally:
+                lines.put_nowait(None)
+
+        async def warm_one(source: str) -> None:
+            outcome = await self._warm_one(source, files, report)
+            kind = "problem" if isinstance(outcome, CraftcacheError) else "result"
+            lines.put_nowait({"event": kind} | _result(outcome))
+
+        work = asyncio.create_task(warm_all())
+        try:
+            while (line := await lines.get()) is not None:
+                await response.write(json.dumps(line).encode() + b"\n")
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+        await response.write_eof()
+        return response
+
+    async def _warm_one(
+        self, source: str, files: list[str], report: Callable[[Progress], None]
+    ) -> Warmed | CraftcacheError:
+        try:
+            return await self._service.warm(source, files, report)
+        except CraftcacheError as error:
+            return error
+
+
+def _ignore(_progress: Progress) -> None:
+    """Nobody watches."""
+
+
+@web.middleware
+async def _problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Every failure as a problem document."""
+    try:
+        return await handler(request)
+    except CraftcacheError as error:
+        return _problem(error.to_problem())
+    except web.HTTPException as error:
+        return _problem({"type": "about:blank", "title": error.reason, "status": error.status})
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        failure = CraftcacheError(
+            "the daemon failed at this request", hint="Its log says more", retryable=True
+        )
+        return _problem(failure.to_problem())
+
+
+def _problem(problem: dict[str, Any]) -> web.Response:
+    return web.json_response(problem, status=problem["status"], content_type=PROBLEM)
+
+
+def _source(request: web.Request) -> str:
+    """The source in the path, percent-encoded or bare."""
+    text = request.match_info["source"]
+    if request.query_string:
+        text += f"?{request.query_string}"
+    return text
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    try:
+        body = await request.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise InvalidSource(
+            "the body is not a JSON object", hint='Send {"sources": ["org/name"], "wait": true}'
+        )
+    return body
+
+
+def _strings(body: dict[str, Any], name: str, *, required: bool) -> list[str]:
+    items = body.get(name, [])
+    if (
+        not isinstance(items, list)
+        or not all(isinstance(item, str) for item in items)
+        or not (items or not required)
+        or len(items) > MAX_SOURCES
+    ):
+        raise InvalidSource(
+            f"{name} must be a list of 1 to {MAX_SOURCES} strings",
+            hint='Send {"sources": ["org/name"], "wait": true}',
+        )
+    return items
+
+
+def _model(manifest: Manifest) -> dict[str, Any]:
+    return asdict(manifest) | {"size": manifest.size}
+
+
+def _result(outcome: Warmed | CraftcacheError) -> dict[str, Any]:
+    if isinstance(outcome, CraftcacheError):
+        return outcome.to_problem()
+    return _model(outcome.manifest) | {
+        "bytes_fetched": outcome.bytes_fetched,
+        "bytes_reused": outcome.bytes_reused,
+    }
+
+
+def _warm_response(outcomes: list[Warmed | CraftcacheError]) -> web.Response:
+    """All results; where any source failed, as the first failure's problem document."""
+    results = {"results": [_result(outcome) for outcome in outcomes]}
+    for outcome in outcomes:
+        if isinstance(outcome, CraftcacheError):
+            return _problem(outcome.to_problem() | results)
+    return web.json_response(results)

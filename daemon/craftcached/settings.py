@@ -1,0 +1,194 @@
+"""The daemon's settings: one frozen value, read once at start and again on reload.
+
+Order: command line, ``CRAFTCACHE_*`` in the environment, the configuration file, defaults. Lists
+in the environment are separated by commas. An unknown or ill-typed setting is an error that
+names it and where it stands.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from craftcache.config import (
+    SYSTEM_SOCKET_DIR,
+    ConfigError,
+    choose_cache_dir,
+    choose_socket_dir,
+    config_path,
+    read_config,
+)
+from craftcache.hub import hub_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting of the daemon.
+
+    Attributes:
+        cache_dir: The shared cache directory.
+        socket_dir: Where both sockets are made.
+        state_dir: Where the daemon keeps its own records; local disk.
+        allow: Patterns (``*`` and ``?``) of sources that may be fetched, as the user names them.
+        insecure_hosts: Hosts that plain ``http://`` is allowed for.
+        hub_endpoint: The Hub's address.
+        hub_token: The token for gated and private repositories; from ``HF_TOKEN``, the file that
+            ``HF_TOKEN_PATH`` names or systemd's credential ``hf-token``, never the command line.
+        hub_timeout: Seconds that the Hub may take to answer for a file's metadata.
+        admin_group: Members may delete, pin, watch and evict, beside root and the daemon's user.
+        user: The user that the daemon is meant to run as; its files are trusted by workers.
+        worker_socket_mode: Of ``worker/handles.sock``.
+        admin_socket_mode: Of ``craftcache.sock``.
+        max_connections: Of the fetch engine, to all origins.
+        max_connections_per_host: Of the fetch engine.
+        max_bytes_per_second: Of all downloads together; 0 is no limit.
+        max_clients_per_uid: Connections of one user to the worker socket.
+        drain_seconds: How long running requests may take to finish when the daemon stops.
+    """
+
+    cache_dir: Path
+    socket_dir: Path
+    state_dir: Path
+    allow: tuple[str, ...] = ("*",)
+    insecure_hosts: tuple[str, ...] = ()
+    hub_endpoint: str = "https://huggingface.co"
+    hub_token: str | None = field(default=None, repr=False)
+    hub_timeout: float = 10.0
+    admin_group: str = ""
+    user: str = "craftcache"
+    worker_socket_mode: int = 0o666
+    admin_socket_mode: int = 0o660
+    max_connections: int = 32
+    max_connections_per_host: int = 16
+    max_bytes_per_second: int = 0
+    max_clients_per_uid: int = 256
+    drain_seconds: float = 5.0
+
+    @classmethod
+    def load(
+        cls,
+        arguments: Mapping[str, Any],
+        *,
+        environment: Mapping[str, str] = os.environ,
+        config_file: Path | None = None,
+    ) -> Settings:
+        """Read the settings in force.
+
+        Args:
+            arguments: From the command line, by name; those that are None were not given.
+            environment: The process's environment.
+            config_file: Instead of the one in its usual places.
+
+        Raises:
+            ConfigError: A setting is unknown or ill-typed.
+        """
+        path = config_file or config_path()
+        chosen = _from_file(read_config(path), path)
+        chosen |= _from_environment(environment)
+        chosen |= {name: value for name, value in arguments.items() if value is not None}
+        chosen["cache_dir"] = choose_cache_dir(arguments.get("cache_dir"), config_file=path)
+        chosen["socket_dir"] = choose_socket_dir(
+            arguments.get("socket_dir"), config_file=path
+        ) or _new_socket_dir(environment)
+        chosen["state_dir"] = Path(
+            chosen.get("state_dir") or _default_state_dir(environment)
+        ).absolute()
+        chosen.setdefault("hub_endpoint", hub_endpoint())
+        chosen["hub_token"] = _hub_token(environment)
+        return cls(**chosen)
+
+
+_KINDS = {item.name: str(item.type) for item in fields(Settings) if item.name != "hub_token"}
+
+
+def _from_file(config: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for name, value in config.items():
+        if name not in _KINDS:
+            raise ConfigError(
+                f"unknown setting {name} in {path}", hint="craftcached --help lists the settings"
+            )
+        chosen[name] = _typed(name, value, f"{name} in {path}")
+    return chosen
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for variable, text in environment.items():
+        name = variable.removeprefix("CRAFTCACHE_")
+        if name == variable or not text:
+            continue
+        if name.lower() not in _KINDS:
+            raise ConfigError(
+                f"unknown setting {variable} in the environment",
+                hint="craftcached --help lists the settings",
+            )
+        chosen[name.lower()] = _typed(name.lower(), _parsed(name.lower(), text), variable)
+    return chosen
+
+
+def _parsed(name: str, text: str) -> object:
+    """``text`` as the configuration file would have given it; unchanged where it does not fit."""
+    try:
+        match _KINDS[name]:
+            case "tuple[str, ...]":
+                return [item.strip() for item in text.split(",") if item.strip()]
+            case "int":
+                return int(text, 8 if name.endswith("_mode") else 10)
+            case "float":
+                return float(text)
+    except ValueError:
+        pass
+    return text
+
+
+def _typed(name: str, value: object, where: str) -> object:
+    kind = _KINDS[name]
+    match kind, value:
+        case "Path" | "str", str():
+            return Path(os.path.expanduser(value)) if kind == "Path" else value
+        case "int", int() if not isinstance(value, bool):
+            return value
+        case "float", int() | float() if not isinstance(value, bool):
+            return float(value)
+        case "tuple[str, ...]", list() if all(isinstance(item, str) for item in value):
+            return tuple(value)
+    wanted = {"Path": "a path", "str": "a string", "int": "a whole number", "float": "a number"}
+    raise ConfigError(
+        f"{where} must be {wanted.get(kind, 'a list of strings')}, not {value!r}",
+        hint="Correct it",
+    )
+
+
+def _new_socket_dir(environment: Mapping[str, str]) -> Path:
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    if os.geteuid() != 0 and runtime:
+        return Path(runtime, "craftcache")
+    return SYSTEM_SOCKET_DIR
+
+
+def _default_state_dir(environment: Mapping[str, str]) -> Path:
+    if systemd := environment.get("STATE_DIRECTORY"):
+        return Path(systemd.split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/craftcache")
+    state = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(state, "craftcache")
+
+
+def _hub_token(environment: Mapping[str, str]) -> str | None:
+    """The token as huggingface_hub finds it, after systemd's credential."""
+    if credentials := environment.get("CREDENTIALS_DIRECTORY"):
+        path = Path(credentials, "hf-token")
+        if path.is_file():
+            return path.read_text("utf-8").strip() or None
+    from huggingface_hub import get_token
+
+    return get_token()

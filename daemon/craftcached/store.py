@@ -1,0 +1,338 @@
+"""The daemon's hold on the cache directory: the only writer, asked through coroutines.
+
+What exists is decided by the files alone; this class keeps in memory only what it can read again.
+The states of a file and the meaning of each directory are described in craftcache.cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from craftcache.errors import NotFound, Unavailable
+from craftcache.manifest import FileRecord, Manifest, files_revision, now
+from craftcache.sources import HubSource, UrlSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from craftcache.cache import CacheDir
+    from craftcache.sources import RemoteSource
+    from craftcache.verify import Digests, Promise
+
+__all__ = ["Store", "Verified"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A file whose bytes kept their promise and whose content was inspected.
+
+    Attributes:
+        path: Where it stands: in staging, or already published.
+        digests: Of all its bytes.
+        etag: The origin's validator.
+        bytes_fetched: That came over the network for it.
+        bytes_reused: That were here before.
+    """
+
+    path: Path
+    digests: Digests
+    etag: str | None
+    bytes_fetched: int
+    bytes_reused: int
+
+
+class Store:
+    """Publishes, finds and removes what the cache directory holds.
+
+    Use as an async context manager: entering makes the directories, takes the daemon's lock on
+    the cache and clears what a killed predecessor left in staging under names of no use.
+
+    Args:
+        cache: The cache directory.
+    """
+
+    def __init__(self, cache: CacheDir) -> None:
+        self.cache = cache
+        self._by_source: dict[str, tuple[tuple[int, int], Manifest]] = {}
+        self._lock_fd = -1
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.cache.create)
+        self._lock_fd = _lock(self.cache)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        os.close(self._lock_fd)
+
+    def manifest(self, source: RemoteSource) -> Manifest | None:
+        """The manifest of ``source`` as it stands now: one stat, and a read only if it changed."""
+        path = self.cache.manifest_path(source)
+        try:
+            status = path.stat()
+        except OSError:
+            self._by_source.pop(path.stem, None)
+            return None
+        version = (status.st_ino, status.st_mtime_ns)
+        known = self._by_source.get(path.stem)
+        if known is not None and known[0] == version:
+            return known[1]
+        manifest = self.cache.manifest(source)
+        if manifest is not None:
+            self._by_source[path.stem] = (version, manifest)
+        return manifest
+
+    def intact(self, source: RemoteSource, filenames: Iterable[str]) -> Manifest | None:
+        """The manifest of ``source`` if all ``filenames`` are in it, in place and untouched."""
+        manifest = self.manifest(source)
+        if manifest is None:
+            return None
+        records = [manifest.file(filename) for filename in filenames]
+        if all(record is not None and self.cache.is_intact(record) for record in records):
+            return manifest
+        return None
+
+    async def manifests(self) -> list[Manifest]:
+        """All published manifests, by source."""
+        found = await asyncio.to_thread(lambda: list(self.cache.manifests()))
+        return sorted(found, key=lambda manifest: manifest.source)
+
+    async def find(self, sha256: str) -> Path | None:
+        """Where a verified, untouched file with that digest stands, for whichever source."""
+
+        def search() -> Path | None:
+            for manifest in self.cache.manifests():
+                for record in manifest.files:
+                    if record.sha256 == sha256 and self.cache.is_intact(record):
+                        return self.cache.path(record)
+            return None
+
+        return await asyncio.to_thread(search)
+
+    async def adopt(self, source: HubSource, etag: str, promise: Promise) -> Verified | None:
+        """A blob that somebody else put into the Hub's tree, hashed; None if none is right."""
+        tree = self.cache.hub_tree(source.repo_id)
+        digests = await asyncio.to_thread(tree.adopt, etag, promise)
+        if digests is None:
+            return None
+        return Verified(tree.blob(etag), digests, etag, 0, digests.size)
+
+    async def has_index(self, sha256: str) -> bool:
+        """Whether the checkpoint with that digest was inspected before."""
+        return await asyncio.to_thread(self.cache.index_path(sha256).is_file)
+
+    async def write_index(self, sha256: str, index: bytes) -> None:
+        """Publish the index of a checkpoint; comes before the checkpoint itself."""
+        await asyncio.to_thread(self.cache.write_index, sha256, index)
+
+    async def published_elsewhere(
+        self, source: HubSource, filenames: Iterable[str]
+    ) -> Manifest | None:
+        """An intact manifest of the same repository at the commit that ``source`` is pinned to."""
+        names = tuple(filenames)
+
+        def search() -> Manifest | None:
+            for manifest in self.cache.manifests():
+                if (
+                    manifest.source.partition("@")[0] == source.repo_id
+                    and manifest.revision == source.revision
+                    and manifest.has(names)
+                    and all(self.cache.is_intact(r) for r in manifest.files if r.filename in names)
+                ):
+                    return manifest
+            return None
+
+        return await asyncio.to_thread(search)
+
+    async def publish_hub(
+        self,
+        source: HubSource,
+        commit: str,
+        files: dict[str, tuple[Verified, Promise]],
+        origin: str,
+    ) -> Manifest:
+        """Publish files of one commit: blobs, snapshot, manifest and, last, the ref.
+
+        Args:
+            source: Whose they are.
+            commit: At which they were described.
+            files: By name; each with the promise that it kept.
+            origin: Shown as where they came from, with the file's name behind it.
+        """
+        tree = self.cache.hub_tree(source.repo_id)
+
+        def publish() -> Manifest:
+            records = []
+            for filename, (verified, promise) in files.items():
+                etag = _required(verified.etag)
+                blob = tree.publish_blob(verified.path, etag, promise)
+                records.append(
+                    FileRecord.of(
+                        filename,
+                        self.cache.relative(blob),
+                        verified.digests,
+                        blob.stat(),
+                        origin=f"{origin}/{filename}",
+                        etag=etag,
+                    )
+                )
+            tree.link_snapshot(
+                commit, {record.filename: _required(record.etag) for record in records}
+            )
+            manifest = self._merged(source, commit, records)
+            self.cache.write_manifest(source, manifest)
+            tree.move_ref(source.revision, commit)
+            return manifest
+
+        return await asyncio.to_thread(publish)
+
+    async def publish_url(
+        self, source: UrlSource, files: dict[str, tuple[Verified, str]]
+    ) -> Manifest:
+        """Publish files of a URL: blobs, then the manifest.
+
+        Args:
+            source: Whose they are.
+            files: By name; each with its address as shown.
+        """
+
+        def publish() -> Manifest:
+            records = []
+            for filename, (verified, origin) in files.items():
+                blob = self.cache.url_blob(verified.digests.sha256)
+                if not blob.exists() or not blob.samefile(verified.path):
+                    self.cache.publish_url_blob(verified.path, verified.digests.sha256)
+                records.append(
+                    FileRecord.of(
+                        filename,
+                        self.cache.relative(blob),
+                        verified.digests,
+                        blob.stat(),
+                        origin=origin,
+                        etag=verified.etag,
+                    )
+                )
+            manifest = self._merged(source, None, records)
+            self.cache.write_manifest(source, manifest)
+            return manifest
+
+        return await asyncio.to_thread(publish)
+
+    async def remove(self, source: RemoteSource) -> int:
+        """Remove a model and every blob that no other model and no other snapshot needs.
+
+        Returns:
+            Bytes freed.
+
+        Raises:
+            NotFound: It is not in the cache.
+        """
+        manifest = self.manifest(source)
+        if manifest is None:
+            raise NotFound(
+                "not in the cache", source=source.shown, hint="craftcache ls lists what is"
+            )
+        return await asyncio.to_thread(self._remove, source, manifest)
+
+    def _remove(self, source: RemoteSource, manifest: Manifest) -> int:
+        self.cache.manifest_path(source).unlink(missing_ok=True)
+        kept = {(r.path, r.sha256) for other in self.cache.manifests() for r in other.files}
+        kept_paths = {path for path, _ in kept}
+        kept_digests = {digest for _, digest in kept}
+        if isinstance(source, HubSource):
+            self._unlink_snapshot(source, manifest, kept_paths)
+        freed = 0
+        for record in manifest.files:
+            path = self.cache.path(record)
+            if record.path not in kept_paths and not self._is_linked(source, path):
+                with contextlib.suppress(FileNotFoundError):
+                    freed += record.size if path.stat().st_nlink == 1 else 0
+                    path.unlink()
+            if record.sha256 not in kept_digests:
+                self.cache.index_path(record.sha256).unlink(missing_ok=True)
+        if isinstance(source, HubSource):
+            _remove_empty(self.cache.hub_tree(source.repo_id).root)
+        return freed
+
+    def _unlink_snapshot(self, source: HubSource, manifest: Manifest, kept: set[str]) -> None:
+        """Take the files of one commit out of the Hub's tree, and its refs once it is empty."""
+        tree = self.cache.hub_tree(source.repo_id)
+        for record in manifest.files:
+            if record.path not in kept:
+                tree.pointer(manifest.revision, record.filename).unlink(missing_ok=True)
+        snapshot = tree.root / "snapshots" / manifest.revision
+        _remove_empty(snapshot)
+        if not snapshot.exists():
+            refs = tree.root / "refs"
+            for ref in list(refs.rglob("*")) if refs.is_dir() else []:
+                if ref.is_file() and ref.read_text("ascii", "replace").strip() == manifest.revision:
+                    ref.unlink()
+
+    def _is_linked(self, source: RemoteSource, blob: Path) -> bool:
+        """Whether a snapshot of the repository, ours or the library's, still leads to ``blob``."""
+        if not isinstance(source, HubSource):
+            return False
+        snapshots = self.cache.hub_tree(source.repo_id).root / "snapshots"
+        return snapshots.is_dir() and any(
+            pointer.is_symlink() and os.path.basename(os.readlink(pointer)) == blob.name
+            for pointer in snapshots.rglob("*")
+        )
+
+    def _merged(
+        self, source: RemoteSource, commit: str | None, records: list[FileRecord]
+    ) -> Manifest:
+        """The manifest with ``records``; files of the same revision that it had stay in it."""
+        known = self.cache.manifest(source)
+        if known is None or (commit is not None and known.revision != commit):
+            known = Manifest(source.shown, commit or "", (), now())
+        merged = known.with_files(records)
+        if commit is not None:
+            return merged
+        return Manifest(
+            merged.source, files_revision(merged.files), merged.files, merged.published_at
+        )
+
+    def discard(self, verified: Verified) -> None:
+        """Remove a file's name in staging; what was published keeps its own names."""
+        if verified.path.is_relative_to(self.cache.staging):
+            verified.path.unlink(missing_ok=True)
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove ``directory`` if it holds nothing but directories."""
+    if directory.is_dir() and all(path.is_dir() for path in directory.rglob("*")):
+        shutil.rmtree(directory)
+
+
+def _required(etag: str | None) -> str:
+    if etag is None:
+        raise ValueError("a Hub file always has an etag")
+    return etag
+
+
+def _lock(cache: CacheDir) -> int:
+    """Hold the cache for this daemon until the descriptor is closed."""
+    path = cache.private / "daemon.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(descriptor, 64).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        raise Unavailable(
+            f"another craftcached (pid {owner or 'unknown'}) already serves {cache.root}",
+            hint="Stop it first, or give this one another cache_dir",
+            retryable=False,
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
