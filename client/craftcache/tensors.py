@@ -1,0 +1,229 @@
+"""Tensors from an index and the file it describes: what torch.load would have returned.
+
+On the CPU the file is mapped, privately: nothing is read before it is used, what a worker writes
+only it can see, and all workers share the pages that none has written to. A storage keeps the
+map alive; with the last one it goes. Other devices get one transfer for each storage, through
+pinned memory where that is faster, and hold nothing of the file afterwards.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import sys
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import torch
+
+from . import weights_only
+from .descriptor import DescriptorFile, read_into
+from .errors import InvalidSource, NotACheckpoint
+from .index import assemble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .index import Index, Storage
+
+__all__ = ["build", "copy_into"]
+
+_MAP_NORESERVE: Final = 0x4000
+"""From Linux's mman.h: a private map larger than memory is refused without it."""
+
+_PINNED_BYTES: Final = 32 * 1024 * 1024
+"""Size of each of the two pinned buffers: large enough to hide the start of a transfer."""
+
+
+def build(
+    index: Index,
+    fd: int,
+    *,
+    device: torch.device,
+    mapped: bool = True,
+    source: str | None = None,
+) -> object:
+    """What ``torch.load(file, map_location=device)`` would have returned.
+
+    Args:
+        index: Of the file.
+        fd: The file, open for reading; it may be closed afterwards.
+        device: Of all tensors.
+        mapped: Whether the file may be mapped; False on a network file system, where a map may
+            die or hang: then it is read.
+        source: Named in errors.
+
+    Raises:
+        UnsafeCheckpoint, NotACheckpoint: Of a file that only torch can load.
+        OSError: The file could not be mapped or read.
+    """
+    if index.reason is not None:
+        return weights_only.load(
+            io.BufferedReader(DescriptorFile(fd)), map_location=device, source=source
+        )
+    spans = _Spans(index, fd, mapped=mapped)
+    if device.type == "cpu":
+        return assemble(index.tree, _build_tensors(index, spans.take, device))
+    with _Transfer(spans, device) as transfer:
+        return assemble(index.tree, _build_tensors(index, transfer.take, device))
+
+
+def copy_into(
+    index: Index,
+    fd: int,
+    module: torch.nn.Module,
+    *,
+    key: str | None,
+    mapped: bool = True,
+    source: str | None = None,
+) -> None:
+    """Copy a state dict straight into ``module``, cast to its parameters' dtypes and devices.
+
+    The module's own load_state_dict does it, strictly, from tensors that are still in the file:
+    its hooks see the keys that they expect, and nothing but the tensor under way is in memory
+    beside the module.
+
+    Args:
+        index: Of the file.
+        fd: The file, open for reading; it may be closed afterwards.
+        module: Takes the values; its parameters keep dtype and device.
+        key: Where the checkpoint's top-level dict has the state dict; None where it is one.
+        mapped: As in ``build``; unmapped, the file's tensors are in memory while this runs.
+        source: Named in errors.
+
+    Raises:
+        InvalidSource: There is no state dict under ``key``.
+        RuntimeError: As load_state_dict does, listing missing and unexpected keys and the sizes
+            that differ.
+    """
+    checkpoint = build(index, fd, device=torch.device("cpu"), mapped=mapped, source=source)
+    state: Any = checkpoint
+    if key is not None:
+        state = checkpoint.get(key) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict):
+        found = ", ".join(map(repr, checkpoint)) if isinstance(checkpoint, dict) else "no dict"
+        raise InvalidSource(f"it has no state dict under {key!r}: it holds {found}", source=source)
+    module.load_state_dict(state, strict=True)
+
+
+class _Spans:
+    """The storages of a file as flat tensors, mapped or read."""
+
+    def __init__(self, index: Index, fd: int, *, mapped: bool) -> None:
+        self._fd = fd
+        self._map = _map_privately(fd, index.file_size) if mapped and index.storages else None
+
+    def take(self, storage: Storage, dtype: torch.dtype) -> torch.Tensor:
+        """All of a storage as elements of ``dtype``; its own storage, of exactly that size."""
+        count = storage.nbytes // dtype.itemsize
+        if not count:
+            return torch.empty(0, dtype=dtype)
+        if self._map is not None:
+            return torch.frombuffer(self._map, dtype=dtype, count=count, offset=storage.offset)
+        read = bytearray(storage.nbytes)
+        read_into(self._fd, read, storage.offset)
+        return torch.frombuffer(read, dtype=dtype)
+
+
+def _map_privately(fd: int, size: int) -> mmap.mmap:
+    """A copy-on-write map of the whole file."""
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+    prot = mmap.PROT_READ | mmap.PROT_WRITE
+    if sys.version_info >= (3, 13):  # before, a map holds a descriptor of its own while it lives
+        return mmap.mmap(fd, size, flags=flags, prot=prot, trackfd=False)
+    return mmap.mmap(fd, size, flags=flags, prot=prot)
+
+
+class _Transfer:
+    """The storages of a file as flat tensors on another device, one transfer for each.
+
+    For CUDA they go through two pinned buffers in turn, so that one is filled while the other
+    is on its way. Leaving the context waits until all have arrived.
+    """
+
+    def __init__(self, spans: _Spans, device: torch.device) -> None:
+        self._spans = spans
+        self._device = device
+        self._staging: Iterator[tuple[torch.Tensor, torch.cuda.Event]] | None = None
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            self._staging = cycle(
+                (torch.empty(_PINNED_BYTES, dtype=torch.uint8, pin_memory=True), event)
+                for event in (_event(), _event())
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def take(self, storage: Storage, dtype: torch.dtype) -> torch.Tensor:
+        """All of a storage as elements of ``dtype``; its own storage, of exactly that size."""
+        flat = self._spans.take(storage, torch.uint8)
+        if self._staging is None:
+            moved = flat.to(self._device)
+        else:
+            moved = torch.empty(storage.nbytes, dtype=torch.uint8, device=self._device)
+            self._send(flat, moved, self._staging)
+        return torch.empty(0, dtype=dtype, device=self._device).set_(moved.untyped_storage())
+
+    def _send(
+        self,
+        flat: torch.Tensor,
+        moved: torch.Tensor,
+        staging: Iterator[tuple[torch.Tensor, torch.cuda.Event]],
+    ) -> None:
+        for start in range(0, flat.numel(), _PINNED_BYTES):
+            part, target = (whole[start : start + _PINNED_BYTES] for whole in (flat, moved))
+            buffer, sent = next(staging)
+            sent.synchronize()
+            staged = buffer[: part.numel()].copy_(part)
+            target.copy_(staged, non_blocking=True)
+            sent.record(torch.cuda.current_stream(self._device))
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def _build_tensors(
+    index: Index, take: Callable[[Storage, torch.dtype], torch.Tensor], device: torch.device
+) -> list[torch.Tensor]:
+    """The tensors of an index; those of one storage share it.
+
+    None is a view in autograd's sense: each is made upon its storage, as torch.load makes it.
+    """
+    dtypes = _dtypes(index)
+    owners: dict[int, torch.Tensor] = {}
+    tensors = []
+    for spec in index.tensors:
+        dtype = dtypes[spec.dtype]
+        owner = owners.get(spec.storage)
+        if spec.stride is None and owner is None:
+            tensor = take(index.storages[spec.storage], dtype).resize_(spec.shape)
+            owners[spec.storage] = tensor
+            tensors.append(tensor)
+            continue
+        if owner is None:
+            owner = owners[spec.storage] = take(index.storages[spec.storage], torch.uint8)
+        tensor = torch.empty(0, dtype=dtype, device=device)
+        if spec.stride is None:
+            tensor = tensor.set_(owner.untyped_storage()).resize_(spec.shape)
+        else:
+            tensor.set_(owner.untyped_storage(), spec.offset, spec.shape, spec.stride)
+        if spec.is_parameter:
+            tensor = torch.nn.Parameter(tensor, spec.requires_grad)
+        elif spec.requires_grad:
+            tensor.requires_grad_()
+        tensors.append(tensor)
+    return tensors
+
+
+def _dtypes(index: Index) -> dict[str, torch.dtype]:
+    try:
+        return {name: getattr(torch, name) for name in {spec.dtype for spec in index.tensors}}
+    except AttributeError as error:
+        raise NotACheckpoint(
+            f"torch {torch.__version__} has no {error.name}", hint="A newer torch may load it"
+        ) from error

@@ -1,0 +1,217 @@
+"""torch's weights-only loader with an explicit allow-list: the only unpickling that there is.
+
+Most checkpoints never come here: workers build them from an index. The rest (OmegaConf objects
+of MBD and AudioSeal, sparse and quantized tensors, compressed and legacy files) are loaded by
+torch under its weights-only rules, which know tensors and plain containers, and the few globals
+listed here. All of these build plain data; none of them runs code of the file's choosing.
+
+torch keeps its allow-list for the whole process. So it is extended only for a file that needs it,
+only by what the process has not itself allowed already, under one lock, and taken back at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import pickle
+import re
+import threading
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import torch
+from torch.serialization import get_safe_globals, safe_globals
+
+from .descriptor import DescriptorFile
+from .errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["ALLOWED_GLOBALS", "importable_globals", "load", "translate"]
+
+ALLOWED_GLOBALS: Final = (
+    "builtins.dict",
+    "builtins.int",
+    "builtins.list",
+    "collections.defaultdict",
+    "typing.Any",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.nodes.AnyNode",
+)
+"""What a checkpoint may name beyond torch's own list: the parts of an OmegaConf config."""
+
+_GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
+"""How torch names the global that it refuses, without ``builtins.``."""
+
+_CALL: Final = re.compile(
+    r"(?:reduce for unrecognized function|Can only create new object for .* but got"
+    r"|Can only build .* but got) (.+)"
+)
+"""How torch names what it refuses to call, to instantiate or to give a state."""
+
+_FILLED_DEFAULTDICT: Final = re.compile(r"Can only SETITEMS? for .*defaultdict")
+
+_lock = threading.Lock()
+"""Held while torch's allow-list is extended. Nothing else is locked under it."""
+
+
+def _renew_lock() -> None:
+    global _lock  # a forked child must not inherit another thread's hold
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+def load(
+    file: Path | BinaryIO, *, map_location: torch.device | str, source: str | None = None
+) -> object:
+    """What ``torch.load(file, weights_only=True)`` returns, with the allow-list where needed.
+
+    Args:
+        file: A path, or a seekable binary file at its start.
+        map_location: The device of all tensors.
+        source: Named in errors.
+
+    Raises:
+        UnsafeCheckpoint: It asks for a global that is not allowed; the message names it.
+        NotACheckpoint: torch cannot read it.
+        OSError: The file could not be read.
+    """
+    if isinstance(file, Path):
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            reader = io.BufferedReader(DescriptorFile(fd))
+            return load(reader, map_location=map_location, source=source or str(file))
+        finally:
+            os.close(fd)
+    try:
+        return _load(file, map_location)
+    except (MemoryError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # garbage makes torch raise nearly anything
+        raise translate(error, source=source) from error
+
+
+def _load(file: BinaryIO, map_location: torch.device | str) -> object:
+    """Try torch's own list first, then with ours, then with defaultdicts as plain dicts."""
+    try:
+        return _torch_load(file, map_location)
+    except pickle.UnpicklingError as error:
+        if refused_global(error) not in ALLOWED_GLOBALS:
+            raise
+    allowed = importable_globals()
+    try:
+        return _load_allowing(file, map_location, allowed)
+    except pickle.UnpicklingError as error:
+        if not _FILLED_DEFAULTDICT.search(str(error)):
+            raise
+    filled = _FilledDefaultdicts()
+    loaded = _load_allowing(file, map_location, {**allowed, "collections.defaultdict": filled.make})
+    return filled.restore(loaded)
+
+
+def _load_allowing(
+    file: BinaryIO, map_location: torch.device | str, allowed: Mapping[str, Callable[..., Any]]
+) -> object:
+    with _lock:
+        present = get_safe_globals()
+        additions = [(value, name) for name, value in allowed.items()]
+        with safe_globals([item for item in additions if item not in present]):
+            return _torch_load(file, map_location)
+
+
+def _torch_load(file: BinaryIO, map_location: torch.device | str) -> object:
+    """torch.load with each setting explicit that a process or its environment may change."""
+    file.seek(0)
+    return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
+
+
+def importable_globals() -> dict[str, Callable[..., Any]]:
+    """The allow-list by name, without what is not installed here."""
+    found = {}
+    for name in ALLOWED_GLOBALS:
+        module, _, attribute = name.rpartition(".")
+        try:
+            found[name] = getattr(importlib.import_module(module), attribute)
+        except ImportError:
+            continue
+    return found
+
+
+def translate(error: Exception, *, source: str | None) -> CraftcacheError:
+    """The error of ours that an unpickling error or any other failure of torch.load means."""
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError):
+        refused = refused_global(error)
+        if refused in ALLOWED_GLOBALS:
+            return UnsafeCheckpoint(
+                f"it holds a {refused}, which is not installed here",
+                source=source,
+                hint="pip install 'craftcache[omegaconf]'",
+            )
+        call = _CALL.search(text)
+        if refused or call:
+            return UnsafeCheckpoint(
+                f"loading it would call {refused or (call and call[1])}",
+                source=source,
+                hint="It may run code; ask its publisher for one of tensors and plain values",
+            )
+    if "TorchScript" in text:
+        return UnsafeCheckpoint("it is a TorchScript archive, which holds code", source=source)
+    detail = text.strip().splitlines()[-1] if text.strip() else "it is truncated"
+    return NotACheckpoint(
+        f"torch cannot read it ({type(error).__name__}: {detail[:200]})",
+        source=source,
+        hint="It must be a file that torch.save wrote",
+    )
+
+
+def refused_global(error: pickle.UnpicklingError) -> str | None:
+    """The full name of the global that torch refused, or None for another error."""
+    found = _GLOBAL.search(str(error))
+    if found is None:
+        return None
+    name = found[1]
+    return name if "." in name else f"builtins.{name}"
+
+
+class _FilledDefaultdicts:
+    """Stands in for defaultdict where torch refuses to fill one, and puts them back.
+
+    Hydra's configs carry filled caches of resolvers in their metadata.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[dict[Any, Any], Any]] = {}
+
+    def make(self, factory: Any = None) -> dict[Any, Any]:  # noqa: ANN401  a pickle's argument
+        """A plain dict, remembered with the factory it should have had."""
+        plain: dict[Any, Any] = {}
+        self._made[id(plain)] = plain, factory
+        return plain
+
+    def restore(self, value: object) -> object:
+        """``value`` with a defaultdict in each place of a stand-in, wherever it may be changed."""
+        done: dict[int, object] = {}
+
+        def visit(item: Any) -> Any:  # noqa: ANN401  whatever a checkpoint holds
+            if id(item) in done:
+                return done[id(item)]
+            plain, factory = self._made.get(id(item), (None, None))
+            result = done[id(item)] = defaultdict(factory) if item is plain else item
+            if isinstance(item, dict):
+                result.update({key: visit(child) for key, child in item.items()})
+            elif isinstance(item, list):
+                item[:] = map(visit, item)
+            elif type(item).__module__.startswith("omegaconf."):
+                visit(vars(item))
+            return result
+
+        return visit(value)
