@@ -1,0 +1,191 @@
+"""The worker socket as a whole: a pool of connections, and what becomes of a request."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from craftcache.wire import Problem, encode
+
+from .connection import Connection, Ended
+from .failures import DaemonAbsent, DaemonBroken
+from .waiting import Deadlines, Restarts, Silence, Withdrawal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from craftcache.wire import Answer, Progress, Request
+
+    from .reply import Reply
+
+__all__ = ["WorkerSocket"]
+
+MAX_IDLE = 8
+"""Idle connections kept at most; a process with more threads asking at once opens some anew."""
+
+AnswerT = TypeVar("AnswerT")
+
+
+class WorkerSocket:
+    """The worker socket at ``path``, for any number of threads.
+
+    Idle connections are kept for the next request. Each request has a connection of its own, so
+    threads do not wait for each other. A forked child closes what it inherited, without a word to
+    the daemon, and opens its own. Every descriptor is close-on-exec.
+
+    Attributes:
+        path: Where the daemon listens.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, deadlines: Deadlines | None = None) -> None:
+        self.path = os.fspath(path)
+        self._deadlines = deadlines or Deadlines()
+        self._begin_empty()
+        _all_sockets.add(self)
+
+    def _begin_empty(self) -> None:
+        # The lock guards the other two, and is held across no wait.
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._connections: set[Connection] = set()
+
+    def ask(
+        self,
+        request: Request[AnswerT],
+        *,
+        patience: Callable[[], float],
+        on_progress: Callable[[Progress], None] | None = None,
+        withdrawal: Withdrawal | None = None,
+    ) -> Reply[AnswerT]:
+        """Ask the daemon and wait for its answer.
+
+        Args:
+            request: What to ask for.
+            patience: Called, at most once a connection, when nothing was heard for a second: how
+                many seconds in all the first answer may take. No more than that second gives up.
+            on_progress: Called in this thread with all that is said before the answer. If it
+                raises, the request is withdrawn.
+            withdrawal: For another thread to end the wait.
+
+        Raises:
+            DaemonAbsent, DaemonSilent, DaemonBroken: The daemon cannot be had.
+            CraftcacheError: It refuses the request; or, as ProtocolMismatch, it speaks no version
+                of the protocol that this release speaks.
+            Withdrawn: ``withdrawal`` was used.
+            WireError: The request itself is too large for a message.
+        """
+        packet = encode(request)
+        withdrawal = withdrawal or Withdrawal()
+        restarts = Restarts(self._deadlines)
+        while True:
+            silence = Silence(self._deadlines, patience)
+            try:
+                connection = self._kept(packet) or self._opened(packet, silence, withdrawal)
+            except OSError as error:
+                why = f"{self.path}: {error.strerror or error}"
+                if not restarts.expected:
+                    raise DaemonAbsent(why) from error
+                restarts.wait(withdrawal, why)
+                continue
+            try:
+                reply = self._hear(connection, silence, on_progress, withdrawal)
+            except Ended as ended:
+                restarts.ended(answering=silence.broken)
+                restarts.wait(withdrawal, str(ended))
+                continue
+            return _granted(reply, request)
+
+    def close(self) -> None:
+        """Close the idle connections; a later request opens its own."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._connections.difference_update(idle)
+        for connection in idle:
+            connection.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close all that was inherited, which is still the parent's in use."""
+        inherited = self._connections
+        self._begin_empty()
+        for connection in inherited:
+            connection.close(for_all=False)
+
+    def _kept(self, packet: bytes) -> Connection | None:
+        """An idle connection on which ``packet`` was sent, or None; closed ones are dropped."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+            if connection.is_quiet() and connection.send(packet):
+                return connection
+            self._drop(connection)
+
+    def _opened(self, packet: bytes, silence: Silence, withdrawal: Withdrawal) -> Connection:
+        """A new connection on which ``packet`` was sent."""
+        connection = Connection()
+        with self._lock:
+            self._connections.add(connection)
+        try:
+            while not connection.connect(self.path):
+                withdrawal.pause(min(self._deadlines.pause, silence.seconds_left()))
+            connection.send(packet)
+        except BaseException:
+            self._drop(connection)
+            raise
+        return connection
+
+    def _hear(
+        self,
+        connection: Connection,
+        silence: Silence,
+        on_progress: Callable[[Progress], None] | None,
+        withdrawal: Withdrawal,
+    ) -> Reply[Answer | Problem]:
+        """Hear the daemon out; the connection is kept only after a whole answer."""
+        try:
+            with withdrawal.ending(connection.sock):
+                reply = connection.hear(silence, on_progress)
+        except BaseException:
+            self._drop(connection)
+            withdrawal.check()
+            raise
+        self._keep(connection)
+        return reply
+
+    def _keep(self, connection: Connection) -> None:
+        with self._lock:
+            if connection in self._connections and len(self._idle) < MAX_IDLE:
+                self._idle.append(connection)
+                return
+        self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        with self._lock:
+            self._connections.discard(connection)
+        connection.close()
+
+
+def _granted(reply: Reply[Answer | Problem], request: Request[AnswerT]) -> Reply[AnswerT]:
+    answer = reply.answer
+    if isinstance(answer, request.ANSWER):
+        return cast("Reply[AnswerT]", reply)
+    reply.close()
+    if isinstance(answer, Problem):
+        if answer.own_fault:
+            raise DaemonBroken(answer.error.message, answer.error)
+        raise answer.error
+    raise DaemonBroken(f"the daemon answered {type(answer).__name__} to {type(request).__name__}")
+
+
+_all_sockets: weakref.WeakSet[WorkerSocket] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for worker_socket in list(_all_sockets):
+        worker_socket.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
