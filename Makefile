@@ -1,0 +1,51 @@
+# make demo    the whole promise on this machine, with no network beyond the package registry
+# make test    the tests
+# make check   linters, types and the border between the two packages
+# make bench   the benchmarks
+#
+# Each works alone from a fresh clone: it makes .venv and installs what it needs, once. Set PYTHON
+# to choose the interpreter (3.11 or newer).
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
+	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test check bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/craftcache demo $(SOURCE)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy tests
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+# The build backend is installed first and used as it is, so that its version is pinned as well.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --constraint constraints.txt hatchling
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[test,lint]'
+	touch $@
+
+# Debian ships venv without ensurepip; its own pip can then install one.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; set PYTHON" >&2; exit 1; }
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		$(PYTHON) -m venv $(VENV); \
+	else \
+		$(PYTHON) -m venv --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(VENV)/bin/python install --constraint constraints.txt pip; \
+	fi
