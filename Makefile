@@ -34,9 +34,9 @@ bench: $(INSTALLED)
 clean:
 	rm -rf $(VENV)
 
-# The build backend is installed first and used as it is, so that its version is pinned as well.
+# The build backend is installed first and used as it is, so that it is pinned as well.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --constraint constraints.txt hatchling
+	$(PIP) install --constraint constraints.txt hatchling editables
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[test,lint]'
 	touch $@
 
