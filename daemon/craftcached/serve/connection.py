@@ -1,0 +1,103 @@
+"""One worker's connection: what it has been told, and whether it has read it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from typing import TYPE_CHECKING
+
+from craftcache.wire import MAX_MESSAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .peers import Peer
+
+__all__ = ["Connection", "ReceiveBuffer"]
+
+_ZERO = struct.pack("i", 0)
+
+
+class ReceiveBuffer:
+    """Room for one packet; one serves all connections, as packets are parsed when they come."""
+
+    __slots__ = ("_view",)
+
+    def __init__(self) -> None:
+        # A byte more than a message may have: a packet that fills it was too large.
+        self._view = memoryview(bytearray(MAX_MESSAGE + 1))
+
+    def receive(self, sock: socket.socket) -> memoryview:
+        """The next packet, valid until the next call; empty at the end of the connection.
+
+        Descriptors that came with it are dropped by the kernel, because nobody asks for them.
+
+        Raises:
+            OSError: Nothing to read (BlockingIOError), or the connection broke.
+        """
+        return self._view[: sock.recv_into(self._view)]
+
+
+class Connection:
+    """A connected worker.
+
+    The descriptors of an answer are *unread* from the moment it is sent until the worker has
+    received it: so long they count against what the kernel allows the daemon's user to have in
+    flight, and closing our end does not change that.
+
+    Attributes:
+        sock: Not blocking.
+        peer: The process that connected.
+        greeted: Whether it has said hello.
+        drops_next: Whether its next packet is a request in a version that was not agreed on.
+        task: What works on its request, if anything does.
+        unread: Descriptors in the last answer, as far as it is not known to be received.
+        is_closing: Whether it will be answered no more.
+    """
+
+    __slots__ = ("drops_next", "greeted", "is_closing", "peer", "sock", "task", "unread")
+
+    def __init__(self, sock: socket.socket, peer: Peer) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.greeted = False
+        self.drops_next = False
+        self.task: asyncio.Task[None] | None = None
+        self.unread = 0
+        self.is_closing = False
+
+    @property
+    def has_read_all(self) -> bool:
+        """Whether nothing that was sent is still waiting to be received."""
+        waiting = fcntl.ioctl(self.sock, termios.TIOCOUTQ, _ZERO)
+        return waiting == _ZERO
+
+    def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> bool:
+        """Send a packet; False where the worker has left too much unread for it to fit.
+
+        Raises:
+            OSError: The connection broke; or, as ETOOMANYREFS, too many descriptors are in
+                flight to workers that do not read.
+        """
+        try:
+            if descriptors:
+                socket.send_fds(self.sock, [packet], list(descriptors))
+                self.unread = len(descriptors)
+            else:
+                self.sock.send(packet)
+        except BlockingIOError:
+            return False
+        return True
+
+    async def wait_writable(self) -> None:
+        """Wait until a packet may fit again."""
+        loop = asyncio.get_running_loop()
+        writable = asyncio.Event()
+        loop.add_writer(self.sock, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(self.sock)

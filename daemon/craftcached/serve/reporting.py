@@ -1,0 +1,76 @@
+"""What a worker hears while its request is worked on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from craftcache.wire import Load, Progress, Resolve, Warm, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from craftcache.wire import Request
+
+__all__ = ["Reporter"]
+
+STEP_SECONDS = 0.1
+"""How often the same state of the same file is reported at most."""
+
+
+class Reporter:
+    """Passes on what happens, often enough for a sign of life and no oftener than people can see.
+
+    Inside its ``with`` block the worker hears at once that its request was taken up, and the
+    newest progress again whenever a heartbeat is due.
+
+    Args:
+        send: Sends a packet, or leaves it out; never blocks.
+        request: What the worker asked for.
+        heartbeat_seconds: The time between two heartbeats.
+    """
+
+    def __init__(
+        self, send: Callable[[bytes], object], request: Request[object], heartbeat_seconds: float
+    ) -> None:
+        self._send = send
+        self._heartbeat_seconds = heartbeat_seconds
+        self._newest = Progress(_source(request), file=None, done=0, total=None, state="queued")
+        self._told: dict[tuple[str, str | None], tuple[str, float]] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        """Tell the worker, unless it was told the like a moment ago."""
+        self._newest = progress
+        now = self._loop.time()
+        state, at = self._told.get((progress.source, progress.file), ("", 0.0))
+        if state != progress.state or now - at >= STEP_SECONDS:
+            self._told[progress.source, progress.file] = (progress.state, now)
+            self._send(encode(progress))
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._beat()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+
+    def _beat(self) -> None:
+        self._send(encode(self._newest))
+        self._timer = self._loop.call_later(self._heartbeat_seconds, self._beat)
+
+
+def _source(request: Request[object]) -> str:
+    match request:
+        case Load() | Resolve():
+            return request.source
+        case Warm():
+            return request.sources[0]
+    return ""

@@ -1,0 +1,111 @@
+"""Makes the daemon's listening Unix sockets where systemd has not."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["bind_worker_socket", "bind_admin_socket"]
+
+MAX_PATH_BYTES = 107
+"""What the kernel takes for the path of a Unix socket, on both sides."""
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted; the kernel's own limit (somaxconn) may be lower."""
+
+
+def bind_worker_socket(
+    socket_dir: Path, *, mode: int = 0o666, gid: int | None = None
+) -> socket.socket:
+    """Listen on ``worker/handles.sock`` under ``socket_dir``.
+
+    The directory ``worker``, which containers mount, is made where it is missing and can be
+    entered by all: who may connect is decided by the socket's mode and group. A socket on which
+    nobody answers any more is replaced.
+
+    Raises:
+        OSError: The path is too long, is taken by something else, or another daemon answers.
+    """
+    directory = socket_dir / "worker"
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError:
+        pass
+    else:
+        directory.chmod(0o755)  # whatever the umask
+    return _bind(socket_dir, "worker/handles.sock", socket.SOCK_SEQPACKET, mode, gid)
+
+
+def bind_admin_socket(
+    socket_dir: Path, *, mode: int = 0o660, gid: int | None = None
+) -> socket.socket:
+    """Listen on ``craftcache.sock`` under ``socket_dir``; otherwise like bind_worker_socket."""
+    socket_dir.mkdir(parents=True, exist_ok=True)
+    return _bind(socket_dir, "craftcache.sock", socket.SOCK_STREAM, mode, gid)
+
+
+def _bind(
+    socket_dir: Path, name: str, kind: socket.SocketKind, mode: int, gid: int | None
+) -> socket.socket:
+    path = socket_dir / name
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"the path of a socket has at most {MAX_PATH_BYTES} bytes; choose a shorter socket_dir",
+            os.fspath(path),
+        )
+    listener = socket.socket(socket.AF_UNIX, kind)
+    try:
+        with _only_starter(socket_dir):
+            _clear(path, kind)
+            listener.bind(os.fspath(path))
+            # Until listen, nobody can connect, whatever the mode is by then.
+            path.chmod(mode)
+            if gid is not None:
+                os.chown(path, -1, gid)
+            listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+@contextmanager
+def _only_starter(socket_dir: Path) -> Iterator[None]:
+    """Keep two daemons that start at once from replacing each other's sockets."""
+    path = socket_dir / ".lock"
+    # Private to the daemon's user, so that nobody else can hold it.
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise OSError(
+            errno.EADDRINUSE, "another daemon is starting here", os.fspath(path)
+        ) from None
+    finally:
+        os.close(lock)
+
+
+def _clear(path: Path, kind: socket.SocketKind) -> None:
+    try:
+        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if not is_socket:
+        raise OSError(errno.EEXIST, "this is no socket, and is left alone", os.fspath(path))
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        refusal = probe.connect_ex(os.fspath(path))
+    if refusal != errno.ECONNREFUSED:
+        raise OSError(errno.EADDRINUSE, "another daemon answers here", os.fspath(path))
+    path.unlink()

@@ -1,0 +1,403 @@
+"""``worker/handles.sock``: workers' requests in, answers and open files out.
+
+Speaks :mod:`craftcache.wire`, checks limits and hands each request to a WorkerBackend; decides
+nothing about models. A worker can be slow, hostile or gone without harm to any other:
+
+- It has one request at a time. A second one before the answer to the first was *received* ends
+  the connection.
+- Its user's connections are limited, and so are the descriptors sent to them and not yet
+  received, so that no user can use up what the kernel allows the daemon in flight. A connection
+  with such descriptors counts until they are received, whoever closes it.
+- Progress that does not fit into its buffer is left out; an answer that does not fit for
+  ``send_seconds`` ends the connection.
+- When it goes away, the work for its request is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from craftcache.errors import InvalidSource, ProtocolMismatch
+from craftcache.wire import (
+    VERSIONS,
+    Hello,
+    Load,
+    Models,
+    Resolve,
+    Status,
+    Warm,
+    WireError,
+    decode_request,
+    encode,
+    first_page,
+)
+
+from .connection import Connection, ReceiveBuffer
+from .parcel import Parcel
+from .peers import Peer
+from .reporting import Reporter
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from .backend import WorkerBackend
+
+__all__ = ["Limits", "Statistics", "WorkerServer"]
+
+log = logging.getLogger("craftcached")
+
+ACCEPTS_AT_ONCE = 64
+"""Connections accepted before those that stand get their turn again."""
+
+ACCEPT_PAUSE_SECONDS = 0.5
+"""How long no connection is accepted when the daemon has no descriptor left for one."""
+
+LINGER_SECONDS = 1.0
+"""How often a connection that ended with unread descriptors is looked at again."""
+
+_HELLO = encode(Hello())
+
+Grantable: TypeAlias = Load | Resolve | Warm | Status | Models
+
+
+def _share_of_descriptors(share: int) -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft // share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What workers can use up at most.
+
+    Attributes:
+        connections: Of all users together.
+        connections_per_uid: Of one user.
+        unread_per_uid: Descriptors sent to one user's workers and not received yet. The kernel
+            allows the daemon as many in all as it may have files open.
+        requests: Being worked on at once, of all users; a hit is answered beyond that too.
+        send_seconds: How long an answer may not fit into a worker's buffer.
+        heartbeat_seconds: How often a worker hears that its request is still worked on.
+    """
+
+    connections: int = field(default_factory=lambda: _share_of_descriptors(2))
+    connections_per_uid: int = 256
+    unread_per_uid: int = field(default_factory=lambda: _share_of_descriptors(4))
+    requests: int = 1024
+    send_seconds: float = 10.0
+    heartbeat_seconds: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What the server is doing.
+
+    Attributes:
+        connections: Workers that are connected, idle ones and those that linger included.
+        requests: Requests that are being worked on.
+    """
+
+    connections: int
+    requests: int
+
+
+@dataclass(eq=False, slots=True)
+class _User:
+    """The connections of one uid, and the sum of their unread descriptors."""
+
+    connections: set[Connection] = field(default_factory=set)
+    unread: int = 0
+
+
+class WorkerServer:
+    """Serves a listening socket of type SOCK_SEQPACKET; use ``start`` and ``drain``.
+
+    All state changes in steps without an await, on the event loop that called ``start``. The
+    listening socket stays the caller's, to close or to hand on.
+
+    Args:
+        listener: The socket; bound and listening, made by systemd or by bind_worker_socket.
+        backend: What grants requests.
+        limits: What workers can use up.
+    """
+
+    def __init__(
+        self, listener: socket.socket, backend: WorkerBackend, limits: Limits | None = None
+    ) -> None:
+        self._listener = listener
+        self._backend = backend
+        self._limits = limits or Limits()
+        self._buffer = ReceiveBuffer()
+        self._users: dict[int, _User] = {}
+        self._connections = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_draining = False
+
+    def start(self) -> None:
+        """Begin to accept workers, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener, self._accept)
+
+    async def drain(self, seconds: float) -> None:
+        """Accept nobody any more, give running requests ``seconds`` to finish, then end all.
+
+        A worker whose request is cut off asks whoever listens on the socket next.
+        """
+        self._is_draining = True
+        self._loop.remove_reader(self._listener)
+        for connection in self._all_connections():
+            if connection.task is None:
+                self._end(connection)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in self._all_connections():
+            self._forget(connection)
+
+    def statistics(self) -> Statistics:
+        """What the server is doing now."""
+        return Statistics(self._connections, len(self._tasks))
+
+    # --- Connections come and go ---
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_AT_ONCE):
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.warning("no worker is accepted for a moment: %s", error)
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_again)
+                return
+            sock.setblocking(False)
+            self._welcome(Connection(sock, Peer.of(sock)))
+
+    def _accept_again(self) -> None:
+        if not self._is_draining:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _welcome(self, connection: Connection) -> None:
+        user = self._users.setdefault(connection.peer.uid, _User())
+        user.connections.add(connection)
+        self._connections += 1
+        if (
+            self._connections > self._limits.connections
+            or len(user.connections) > self._limits.connections_per_uid
+        ):
+            self._send(connection, Parcel(_HELLO))
+            self._send(connection, Parcel.busy("too many connections"))
+            self._end(connection)
+            return
+        self._loop.add_reader(connection.sock, self._read, connection)
+        self._read(connection)  # as a rule hello and request are there already
+
+    def _end(self, connection: Connection) -> None:
+        """Hear and say no more; forget the connection as soon as nothing of it is in flight."""
+        if connection.is_closing:
+            return
+        connection.is_closing = True
+        self._loop.remove_reader(connection.sock)
+        if connection.task is not None:
+            connection.task.cancel()
+        with contextlib.suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        self._linger(connection)
+
+    def _linger(self, connection: Connection) -> None:
+        if connection.sock.fileno() < 0:
+            return
+        if connection.unread and not connection.has_read_all:
+            self._loop.call_later(LINGER_SECONDS, self._linger, connection)
+        else:
+            self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        user = self._users[connection.peer.uid]
+        user.connections.discard(connection)
+        user.unread -= connection.unread
+        if not user.connections:
+            del self._users[connection.peer.uid]
+        self._connections -= 1
+        if not connection.is_closing:
+            self._loop.remove_reader(connection.sock)
+            connection.is_closing = True
+        connection.sock.close()
+
+    def _all_connections(self) -> list[Connection]:
+        return [each for user in self._users.values() for each in user.connections]
+
+    # --- What they say ---
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            packet = self._buffer.receive(connection.sock)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end(connection)
+            return
+        if not packet:
+            self._end(connection)
+        elif connection.drops_next:
+            connection.drops_next = False
+        elif connection.task is not None:
+            self._expel(connection, "a packet came before the last request was answered")
+        elif self._has_received(connection):
+            self._hear(connection, packet)
+        else:
+            self._expel(connection, "a packet came before the last answer was received")
+
+    def _has_received(self, connection: Connection) -> bool:
+        """Whether the last answer's descriptors have arrived, which then count no longer."""
+        if connection.unread:
+            if not connection.has_read_all:
+                return False
+            self._users[connection.peer.uid].unread -= connection.unread
+            connection.unread = 0
+        return True
+
+    def _hear(self, connection: Connection, packet: memoryview) -> None:
+        try:
+            message = decode_request(packet)
+        except WireError as error:
+            self._expel(connection, str(error))
+        except InvalidSource as error:
+            self._answer(connection, Parcel.problem(error))
+        else:
+            if isinstance(message, Hello) == connection.greeted:
+                self._expel(connection, "a conversation begins with one hello")
+            elif isinstance(message, Hello):
+                self._greet(connection, message)
+            else:
+                self._begin(connection, message)
+
+    def _greet(self, connection: Connection, hello: Hello) -> None:
+        connection.greeted = True
+        self._send(connection, Parcel(_HELLO))
+        version = VERSIONS.common(hello.versions)
+        if version is None:
+            low, high = hello.versions.low, hello.versions.high
+            self._expel(connection, f"no common version: the client speaks {low} to {high}")
+            return
+        connection.drops_next = version != hello.versions.high
+        self._read(connection)  # a request is sent along with the hello
+
+    def _expel(self, connection: Connection, why: str) -> None:
+        """End a conversation that is not of this protocol."""
+        log.debug("worker pid %d uid %d: %s", connection.peer.pid, connection.peer.uid, why)
+        error = ProtocolMismatch(why, hint="Bring client and daemon to neighbouring releases")
+        self._send(connection, Parcel.problem(error))
+        self._end(connection)
+
+    # --- What becomes of a request ---
+
+    def _begin(self, connection: Connection, request: Grantable) -> None:
+        if self._has_too_much_unread(self._users[connection.peer.uid]):
+            self._answer(connection, Parcel.busy("too many descriptors wait to be received"))
+            return
+        parcel = self._grant_nowait(request, connection.peer)
+        if parcel is not None:
+            self._answer(connection, parcel)
+        elif len(self._tasks) >= self._limits.requests:
+            self._answer(connection, Parcel.busy("too many requests"))
+        else:
+            self._work(connection, self._serve(connection, request))
+
+    def _has_too_much_unread(self, user: _User) -> bool:
+        if user.unread >= self._limits.unread_per_uid:
+            for connection in user.connections:
+                self._has_received(connection)
+        return user.unread >= self._limits.unread_per_uid
+
+    def _grant_nowait(self, request: Grantable, peer: Peer) -> Parcel | None:
+        if not isinstance(request, Load):
+            return None
+        try:
+            opened = self._backend.load_nowait(request, peer)
+            return None if opened is None else Parcel.files(opened)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the worker gets an answer
+            return Parcel.problem(error)
+
+    async def _grant(self, request: Grantable, peer: Peer, report: Reporter) -> Parcel:
+        backend = self._backend
+        try:
+            match request:
+                case Load():
+                    return Parcel.files(await backend.load(request, peer, report))
+                case Resolve():
+                    return Parcel(encode(await backend.resolve(request, peer, report)))
+                case Warm():
+                    return Parcel(encode(await backend.warm(request, peer, report)))
+                case Status():
+                    return Parcel(encode(await backend.status(peer)))
+                case Models():
+                    return Parcel(encode(first_page(await backend.models(request, peer))))
+        except Exception as error:  # noqa: BLE001  # whatever it is, the worker gets an answer
+            return Parcel.problem(error)
+
+    async def _serve(self, connection: Connection, request: Grantable) -> None:
+        def send(packet: bytes) -> None:
+            self._send(connection, Parcel(packet))
+
+        with Reporter(send, request, self._limits.heartbeat_seconds) as report:
+            parcel = await self._grant(request, connection.peer, report)
+        await self._deliver(connection, parcel)
+
+    def _work(self, connection: Connection, coroutine: Coroutine[None, None, None]) -> None:
+        task = connection.task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._worked, connection))
+
+    def _worked(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or self._is_draining:
+            self._end(connection)
+
+    # --- Answers ---
+
+    def _answer(self, connection: Connection, parcel: Parcel) -> None:
+        """Send an answer now, or as soon as it fits."""
+        if self._send(connection, parcel):
+            parcel.close()
+        else:
+            self._work(connection, self._deliver(connection, parcel))
+
+    async def _deliver(self, connection: Connection, parcel: Parcel) -> None:
+        try:
+            async with asyncio.timeout(self._limits.send_seconds):
+                while not self._send(connection, parcel):
+                    await connection.wait_writable()
+        except TimeoutError:
+            self._end(connection)
+        finally:
+            parcel.close()
+            connection.task = None  # from now on the worker may ask again
+
+    def _send(self, connection: Connection, parcel: Parcel) -> bool:
+        """Send what fits; True also when there is nobody any more to send it to."""
+        if connection.is_closing:
+            return True
+        try:
+            sent = connection.send(parcel.packet, parcel.descriptors)
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                return self._send(
+                    connection, Parcel.busy("too many descriptors wait to be received")
+                )
+            self._end(connection)
+            return True
+        if sent and parcel.descriptors:
+            self._users[connection.peer.uid].unread += len(parcel.descriptors)
+        return sent
