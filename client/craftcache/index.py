@@ -64,6 +64,7 @@ __all__ = [
     "Tensor",
     "VERSION",
     "assemble",
+    "contiguous_stride",
     "dump",
     "parse",
 ]

@@ -30,7 +30,7 @@ from .errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["ALLOWED_GLOBALS", "importable_globals", "load", "translate"]
+__all__ = ["ALLOWED_GLOBALS", "FilledDefaultdicts", "importable_globals", "load", "translate"]
 
 ALLOWED_GLOBALS: Final = (
     "builtins.dict",
@@ -112,7 +112,7 @@ def _load(file: BinaryIO, map_location: torch.device | str) -> object:
     except pickle.UnpicklingError as error:
         if not _FILLED_DEFAULTDICT.search(str(error)):
             raise
-    filled = _FilledDefaultdicts()
+    filled = FilledDefaultdicts()
     loaded = _load_allowing(file, map_location, {**allowed, "collections.defaultdict": filled.make})
     return filled.restore(loaded)
 
@@ -182,7 +182,7 @@ def refused_global(error: pickle.UnpicklingError) -> str | None:
     return name if "." in name else f"builtins.{name}"
 
 
-class _FilledDefaultdicts:
+class FilledDefaultdicts:
     """Stands in for defaultdict where torch refuses to fill one, and puts them back.
 
     Hydra's configs carry filled caches of resolvers in their metadata.

@@ -1,0 +1,67 @@
+"""What a child gives up before it looks at a file that nobody has judged yet.
+
+Weights-only unpickling runs no code of the file's. These limits are for the day on which torch
+has a hole, and for files that ask for a terabyte, a day of CPU, or a million dimensions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import resource
+import signal
+from typing import Final
+
+from craftcache.index import MAX_BYTES
+
+__all__ = ["confine", "die_with_parent"]
+
+_DATA_BYTES: Final = 256 * 1024 * 1024
+"""Writable memory that a child may take beyond what it inherits with torch."""
+
+_OPEN_FILES: Final = 16
+
+_CLONE_NEWUSER: Final = 0x10000000
+_CLONE_NEWNET: Final = 0x40000000
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the process ``parent``, which forked this one, ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def confine(*, cpu_seconds: int) -> None:
+    """Give up privileges to come, the network, and all but some memory, files and CPU time."""
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _leave_network()
+    _limit(resource.RLIMIT_DATA, _data_bytes() + _DATA_BYTES)
+    _limit(resource.RLIMIT_CPU, cpu_seconds)
+    _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    _limit(resource.RLIMIT_FSIZE, MAX_BYTES)
+    _limit(resource.RLIMIT_CORE, 0)
+
+
+def _leave_network() -> None:
+    """Enter an empty network of its own, where the kernel and the service's sandbox allow it."""
+    if _libc.unshare(_CLONE_NEWNET):
+        _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+
+
+def _limit(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _data_bytes() -> int:
+    """What RLIMIT_DATA counts of this process now."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        found = re.search(r"^VmData:\s+(\d+) kB", status.read(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0

@@ -1,0 +1,248 @@
+"""The daemon's side of inspection: hands files to the warm parent, and survives its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from craftcache.errors import CraftcacheError, NotACheckpoint, Unavailable, from_problem
+from craftcache.index import MAX_BYTES, parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Inspector", "REFUSED"]
+
+REFUSED: Final = 3
+"""Exit status of a child that wrote a problem document instead of an index."""
+
+_START_SECONDS: Final = 120.0
+"""For the parent to import torch, from a cold disk or a slow network file system."""
+
+_GRACE_SECONDS: Final = 10.0
+"""Beyond a job's deadline, after which the parent itself counts as hung."""
+
+_MESSAGE_BYTES: Final = 4096
+
+_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
+"""What the parent may see of the daemon's environment; tokens are not among it."""
+
+
+class Inspector:
+    """Says whether a checkpoint is safe to load, and what it holds.
+
+    Each file is looked at by a confined process of its own, a fork of one warm parent that has
+    imported torch. The parent starts with the first file, and anew when it has died. Leaving the
+    context ends it and all of its children.
+
+    Args:
+        deadline: Seconds that one file may take.
+        concurrency: Files looked at at once.
+    """
+
+    def __init__(self, *, deadline: float = 60.0, concurrency: int = 2) -> None:
+        self._deadline = deadline
+        self._slots = asyncio.Semaphore(concurrency)
+        self._parent: asyncio.Task[_Parent] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._parent is None:
+            return
+        self._parent.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Unavailable):
+            await (await self._parent).close()
+
+    async def inspect(self, path: Path, *, source: str) -> bytes:
+        """The index of the checkpoint at ``path``, as ``craftcache.index.parse`` reads it.
+
+        Args:
+            path: A regular file, or a link to one.
+            source: Named in errors.
+
+        Raises:
+            UnsafeCheckpoint: Loading it would call something; the message names it.
+            NotACheckpoint: It is damaged, absurd, or no checkpoint.
+            Unavailable: Inspection itself failed, through no fault of the file.
+        """
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise NotACheckpoint("it is no regular file", source=source)
+            async with self._slots:
+                return await self._inspect(file)
+        except CraftcacheError as error:
+            error.source = source
+            raise
+        finally:
+            os.close(file)
+
+    async def _inspect(self, file: int) -> bytes:
+        """Try once more where the parent died: another file's child may have been the cause."""
+        try:
+            return await (await self._warm_parent()).inspect(file, self._deadline)
+        except _ParentDied:
+            try:
+                return await (await self._warm_parent()).inspect(file, self._deadline)
+            except _ParentDied as error:
+                raise Unavailable("the process that inspects checkpoints dies") from error
+
+    async def _warm_parent(self) -> _Parent:
+        if self._parent is not None and self._parent.done():
+            failed = self._parent.cancelled() or self._parent.exception() is not None
+            if failed or not self._parent.result().alive:
+                self._parent = None
+        if self._parent is None:
+            self._parent = asyncio.create_task(_Parent.start(), name="inspection parent")
+        return await asyncio.shield(self._parent)
+
+
+class _ParentDied(Exception):
+    """The warm parent ended while a job was with it."""
+
+
+class _Parent:
+    """One warm parent and the jobs that are with it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._jobs: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._last = 0
+        self.alive = True
+        self._loop.add_reader(control, self._receive)
+
+    @classmethod
+    async def start(cls) -> _Parent:
+        """A parent that has imported torch."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "craftcached.inspect.forkserver"),
+                    str(theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                    start_new_session=True,  # an interrupt at the terminal is the daemon's
+                )
+        except BaseException:
+            ours.close()
+            raise
+        parent = cls(process, ours)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await parent._ready
+        except (TimeoutError, _ParentDied) as error:
+            await parent.close()
+            raise Unavailable("the process that inspects checkpoints does not start") from error
+        except BaseException:
+            await parent.close()
+            raise
+        return parent
+
+    async def inspect(self, file: int, seconds: float) -> bytes:
+        """The index of the open file.
+
+        Raises:
+            _ParentDied: The parent ended or hung before the job did.
+            CraftcacheError: As Inspector.inspect.
+        """
+        self._last += 1
+        number = self._last
+        ended = self._jobs[number] = self._loop.create_future()
+        result = os.memfd_create("index", os.MFD_CLOEXEC)
+        try:
+            self._send({"job": number, "seconds": seconds}, [file, result])
+            async with asyncio.timeout(seconds + _GRACE_SECONDS):
+                report = await ended
+            found = os.pread(result, MAX_BYTES, 0)
+        except TimeoutError as error:
+            await self.close()
+            raise _ParentDied from error
+        except asyncio.CancelledError:
+            with contextlib.suppress(_ParentDied):
+                self._send({"job": number, "cancel": True})
+            raise
+        finally:
+            del self._jobs[number]
+            os.close(result)
+        if report["late"]:
+            raise NotACheckpoint(f"inspecting it takes more than {seconds:.0f} s")
+        return await asyncio.to_thread(_outcome, report["status"], found, os.fstat(file).st_size)
+
+    async def close(self) -> None:
+        """End the process and, with it, its children."""
+        self._end()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+    def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        if not self.alive:
+            raise _ParentDied
+        try:
+            socket.send_fds(self._control, [json.dumps(message).encode()], fds or [])
+        except OSError as error:
+            self._end()
+            raise _ParentDied from error
+
+    def _receive(self) -> None:
+        """Take the parent's messages; an empty one is its end."""
+        while self.alive:
+            try:
+                data = self._control.recv(_MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._end()
+                return
+            message = json.loads(data)
+            waiting = self._ready if "ready" in message else self._jobs.get(message["job"])
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message)
+
+    def _end(self) -> None:
+        """Fail all jobs; afterwards this parent takes no more."""
+        if not self.alive:
+            return
+        self.alive = False
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        for waiting in (self._ready, *self._jobs.values()):
+            if not waiting.done():
+                waiting.set_exception(_ParentDied())
+
+
+def _outcome(status: int, found: bytes, file_size: int) -> bytes:
+    """The index that a child wrote, or the error that its end means."""
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        raise Unavailable(
+            "the inspection was killed",
+            hint="The kernel does so when memory is short; see its log",
+        )
+    try:
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == REFUSED:
+            raise from_problem(json.loads(found))
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+            parse(found, file_size=file_size)
+            return found
+    except ValueError as error:
+        raise NotACheckpoint("inspecting it gave no index") from error
+    how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "an error"
+    raise NotACheckpoint(f"inspecting it ended with {how}")
