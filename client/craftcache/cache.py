@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from .config import daemon_uid
 from .durable import make_directory, staging_name, write_file
-from .hub_cache import HubTree
+from .hub_cache import LOCK_SECONDS, HubTree
 from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
 
 if TYPE_CHECKING:
@@ -149,9 +149,25 @@ class CacheDir:
         owned = path != self.root or path.stat().st_uid == os.geteuid()
         return owned and os.access(path, os.W_OK | os.X_OK)
 
+    @contextlib.contextmanager
+    def lock(self, name: str, *, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
+        """Hold a lock among processes that fetch without a daemon; yields whether it is held."""
+        from filelock import FileLock, Timeout
+
+        path = make_directory(self.private / "locks") / f"{name}.lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(path, timeout=seconds))
+            except Timeout:
+                yield False
+                return
+            yield True
+
     def publish_url_blob(self, verified: Path, sha256: str) -> Path:
         """Give a verified file its final name; the caller still removes its own name for it."""
         final = self.url_blob(sha256)
+        if final.exists() and final.samefile(verified):
+            return final
         make_directory(final.parent)
         if verified.stat().st_nlink == 1:
             os.chmod(verified, BLOB_MODE)

@@ -20,6 +20,7 @@ __all__ = [
     "read_config",
     "choose_cache_dir",
     "choose_socket_dir",
+    "choose_insecure_hosts",
     "default_hub_cache",
     "daemon_uid",
 ]
@@ -89,7 +90,9 @@ def choose_socket_dir(
     Order: argument, ``CRAFTCACHE_SOCKET_DIR``, ``socket_dir`` in the configuration file,
     ``/run/craftcache`` where it exists, ``$XDG_RUNTIME_DIR/craftcache`` where that exists.
     """
-    chosen = argument or os.environ.get("CRAFTCACHE_SOCKET_DIR") or _setting("socket_dir", config_file)
+    chosen = (
+        argument or os.environ.get("CRAFTCACHE_SOCKET_DIR") or _setting("socket_dir", config_file)
+    )
     if chosen:
         return Path(os.path.abspath(os.path.expanduser(chosen)))
     if SYSTEM_SOCKET_DIR.is_dir():
@@ -98,6 +101,14 @@ def choose_socket_dir(
     if runtime and (own := Path(runtime, "craftcache")).is_dir():
         return own
     return None
+
+
+def choose_insecure_hosts() -> frozenset[str]:
+    """The hosts that plain ``http://`` is allowed for, as a worker's own fetch reads them."""
+    if listed := os.environ.get("CRAFTCACHE_INSECURE_HOSTS"):
+        return frozenset(host.strip() for host in listed.split(",") if host.strip())
+    hosts = read_config(config_path()).get("insecure_hosts", [])
+    return frozenset(host for host in hosts if isinstance(host, str))
 
 
 def default_hub_cache() -> Path:

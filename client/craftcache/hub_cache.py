@@ -85,6 +85,32 @@ class HubTree:
             return None
         return target.name if target.parent.name == "blobs" else None
 
+    @contextlib.contextmanager
+    def lock(self, etag: str, *, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
+        """Hold huggingface_hub's lock of a blob, as far as it can be had.
+
+        Args:
+            etag: The blob's name.
+            seconds: How long to wait for it.
+
+        Yields:
+            Whether it is held. Without it, publishing is as safe, only maybe done twice.
+        """
+        from filelock import Timeout
+
+        # Documented as importable from there, though the package does not list it.
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+        path = self.cache_dir / ".locks" / self.folder / f"{etag}.lock"
+        make_directory(path.parent)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(WeakFileLock(path, timeout=seconds))
+            except Timeout:
+                yield False
+                return
+            yield True
+
     def adopt(self, etag: str, promise: Promise) -> Digests | None:
         """Hash the blob that already stands under ``etag``; None where none keeps the promise.
 
@@ -97,12 +123,16 @@ class HubTree:
                 return None
             if promise.size is not None and path.stat().st_size != promise.size:
                 return None
-            return _kept(path, promise)
+            git = promise.digest is not None and promise.digest.algorithm == "git-sha1"
+            digests = hash_file(path, git=git)
         except OSError:
             return None
+        return digests if promise.is_kept_by(digests) else None
 
     def publish_blob(self, verified: Path, etag: str, promise: Promise) -> Path:
-        """Give a verified file the name ``etag``; the caller still removes its own name for it.
+        """Give a verified file the name ``etag``; the caller holds the lock if it could get it.
+
+        The caller still removes its own name for the file.
 
         A blob that is already there is kept if it keeps the promise too; a wrong one goes to
         quarantine and is replaced in one step.
@@ -110,15 +140,12 @@ class HubTree:
         final = self.blob(etag)
         make_directory(final.parent)
         _tag_cache_dir(self.cache_dir)
-        with self._lock(etag):
-            if verified.stat().st_nlink == 1:  # else it is published elsewhere already
-                os.chmod(verified, file_mode())
-            try:
-                os.link(verified, final)
-            except FileExistsError:
-                if not os.path.samefile(verified, final) and _kept(final, promise) is None:
-                    self._replace(verified, final)
-            except OSError:  # the blob's bytes may stand behind a dangling link
+        if verified.stat().st_nlink == 1:  # else it is published elsewhere already
+            os.chmod(verified, file_mode())
+        try:
+            os.link(verified, final)
+        except FileExistsError:
+            if not _is_same(verified, final) and self.adopt(etag, promise) is None:
                 self._replace(verified, final)
         sync_directory(final.parent)
         return final
@@ -129,8 +156,7 @@ class HubTree:
             pointer = self.pointer(commit, filename)
             make_directory(pointer.parent)
             target = os.path.relpath(self.blob(etag), pointer.parent)
-            with self._lock(etag):
-                self._link_pointer(target, pointer)
+            self._link_pointer(target, pointer)
             sync_directory(pointer.parent)
 
     def move_ref(self, revision: str, commit: str) -> None:
@@ -140,19 +166,6 @@ class HubTree:
         ref = self.root / "refs" / revision
         make_directory(ref.parent)
         write_file(ref, commit.encode("ascii"), staging=self.staging, mode=file_mode())
-
-    @contextlib.contextmanager
-    def _lock(self, etag: str) -> Iterator[None]:
-        from filelock import Timeout
-        # Documented as importable from there, though the package does not list it.
-        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
-        path = self.cache_dir / ".locks" / self.folder / f"{etag}.lock"
-        make_directory(path.parent)
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(Timeout):  # see LOCK_SECONDS
-                stack.enter_context(WeakFileLock(path, timeout=LOCK_SECONDS))
-            yield
 
     def _link_pointer(self, target: str, pointer: Path) -> None:
         try:
@@ -176,16 +189,11 @@ class HubTree:
         os.replace(staged, final)
 
 
-def _kept(path: Path, promise: Promise) -> Digests | None:
-    from .errors import IntegrityError
-
-    git = promise.digest is not None and promise.digest.algorithm == "git-sha1"
-    digests = hash_file(path, git=git)
+def _is_same(path: Path, other: Path) -> bool:
     try:
-        promise.check(digests, source=path.name)
-    except IntegrityError:
-        return None
-    return digests
+        return path.samefile(other)
+    except OSError:  # a link to nowhere
+        return False
 
 
 def _tag_cache_dir(cache_dir: Path) -> None:

@@ -134,15 +134,27 @@ class Manifest:
         """Bytes of all its files."""
         return sum(record.size for record in self.files)
 
-    def with_files(self, records: Iterable[FileRecord]) -> Manifest:
-        """The same model with ``records`` added, or put in place of those of the same name."""
-        files = {record.filename: record for record in (*self.files, *records)}
-        return Manifest(
-            self.source,
-            self.revision,
-            tuple(files[name] for name in sorted(files)),
-            now(),
-        )
+    @classmethod
+    def merged(
+        cls,
+        known: Manifest | None,
+        source: RemoteSource,
+        commit: str | None,
+        records: Iterable[FileRecord],
+    ) -> Manifest:
+        """The manifest that publishes ``records``, beside what ``known`` has of the same revision.
+
+        Args:
+            known: What is published now.
+            source: Whose it is.
+            commit: The revision; None for a source that has none but its files.
+            records: New, or in place of those of the same name.
+        """
+        keeps = known is not None and commit in (None, known.revision)
+        files = {record.filename: record for record in (known.files if known and keeps else ())}
+        files |= {record.filename: record for record in records}
+        ordered = tuple(files[name] for name in sorted(files))
+        return cls(source.shown, commit or files_revision(ordered), ordered, now())
 
     def dump(self) -> bytes:
         """The manifest as its file's content."""

@@ -14,11 +14,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from .errors import InvalidSource, NotFound
 from .verify import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "Part",
@@ -33,6 +36,7 @@ __all__ = [
     "Source",
     "parse",
     "locate",
+    "wanted_files",
     "check_filename",
     "shown_url",
     "url_digest",
@@ -206,6 +210,16 @@ def locate(text: str) -> Source:
             hint="Check the path; a Hub id is written org/name, without a leading dot or slash",
         )
     return parse(text)
+
+
+def wanted_files(source: RemoteSource, filenames: Sequence[str] = ()) -> tuple[str, ...]:
+    """The files that a request means: those named, else all that the source stands for.
+
+    A URL of one checkpoint has that one file, whatever is asked of it.
+    """
+    if isinstance(source, UrlSource) and not source.is_export:
+        return (source.basename,)
+    return tuple(filenames) or tuple(FILENAMES.values())
 
 
 def check_filename(filename: str, *, source: str) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .index import Index, Storage
 
-__all__ = ["build", "copy_into"]
+__all__ = ["build", "copy_into", "load_state_dict"]
 
 _MAP_NORESERVE: Final = 0x4000
 """From Linux's mman.h: a private map larger than memory is refused without it."""
@@ -97,6 +97,13 @@ def copy_into(
             that differ.
     """
     checkpoint = build(index, fd, device=torch.device("cpu"), mapped=mapped, source=source)
+    load_state_dict(checkpoint, module, key=key, source=source)
+
+
+def load_state_dict(
+    checkpoint: object, module: torch.nn.Module, *, key: str | None, source: str | None = None
+) -> None:
+    """Copy the state dict under ``key`` of a loaded checkpoint into ``module``; see copy_into."""
     state: Any = checkpoint
     if key is not None:
         state = checkpoint.get(key) if isinstance(checkpoint, dict) else None

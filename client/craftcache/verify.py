@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +13,7 @@ from .errors import IntegrityError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Digest", "Promise", "Hasher", "Digests", "hash_file"]
+__all__ = ["Digest", "Promise", "Hasher", "Digests", "hash_file", "hash_descriptor"]
 
 READ_BYTES = 4 * 1024 * 1024
 """Bytes read at once when a file is hashed: large for the disk, small for the CPU's cache."""
@@ -58,6 +59,14 @@ class Promise:
     size: int | None = None
     digest: Digest | None = None
     etag: str | None = None
+
+    def is_kept_by(self, digests: Digests) -> bool:
+        """Whether ``digests`` are those of the promised file."""
+        try:
+            self.check(digests, source="")
+        except IntegrityError:
+            return False
+        return True
 
     def check(self, digests: Digests, *, source: str) -> None:
         """Raise IntegrityError unless ``digests`` are those of the promised file."""
@@ -129,13 +138,27 @@ class Hasher:
 def hash_file(path: Path, *, git: bool = False) -> Digests:
     """Hash a whole file (blocking; about a second per gigabyte on one core).
 
+    Args:
+        path: The file.
+        git: Whether a git blob sha1 is wanted beside the sha256.
+
     Raises:
         OSError: The file cannot be read.
     """
-    with path.open("rb", buffering=0) as file:
-        hasher = Hasher(git_size=path.stat().st_size if git else None)
-        buffer = bytearray(READ_BYTES)
-        view = memoryview(buffer)
-        while count := file.readinto(buffer):
-            hasher.update(view[:count])
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return hash_descriptor(descriptor, git=git)
+    finally:
+        os.close(descriptor)
+
+
+def hash_descriptor(descriptor: int, *, git: bool = False) -> Digests:
+    """Hash a whole open file, wherever its position is; see hash_file."""
+    hasher = Hasher(git_size=os.fstat(descriptor).st_size if git else None)
+    buffer = bytearray(READ_BYTES)
+    view = memoryview(buffer)
+    position = 0
+    while count := os.preadv(descriptor, [buffer], position):
+        hasher.update(view[:count])
+        position += count
     return hasher.digests()

@@ -30,10 +30,11 @@ __all__ = [
 ]
 
 TEXT_LIMITS = (8192, 2048, 512, 64)
-"""Characters that each text of a problem is clipped to, in turn, until the message fits."""
+"""Characters that texts for people (of problems, and origins) are clipped to, in turn, until the
+message fits; at the last of them every answer does."""
 
 MAX_REVISION = 256
-MAX_ORIGIN = 512
+MAX_ORIGIN = TEXT_LIMITS[0]
 MAX_PATH = 4096
 MAX_MODELS = 1000
 
@@ -107,7 +108,7 @@ class ServedFile:
         filename: Its name inside the source.
         sha256: Of all its bytes, in hex.
         size: Its bytes.
-        origin: Where the bytes came from, like ``https://huggingface.co``; 512 characters at most.
+        origin: Where the bytes came from, for people; clipped where the message would be too large.
         verified_at: When they were verified, in seconds since the epoch.
         has_index: Whether it has an index, so that it can be mapped without unpickling.
     """
@@ -119,13 +120,13 @@ class ServedFile:
     verified_at: float
     has_index: bool
 
-    def to_fields(self) -> dict[str, Any]:
-        """The file as a JSON object."""
+    def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
+        """The file as a JSON object, its origin clipped to ``text_limit``."""
         return {
             "filename": self.filename,
             "sha256": self.sha256,
             "size": self.size,
-            "origin": self.origin,
+            "origin": _clipped(self.origin, text_limit),
             "verified_at": self.verified_at,
             "has_index": self.has_index,
         }
@@ -140,7 +141,7 @@ class ServedFile:
             filename=fields.text("filename", MAX_FILENAME),
             sha256=sha256,
             size=fields.integer("size"),
-            origin=fields.text("origin", MAX_ORIGIN),
+            origin=fields.text("origin", MAX_ORIGIN, empty=True),
             verified_at=fields.seconds("verified_at"),
             has_index=fields.flag("has_index"),
         )
@@ -167,12 +168,12 @@ class Loaded:
         """How many descriptors come with the message: each file's blob and, if any, index."""
         return sum(2 if file.has_index else 1 for file in self.files)
 
-    def to_fields(self) -> dict[str, Any]:
-        """The message's keys, but for its type."""
+    def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
+        """The message's keys, but for its type, origins clipped to ``text_limit``."""
         return {
             "source": self.source,
             "revision": self.revision,
-            "files": [file.to_fields() for file in self.files],
+            "files": [file.to_fields(text_limit) for file in self.files],
         }
 
     @classmethod
@@ -218,16 +219,29 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class WarmResult:
-    """What became of one source of a ``warm``: a revision, or the error that prevented one."""
+    """What became of one source of a ``warm``: a revision, or the error that prevented one.
+
+    Attributes:
+        revision: That is served from now on; None with an error.
+        error: Why there is none.
+        bytes_fetched: That came over the network for it.
+        bytes_reused: That were in the cache before.
+    """
 
     revision: str | None = None
     error: CraftcacheError | None = None
+    bytes_fetched: int = 0
+    bytes_reused: int = 0
 
     @classmethod
     def parse(cls, fields: Fields) -> WarmResult:
         """The result with these keys."""
         if fields.is_null("problem"):
-            return cls(revision=fields.text("revision", MAX_REVISION))
+            return cls(
+                revision=fields.text("revision", MAX_REVISION),
+                bytes_fetched=fields.integer("bytes_fetched"),
+                bytes_reused=fields.integer("bytes_reused"),
+            )
         return cls(error=fields.child("problem").error())
 
 
@@ -243,9 +257,13 @@ class Warmed:
         """The message as a JSON object, texts of problems clipped to ``text_limit``."""
         return {
             "results": [
-                {"revision": result.revision}
+                {
+                    "revision": result.revision,
+                    "bytes_fetched": result.bytes_fetched,
+                    "bytes_reused": result.bytes_reused,
+                }
                 if result.error is None
-                else {"problem": _clipped(result.error, text_limit)}
+                else {"problem": _problem(result.error, text_limit)}
                 for result in self.results
             ]
         }
@@ -282,12 +300,12 @@ class Model:
     revision: str
     files: tuple[ServedFile, ...]
 
-    def to_fields(self) -> dict[str, Any]:
-        """The model as a JSON object."""
+    def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
+        """The model as a JSON object, origins clipped to ``text_limit``."""
         return {
             "source": self.source,
             "revision": self.revision,
-            "files": [file.to_fields() for file in self.files],
+            "files": [file.to_fields(text_limit) for file in self.files],
         }
 
     @classmethod
@@ -314,9 +332,9 @@ class ModelsPage:
 
     TYPE: ClassVar[str] = "models_page"
 
-    def to_fields(self) -> dict[str, Any]:
-        """The message's keys, but for its type."""
-        return {"models": [model.to_fields() for model in self.models], "next": self.next}
+    def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
+        """The message's keys, but for its type, origins clipped to ``text_limit``."""
+        return {"models": [model.to_fields(text_limit) for model in self.models], "next": self.next}
 
     @classmethod
     def parse(cls, fields: Fields) -> ModelsPage:
@@ -342,7 +360,7 @@ class Problem:
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The message as a JSON object, texts clipped to ``text_limit``."""
-        return {"problem": _clipped(self.error, text_limit), "own_fault": self.own_fault}
+        return {"problem": _problem(self.error, text_limit), "own_fault": self.own_fault}
 
     @classmethod
     def parse(cls, fields: Fields) -> Problem:
@@ -357,10 +375,13 @@ def _files(fields: Fields) -> tuple[ServedFile, ...]:
     return tuple(map(ServedFile.parse, fields.children("files", MAX_FILES)))
 
 
-def _clipped(error: CraftcacheError, limit: int) -> dict[str, Any]:
-    """The error as a problem document whose texts have at most ``limit`` characters."""
+def _problem(error: CraftcacheError, text_limit: int) -> dict[str, Any]:
     problem = error.to_problem()
     for key in ("detail", "hint", "source"):
-        if len(problem.get(key, "")) > limit:
-            problem[key] = problem[key][: limit - 3] + "..."
+        if key in problem:
+            problem[key] = _clipped(problem[key], text_limit)
     return problem
+
+
+def _clipped(words: str, limit: int) -> str:
+    return words if len(words) <= limit else words[: limit - 3] + "..."

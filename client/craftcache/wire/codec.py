@@ -66,19 +66,19 @@ _FROM_DAEMON: dict[str, Callable[[Fields], FromDaemon]] = {
 
 
 def encode(message: Message) -> bytes:
-    """The packet of a message; texts of problems are clipped where it would be too large.
+    """The packet of a message; texts for people are clipped where it would be too large.
 
     Raises:
         WireError: It is too large all the same, or holds what JSON cannot say.
     """
-    if isinstance(message, Problem | Warmed):
+    if isinstance(message, Loaded | Warmed | ModelsPage | Problem):
         packets = (_pack(message.TYPE, message.to_fields(limit)) for limit in TEXT_LIMITS)
-        packet = next((packet for packet in packets if len(packet) <= MAX_MESSAGE), None)
     else:
-        packet = _pack(message.TYPE, message.to_fields())
-    if packet is None or len(packet) > MAX_MESSAGE:
-        raise WireError(f"{message.TYPE!r} would take more than {MAX_MESSAGE} bytes")
-    return packet
+        packets = (_pack(message.TYPE, message.to_fields()) for _ in range(1))
+    for packet in packets:
+        if len(packet) <= MAX_MESSAGE:
+            return packet
+    raise WireError(f"{message.TYPE!r} would take more than {MAX_MESSAGE} bytes")
 
 
 def decode_request(packet: bytes | bytearray | memoryview) -> FromClient:

@@ -1,0 +1,133 @@
+"""What a load would do here, in plain words; changes nothing and fetches nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from .errors import Unavailable
+from .sources import (
+    FILENAMES,
+    HubSource,
+    LocalDirectory,
+    LocalFile,
+    UrlSource,
+    WatchSource,
+    locate,
+    wanted_files,
+)
+
+if TYPE_CHECKING:
+    from .load import CachedModel, Loader
+    from .opened import FileInfo, ServedBy
+    from .sources import RemoteSource, Source
+    from .transport import Withdrawal
+
+__all__ = ["Explanation", "Kind", "explain"]
+
+Kind: TypeAlias = Literal["file", "directory", "url", "hub", "watch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a load of a source would do.
+
+    Attributes:
+        source: As shown.
+        kind: What the name was taken for.
+        steps: What was looked at, in order, and what was found.
+        served_by: Who would serve it; None where it could not be had.
+        revision: That would be served; None where that is only known after asking the origin.
+        files: What is known of the files that would be served.
+    """
+
+    source: str
+    kind: Kind
+    steps: tuple[str, ...]
+    served_by: ServedBy | None
+    revision: str | None
+    files: tuple[FileInfo, ...]
+
+
+def explain(loader: Loader, text: str, *, withdrawal: Withdrawal) -> Explanation:
+    """Explain what ``loader`` would do with ``text``.
+
+    Raises:
+        InvalidSource: It is no source.
+        NotFound: It is written as a path and nothing is there.
+    """
+    source = locate(text)
+    match source:
+        case LocalFile() | LocalDirectory():
+            return _explain_local(source)
+        case _:
+            return _explain_remote(loader, source, withdrawal)
+
+
+def _explain_local(source: LocalFile | LocalDirectory) -> Explanation:
+    if isinstance(source, LocalFile):
+        steps = ["a file of that name exists, so it is loaded as it is"]
+        return Explanation(str(source), "file", tuple(steps), "local", None, ())
+    steps = ["a directory of that name exists, so it wins over a Hub id of the same name"]
+    missing = [name for name in FILENAMES.values() if not (source.path / name).is_file()]
+    steps += [f"{name} is missing in it" for name in missing]
+    return Explanation(
+        str(source), "directory", tuple(steps), None if missing else "local", None, ()
+    )
+
+
+def _explain_remote(loader: Loader, source: RemoteSource, withdrawal: Withdrawal) -> Explanation:
+    steps = ["no local file or directory has that name", _WHAT[type(source)]]
+    names = wanted_files(source)
+    try:
+        loader.status(withdrawal=withdrawal)
+        has_daemon = True
+        steps.append(f"the daemon at {loader.socket_dir} answers")
+    except Unavailable as error:
+        has_daemon = False
+        steps.append(error.message)
+    model = _cached(loader.models(withdrawal=withdrawal), source, names)
+    if model is not None:
+        steps.append(f"it is cached and verified at revision {model.revision}")
+        served_by: ServedBy | None = "daemon" if has_daemon else "cache"
+        return _explanation(source, steps, served_by, model)
+    steps.append("it is not cached" if has_daemon else f"it is not in {loader.cache_dir}")
+    if has_daemon:
+        steps.append("the daemon would fetch and verify it first")
+        return _explanation(source, steps, "daemon", None)
+    if loader.fallback == "origin" and not isinstance(source, WatchSource):
+        steps.append("this process would fetch and verify it by itself")
+        return _explanation(source, steps, "origin", None)
+    steps.append(f"fallback={loader.fallback!r} forbids to fetch it")
+    return _explanation(source, steps, None, None)
+
+
+_WHAT: dict[type[Source], str] = {
+    UrlSource: "it is a URL",
+    HubSource: "it is a Hugging Face Hub id",
+    WatchSource: "it is a watched export directory",
+}
+
+_KINDS: dict[type[Source], Kind] = {UrlSource: "url", HubSource: "hub", WatchSource: "watch"}
+
+
+def _cached(
+    models: list[CachedModel], source: RemoteSource, names: tuple[str, ...]
+) -> CachedModel | None:
+    for model in models:
+        if model.source == source.shown and {f.filename for f in model.files}.issuperset(names):
+            return model
+    return None
+
+
+def _explanation(
+    source: RemoteSource, steps: list[str], served_by: ServedBy | None, model: CachedModel | None
+) -> Explanation:
+    return Explanation(
+        source.shown,
+        _KINDS[type(source)],
+        tuple(steps),
+        served_by,
+        model.revision if model else None,
+        model.files if model else (),
+    )

@@ -1,0 +1,201 @@
+"""What both clients do, written once: blocking, each call withdrawable from another thread."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from .errors import CraftcacheError, InvalidSource
+from .explain import explain
+from .export import (
+    copy_into,
+    export_of,
+    files_by_part,
+    parse_device,
+    to_export,
+    to_object,
+)
+from .load import Loader
+from .sources import (
+    FILENAMES,
+    LocalDirectory,
+    LocalFile,
+    UrlSource,
+    check_filename,
+    locate,
+    parse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from .explain import Explanation
+    from .export import Export
+    from .load import CachedModel, Fallback, WarmedModel
+    from .sources import Part, Source
+    from .transport import Withdrawal
+    from .wire import Progress
+
+__all__ = ["Operations", "PathLike", "Device"]
+
+PathLike = str | os.PathLike[str]
+Device = "str | int | torch.device"
+
+
+class Operations:
+    """The clients' methods; see craftcache.client.Client for what each promises.
+
+    Thread-safe and fork-safe as its Loader is, and picklable by its arguments.
+    """
+
+    def __init__(
+        self,
+        *,
+        socket_dir: PathLike | None,
+        cache_dir: PathLike | None,
+        fallback: Fallback | bool,
+    ) -> None:
+        if isinstance(fallback, bool):
+            fallback = "origin" if fallback else "none"
+        self.arguments: dict[str, Any] = {
+            "socket_dir": socket_dir,
+            "cache_dir": cache_dir,
+            "fallback": fallback,
+        }
+        self.loader = Loader(**self.arguments)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.arguments
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)  # type: ignore[misc]  # a copy opens its own connections
+
+    def load(
+        self,
+        source: PathLike,
+        device: str | int | torch.device,
+        parts: Sequence[Part],
+        *,
+        withdrawal: Withdrawal,
+    ) -> Export:
+        """See Client.load."""
+        started = time.perf_counter()
+        placed = parse_device(device)
+        located = export_of(locate(os.fspath(source)), parts)
+        names = files_by_part(located, parts)
+        with self.loader.open(
+            located, tuple(names.values()), withdrawal=withdrawal, report=_ignore
+        ) as opened:
+            return to_export(os.fspath(source), opened, names, placed, started=started)
+
+    def load_state_dict(
+        self,
+        file_or_url_or_id: PathLike,
+        filename: str | None,
+        device: str | int | torch.device,
+        cache_dir: PathLike | None,
+        *,
+        withdrawal: Withdrawal,
+    ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
+        """See Client.load_state_dict."""
+        placed = parse_device(device)
+        source = locate(os.fspath(file_or_url_or_id))
+        name = _one_file(source, filename)
+        loader = self.loader
+        if cache_dir is not None:
+            loader = Loader(**self.arguments | {"cache_dir": cache_dir})
+        with loader.open(source, (name,), withdrawal=withdrawal, report=_ignore) as opened:
+            return to_object(opened.files[name], placed, source=str(source))
+
+    def load_into(
+        self,
+        module: torch.nn.Module,
+        source: PathLike,
+        part: Part,
+        key: str | None,
+        *,
+        withdrawal: Withdrawal,
+    ) -> None:
+        """See Client.load_into."""
+        located = export_of(locate(os.fspath(source)), (part,))
+        name = files_by_part(located, (part,))[part]
+        with self.loader.open(located, (name,), withdrawal=withdrawal, report=_ignore) as opened:
+            copy_into(opened.files[name], module, key, source=str(located))
+
+    def resolve(self, source: PathLike, filename: str, *, withdrawal: Withdrawal) -> Path:
+        """See Client.resolve."""
+        located = locate(os.fspath(source))
+        name = _one_file(located, filename)
+        return self.loader.resolve(located, name, withdrawal=withdrawal, report=_ignore)
+
+    def warm(
+        self,
+        sources: str | Iterable[str],
+        *,
+        filenames: Sequence[str],
+        on_progress: Callable[[Progress], None] | None,
+        withdrawal: Withdrawal,
+    ) -> list[WarmedModel]:
+        """See Client.warm."""
+        warmed: list[WarmedModel] = []
+        failures: list[CraftcacheError] = []
+        for text in [sources] if isinstance(sources, str) else sources:
+            try:
+                source = parse(text)
+                for filename in filenames:
+                    check_filename(filename, source=source.shown)
+                warmed.append(
+                    self.loader.warm(
+                        source, filenames, withdrawal=withdrawal, report=on_progress or _ignore
+                    )
+                )
+            except CraftcacheError as error:
+                failures.append(error)
+        if failures:
+            for other in failures[1:]:
+                failures[0].add_note(f"{other.code}: {other}")
+            raise failures[0]
+        return warmed
+
+    def status(self, *, withdrawal: Withdrawal) -> dict[str, Any]:
+        """See Client.status."""
+        return self.loader.status(withdrawal=withdrawal)
+
+    def models(self, *, withdrawal: Withdrawal) -> list[CachedModel]:
+        """See Client.models."""
+        return self.loader.models(withdrawal=withdrawal)
+
+    def explain(self, source: PathLike, *, withdrawal: Withdrawal) -> Explanation:
+        """See Client.explain."""
+        return explain(self.loader, os.fspath(source), withdrawal=withdrawal)
+
+
+def _one_file(source: Source, filename: str | None) -> str:
+    """The name of the one checkpoint that is meant.
+
+    Raises:
+        InvalidSource: The source holds several, and none was named.
+    """
+    shown = str(source) if isinstance(source, LocalFile | LocalDirectory) else source.shown
+    match source:
+        case LocalFile(path):
+            return path.name
+        case UrlSource(is_export=False):
+            return source.basename
+        case UrlSource(filename=str(named)):
+            return named
+    if filename is None:
+        raise InvalidSource(
+            "which file of it is not said",
+            source=shown,
+            hint=f"Name one, such as filename={FILENAMES['lm']!r}",
+        )
+    return check_filename(filename, source=shown)
+
+
+def _ignore(_progress: Progress) -> None:
+    """Nobody watches."""

@@ -1,0 +1,120 @@
+"""From verified files to a published model: the one order in which names are given.
+
+    blobs -> snapshot links -> manifest -> ref
+
+The manifest's rename is the moment at which the model exists for craftcache, the ref's the one at
+which it does for unmodified huggingface_hub; before each, all that it leads to is in place and
+durable. A kill in between leaves the old state whole, and blobs that the next try finds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .manifest import FileRecord, Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from .cache import CacheDir
+    from .sources import HubSource, UrlSource
+    from .verify import Digests, Promise
+
+__all__ = ["Verified", "publish_hub", "publish_url"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A file whose bytes kept their promise and whose content was inspected.
+
+    Attributes:
+        path: Where it stands: in staging, or already published.
+        digests: Of all its bytes.
+        etag: The origin's validator; a Hub file always has one.
+        bytes_fetched: That came over the network for it.
+        bytes_reused: That were here before.
+    """
+
+    path: Path
+    digests: Digests
+    etag: str | None
+    bytes_fetched: int
+    bytes_reused: int
+
+
+def publish_hub(
+    cache: CacheDir,
+    source: HubSource,
+    commit: str,
+    files: Mapping[str, tuple[Verified, Promise]],
+    origin: str,
+) -> Manifest:
+    """Publish files of one commit of a repository.
+
+    The caller holds the locks of the blobs, as far as they could be had, and removes the files'
+    names in staging afterwards.
+
+    Args:
+        cache: Where to.
+        source: Whose they are; its revision gets a ref.
+        commit: At which they were described.
+        files: By name; each with the promise that it kept.
+        origin: Shown as where they came from, with the file's name behind it.
+
+    Raises:
+        OSError: The manifest and the ref are as they were.
+    """
+    tree = cache.hub_tree(source.repo_id)
+    records = []
+    etags = {}
+    for filename, (verified, promise) in files.items():
+        etags[filename] = verified.etag or verified.digests.sha256
+        blob = tree.publish_blob(verified.path, etags[filename], promise)
+        records.append(
+            FileRecord.of(
+                filename,
+                cache.relative(blob),
+                verified.digests,
+                blob.stat(),
+                origin=f"{origin}/{filename}",
+                etag=etags[filename],
+            )
+        )
+    tree.link_snapshot(commit, etags)
+    manifest = Manifest.merged(cache.manifest(source), source, commit, records)
+    cache.write_manifest(source, manifest)
+    tree.move_ref(source.revision, commit)
+    return manifest
+
+
+def publish_url(
+    cache: CacheDir, source: UrlSource, files: Mapping[str, tuple[Verified, str]]
+) -> Manifest:
+    """Publish files of a URL; the caller removes their names in staging afterwards.
+
+    Args:
+        cache: Where to.
+        source: Whose they are.
+        files: By name; each with its address as shown.
+
+    Raises:
+        OSError: The manifest is as it was.
+    """
+    records = []
+    for filename, (verified, origin) in files.items():
+        blob = cache.publish_url_blob(verified.path, verified.digests.sha256)
+        records.append(
+            FileRecord.of(
+                filename,
+                cache.relative(blob),
+                verified.digests,
+                blob.stat(),
+                origin=origin,
+                etag=verified.etag,
+            )
+        )
+    manifest = Manifest.merged(cache.manifest(source), source, None, records)
+    cache.write_manifest(source, manifest)
+    return manifest

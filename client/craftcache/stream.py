@@ -1,0 +1,199 @@
+"""A worker's own download: one plain stream into a private staging file, hashed as it comes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import httpx
+
+from .durable import staging_name
+from .errors import AccessDenied, CraftcacheError, NotFound, StorageFull, Unavailable
+from .sources import shown_url
+from .verify import Digests, Hasher, Promise
+from .version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+__all__ = ["Download", "Downloaded", "download"]
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 30.0
+"""Without a byte, after which the stream counts as dead."""
+
+CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What to fetch.
+
+    Attributes:
+        source: As errors name it.
+        url: May redirect.
+        promise: What the origin said beforehand.
+        headers: Credentials, for the URL's own origin only.
+    """
+
+    source: str
+    url: str
+    promise: Promise
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """A file that came whole, durable and as promised.
+
+    Attributes:
+        path: In staging; the caller links or removes it.
+        digests: Of its bytes.
+        etag: The strong validator that came with it, unquoted, or None.
+    """
+
+    path: Path
+    digests: Digests
+    etag: str | None
+
+
+def download(
+    wanted: Download,
+    *,
+    staging: Path,
+    check_url: Callable[[str], None],
+    report: Callable[[int, int | None], None],
+) -> Downloaded:
+    """Fetch one file.
+
+    Args:
+        wanted: What to fetch.
+        staging: Where to put it.
+        check_url: Called with each URL before it is asked, redirect targets included.
+        report: Called with bytes so far and the total, where known. What it raises ends the
+            download.
+
+    Raises:
+        NotFound, AccessDenied, PolicyDenied, IntegrityError, StorageFull, Unavailable: Nothing is
+            left in ``staging``.
+    """
+    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    headers = {"User-Agent": f"craftcache/{VERSION}", "Accept-Encoding": "identity"}
+    path = staging / staging_name()
+    try:
+        # httpx drops Authorization where a redirect leaves the origin.
+        client = httpx.Client(
+            timeout=timeout,
+            headers=headers,
+            follow_redirects=True,
+            event_hooks={"request": [lambda request: check_url(str(request.url))]},
+        )
+        with client, client.stream("GET", wanted.url, headers=dict(wanted.headers)) as response:
+            _check_status(response, wanted)
+            digests = _receive(response, wanted, path, report)
+        wanted.promise.check(digests, source=wanted.source)
+        return Downloaded(path, digests, strong_etag(response.headers.get("ETag")))
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        raise _translated(error, wanted) from error
+
+
+def strong_etag(header: str | None) -> str | None:
+    """The validator of an ETag header, unquoted; None of a weak one or none."""
+    return None if header is None or header.startswith("W/") else header.strip('"') or None
+
+
+def _receive(
+    response: httpx.Response,
+    wanted: Download,
+    path: Path,
+    report: Callable[[int, int | None], None],
+) -> Digests:
+    length = response.headers.get("Content-Length")
+    total = wanted.promise.size if length is None else int(length)
+    _check_space(wanted, path.parent, total)
+    # A sha1 over "blob <size>" needs the size first: the origin promised it with the digest.
+    hasher = Hasher.for_promise(wanted.promise)
+    done = 0
+    with open(path, "xb", opener=_private) as file:
+        for chunk in response.iter_raw(CHUNK_BYTES):
+            file.write(chunk)
+            hasher.update(chunk)
+            done += len(chunk)
+            report(done, total)
+        if total is not None and done < total:
+            raise Unavailable(
+                f"the connection ended after {done} of {total} bytes",
+                source=wanted.source,
+                hint="Try again",
+            )
+        file.flush()
+        os.fsync(file.fileno())
+    return hasher.digests()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _check_space(wanted: Download, directory: Path, total: int | None) -> None:
+    missing = (total or 0) - shutil.disk_usage(directory).free
+    if missing > 0:
+        raise _storage_full(wanted, directory, missing)
+
+
+def _storage_full(wanted: Download, directory: Path, missing: int) -> StorageFull:
+    return StorageFull(
+        f"the file system of {directory} lacks {missing} bytes",
+        missing_bytes=missing,
+        source=wanted.source,
+        hint="Free some space, or remove a model with craftcache rm",
+    )
+
+
+def _check_status(response: httpx.Response, wanted: Download) -> None:
+    status = response.status_code
+    if status == 200:
+        return
+    where = shown_url(str(response.url))
+    if status in (401, 403):
+        raise AccessDenied(
+            f"{where} answers {status}",
+            source=wanted.source,
+            hint="Check that the address is still valid and that you may read it",
+        )
+    if status in (404, 410):
+        raise NotFound(f"{where} answers {status}", source=wanted.source, hint="Check the address")
+    after = response.headers.get("Retry-After", "")
+    raise Unavailable(
+        f"{where} answers {status}",
+        source=wanted.source,
+        hint="Try again later",
+        retryable=status in (408, 425, 429) or status >= 500,
+        retry_after=float(after) if after.isdecimal() else None,
+    )
+
+
+def _translated(error: BaseException, wanted: Download) -> BaseException:
+    if isinstance(error, CraftcacheError):
+        error.source = wanted.source
+        return error
+    if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
+        return Unavailable(
+            f"{urlsplit(wanted.url).hostname} cannot be reached ({type(error).__name__})",
+            source=wanted.source,
+            hint="Check the network, or warm the model while the origin is reachable",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(
+            "the disk filled up while the file was written",
+            missing_bytes=wanted.promise.size or 0,
+            source=wanted.source,
+            hint="Free some space, or remove a model with craftcache rm",
+        )
+    return error
