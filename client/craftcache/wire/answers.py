@@ -36,7 +36,7 @@ message fits; at the last of them every answer does."""
 MAX_REVISION = 256
 MAX_ORIGIN = TEXT_LIMITS[0]
 MAX_PATH = 4096
-MAX_MODELS = 1000
+MAX_MODELS = 4096
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -22,7 +22,7 @@ from .hello import Hello
 from .requests import Load, Models, Request, Resolve, Status, Warm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["MAX_MESSAGE", "encode", "decode_request", "decode_answer", "first_page"]
 
@@ -71,11 +71,8 @@ def encode(message: Message) -> bytes:
     Raises:
         WireError: It is too large all the same, or holds what JSON cannot say.
     """
-    if isinstance(message, Loaded | Warmed | ModelsPage | Problem):
-        packets = (_pack(message.TYPE, message.to_fields(limit)) for limit in TEXT_LIMITS)
-    else:
-        packets = (_pack(message.TYPE, message.to_fields()) for _ in range(1))
-    for packet in packets:
+    for fields in _forms(message):
+        packet = _encoded({"type": message.TYPE} | fields)
         if len(packet) <= MAX_MESSAGE:
             return packet
     raise WireError(f"{message.TYPE!r} would take more than {MAX_MESSAGE} bytes")
@@ -120,8 +117,12 @@ def first_page(models: Iterable[Model]) -> ModelsPage:
     return ModelsPage(tuple(page))
 
 
-def _pack(kind: str, fields: dict[str, Any]) -> bytes:
-    return _encoded({"type": kind} | fields)
+def _forms(message: Message) -> Iterator[dict[str, Any]]:
+    """The message's keys, and then again with ever shorter texts for people, if it has such."""
+    if isinstance(message, Loaded | Warmed | ModelsPage | Problem):
+        yield from map(message.to_fields, TEXT_LIMITS)
+    else:
+        yield message.to_fields()
 
 
 def _encoded(value: dict[str, Any]) -> bytes:

@@ -56,7 +56,7 @@ class Hello:
     @classmethod
     def parse(cls, fields: Fields) -> Hello:
         """The message with these keys."""
-        match fields.items("versions", 2):
-            case [int(low), int(high)] if 0 <= low <= high <= MAX_VERSION:
-                return cls(Versions(low, high), fields.text("software", MAX_SOFTWARE))
+        ends = fields.items("versions", 2)
+        if [type(end) for end in ends] == [int, int] and 0 <= ends[0] <= ends[1] <= MAX_VERSION:
+            return cls(Versions(*ends), fields.text("software", MAX_SOFTWARE))
         raise WireError("'versions' is no range of versions")

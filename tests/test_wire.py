@@ -1,0 +1,348 @@
+"""The messages of the worker socket: what is said is understood, what is not is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from craftcache import errors, wire
+from craftcache.errors import CraftcacheError, InvalidSource, StorageFull, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PRINTABLE = st.characters(exclude_categories=("C", "Z"), exclude_characters="\\/")
+NAMES = st.text(PRINTABLE, min_size=1, max_size=30).filter(lambda name: name not in {".", ".."})
+SIZES = st.integers(0, 2**63 - 1)
+FILES = st.builds(
+    wire.ServedFile,
+    filename=NAMES,
+    sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
+    size=SIZES,
+    origin=NAMES,
+    verified_at=st.floats(0, 2**40),
+    has_index=st.booleans(),
+)
+FILE_TUPLES = st.lists(FILES, max_size=wire.MAX_FILES).map(tuple)
+FILENAMES = st.lists(NAMES, max_size=wire.MAX_FILES).map(tuple)
+VERSIONS = st.tuples(st.integers(0, 65_535), st.integers(0, 65_535)).map(
+    lambda ends: wire.Versions(min(ends), max(ends))
+)
+HELLOS = st.builds(wire.Hello, VERSIONS, NAMES)
+REQUESTS = st.one_of(
+    HELLOS,
+    st.builds(wire.Load, NAMES, FILENAMES),
+    st.builds(wire.Resolve, NAMES, NAMES),
+    st.builds(wire.Warm, st.lists(NAMES, min_size=1, max_size=32).map(tuple), FILENAMES),
+    st.builds(wire.Status),
+    st.builds(wire.Models, st.just("") | NAMES),
+)
+STATES: st.SearchStrategy[wire.State] = st.sampled_from(
+    ["queued", "fetching", "verifying", "inspecting", "publishing", "done", "failed"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(0, 9) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+ANSWERS = st.one_of(
+    HELLOS,
+    st.builds(
+        wire.Progress,
+        st.just("") | NAMES,
+        st.none() | NAMES,
+        SIZES,
+        st.none() | SIZES,
+        STATES,
+    ),
+    st.builds(wire.Loaded, NAMES, NAMES, FILE_TUPLES),
+    st.builds(wire.Resolved, NAMES, SIZES, SIZES),
+    st.builds(
+        wire.Warmed, st.lists(st.builds(wire.WarmResult, revision=NAMES), max_size=32).map(tuple)
+    ),
+    st.builds(wire.StatusReport, st.dictionaries(NAMES, st.integers() | NAMES)),
+    st.builds(
+        wire.ModelsPage,
+        st.lists(st.builds(wire.Model, NAMES, NAMES, FILE_TUPLES), max_size=3).map(tuple),
+        st.just("") | NAMES,
+    ),
+)
+
+WIDE = "\N{MUSICAL SYMBOL G CLEF}"
+"""A printable character that takes four bytes."""
+
+
+def packet(**fields: object) -> bytes:
+    return json.dumps(fields).encode()
+
+
+@given(REQUESTS)
+def test_requests_arrive_as_they_were_sent(request: Any) -> None:
+    assert wire.decode_request(wire.encode(request)) == request
+
+
+@given(ANSWERS)
+def test_answers_arrive_as_they_were_sent(answer: Any) -> None:
+    assert wire.decode_answer(wire.encode(answer)) == answer
+
+
+@given(REQUESTS, st.dictionaries(st.text(min_size=1).map(lambda key: f"later {key}"), JSON))
+def test_keys_of_later_releases_are_ignored(request: Any, later: dict[str, Any]) -> None:
+    fields = json.loads(wire.encode(request))
+    assert wire.decode_request(json.dumps(later | fields).encode()) == request
+
+
+@pytest.mark.parametrize("decode", [wire.decode_request, wire.decode_answer])
+@given(data=st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_arbitrary_bytes_are_refused(decode: Callable[[bytes], object], data: bytes) -> None:
+    with pytest.raises(wire.WireError):
+        decode(data)
+
+
+@given(st.data())
+def test_a_message_with_one_value_replaced_is_refused_or_in_bounds(data: st.DataObject) -> None:
+    decode: Callable[[bytes], Any]
+    messages, decode = data.draw(
+        st.sampled_from([(REQUESTS, wire.decode_request), (ANSWERS, wire.decode_answer)])
+    )
+    fields = json.loads(wire.encode(data.draw(messages)))
+    fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(JSON)
+    try:
+        message = decode(json.dumps(fields).encode())
+    except (wire.WireError, InvalidSource):
+        return
+    assert decode(wire.encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"type": 1},
+        {"type": "follow", "source": "a"},
+        {"type": "loaded", "source": "a", "revision": "b", "files": []},
+        {"type": "hello"},
+        {"type": "hello", "versions": [1], "software": "x"},
+        {"type": "hello", "versions": [2, 1], "software": "x"},
+        {"type": "hello", "versions": [-1, 1], "software": "x"},
+        {"type": "hello", "versions": [1, 65_536], "software": "x"},
+        {"type": "hello", "versions": [1.0, 1.0], "software": "x"},
+        {"type": "hello", "versions": [False, True], "software": "x"},
+        {"type": "hello", "versions": [1, 1], "software": "x" * 129},
+        {"type": "load", "filenames": []},
+        {"type": "load", "source": "", "filenames": []},
+        {"type": "load", "source": "a\nb", "filenames": []},
+        {"type": "load", "source": "\ud800", "filenames": []},
+        {"type": "load", "source": "a" * 4097, "filenames": []},
+        {"type": "load", "source": ["a"], "filenames": []},
+        {"type": "load", "source": "a"},
+        {"type": "load", "source": "a", "filenames": "abc"},
+        {"type": "load", "source": "a", "filenames": ["f"] * 17},
+        {"type": "load", "source": "a", "filenames": [None]},
+        {"type": "load", "source": "a", "filenames": ["f" * 1000] * 9},
+        {"type": "resolve", "source": "a", "filename": ""},
+        {"type": "warm", "sources": [], "filenames": []},
+        {"type": "warm", "sources": ["a"] * 33, "filenames": []},
+        {"type": "models", "after": None},
+    ],
+)
+def test_requests_out_of_bounds_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(wire.WireError):
+        wire.decode_request(packet(**fields))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": "0" * 63 + "g"},
+        {"sha256": "0" * 63},
+        {"size": -1},
+        {"size": 2**63},
+        {"size": True},
+        {"size": 1.5},
+        {"verified_at": True},
+        {"verified_at": -1.0},
+        {"verified_at": 1e300},
+        {"has_index": 1},
+        {"filename": ""},
+    ],
+)
+def test_files_out_of_bounds_are_refused(change: dict[str, object]) -> None:
+    fields = wire.ServedFile("f", "0" * 64, 1, "o", 1.0, has_index=True).to_fields()
+    message = {"type": "loaded", "source": "a", "revision": "b"}
+    assert wire.decode_answer(packet(**message, files=[fields]))
+    with pytest.raises(wire.WireError):
+        wire.decode_answer(packet(**message, files=[fields | change]))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"\xff",
+        b'{"type": "status"',
+        b'{"type": "status"} x',
+        '{"type": "status"}'.encode("utf-16"),
+        b'{"type": "status", "x": NaN}',
+        b'{"type": "status", "x": -Infinity}',
+        b'{"type": "status", "x": ' + b"9" * 5000 + b"}",
+        b'{"type": "status", "x": ' + b"[" * 60_000 + b"}",
+        b'{"type": "status"}' + b" " * wire.MAX_MESSAGE,
+    ],
+    ids=lambda data: data[:40],
+)
+def test_what_is_no_small_json_object_is_refused(data: bytes) -> None:
+    with pytest.raises(wire.WireError):
+        wire.decode_request(data)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../b", "a//b", ".", "a\\b", "a/"])
+def test_filenames_that_lead_out_of_the_source_are_the_users_error(name: str) -> None:
+    for fields in (
+        {"type": "load", "source": "org/name", "filenames": [name]},
+        {"type": "warm", "sources": ["org/name"], "filenames": ["ok", name]},
+        {"type": "resolve", "source": "org/name", "filename": name},
+    ):
+        with pytest.raises(InvalidSource) as caught:
+            wire.decode_request(packet(**fields))
+        assert caught.value.source == "org/name"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../b", "a//b", "", ".", "a/"])
+def test_a_path_that_leads_out_of_the_cache_directory_is_refused(path: str) -> None:
+    with pytest.raises(wire.WireError):
+        wire.decode_answer(packet(type="resolved", path=path, device=1, inode=1))
+
+
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if name != "from_problem"])
+def test_every_error_of_the_tree_arrives_as_what_it_is(name: str) -> None:
+    cls: type[CraftcacheError] = getattr(errors, name)
+    error = cls("what happened\nin two lines", source="org/name", hint="do this", retry_after=2.5)
+    problem = wire.decode_answer(wire.encode(wire.Problem(error)))
+    assert isinstance(problem, wire.Problem)
+    assert type(problem.error) is cls
+    assert problem.error.to_problem() == error.to_problem()
+    assert not problem.own_fault
+
+
+def test_the_errors_of_a_warm_arrive_beside_its_revisions() -> None:
+    full = StorageFull("no room", missing_bytes=17, source="b/b")
+    sent = wire.Warmed((wire.WarmResult(revision="r"), wire.WarmResult(error=full)))
+    arrived = wire.decode_answer(wire.encode(sent))
+    assert isinstance(arrived, wire.Warmed)
+    assert arrived.results[0] == wire.WarmResult(revision="r")
+    assert isinstance(arrived.results[1].error, StorageFull)
+    assert arrived.results[1].error.missing_bytes == 17
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        {"detail": "d", "retryable": False},
+        {"code": "NotFound", "retryable": False},
+        {"code": "NotFound", "detail": "d", "retryable": "no"},
+        {"code": "NotFound", "detail": "d", "retryable": False, "source": 1},
+        {"code": "NotFound", "detail": "d", "retryable": False, "retry_after": "soon"},
+        {"code": "StorageFull", "detail": "d", "retryable": False, "missing_bytes": "many"},
+    ],
+)
+def test_malformed_problems_are_refused(problem: dict[str, object]) -> None:
+    with pytest.raises(wire.WireError):
+        wire.decode_answer(packet(type="problem", problem=problem, own_fault=False))
+
+
+def test_a_code_of_a_later_release_is_a_plain_error() -> None:
+    problem = {"code": "TooLoud", "detail": "turn it down", "retryable": True}
+    arrived = wire.decode_answer(packet(type="problem", problem=problem, own_fault=False))
+    assert isinstance(arrived, wire.Problem)
+    assert type(arrived.error) is CraftcacheError
+    assert arrived.error.message == "turn it down"
+    assert arrived.error.retryable
+
+
+def test_problems_are_clipped_until_they_fit() -> None:
+    error = Unavailable('"' * 90_000, source=WIDE * 4096, hint="\x00" * 90_000)
+    alone = wire.encode(wire.Problem(error))
+    many = wire.encode(wire.Warmed((wire.WarmResult(error=error),) * wire.MAX_WARM_SOURCES))
+    assert max(len(alone), len(many)) <= wire.MAX_MESSAGE
+    arrived = wire.decode_answer(many)
+    assert isinstance(arrived, wire.Warmed)
+    assert {type(result.error) for result in arrived.results} == {Unavailable}
+
+
+def test_text_that_is_no_unicode_does_not_stop_an_answer() -> None:
+    problem = wire.decode_answer(wire.encode(wire.Problem(Unavailable("cannot open /x/\udcff"))))
+    assert isinstance(problem, wire.Problem)
+    assert problem.error.message == "cannot open /x/?"
+
+
+def largest_model() -> wire.Model:
+    """The model with the longest names that a request may ask for."""
+    names = [f"{i:02}" + '"' * 510 for i in range(wire.MAX_FILES)]
+    request = wire.encode(wire.Load(WIDE * 4096, tuple(names)))
+    assert isinstance(wire.decode_request(request), wire.Load)
+    files = (
+        wire.ServedFile(name, "0" * 64, 2**63 - 1, WIDE * 6000, 1.7e9 / 3, has_index=True)
+        for name in names
+    )
+    return wire.Model(WIDE * 4096, "r" * 40, tuple(files))
+
+
+def test_the_answer_to_any_load_fits() -> None:
+    model = largest_model()
+    answer = wire.decode_answer(wire.encode(wire.Loaded(model.source, model.revision, model.files)))
+    assert isinstance(answer, wire.Loaded)
+    assert [file.filename for file in answer.files] == [file.filename for file in model.files]
+
+
+def test_what_cannot_fit_or_be_said_is_refused() -> None:
+    for report in ({"x": "y" * wire.MAX_MESSAGE}, {"x": float("nan")}, {"x": object()}):
+        with pytest.raises(wire.WireError):
+            wire.encode(wire.StatusReport(report))
+
+
+def all_pages(models: list[wire.Model]) -> list[wire.Model]:
+    """Every model, as a client gets them that asks page for page."""
+    listed: list[wire.Model] = []
+    after = ""
+    while True:
+        page = wire.first_page(model for model in models if model.source > after)
+        arrived = wire.decode_answer(wire.encode(page))
+        assert isinstance(arrived, wire.ModelsPage)
+        listed += arrived.models
+        if not (after := arrived.next):
+            return listed
+
+
+def test_pages_hold_every_model_once_whatever_their_size() -> None:
+    file = wire.ServedFile("state_dict.bin", "0" * 64, 1, "o", 1.0, has_index=True)
+    models = [wire.Model(f"org/{i:05}", "r", (file,) * (i % 5)) for i in range(2000)]
+    models.append(largest_model())
+    listed = all_pages(models)
+    assert [model.source for model in listed] == [model.source for model in models]
+    assert listed[:-1] == models[:-1]
+
+
+def test_no_models_are_one_empty_page() -> None:
+    assert wire.first_page([]) == wire.ModelsPage(())
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "common"),
+    [((1, 1), (1, 1), 1), ((1, 2), (2, 5), 2), ((2, 3), (1, 9), 3), ((1, 1), (2, 3), None)],
+)
+def test_the_highest_common_version_is_used(
+    ours: tuple[int, int], theirs: tuple[int, int], common: int | None
+) -> None:
+    assert wire.Versions(*ours).common(wire.Versions(*theirs)) == common
+    assert wire.Versions(*theirs).common(wire.Versions(*ours)) == common
+
+
+def test_every_public_name_exists() -> None:
+    assert all(hasattr(wire, name) for name in wire.__all__)
