@@ -1,0 +1,133 @@
+"""The daemon's HTTP interface as a program uses it: what is for people and administrators.
+
+Workers need none of this; they speak to the worker socket by craftcache.Client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from .errors import CraftcacheError, PolicyDenied, Unavailable, from_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import httpx
+
+__all__ = ["AdminClient", "QueuedWarm"]
+
+SOCKET_NAME = "craftcache.sock"
+
+CONNECT_SECONDS = 5.0
+
+ANSWER_SECONDS = 60.0
+"""For the slowest of these requests: removing a model unlinks files of many gigabytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedWarm:
+    """A warm that the daemon has promised; it outlives the request and a restart.
+
+    Attributes:
+        id: The daemon's number for it.
+        source: As shown to people.
+    """
+
+    id: int
+    source: str
+
+
+class AdminClient:
+    """Asks the daemon over ``<socket_dir>/craftcache.sock``; one connection a request.
+
+    Args:
+        socket_dir: Where the daemon's sockets are; None on a machine that has none.
+    """
+
+    def __init__(self, socket_dir: Path | None) -> None:
+        self._socket_dir = socket_dir
+
+    def remove(self, source: str) -> int:
+        """Remove a model from the cache; returns the bytes freed.
+
+        Raises:
+            NotFound: It is not in the cache.
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("DELETE", f"/v1/models/{quote(source, safe='')}")
+        return int(answer["freed_bytes"])
+
+    def queue_warm(self, sources: Sequence[str], filenames: Sequence[str]) -> list[QueuedWarm]:
+        """Have the daemon warm ``sources`` by itself, without waiting for it.
+
+        Args:
+            sources: What to warm.
+            filenames: Files of each; none stands for the export's pair.
+
+        Raises:
+            InvalidSource: A source or filename is malformed; nothing was queued.
+            Unavailable: The daemon cannot be reached.
+        """
+        body = {"sources": list(sources), "files": list(filenames), "wait": False}
+        answer = self._request("POST", "/v1/warm", body)
+        return [QueuedWarm(job["id"], job["source"]) for job in answer["jobs"]]
+
+    def _request(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        import httpx
+
+        socket = self._socket()
+        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        transport = httpx.HTTPTransport(uds=str(socket))
+        try:
+            with httpx.Client(transport=transport, timeout=timeout) as client:
+                response = client.request(method, f"http://craftcached{path}", json=body)
+        except httpx.TransportError as error:
+            raise _connection_error(error, socket) from error
+        return _answer(response)
+
+    def _socket(self) -> Path:
+        if self._socket_dir is None:
+            raise Unavailable(
+                "this machine has no socket directory of a daemon",
+                hint="Start craftcached, or name its directory by --socket-dir or "
+                "CRAFTCACHE_SOCKET_DIR",
+            )
+        return self._socket_dir / SOCKET_NAME
+
+
+def _answer(response: httpx.Response) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise Unavailable(
+            f"the daemon answers {response.status_code} without JSON",
+            hint="Is something else listening on its socket?",
+        )
+    if response.is_success:
+        return answer
+    if "code" in answer:
+        raise from_problem(answer)
+    raise CraftcacheError(
+        f"the daemon answers {response.status_code} {answer.get('title', '')}".rstrip(),
+        hint="Are craftcache and craftcached of the same release?",
+    )
+
+
+def _connection_error(error: httpx.TransportError, socket: Path) -> CraftcacheError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PermissionError):
+            return PolicyDenied(
+                f"this user may not use {socket}", hint="Ask root, or join the socket's group"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return Unavailable(
+        f"the daemon cannot be reached at {socket} ({error})",
+        hint="Is craftcached running? systemctl status craftcached says so",
+    )

@@ -1,0 +1,48 @@
+"""The group of all commands and its global options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from craftcache.version import VERSION
+
+from .cached import explain, ls, rm, show, status
+from .context import Commands, Place
+from .demo import demo
+from .environment import env, run
+from .load import load
+from .warm import warm
+
+__all__ = ["main"]
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--socket-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the daemon's sockets are, instead of CRAFTCACHE_SOCKET_DIR or /run/craftcache.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The cache, instead of CRAFTCACHE_CACHE_DIR or AUDIOCRAFT_CACHE_DIR.",
+)
+@click.version_option(VERSION, message="%(prog)s %(version)s")
+@click.pass_context
+def main(context: click.Context, socket_dir: Path | None, cache_dir: Path | None) -> None:
+    """One verified, hot copy of every AudioCraft checkpoint per GPU node.
+
+    A SOURCE is a Hub id (org/name or org/name@revision), an https:// URL, or a local file or
+    directory.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 75 failed and a retry may help.
+    """
+    context.obj = Place(socket_dir, cache_dir)
+
+
+for command in (warm, load, ls, show, explain, status, rm, env, run, demo):
+    main.add_command(command)

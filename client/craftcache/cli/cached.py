@@ -1,0 +1,134 @@
+"""What is cached, what would be loaded, how the daemon is: ls, show, explain, status, rm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from craftcache.errors import NotFound
+from craftcache.sources import parse
+
+from .context import Place, json_option, pass_place
+from .output import NOT_KNOWN, print_columns, print_json, print_pairs, short_revision, size_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from craftcache import FileInfo
+    from craftcache.load import CachedModel
+
+__all__ = ["ls", "show", "explain", "status", "rm"]
+
+
+@click.command()
+@json_option
+@pass_place
+def ls(place: Place, *, as_json: bool) -> None:
+    """List the models of the cache."""
+    models = place.client().models()
+    if as_json:
+        print_json({"models": [_document(model) for model in models]})
+        return
+    rows = [
+        (model.source, short_revision(model.revision), str(len(model.files)), size_text(model.size))
+        for model in models
+    ]
+    print_columns(("SOURCE", "REVISION", "FILES", "SIZE"), rows)
+
+
+@click.command()
+@click.argument("source")
+@json_option
+@pass_place
+def show(place: Place, source: str, *, as_json: bool) -> None:
+    """Show a model of the cache: its revision and its files."""
+    model = _cached(place, source)
+    if as_json:
+        print_json(_document(model))
+        return
+    print_pairs({"source": model.source, "revision": model.revision, "size": size_text(model.size)})
+    click.echo()
+    _print_files(model.files)
+
+
+@click.command()
+@click.argument("source")
+@json_option
+@pass_place
+def explain(place: Place, source: str, *, as_json: bool) -> None:
+    """Say what a load of SOURCE would load here, and why."""
+    explanation = place.client().explain(source)
+    if as_json:
+        print_json(explanation)
+        return
+    for number, step in enumerate(explanation.steps, 1):
+        click.echo(f"{number}. {step}")
+    click.echo()
+    print_pairs(
+        {
+            "source": explanation.source,
+            "kind": explanation.kind,
+            "served by": explanation.served_by or "nobody",
+            "revision": explanation.revision or "not known yet",
+        }
+    )
+    if explanation.files:
+        click.echo()
+        _print_files(explanation.files)
+
+
+@click.command()
+@json_option
+@pass_place
+def status(place: Place, *, as_json: bool) -> None:
+    """Say how the daemon is."""
+    report = place.client().status()
+    if as_json:
+        print_json(report)
+    else:
+        print_pairs(report)
+
+
+@click.command()
+@click.argument("source")
+@json_option
+@pass_place
+def rm(place: Place, source: str, *, as_json: bool) -> None:
+    """Remove a model and free the bytes that no other model needs."""
+    freed = place.admin().remove(source)
+    if as_json:
+        print_json({"source": source, "freed_bytes": freed})
+    else:
+        click.echo(f"{parse(source).shown}: removed, {size_text(freed)} freed")
+
+
+def _cached(place: Place, source: str) -> CachedModel:
+    shown = parse(source).shown
+    for model in place.client().models():
+        if model.source == shown:
+            return model
+    raise NotFound("not in the cache", source=shown, hint=f"craftcache warm {shown}")
+
+
+def _document(model: CachedModel) -> dict[str, object]:
+    return {
+        "source": model.source,
+        "revision": model.revision,
+        "size": model.size,
+        "files": model.files,
+    }
+
+
+def _print_files(files: Iterable[FileInfo]) -> None:
+    rows = [
+        (
+            file.filename,
+            size_text(file.size),
+            f"{file.verified_at:%Y-%m-%d %H:%M}" if file.verified_at else NOT_KNOWN,
+            file.sha256 or NOT_KNOWN,
+            file.origin,
+        )
+        for file in files
+    ]
+    print_columns(("FILE", "SIZE", "VERIFIED", "SHA256", "ORIGIN"), rows)

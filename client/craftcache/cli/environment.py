@@ -1,0 +1,72 @@
+"""``env`` and ``run``: what makes unmodified programs use the cache."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+
+from craftcache.cache import CacheDir
+
+from .context import Place, json_option, pass_place
+from .output import print_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["env", "run"]
+
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+"""The exit codes of env(1) and of shells for a command that cannot be run."""
+
+online_option = click.option(
+    "--online", is_flag=True, help="Leave out HF_HUB_OFFLINE=1, so that programs may fetch."
+)
+
+
+@click.command()
+@online_option
+@json_option
+@pass_place
+def env(place: Place, *, online: bool, as_json: bool) -> None:
+    """Print what makes unmodified programs use the cache.
+
+    Use it as: eval "$(craftcache env)"
+    """
+    variables = cache_environment(place.chosen_cache_dir(), online=online)
+    if as_json:
+        print_json(variables)
+        return
+    for name, value in variables.items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@online_option
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@pass_place
+def run(place: Place, *, online: bool, command: tuple[str, ...]) -> None:
+    """Run COMMAND with what `craftcache env` prints.
+
+    Write it after two dashes: craftcache run -- python generate.py
+    """
+    variables = cache_environment(place.chosen_cache_dir(), online=online)
+    try:
+        os.execvpe(command[0], command, os.environ | variables)  # noqa: S606 - the user's own command
+    except OSError as error:
+        click.echo(f"craftcache: {command[0]}: {error.strerror}", err=True)
+        not_found = isinstance(error, FileNotFoundError)
+        raise SystemExit(NOT_FOUND if not_found else NOT_EXECUTABLE) from error
+
+
+def cache_environment(cache_dir: Path, *, online: bool) -> dict[str, str]:
+    """The variables by which AudioCraft, huggingface_hub and torch.hub find the cache."""
+    variables = {
+        "AUDIOCRAFT_CACHE_DIR": str(cache_dir),
+        "HF_HUB_CACHE": str(cache_dir),
+        "TORCH_HOME": str(CacheDir(cache_dir).torch_home),
+    }
+    return variables if online else variables | {"HF_HUB_OFFLINE": "1"}

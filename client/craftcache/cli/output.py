@@ -1,0 +1,71 @@
+"""How commands print data: JSON for programs, aligned columns for people."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["print_json", "print_columns", "print_pairs", "size_text", "short_revision", "NOT_KNOWN"]
+
+SHORT_REVISION = 12
+"""Digits of a commit that people are shown; all of them are in the JSON."""
+
+NOT_KNOWN = "-"
+"""What a column holds where there is nothing to say."""
+
+_UNITS = ("kB", "MB", "GB", "TB", "PB")
+
+
+def print_json(data: object) -> None:
+    """``data`` on stdout, value types and dates included."""
+    click.echo(json.dumps(data, indent=2, default=_plain))
+
+
+def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose columns are as wide as they must be, readable by people and by awk."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def print_pairs(pairs: Mapping[str, object]) -> None:
+    """``name: value`` lines, aligned."""
+    width = max(map(len, pairs), default=0) + 1
+    for name, value in pairs.items():
+        click.echo(f"{name + ':':<{width}} {value}")
+
+
+def size_text(count: float) -> str:
+    """``count`` bytes in decimal units, as disks and networks are measured."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in _UNITS:
+        count /= 1000
+        if count < 999.95 or unit == _UNITS[-1]:
+            break
+    return f"{count:.1f} {unit}"
+
+
+def short_revision(revision: str) -> str:
+    """Enough of a revision for people."""
+    return revision[:SHORT_REVISION]
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
