@@ -40,10 +40,13 @@ class WorkerSocket:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, deadlines: Deadlines | None = None) -> None:
+        self._begin_empty()
         self.path = os.fspath(path)
         self._deadlines = deadlines or Deadlines()
-        self._begin_empty()
         _all_sockets.add(self)
+
+    def __del__(self) -> None:
+        self.close()
 
     def _begin_empty(self) -> None:
         # The lock guards the other two, and is held across no wait.

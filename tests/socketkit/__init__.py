@@ -1,0 +1,8 @@
+"""Both ends of a worker socket for tests: a real server in a thread, and a client that may lie."""
+
+from .backend import FunctionBackend
+from .raw import RawWorker
+from .scripted import ScriptedDaemon
+from .serving import Serving, serving
+
+__all__ = ["FunctionBackend", "RawWorker", "ScriptedDaemon", "Serving", "serving"]
