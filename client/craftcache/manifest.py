@@ -56,7 +56,7 @@ class FileRecord:
         sha256: Of all its bytes, in hex.
         size: In bytes.
         origin: Where it came from, as shown to people.
-        verified_at: When its bytes were last hashed, RFC 3339, UTC.
+        verified_at: When its bytes were last hashed, UTC.
         inode: Of the blob when it was verified.
         mtime_ns: Of the blob when it was verified.
         etag: The origin's validator, unquoted, or None.
@@ -67,7 +67,7 @@ class FileRecord:
     sha256: str
     size: int
     origin: str
-    verified_at: str
+    verified_at: datetime
     inode: int
     mtime_ns: int
     etag: str | None = None
@@ -82,15 +82,16 @@ class FileRecord:
         *,
         origin: str,
         etag: str | None,
+        verified_at: datetime,
     ) -> FileRecord:
-        """The record of a file that was verified just now and stands at ``path``."""
+        """The record of a verified file that stands at ``path``, where it has this ``stat``."""
         return cls(
             filename=filename,
             path=path,
             sha256=digests.sha256,
             size=digests.size,
             origin=origin,
-            verified_at=now(),
+            verified_at=verified_at,
             inode=stat.st_ino,
             mtime_ns=stat.st_mtime_ns,
             etag=etag,
@@ -113,13 +114,13 @@ class Manifest:
         source: As shown to people.
         revision: A commit; of a URL or a watch, a digest over its files.
         files: Its files, by name.
-        published_at: When this state was published, RFC 3339, UTC.
+        published_at: When this state was published, UTC.
     """
 
     source: str
     revision: str
     files: tuple[FileRecord, ...]
-    published_at: str
+    published_at: datetime
 
     def file(self, filename: str) -> FileRecord | None:
         """The record of ``filename``, or None where the manifest has no such file."""
@@ -158,7 +159,15 @@ class Manifest:
 
     def dump(self) -> bytes:
         """The manifest as its file's content."""
-        return json.dumps({"version": VERSION} | asdict(self), indent=1).encode()
+        return json.dumps({"version": VERSION} | self.to_fields(), indent=1).encode()
+
+    def to_fields(self) -> dict[str, Any]:
+        """The manifest as a JSON object, times in RFC 3339."""
+        fields = asdict(self)
+        fields["published_at"] = _shown_time(self.published_at)
+        for record in fields["files"]:
+            record["verified_at"] = _shown_time(record["verified_at"])
+        return fields
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -170,12 +179,12 @@ class Manifest:
         try:
             raw = json.loads(data)
             if raw["version"] != VERSION:
-                raise ManifestError(f"manifest version {raw['version']} is not {VERSION}")
+                raise ManifestError(f"manifest version {raw['version']!r} is not {VERSION}")
             return cls(
                 source=_text(raw["source"]),
                 revision=_text(raw["revision"]),
                 files=tuple(_record(item) for item in raw["files"]),
-                published_at=_text(raw["published_at"]),
+                published_at=_time(raw["published_at"]),
             )
         except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ManifestError(f"malformed manifest: {error!r}") from error
@@ -192,9 +201,13 @@ def files_revision(records: Iterable[FileRecord]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:40]
 
 
-def now() -> str:
-    """The present moment, RFC 3339, UTC, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def now() -> datetime:
+    """The present moment, UTC, to the second: as precise as a manifest keeps it."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _shown_time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _record(raw: dict[str, Any]) -> FileRecord:
@@ -210,7 +223,7 @@ def _record(raw: dict[str, Any]) -> FileRecord:
         sha256=sha256,
         size=_count(raw["size"]),
         origin=_text(raw["origin"]),
-        verified_at=_text(raw["verified_at"]),
+        verified_at=_time(raw["verified_at"]),
         inode=_count(raw["inode"]),
         mtime_ns=_count(raw["mtime_ns"]),
         etag=None if raw.get("etag") is None else _text(raw["etag"]),
@@ -227,3 +240,11 @@ def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ManifestError(f"{value!r} is not a count")
     return value
+
+
+def _time(value: object) -> datetime:
+    try:
+        moment = datetime.fromisoformat(_text(value))
+    except ValueError as error:
+        raise ManifestError(f"{value!r} is not a time") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

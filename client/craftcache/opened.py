@@ -49,7 +49,7 @@ class FileInfo:
             record.size,
             record.origin,
             record.sha256,
-            datetime.fromisoformat(record.verified_at),
+            record.verified_at,
         )
 
 

@@ -9,13 +9,14 @@ durable. A kill in between leaves the old state whole, and blobs that the next t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .manifest import FileRecord, Manifest
+from .manifest import FileRecord, Manifest, now
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
     from pathlib import Path
 
     from .cache import CacheDir
@@ -35,6 +36,7 @@ class Verified:
         etag: The origin's validator; a Hub file always has one.
         bytes_fetched: That came over the network for it.
         bytes_reused: That were here before.
+        verified_at: When its bytes were hashed.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class Verified:
     etag: str | None
     bytes_fetched: int
     bytes_reused: int
+    verified_at: datetime = field(default_factory=now)
 
 
 def publish_hub(
@@ -80,6 +83,7 @@ def publish_hub(
                 blob.stat(),
                 origin=f"{origin}/{filename}",
                 etag=etags[filename],
+                verified_at=verified.verified_at,
             )
         )
     tree.link_snapshot(commit, etags)
@@ -113,6 +117,7 @@ def publish_url(
                 blob.stat(),
                 origin=origin,
                 etag=verified.etag,
+                verified_at=verified.verified_at,
             )
         )
     manifest = Manifest.merged(cache.manifest(source), source, None, records)

@@ -7,15 +7,13 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from craftcache.errors import CraftcacheError, NotFound
-from craftcache.sources import HubSource, check_filename, parse
+from craftcache.sources import HubSource, check_filename, parse, wanted_files
 from craftcache.version import VERSION
 
 from .fetch import Priority
-from .warm import wanted_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,16 +127,17 @@ class Service:
             CraftcacheError: See Warmer.ensure.
         """
         source, names = self._parse(text, filenames)
-        opened = self.open_nowait(source, names)
+        opened = self.open_nowait(text, filenames)
         while opened is None:
             await self._warmer.ensure(
                 source, names, refresh=False, priority=Priority.WAITED_FOR, report=report
             )
-            opened = self.open_nowait(source, names)  # None again only if removed in between
+            opened = self.open_nowait(text, filenames)  # None again only if removed in between
         return opened
 
-    def open_nowait(self, source: RemoteSource, names: Sequence[str]) -> OpenedModel | None:
+    def open_nowait(self, text: str, filenames: Sequence[str]) -> OpenedModel | None:
         """Open the files of a source if all are published and untouched; None otherwise."""
+        source, names = self._parse(text, filenames)
         manifest = self._store.intact(source, names)
         if manifest is None:
             return None
@@ -267,11 +266,6 @@ class Service:
                     continue
             break
         await self._records.finish_warm_job(job)
-
-
-def verified_at(record: FileRecord) -> float:
-    """When a file was verified, in seconds since the epoch."""
-    return datetime.fromisoformat(record.verified_at).timestamp()
 
 
 def _open(path: os.PathLike[str]) -> int:

@@ -12,41 +12,22 @@ import errno
 import fcntl
 import os
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from craftcache.errors import NotFound, Unavailable
-from craftcache.manifest import FileRecord, Manifest, files_revision, now
-from craftcache.sources import HubSource, UrlSource
+from craftcache.publish import Verified, publish_hub, publish_url
+from craftcache.sources import HubSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from craftcache.cache import CacheDir
-    from craftcache.sources import RemoteSource
-    from craftcache.verify import Digests, Promise
+    from craftcache.manifest import Manifest
+    from craftcache.sources import RemoteSource, UrlSource
+    from craftcache.verify import Promise
 
-__all__ = ["Store", "Verified"]
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """A file whose bytes kept their promise and whose content was inspected.
-
-    Attributes:
-        path: Where it stands: in staging, or already published.
-        digests: Of all its bytes.
-        etag: The origin's validator.
-        bytes_fetched: That came over the network for it.
-        bytes_reused: That were here before.
-    """
-
-    path: Path
-    digests: Digests
-    etag: str | None
-    bytes_fetched: int
-    bytes_reused: int
+__all__ = ["Store"]
 
 
 class Store:
@@ -155,75 +136,25 @@ class Store:
         self,
         source: HubSource,
         commit: str,
-        files: dict[str, tuple[Verified, Promise]],
+        files: Mapping[str, tuple[Verified, Promise]],
         origin: str,
     ) -> Manifest:
-        """Publish files of one commit: blobs, snapshot, manifest and, last, the ref.
-
-        Args:
-            source: Whose they are.
-            commit: At which they were described.
-            files: By name; each with the promise that it kept.
-            origin: Shown as where they came from, with the file's name behind it.
-        """
-        tree = self.cache.hub_tree(source.repo_id)
+        """Publish files of one commit; see craftcache.publish."""
 
         def publish() -> Manifest:
-            records = []
-            for filename, (verified, promise) in files.items():
-                etag = _required(verified.etag)
-                blob = tree.publish_blob(verified.path, etag, promise)
-                records.append(
-                    FileRecord.of(
-                        filename,
-                        self.cache.relative(blob),
-                        verified.digests,
-                        blob.stat(),
-                        origin=f"{origin}/{filename}",
-                        etag=etag,
-                    )
-                )
-            tree.link_snapshot(
-                commit, {record.filename: _required(record.etag) for record in records}
-            )
-            manifest = self._merged(source, commit, records)
-            self.cache.write_manifest(source, manifest)
-            tree.move_ref(source.revision, commit)
-            return manifest
+            tree = self.cache.hub_tree(source.repo_id)
+            with contextlib.ExitStack() as locks:
+                for verified, _ in sorted(files.values(), key=lambda file: file[0].etag or ""):
+                    locks.enter_context(tree.lock(verified.etag or ""))
+                return publish_hub(self.cache, source, commit, files, origin)
 
         return await asyncio.to_thread(publish)
 
     async def publish_url(
-        self, source: UrlSource, files: dict[str, tuple[Verified, str]]
+        self, source: UrlSource, files: Mapping[str, tuple[Verified, str]]
     ) -> Manifest:
-        """Publish files of a URL: blobs, then the manifest.
-
-        Args:
-            source: Whose they are.
-            files: By name; each with its address as shown.
-        """
-
-        def publish() -> Manifest:
-            records = []
-            for filename, (verified, origin) in files.items():
-                blob = self.cache.url_blob(verified.digests.sha256)
-                if not blob.exists() or not blob.samefile(verified.path):
-                    self.cache.publish_url_blob(verified.path, verified.digests.sha256)
-                records.append(
-                    FileRecord.of(
-                        filename,
-                        self.cache.relative(blob),
-                        verified.digests,
-                        blob.stat(),
-                        origin=origin,
-                        etag=verified.etag,
-                    )
-                )
-            manifest = self._merged(source, None, records)
-            self.cache.write_manifest(source, manifest)
-            return manifest
-
-        return await asyncio.to_thread(publish)
+        """Publish files of a URL; see craftcache.publish."""
+        return await asyncio.to_thread(publish_url, self.cache, source, files)
 
     async def remove(self, source: RemoteSource) -> int:
         """Remove a model and every blob that no other model and no other snapshot needs.
@@ -285,20 +216,6 @@ class Store:
             for pointer in snapshots.rglob("*")
         )
 
-    def _merged(
-        self, source: RemoteSource, commit: str | None, records: list[FileRecord]
-    ) -> Manifest:
-        """The manifest with ``records``; files of the same revision that it had stay in it."""
-        known = self.cache.manifest(source)
-        if known is None or (commit is not None and known.revision != commit):
-            known = Manifest(source.shown, commit or "", (), now())
-        merged = known.with_files(records)
-        if commit is not None:
-            return merged
-        return Manifest(
-            merged.source, files_revision(merged.files), merged.files, merged.published_at
-        )
-
     def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names."""
         if verified.path.is_relative_to(self.cache.staging):
@@ -309,12 +226,6 @@ def _remove_empty(directory: Path) -> None:
     """Remove ``directory`` if it holds nothing but directories."""
     if directory.is_dir() and all(path.is_dir() for path in directory.rglob("*")):
         shutil.rmtree(directory)
-
-
-def _required(etag: str | None) -> str:
-    if etag is None:
-        raise ValueError("a Hub file always has an etag")
-    return etag
 
 
 def _lock(cache: CacheDir) -> int:

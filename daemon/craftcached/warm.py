@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from craftcache.errors import NotFound, PolicyDenied
-from craftcache.sources import FILENAMES, HubSource, UrlSource, WatchSource, shown_url
+from craftcache.publish import Verified
+from craftcache.sources import HubSource, UrlSource, WatchSource, shown_url, wanted_files
 from craftcache.verify import Digest, Digests, Promise
 from craftcache.wire import Progress
 
 from .flights import Flights
-from .store import Verified
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .origins import HubOrigin, UrlOrigin
     from .store import Store
 
-__all__ = ["Warmer", "Warmed", "wanted_files"]
+__all__ = ["Warmer", "Warmed"]
 
 T = TypeVar("T")
 
@@ -54,13 +54,6 @@ class Warmed:
     manifest: Manifest
     bytes_fetched: int
     bytes_reused: int
-
-
-def wanted_files(source: RemoteSource, filenames: Sequence[str]) -> tuple[str, ...]:
-    """The files that a request means: those named, else all that the source stands for."""
-    if isinstance(source, UrlSource) and not source.is_export:
-        return (source.basename or "checkpoint",)
-    return tuple(filenames) or tuple(FILENAMES.values())
 
 
 class Warmer:
@@ -350,7 +343,8 @@ class _Request:
 
 def _as_published(store: Store, record: FileRecord) -> tuple[Verified, Promise]:
     digests = Digests(record.size, record.sha256)
-    verified = Verified(store.cache.path(record), digests, record.etag, 0, record.size)
+    path = store.cache.path(record)
+    verified = Verified(path, digests, record.etag, 0, record.size, record.verified_at)
     return verified, Promise(record.size, Digest("sha256", record.sha256), record.etag)
 
 

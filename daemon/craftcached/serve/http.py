@@ -214,7 +214,7 @@ def _strings(body: dict[str, Any], name: str, *, required: bool) -> list[str]:
 
 
 def _model(manifest: Manifest) -> dict[str, Any]:
-    return asdict(manifest) | {"size": manifest.size}
+    return manifest.to_fields() | {"size": manifest.size}
 
 
 def _result(outcome: Warmed | CraftcacheError) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""``craftcached``: runs the daemon in the foreground, logging to stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from craftcache.errors import CraftcacheError
+from craftcache.version import VERSION
+
+from .app import run
+from .settings import Settings
+
+__all__ = ["main"]
+
+log = logging.getLogger("craftcached")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION)
+@click.option(
+    "--config", "config_file", type=Path, help="Configuration file, instead of its usual places."
+)
+@click.option("--cache-dir", type=Path, help="The shared cache directory.")
+@click.option("--socket-dir", type=Path, help="Where both sockets are made.")
+@click.option("--state-dir", type=Path, help="Where the daemon keeps its own records; local disk.")
+@click.option("--allow", multiple=True, help="Pattern of sources that may be fetched; repeatable.")
+@click.option(
+    "--insecure-host",
+    "insecure_hosts",
+    multiple=True,
+    help="Host that http:// is allowed for; repeatable.",
+)
+@click.option("--hub-endpoint", help="The Hub's address.")
+@click.option("--admin-group", help="Group whose members may delete, pin, watch and evict.")
+@click.option("--max-connections", type=click.IntRange(1), help="To all origins.")
+@click.option("--max-connections-per-host", type=click.IntRange(1), help="To one origin.")
+@click.option(
+    "--max-bytes-per-second", type=click.IntRange(0), help="Of all downloads; 0 is no limit."
+)
+@click.option(
+    "--drain-seconds", type=click.FloatRange(0), help="For running requests when it stops."
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def main(config_file: Path | None, log_level: str, **arguments: object) -> None:
+    """Keep AudioCraft exports downloaded, verified and hot, and serve them to workers.
+
+    Settings come from the command line, then CRAFTCACHE_* in the environment, then
+    /etc/craftcache/config.toml (or $XDG_CONFIG_HOME/craftcache/config.toml), then defaults.
+    """
+    logging.basicConfig(
+        stream=sys.stderr, level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
+    )
+    for library in ("httpx", "httpx2"):  # their lines show whole URLs
+        logging.getLogger(library).setLevel(logging.WARNING)
+    given = {name: value for name, value in arguments.items() if value not in (None, ())}
+    try:
+        asyncio.run(run(Settings.load(given, config_file=config_file)))
+    except (CraftcacheError, OSError) as error:
+        log.error("cannot start: %s", error)  # noqa: TRY400  # the sentence says it all
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The service in the worker socket's terms: messages in, messages and descriptors out."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from craftcache.errors import CraftcacheError
+from craftcache.wire import (
+    Loaded,
+    Model,
+    Resolved,
+    ServedFile,
+    StatusReport,
+    Warmed,
+    WarmResult,
+)
+
+from .backend import Opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from craftcache.manifest import FileRecord
+    from craftcache.wire import Load, Models, Progress, Resolve, Warm
+    from craftcached.service import OpenedModel, Service
+
+    from .peers import Peer
+
+__all__ = ["ServiceBackend"]
+
+
+class ServiceBackend:
+    """Grants workers' requests by a Service; a WorkerBackend.
+
+    Args:
+        service: What does the work.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def load_nowait(self, request: Load, caller: Peer) -> Opened | None:  # noqa: ARG002  # protocol
+        """See WorkerBackend.load_nowait."""
+        opened = self._service.open_nowait(request.source, request.filenames)
+        return None if opened is None else _opened(opened, request.source)
+
+    async def load(
+        self,
+        request: Load,
+        caller: Peer,  # noqa: ARG002  # protocol
+        report: Callable[[Progress], None],
+    ) -> Opened:
+        """See WorkerBackend.load."""
+        opened = await self._service.open(request.source, request.filenames, report)
+        return _opened(opened, request.source)
+
+    async def resolve(
+        self,
+        request: Resolve,
+        caller: Peer,  # noqa: ARG002  # protocol
+        report: Callable[[Progress], None],
+    ) -> Resolved:
+        """See WorkerBackend.resolve."""
+        path, status = await self._service.resolve(request.source, request.filename, report)
+        return Resolved(path, status.st_dev, status.st_ino)
+
+    async def warm(
+        self,
+        request: Warm,
+        caller: Peer,  # noqa: ARG002  # protocol
+        report: Callable[[Progress], None],
+    ) -> Warmed:
+        """See WorkerBackend.warm."""
+
+        async def one(source: str) -> WarmResult:
+            try:
+                warmed = await self._service.warm(source, request.filenames, report)
+            except CraftcacheError as error:
+                return WarmResult(error=error)
+            return WarmResult(
+                revision=warmed.manifest.revision,
+                bytes_fetched=warmed.bytes_fetched,
+                bytes_reused=warmed.bytes_reused,
+            )
+
+        return Warmed(tuple(await asyncio.gather(*map(one, request.sources))))
+
+    async def status(self, caller: Peer) -> StatusReport:  # noqa: ARG002  # protocol
+        """See WorkerBackend.status."""
+        return StatusReport(asdict(await self._service.status()))
+
+    async def models(self, request: Models, caller: Peer) -> Iterable[Model]:  # noqa: ARG002
+        """See WorkerBackend.models."""
+        return [
+            Model(
+                manifest.source,
+                manifest.revision,
+                tuple(_served(record, has_index=False) for record in manifest.files),
+            )
+            for manifest in await self._service.models()
+            if manifest.source > request.after
+        ]
+
+
+def _opened(model: OpenedModel, source: str) -> Opened:
+    files = tuple(
+        _served(record, has_index=index is not None)
+        for record, index in zip(model.records, model.indexes, strict=True)
+    )
+    pairs = zip(model.blobs, model.indexes, strict=True)
+    descriptors = [fd for pair in pairs for fd in pair if fd is not None]
+    return Opened(Loaded(source, model.manifest.revision, files), descriptors)
+
+
+def _served(record: FileRecord, *, has_index: bool) -> ServedFile:
+    return ServedFile(
+        filename=record.filename,
+        sha256=record.sha256,
+        size=record.size,
+        origin=record.origin,
+        verified_at=record.verified_at.timestamp(),
+        has_index=has_index,
+    )
