@@ -35,13 +35,6 @@ def bind_worker_socket(
     Raises:
         OSError: The path is too long, is taken by something else, or another daemon answers.
     """
-    directory = socket_dir / "worker"
-    try:
-        directory.mkdir(parents=True)
-    except FileExistsError:
-        pass
-    else:
-        directory.chmod(0o755)  # whatever the umask
     return _bind(socket_dir, "worker/handles.sock", socket.SOCK_SEQPACKET, mode, gid)
 
 
@@ -49,7 +42,6 @@ def bind_admin_socket(
     socket_dir: Path, *, mode: int = 0o660, gid: int | None = None
 ) -> socket.socket:
     """Listen on ``craftcache.sock`` under ``socket_dir``; otherwise like bind_worker_socket."""
-    socket_dir.mkdir(parents=True, exist_ok=True)
     return _bind(socket_dir, "craftcache.sock", socket.SOCK_STREAM, mode, gid)
 
 
@@ -63,6 +55,8 @@ def _bind(
             f"the path of a socket has at most {MAX_PATH_BYTES} bytes; choose a shorter socket_dir",
             os.fspath(path),
         )
+    _make_directory(socket_dir)
+    _make_directory(path.parent)
     listener = socket.socket(socket.AF_UNIX, kind)
     try:
         with _only_starter(socket_dir):
@@ -77,6 +71,14 @@ def _bind(
         listener.close()
         raise
     return listener
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError:
+        return
+    directory.chmod(0o755)  # whatever the umask
 
 
 @contextmanager
