@@ -15,8 +15,9 @@ import mmap
 import os
 import pickle
 import struct
+import warnings
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import torch
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from .archive import Record
 
-__all__ = ["examine"]
+__all__ = ["allow_globals", "examine"]
 
 _MAX_PICKLE_BYTES: Final = 32 * 1024 * 1024
 """Longest pickle of an archive; one of 100,000 tensors takes 25 MB."""
@@ -56,7 +57,6 @@ def examine(fd: int) -> bytes:
         UnsafeCheckpoint: Loading it would call something that is not allowed.
         NotACheckpoint: It is damaged, absurd, or no checkpoint at all.
     """
-    _allow_globals()
     try:
         return dump(_examine_archive(fd) if is_archive(fd) else _examine_legacy(fd))
     except CraftcacheError:
@@ -67,13 +67,18 @@ def examine(fd: int) -> bytes:
         raise weights_only.translate(error, source=None) from error
 
 
-def _allow_globals() -> None:
-    """Extend torch's allow-list in this process, which ends with its one file."""
+def allow_globals() -> None:
+    """Extend torch's allow-list for all that this process and its children examine."""
     allowed = weights_only.importable_globals()
-    stand_ins = weights_only.FilledDefaultdicts()
-    additions: list[Any] = [(stand_ins.make, "collections.defaultdict")]
-    additions += [(value, name) for name, value in allowed.items() if value is not defaultdict]
+    additions: list[Any] = [(value, name) for name, value in allowed.items()]
+    additions.remove((defaultdict, "collections.defaultdict"))
+    additions.append((_stand_in, "collections.defaultdict"))
     add_safe_globals(additions)
+
+
+def _stand_in(_: object = None) -> Counter[object]:
+    """For a defaultdict: torch refuses to fill one; a Counter it fills, and no index says it."""
+    return Counter()
 
 
 def _examine_archive(fd: int) -> Index:
@@ -151,14 +156,18 @@ class _Blanks:
     """Storages of any size that read as zeros and take no memory."""
 
     def __init__(self, largest: int) -> None:
-        self._zeros = mmap.mmap(
-            -1, max(largest, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ
-        )
+        size = max(largest, 1)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is read-only is what we want
+            zeros = torch.frombuffer(
+                mmap.mmap(-1, size, flags=flags, prot=mmap.PROT_READ), dtype=torch.uint8
+            )
+        self._zeros: Any = zeros.untyped_storage()
 
     def make(self, nbytes: int) -> torch.UntypedStorage:
-        if not nbytes:
-            return torch.empty(0, dtype=torch.uint8).untyped_storage()
-        return torch.frombuffer(self._zeros, dtype=torch.uint8, count=nbytes).untyped_storage()
+        blank: torch.UntypedStorage = self._zeros[:nbytes]
+        return blank
 
 
 class _ArchiveStorages:

@@ -31,7 +31,7 @@ import torch
 from craftcache.errors import CraftcacheError
 
 from .confine import confine, die_with_parent
-from .examine import examine
+from .examine import allow_globals, examine
 from .inspector import REFUSED
 
 __all__ = ["main"]
@@ -169,6 +169,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # torch warns of what files hold; refusals say it better
     gc.disable()
+    allow_globals()
     server = _Server(socket.socket(fileno=int(sys.argv[1])))
     try:
         server.serve()
