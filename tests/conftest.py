@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from daemons import EXPORT_FILES, DaemonProcess
 from hub import TestHub, hub_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from hub import Repo
 
 OURS_AND_UPSTREAMS = (
     "AUDIOCRAFT_",
@@ -91,4 +94,26 @@ async def hub() -> AsyncIterator[TestHub]:
 def threaded_hub() -> Iterator[TestHub]:
     """A hub in a thread, for synchronous tests and child processes."""
     with hub_in_thread() as running:
+        yield running
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A new directory with a path short enough for the sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="cc-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def export_repo(threaded_hub: TestHub) -> Repo:
+    """The repository ``org/model`` of the threaded hub; holds a real export."""
+    repo = threaded_hub.repo("org/model")
+    repo.commit(EXPORT_FILES)
+    return repo
+
+
+@pytest.fixture
+def daemon(base: Path, threaded_hub: TestHub, export_repo: Repo) -> Iterator[DaemonProcess]:
+    """A daemon in a process of its own, whose Hub has ``export_repo``."""
+    with DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint) as running:
         yield running

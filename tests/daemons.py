@@ -1,0 +1,117 @@
+"""Real daemons for the tests: ``craftcached`` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Self
+
+from craftcache import AsyncClient, Client
+
+__all__ = ["DaemonProcess", "EXPORT", "EXPORT_FILES"]
+
+EXPORT = Path(__file__).parent / "data" / "musicgen-tiny"
+"""A real export, written by AudioCraft itself."""
+
+EXPORT_FILES = {name: EXPORT / name for name in ("state_dict.bin", "compression_state_dict.bin")}
+
+
+class DaemonProcess:
+    """A ``craftcached`` with its directories under ``base``; a context manager.
+
+    Entering waits until it serves. Leaving ends it, if the test has not, and waits for it.
+    """
+
+    def __init__(self, base: Path, *arguments: str, **environment: str) -> None:
+        self.cache_dir = base / "cache"
+        self.socket_dir = base / "run"
+        self.state_dir = base / "state"
+        self._arguments = arguments
+        self._environment = environment
+        self._process: subprocess.Popen[str]
+        self._lines: list[str] = []
+        self._serves = threading.Event()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+    def start(self) -> None:
+        """Start it (again) and wait until it serves, or fail with its log."""
+        self.spawn()
+        self._serves.wait()
+        assert self._process.poll() is None, self.log
+
+    def spawn(self) -> None:
+        """Start it without waiting."""
+        self._serves.clear()
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "craftcached", "--log-level", "debug"),
+                *("--cache-dir", str(self.cache_dir)),
+                *("--socket-dir", str(self.socket_dir)),
+                *("--state-dir", str(self.state_dir)),
+                *self._arguments,
+            ],
+            env=os.environ | self._environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stderr is not None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stderr,))
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All that it has logged so far."""
+        return "".join(self._lines)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        """Let it accept connections and never answer."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def terminate(self) -> int:
+        """Ask it to stop; returns its exit status."""
+        self._process.terminate()
+        return self._process.wait()
+
+    def wait(self) -> int:
+        """Wait for it to end by itself; returns its exit status."""
+        return self._process.wait()
+
+    def client(self) -> Client:
+        """A client of this daemon and its cache."""
+        return Client(socket_dir=self.socket_dir, cache_dir=self.cache_dir)
+
+    def async_client(self) -> AsyncClient:
+        """Likewise for asyncio."""
+        return AsyncClient(socket_dir=self.socket_dir, cache_dir=self.cache_dir)
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self._lines.append(line)
+            if "serving" in line:
+                self._serves.set()
+        self._serves.set()
