@@ -1,10 +1,9 @@
-"""The whole promise, end to end: warm a model, load it from a worker, survive without the daemon."""
+"""The whole promise, end to end: warm, load from a worker, survive without the daemon."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
 import torch
 
 from craftcache import Client
@@ -12,6 +11,8 @@ from daemons import EXPORT, EXPORT_FILES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from daemons import DaemonProcess
     from hub import Repo, TestHub
