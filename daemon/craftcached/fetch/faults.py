@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from enum import Enum
 
-from craftcache.errors import CraftcacheError, IntegrityError, Unavailable
+from craftcache.errors import AccessDenied, CraftcacheError, IntegrityError, Unavailable
 
-__all__ = ["Trouble", "Fault"]
+__all__ = ["Trouble", "BEGIN_AGAIN", "Fault"]
 
 
 class Trouble(Enum):
@@ -27,6 +27,12 @@ class Trouble(Enum):
     """A signed address is no longer honoured: ask the file's own URL for a new one."""
     CHANGED = "changed"
     """The file at the origin is another one than before: begin again with nothing kept."""
+    UNSPLITTABLE = "unsplittable"
+    """Ranges cannot be relied on: begin again, and ask for the whole file in one answer."""
+
+
+BEGIN_AGAIN = frozenset({Trouble.CHANGED, Trouble.UNSPLITTABLE})
+"""Troubles after which nothing of what came so far may be kept."""
 
 
 class Fault(Exception):
@@ -52,6 +58,12 @@ class Fault(Exception):
                 source=source,
                 hint="The origin replaces the file while it is read; try again later",
                 retryable=True,
+            )
+        if self.trouble is Trouble.EXPIRED:
+            return AccessDenied(
+                self.message,
+                source=source,
+                hint="A fresh signature is refused as well; check the machine's clock",
             )
         return Unavailable(
             self.message,

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
+from .faults import Fault, Trouble
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .faults import Fault
     from .settings import EngineSettings
 
 __all__ = ["RetryPolicy", "requested_wait"]
@@ -54,6 +55,8 @@ class RetryPolicy:
         asked = fault.retry_after
         if failures >= self.attempts or (asked is not None and asked > self.max_backoff_seconds):
             return None
+        if fault.trouble is Trouble.EXPIRED and failures == 1:
+            return 0.0
         bound = min(self.backoff_seconds * 2.0 ** (failures - 1), self.max_backoff_seconds)
         return max(chance * bound, asked or 0.0)
 

@@ -28,6 +28,8 @@ class EngineSettings:
         max_backoff_seconds: Upper bound of any wait; an origin that asks for a longer one is
             reported to the caller instead of waited for.
         bandwidth: Bytes a second for all downloads together, or None for no cap.
+        memory_bytes: What all downloads together keep in memory of bytes that came before their
+            turn to be hashed; what does not fit is read back from the file.
         user_agent: Sent with every request.
         journal_retention_seconds: Age after which partial bytes nobody asked for are removed.
     """
@@ -43,5 +45,6 @@ class EngineSettings:
     backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0
     bandwidth: int | None = None
+    memory_bytes: int = 24 * MIB
     user_agent: str = f"craftcached/{version('craftcache')}"
     journal_retention_seconds: float = 7 * 24 * 3600.0

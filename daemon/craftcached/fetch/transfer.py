@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -22,14 +21,22 @@ from craftcache.sources import shown_url
 
 from .faults import Fault, Trouble
 from .retry import requested_wait
+from .spans import Span
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+    from .limits import Claimant
     from .settings import EngineSettings
     from .types import RemoteFile
 
-__all__ = ["Span", "Reply", "Transfer"]
+__all__ = ["host_of", "Reply", "Transfer"]
+
+BLOCK_BYTES = 512 * 1024
+"""Bytes gathered before they are written in one step; a killed process loses less than that."""
+
+BLOCK_SECONDS = 1.0
+"""Time after which what came on a slow line is written without waiting for more."""
 
 MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -40,19 +47,13 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Span:
-    """The bytes of a file from ``start`` up to, not including, ``stop``."""
-
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
+def host_of(url: str) -> str:
+    """The host and port that a request to ``url`` goes to first."""
+    return URL(url, encoded=True).authority
 
 
 class Reply:
-    """An answer whose status and headers were found good; its body is read chunk by chunk.
+    """An answer whose status and headers were found good; its body is read block by block.
 
     Attributes:
         url: The address that answered, after all redirects.
@@ -67,7 +68,8 @@ class Reply:
         response: aiohttp.ClientResponse,
         span: Span | None,
         total: int | None,
-        settings: EngineSettings,
+        watchdog: Watchdog,
+        claimant: Claimant,
     ) -> None:
         self.url = str(response.url)
         self.span = span
@@ -75,25 +77,49 @@ class Reply:
         self.etag = _strong_etag(response.headers.get("ETag"))
         self.partial = response.status == 206
         self._content = response.content
-        self._left = None if span is None else len(span)
-        self._settings = settings
+        self._left = None if span is None else span.size
+        self._watchdog = watchdog
+        self._claimant = claimant
+        self._fault: Fault | None = None
 
-    async def read(self) -> bytes:
-        """The next bytes of the body, or nothing at its end.
+    async def block(self) -> list[bytes]:
+        """The next bytes of the body: about BLOCK_BYTES, or what came in BLOCK_SECONDS.
+
+        Nothing at the end. Before a fault, what came until then; the next call raises it.
 
         Raises:
             Fault: The connection broke, the body ended early, or too little came for too long.
         """
+        if self._fault is not None:
+            raise self._fault
+        chunks: list[bytes] = []
+        size = 0
+        loop = asyncio.get_running_loop()
+        due = loop.time() + BLOCK_SECONDS
+        while size < BLOCK_BYTES and loop.time() < due:
+            try:
+                chunk = await self._read()
+            except Fault as fault:
+                if not chunks:
+                    raise
+                self._fault = fault
+                break
+            if not chunk:
+                break
+            chunks.append(chunk)
+            size += len(chunk)
+        return chunks
+
+    async def _read(self) -> bytes:
         try:
-            async with asyncio.timeout(self._settings.stall_seconds):
+            async with self._watchdog.watching():
                 chunk, _ = await self._content.readchunk()
         except TimeoutError:
-            raise Fault(
-                Trouble.STALLED,
-                f"{shown_url(self.url)} sent nothing for {self._settings.stall_seconds:g} s",
-            ) from None
+            raise Fault(Trouble.STALLED, f"{shown_url(self.url)} stalled") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _lost(self.url, error) from None
+        self._watchdog.feed(len(chunk))
+        self._claimant.received += len(chunk)
         if self._left is not None:
             self._left -= len(chunk)
             if self._left < 0:
@@ -101,6 +127,37 @@ class Reply:
             if not chunk and self._left:
                 raise Fault(Trouble.LOST, f"{shown_url(self.url)} ended {self._left} bytes early")
         return chunk
+
+
+class Watchdog:
+    """Ends a read when too little came for too long; time spent elsewhere does not count.
+
+    Args:
+        seconds: How long.
+        minimum_rate: How little, in bytes a second.
+    """
+
+    def __init__(self, seconds: float, minimum_rate: int) -> None:
+        self._seconds = seconds
+        self._enough = seconds * minimum_rate
+        self._left = seconds
+        self._fed = 0
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Raise TimeoutError from within when patience ends."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with asyncio.timeout(self._left):
+            yield
+        self._left -= loop.time() - began
+
+    def feed(self, size: int) -> None:
+        """Bytes came; enough of them restore all patience."""
+        self._fed += size
+        if self._fed >= self._enough:
+            self._fed = 0
+            self._left = self._seconds
 
 
 class Transfer:
@@ -118,7 +175,13 @@ class Transfer:
 
     @asynccontextmanager
     async def open(
-        self, file: RemoteFile, *, url: str, span: Span | None, etag: str | None
+        self,
+        file: RemoteFile,
+        *,
+        url: str,
+        span: Span | None,
+        etag: str | None,
+        claimant: Claimant,
     ) -> AsyncIterator[Reply]:
         """Ask for ``span`` of ``file``, or for all of it, and hold the answer open.
 
@@ -127,6 +190,7 @@ class Transfer:
             url: Where to ask: ``file.url``, or the address it redirected to before.
             span: Which bytes; None asks for the whole file without a Range header.
             etag: The version that earlier bytes belong to, for If-Range.
+            claimant: Whose bytes they are.
 
         Raises:
             Fault: A further request may mend it.
@@ -139,9 +203,11 @@ class Transfer:
                 headers["If-Range"] = f'"{etag}"'
         response = await self._follow(file, url, headers)
         try:
-            yield self._judge(file, response, span)
+            covered, total = self._judge(file, response, span)
+            watchdog = Watchdog(self._settings.stall_seconds, self._settings.minimum_rate)
+            yield Reply(response, covered, total, watchdog, claimant)
         finally:
-            response.close() if not response.content.at_eof() else response.release()
+            response.close()  # keeps the connection where the body was read to its end
 
     async def _follow(
         self, file: RemoteFile, url: str, headers: Mapping[str, str]
@@ -151,7 +217,7 @@ class Transfer:
         for _ in range(MAX_REDIRECTS + 1):
             self._check_url(str(target))
             credentials = file.headers if target.origin() == home else {}
-            response = await self._request(target, {**headers, **credentials})
+            response = await self._request(file, target, {**headers, **credentials})
             if response.status not in _REDIRECTS:
                 return response
             location = response.headers.get("Location")
@@ -161,7 +227,9 @@ class Transfer:
             target = _joined(file, target, location)
         raise _refused(file, f"{shown_url(file.url)} redirects more than {MAX_REDIRECTS} times")
 
-    async def _request(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _request(
+        self, file: RemoteFile, url: URL, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
         try:
             async with asyncio.timeout(self._settings.stall_seconds):
                 return await self._session.get(url, headers=headers, allow_redirects=False)
@@ -170,6 +238,7 @@ class Transfer:
         except aiohttp.ClientConnectorCertificateError as error:
             raise Unavailable(
                 f"the certificate of {url.host} is not trusted: {error.certificate_error}",
+                source=file.source,
                 hint="Name a private CA's bundle in SSL_CERT_FILE",
                 retryable=False,
             ) from None
@@ -178,7 +247,8 @@ class Transfer:
 
     def _judge(
         self, file: RemoteFile, response: aiohttp.ClientResponse, span: Span | None
-    ) -> Reply:
+    ) -> tuple[Span | None, int | None]:
+        """The span that a good answer's body holds and the file's size, as far as it says."""
         status = response.status
         if response.headers.get("Content-Encoding", "identity") != "identity" and status < 300:
             raise IntegrityError(
@@ -188,14 +258,15 @@ class Transfer:
             )
         if status == 200:
             size = response.content_length
-            return Reply(response, None if size is None else Span(0, size), size, self._settings)
+            return None if size is None else Span(0, size), size
         if status == 206 and span is not None:
             got, total = _content_range(response)
             if got.start != span.start or got.stop > span.stop:
                 raise Fault(
-                    Trouble.CHANGED, f"{shown_url(str(response.url))} answers with another range"
+                    Trouble.UNSPLITTABLE,
+                    f"{shown_url(str(response.url))} answers with another range",
                 )
-            return Reply(response, got, total, self._settings)
+            return got, total
         raise self._refusal(file, response)
 
     def _refusal(self, file: RemoteFile, response: aiohttp.ClientResponse) -> Exception:
@@ -229,7 +300,8 @@ def _content_range(response: aiohttp.ClientResponse) -> tuple[Span, int | None]:
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if match is None:
         raise Fault(
-            Trouble.CHANGED, f"{shown_url(str(response.url))} does not say which range it sends"
+            Trouble.UNSPLITTABLE,
+            f"{shown_url(str(response.url))} does not say which range it sends",
         )
     total = None if match[3] == "*" else int(match[3])
     return Span(int(match[1]), int(match[2]) + 1), total

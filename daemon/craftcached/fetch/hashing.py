@@ -1,0 +1,137 @@
+"""Hashes a file in order while its bytes arrive in any order.
+
+What arrives early is kept in memory, nearest first, as far as the common budget reaches. What
+did not fit, and what an earlier run left behind, is read back from the file when its turn comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from craftcache.verify import Digests, Hasher
+
+    from .limits import Memory
+    from .offload import Threads
+
+__all__ = ["OrderedHash"]
+
+STEP_BYTES = 2 * 1024 * 1024
+"""Bytes hashed, or read back, in one step off the event loop."""
+
+
+class OrderedHash:
+    """The digest of one file in the making.
+
+    Args:
+        hasher: Takes the bytes in order.
+        descriptor: The file, open for reading, for what must be read back.
+        memory: The budget for what is kept.
+        threads: Where the hashing is done.
+    """
+
+    def __init__(self, hasher: Hasher, descriptor: int, memory: Memory, threads: Threads) -> None:
+        self._hasher = hasher
+        self._descriptor = descriptor
+        self._memory = memory
+        self._threads = threads
+        self._kept: dict[int, Sequence[bytes]] = {}
+        self._position = 0
+        self._written = 0
+        """The file has all bytes up to here."""
+        self._complete = False
+        self._more = asyncio.Event()
+        self._moved = asyncio.Event()
+
+    @property
+    def position(self) -> int:
+        """How far the hash has come."""
+        return self._position
+
+    @property
+    def lag(self) -> int:
+        """Bytes that could be hashed and are not yet."""
+        return self._written - self._position
+
+    def keep(self, offset: int, block: Sequence[bytes]) -> None:
+        """Keep ``block``, which is written at ``offset``, in memory if there is room for it."""
+        size = _size(block)
+        while not self._memory.take(size):
+            farthest = max(self._kept, default=offset)
+            if farthest <= offset:
+                return
+            self._memory.give(_size(self._kept.pop(farthest)))
+        self._kept[offset] = block
+
+    def written_to(self, end: int) -> None:
+        """The file has all bytes up to ``end``."""
+        self._written = max(self._written, end)
+        self._more.set()
+
+    def complete(self) -> None:
+        """There are no bytes beyond those that were written."""
+        self._complete = True
+        self._more.set()
+
+    async def wait_near(self, lag: int) -> None:
+        """Wait until at most ``lag`` bytes could be hashed and are not yet."""
+        while self.lag > lag:
+            await self._moved.wait()
+
+    async def run(self) -> Digests:
+        """Hash until the file is complete, and give the digests of all of it."""
+        while self.lag or not self._complete:
+            if not self.lag:
+                self._more.clear()
+                await self._more.wait()
+                continue
+            taken = self._take_kept()
+            if taken:
+                await self._threads.run(self._hash, taken)
+                size = _size(taken)
+                self._memory.give(size)
+            else:
+                size = await self._threads.run(self._hash_from_file, self._readable_end())
+            self._position += size
+            self._moved.set()
+            self._moved = asyncio.Event()
+        return self._hasher.digests()
+
+    def close(self) -> None:
+        """Give back the memory of what was not hashed."""
+        for block in self._kept.values():
+            self._memory.give(_size(block))
+        self._kept.clear()
+
+    def _take_kept(self) -> list[bytes]:
+        """The kept bytes that come next, without a gap."""
+        taken: list[bytes] = []
+        offset = self._position
+        while offset - self._position < STEP_BYTES and (block := self._kept.pop(offset, None)):
+            taken.extend(block)
+            offset += _size(block)
+        return taken
+
+    def _readable_end(self) -> int:
+        """Up to where the file must be read, because memory has nothing before that."""
+        return min([self._written, self._position + STEP_BYTES, *self._kept])
+
+    def _hash(self, chunks: Sequence[bytes]) -> None:
+        for chunk in chunks:
+            self._hasher.update(chunk)
+
+    def _hash_from_file(self, end: int) -> int:
+        data = os.pread(self._descriptor, end - self._position, self._position)
+        if not data:
+            raise OSError(errno.EIO, "the file became shorter while it was hashed")
+        self._hasher.update(data)
+        return len(data)
+
+
+def _size(chunks: Sequence[bytes]) -> int:
+    return sum(map(len, chunks))

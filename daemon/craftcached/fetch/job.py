@@ -1,0 +1,221 @@
+"""One order, from finding what an earlier run left to handing out the sealed file.
+
+An *attempt* is for one version of the file, in one of two ways: by ranges, or, where the server
+has no reliable ones, as one plain answer. When the file at the origin changes under an attempt,
+all of it is thrown away before the next begins: bytes of two versions never meet in one file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+from craftcache.errors import IntegrityError
+from craftcache.sources import shown_url
+
+from .assembly import Assembly
+from .faults import BEGIN_AGAIN, Fault, Trouble
+from .journal import Identity, Record
+from .part import Names, Part, find_record
+from .pieces import Pieces
+from .ranges import RangedDownload
+from .spans import Span
+from .transfer import host_of
+from .types import Fetched
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from craftcache.verify import Digests
+
+    from .transfer import Reply
+    from .workbench import Order, Workbench
+
+__all__ = ["Job"]
+
+PROBE_BYTES = 1024 * 1024
+"""Bytes asked for in the first request, which shows whether the server speaks ranges."""
+
+MAX_CHANGES = 4
+"""Changes of the file at the origin after which we stop running after it."""
+
+PLAIN_AFTER_CHANGES = 2
+"""Changes after which the file is asked for in one answer, which cannot mix versions: behind
+some names stand several servers that disagree about the validator of the same bytes."""
+
+
+class Job:
+    """Carries out one order.
+
+    Args:
+        order: What, and for whom.
+        bench: What all downloads share.
+    """
+
+    def __init__(self, order: Order, bench: Workbench) -> None:
+        self._order = order
+        self._file = order.file
+        self._bench = bench
+        self._names = Names.of(bench.staging, order.file.key)
+        self._plain = order.file.promise.size == 0  # there is no range of an empty file
+        self._changes = 0
+        self._failures = 0
+
+    async def run(self) -> Fetched:
+        """Fetch the file; see Fetcher.fetch for what is raised."""
+        try:
+            while True:
+                try:
+                    with _sole_error():
+                        return await self._attempt()
+                except Fault as fault:
+                    await self._prepare_another(fault)
+        except OSError as error:
+            source = self._file.source
+            raise self._bench.space.error_for(error, self._order, source=source) from error
+        finally:
+            self._bench.space.release(self._order)
+
+    async def _attempt(self) -> Fetched:
+        bench = self._bench
+        record = await bench.threads.run(
+            find_record, self._names, self._file.promise, bench.boot_id
+        )
+        if record is not None and not self._plain:
+            return await self._by_ranges(record)
+        async with self._request() as reply:
+            if not reply.partial:
+                return await self._as_one_stream(reply)
+            record = self._record_of(reply)
+            head: list[bytes] = []
+            while chunks := await reply.block():
+                head += chunks
+        return await self._by_ranges(record, head, reply.url)
+
+    @asynccontextmanager
+    async def _request(self) -> AsyncIterator[Reply]:
+        """The first request of an attempt that has nothing to build on."""
+        order, file = self._order, self._file
+        span = None if self._plain else Span(0, PROBE_BYTES)
+        async with (
+            self._bench.connections.one(host_of(file.url), order.claimant),
+            self._bench.transfer.open(
+                file, url=file.url, span=span, etag=None, claimant=order.claimant
+            ) as reply,
+        ):
+            if None not in (reply.total, file.promise.size) and reply.total != file.promise.size:
+                raise Fault(
+                    Trouble.CHANGED,
+                    f"{shown_url(reply.url)} has {reply.total} bytes where the origin promised "
+                    f"{file.promise.size}",
+                )
+            yield reply
+
+    def _record_of(self, reply: Reply) -> Record:
+        """The record to begin with, if this version can be put together from ranges."""
+        promise = self._file.promise
+        size = promise.size if reply.total is None else reply.total
+        if size is None or (promise.digest is None and reply.etag is None):
+            raise Fault(
+                Trouble.UNSPLITTABLE, f"{shown_url(reply.url)} says too little about the file"
+            )
+        return Record(Identity.of(promise, size=size, etag=reply.etag), (), ())
+
+    async def _by_ranges(
+        self, record: Record, head: Sequence[bytes] = (), url: str = ""
+    ) -> Fetched:
+        size, etag = record.identity.size, record.identity.etag
+        pieces = Pieces(size, self._bench.settings.piece_bytes, record.present)
+        async with self._part(record, size - pieces.present_bytes) as part:
+            reused = pieces.present_bytes
+            assembly = Assembly(self._order, self._bench, part, total=size, present=record.present)
+            async with assembly.at_work():
+                download = RangedDownload(self._order, self._bench, pieces, assembly, etag)
+                if head:
+                    await download.begin_with(head, url)
+                await download.run()
+                digests = await assembly.finish()
+            return await self._sealed(part, digests, etag, reused)
+
+    async def _as_one_stream(self, reply: Reply) -> Fetched:
+        promised = self._file.promise.size
+        total = promised if reply.total is None else reply.total
+        async with self._part(None, total or 0) as part:
+            assembly = Assembly(self._order, self._bench, part, total=total)
+            async with assembly.at_work():
+                position = 0
+                while chunks := await reply.block():
+                    position = (await assembly.put(position, chunks)).stop
+                    if total is not None and position > total:
+                        raise Fault(Trouble.CHANGED, f"{shown_url(reply.url)} sends too much")
+                if total is not None and position < total:
+                    raise Fault(Trouble.LOST, f"{shown_url(reply.url)} ended early")
+                digests = await assembly.finish()
+            return await self._sealed(part, digests, reply.etag, 0)
+
+    @asynccontextmanager
+    async def _part(self, record: Record | None, needed: int) -> AsyncIterator[Part]:
+        """The open partial file, with room for it; removed if it cannot be resumed."""
+        bench = self._bench
+        bench.space.reserve(self._order, needed, source=self._file.source)
+        part = await bench.threads.run(Part, self._names, record, bench.boot_id)
+        try:
+            yield part
+        except BaseException as error:
+            if record is None or _is_worthless_after(_sole(error)):
+                await bench.threads.run(self._names.remove)
+            raise
+        finally:
+            part.close()
+
+    async def _sealed(self, part: Part, digests: Digests, etag: str | None, reused: int) -> Fetched:
+        try:
+            self._file.promise.check(digests, source=self._file.source)
+        except IntegrityError as error:
+            if reused:  # what an earlier run left may be at fault
+                raise Fault(Trouble.CHANGED, error.message) from None
+            raise
+        await self._bench.threads.run(part.seal)
+        return Fetched(part.path, digests, etag, self._order.claimant.received, reused)
+
+    async def _prepare_another(self, fault: Fault) -> None:
+        """Wait as the policy says and choose how to try again, or give up."""
+        if fault.trouble in BEGIN_AGAIN:
+            self._changes += 1
+            failures = self._changes
+            self._plain |= (
+                fault.trouble is Trouble.UNSPLITTABLE or self._changes >= PLAIN_AFTER_CHANGES
+            )
+        else:
+            self._failures += 1
+            failures = self._failures
+        jitter = random.random()  # noqa: S311  # no secret: it only spreads retries out
+        wait = self._bench.policy.wait(fault, failures, jitter)
+        if wait is None or self._changes > MAX_CHANGES:
+            raise fault.to_error(self._file.source)
+        await asyncio.sleep(wait)
+
+
+def _is_worthless_after(error: BaseException) -> bool:
+    """Whether nothing of a partial file may be used after ``error``."""
+    if isinstance(error, Fault):
+        return error.trouble in BEGIN_AGAIN
+    return isinstance(error, IntegrityError | OSError)
+
+
+@contextmanager
+def _sole_error() -> Iterator[None]:
+    """Raise the first of a group of errors in the group's place."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise _sole(group) from None
+
+
+def _sole(error: BaseException) -> BaseException:
+    """The first error of a group, which the others follow from; or the error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,165 @@
+"""The journal beside a partial file: what it belongs to, and which of its bytes are down.
+
+One line of JSON says what file the bytes belong to; then come lines that are only ever appended::
+
+    {"version": 1, "boot": "...", "size": 12, "etag": null, "digest": "sha256:..."}
+    w 0 8
+    d 0 8
+
+``w`` spans were written: they outlive the process (kill -9), but count only until the machine
+boots again. ``d`` spans were fsynced before the line was: they outlive a power loss as well. A
+torn last line is ignored. Nothing here is trusted beyond this: a resumed file is hashed whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .spans import Span, SpanSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from craftcache.verify import Promise
+
+__all__ = ["Identity", "Record", "Journal", "read_record", "current_boot_id"]
+
+VERSION = 1
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which bytes a partial file holds a part of.
+
+    Attributes:
+        size: Of the whole file.
+        etag: The strong validator the origin sent with them, or None.
+        digest: The promised digest as ``algorithm:hex``, or None.
+    """
+
+    size: int
+    etag: str | None
+    digest: str | None
+
+    @classmethod
+    def of(cls, promise: Promise, *, size: int, etag: str | None) -> Identity:
+        """The identity of a promised file, as the origin answered for it."""
+        digest = promise.digest
+        return cls(size, etag, None if digest is None else f"{digest.algorithm}:{digest.hex}")
+
+    def may_continue(self, promise: Promise) -> bool:
+        """Whether bytes of this identity may become part of what ``promise`` describes.
+
+        Without a digest to find a mixture out afterwards, only a strong validator will do.
+        """
+        now = Identity.of(promise, size=self.size, etag=self.etag)
+        same_size = promise.size in (None, self.size)
+        if self.digest is None:
+            same_version = self.etag is not None and promise.etag in (None, self.etag)
+            return now == self and same_size and same_version
+        return now == self and same_size
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a journal says.
+
+    Attributes:
+        identity: What the bytes belong to.
+        durable: Bytes that outlive a power loss.
+        present: Those, and what this boot of the machine has written besides.
+    """
+
+    identity: Identity
+    durable: tuple[Span, ...]
+    present: tuple[Span, ...]
+
+
+class Journal:
+    """The open journal of one partial file; all its methods block, and any thread may call them.
+
+    Args:
+        path: Replaced atomically by a journal that begins with ``record``.
+        record: What is there already.
+        boot_id: Of the running system.
+    """
+
+    def __init__(self, path: Path, record: Record, boot_id: str) -> None:
+        identity = record.identity
+        header = {
+            "version": VERSION,
+            "boot": boot_id,
+            "size": identity.size,
+            "etag": identity.etag,
+            "digest": identity.digest,
+        }
+        text = json.dumps(header) + "\n" + _lines("d", record.durable) + _lines("w", record.present)
+        fresh = path.with_name(path.name + ".new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(fresh, flags, 0o600)
+        try:
+            os.write(self._descriptor, text.encode())
+            os.fsync(self._descriptor)
+            fresh.replace(path)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def written(self, span: Span) -> None:
+        """Record bytes that the kernel has."""
+        os.write(self._descriptor, _lines("w", [span]).encode())
+
+    def durable(self, spans: Iterable[Span]) -> None:
+        """Record bytes that the disk has; the caller has fsynced them."""
+        os.write(self._descriptor, _lines("d", spans).encode())
+        os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file, which stays where it is."""
+        os.close(self._descriptor)
+
+
+def read_record(path: Path, boot_id: str) -> Record | None:
+    """What the journal at ``path`` says, or None if it is absent or says nothing sensible."""
+    try:
+        header, *lines = path.read_text("ascii").split("\n")[:-1]
+        head = json.loads(header)
+        if head["version"] != VERSION:
+            return None
+        identity = Identity(int(head["size"]), head["etag"], head["digest"])
+        kinds = {"d", "w"} if boot_id and head["boot"] == boot_id else {"d"}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    durable, present = SpanSet(), SpanSet()
+    for line in lines:
+        kind, span = _parsed(line)
+        if kind == "d":
+            durable.add(span)
+        if kind in kinds and span.stop <= identity.size:
+            present.add(span)
+    return Record(identity, tuple(durable), tuple(present))
+
+
+def current_boot_id() -> str:
+    """What tells this boot of the machine from all others; empty where the kernel does not say."""
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def _lines(kind: str, spans: Iterable[Span]) -> str:
+    return "".join(f"{kind} {span.start} {span.stop}\n" for span in spans)
+
+
+def _parsed(line: str) -> tuple[str, Span]:
+    """A line's kind and span; an empty span for a line that is damaged."""
+    kind, *numbers = line.split(" ")
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        return "", Span(0, 0)
+    return kind, Span(int(numbers[0]), int(numbers[1]))

@@ -1,0 +1,179 @@
+"""A partial file in staging with its journal; all that blocks about them.
+
+Lifecycle of ``<key>.part``: mode 0600 while bytes arrive, described by ``<key>.journal``; then
+*sealed*: verified, fsynced, mode 0444, the journal gone; then its owner renames or links it.
+A sealed part that nobody took (a crash came between) is found again, and hashed again.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .journal import Identity, Journal, Record, read_record
+from .spans import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Sequence
+    from pathlib import Path
+
+    from craftcache.verify import Promise
+
+__all__ = ["Names", "Part", "find_record", "sweep"]
+
+SEALED_MODE = 0o444
+_MAX_VECTORS = 512
+"""Chunks handed to one pwritev; the kernel takes 1024."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where the partial file of one key and its journal are."""
+
+    part: Path
+    journal: Path
+
+    @classmethod
+    def of(cls, staging: Path, key: str) -> Names:
+        """The names for ``key`` under ``staging``."""
+        return cls(staging / f"{key}.part", staging / f"{key}.journal")
+
+    def remove(self) -> None:
+        """Remove both; the part first, for a journal alone is worth nothing."""
+        self.part.unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
+
+
+class Part:
+    """An open partial file.
+
+    Args:
+        names: Where it is.
+        record: What it belongs to and what is there already; None for bytes that cannot be
+            resumed, which get no journal.
+        boot_id: Of the running system.
+    """
+
+    def __init__(self, names: Names, record: Record | None, boot_id: str) -> None:
+        self._names = names
+        self._journal: Journal | None = None
+        fresh = record is None or not record.present
+        if fresh:
+            names.remove()
+        else:
+            names.part.chmod(0o600)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.descriptor = os.open(
+            names.part, flags | (os.O_CREAT | os.O_EXCL if fresh else 0), 0o600
+        )
+        try:
+            if record is not None:
+                os.ftruncate(self.descriptor, record.identity.size)
+                self._journal = Journal(names.journal, record, boot_id)
+                _sync_directory(names.part.parent)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The partial file's name."""
+        return self._names.part
+
+    def write(self, offset: int, chunks: Sequence[bytes]) -> None:
+        """Write ``chunks`` one after the other from ``offset`` on, and record it."""
+        size = sum(map(len, chunks))
+        vectors = chunks if len(chunks) <= _MAX_VECTORS else [b"".join(chunks)]
+        done = os.pwritev(self.descriptor, vectors, offset)
+        if done < size:  # a signal, or a disk nearly full: the next call says which
+            rest = memoryview(b"".join(chunks))[done:]
+            while rest:
+                count = os.pwrite(self.descriptor, rest, offset + done)
+                done, rest = done + count, rest[count:]
+        if self._journal is not None:
+            self._journal.written(Span(offset, offset + size))
+
+    def sync(self, spans: Iterable[Span]) -> None:
+        """Bring what was written to the disk, and record that ``spans`` are there."""
+        os.fdatasync(self.descriptor)
+        if self._journal is not None:
+            self._journal.durable(spans)
+
+    def seal(self) -> None:
+        """Make the file what it will stay: durable and read-only."""
+        os.fchmod(self.descriptor, SEALED_MODE)
+        os.fsync(self.descriptor)
+        self._names.journal.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close what is open; the files stay."""
+        os.close(self.descriptor)
+        if self._journal is not None:
+            self._journal.close()
+
+
+def find_record(names: Names, promise: Promise, boot_id: str) -> Record | None:
+    """What of the promised file is in staging, or None if nothing there may be built on."""
+    try:
+        status = os.lstat(names.part)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    record = read_record(names.journal, boot_id) or _sealed_record(names, status, promise)
+    if (
+        record is None
+        or record.identity.size != status.st_size
+        or not record.identity.may_continue(promise)
+    ):
+        return None
+    return record
+
+
+def sweep(staging: Path, *, before: float, running: Container[str]) -> list[str]:
+    """Remove partial files that nobody asked for in a long time; returns their names.
+
+    A journal without a part, and an unsealed part without a journal, are of no use at any age.
+
+    Args:
+        staging: Where they are; files of other names are left alone.
+        before: Unix time; what got its last byte earlier is removed.
+        running: Keys that are being fetched now.
+    """
+    removed = []
+    for path in sorted(staging.iterdir()):
+        key, _, kind = path.name.partition(".")
+        if kind not in {"part", "journal", "journal.new"} or key in running:
+            continue
+        names = Names.of(staging, key)
+        if _is_useless(names) or path.stat().st_mtime < before:
+            path.unlink()
+            removed.append(path.name)
+    return removed
+
+
+def _is_useless(names: Names) -> bool:
+    if not names.part.is_file():
+        return True
+    sealed = stat.S_IMODE(names.part.stat().st_mode) == SEALED_MODE
+    return not sealed and not names.journal.is_file()
+
+
+def _sealed_record(names: Names, status: os.stat_result, promise: Promise) -> Record | None:
+    """All of a sealed part, where a digest can tell whether it still is what was promised."""
+    if stat.S_IMODE(status.st_mode) != SEALED_MODE or names.journal.exists():
+        return None
+    if promise.digest is None:
+        return None
+    whole = (Span(0, status.st_size),)
+    return Record(Identity.of(promise, size=status.st_size, etag=None), whole, whole)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,85 @@
+"""Which bytes of a file are here, which are under way and which should be asked for next.
+
+All mutable state of a download in ranges; every step is synchronous, so none can interleave.
+A byte is in one of three states::
+
+    missing --claim--> under way --written--> present
+       ^                   |
+       +----give_back------+
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .spans import Span, SpanSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Pieces"]
+
+
+class Pieces:
+    """The ranges of one file of known size.
+
+    Args:
+        total: The file's size in bytes.
+        piece_bytes: The most that one claim covers.
+        present: What an earlier run left behind.
+    """
+
+    def __init__(self, total: int, piece_bytes: int, present: Iterable[Span] = ()) -> None:
+        self._total = total
+        self._piece_bytes = piece_bytes
+        self._present = SpanSet(present)
+        self._taken = SpanSet(self._present)
+        """Present or under way."""
+        self._present_bytes = self._present.size
+
+    @property
+    def total(self) -> int:
+        """The file's size in bytes."""
+        return self._total
+
+    @property
+    def present_bytes(self) -> int:
+        """How many bytes are written."""
+        return self._present_bytes
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every byte is written."""
+        return self._present_bytes == self._total
+
+    @property
+    def has_missing(self) -> bool:
+        """Whether there is something to claim."""
+        return next(self._taken.gaps(Span(0, self._total)), None) is not None
+
+    def claim(self) -> Span | None:
+        """Take the first missing range, up to the end of its piece; None if nothing is missing.
+
+        Lowest first, because the hash wants the bytes in order.
+        """
+        gap = next(self._taken.gaps(Span(0, self._total)), None)
+        if gap is None:
+            return None
+        end_of_piece = (gap.start // self._piece_bytes + 1) * self._piece_bytes
+        span = Span(gap.start, min(gap.stop, end_of_piece))
+        self._taken.add(span)
+        return span
+
+    def written(self, span: Span) -> None:
+        """A claimed span, or a part of one, is in the file now."""
+        self._present.add(span)
+        self._present_bytes += span.size
+
+    def written_of(self, span: Span) -> int:
+        """How many bytes of ``span`` are written."""
+        return span.size - sum(gap.size for gap in self._present.gaps(span))
+
+    def give_back(self, claim: Span) -> None:
+        """Whoever made ``claim`` brings no more of it: what is not written is missing again."""
+        for gap in list(self._present.gaps(claim)):
+            self._taken.remove(gap)

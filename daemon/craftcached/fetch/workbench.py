@@ -1,0 +1,64 @@
+"""What every download works with, and what makes each of them its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .limits import Bandwidth, Claimant, Connections, Memory
+    from .offload import Threads
+    from .retry import RetryPolicy
+    from .settings import EngineSettings
+    from .space import Space
+    from .transfer import Transfer
+    from .types import RemoteFile
+
+__all__ = ["Workbench", "Order"]
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """What all downloads share.
+
+    Attributes:
+        staging: Where partial files are.
+        boot_id: Of the running system, for journals.
+        settings: Limits and patience.
+        policy: When to try again.
+        transfer: Makes requests.
+        threads: Where everything that blocks is done.
+        connections: The limit on requests in flight.
+        bandwidth: The cap on bytes a second.
+        memory: The budget for bytes that wait for their turn to be hashed.
+        space: The ledger of the disk's room.
+    """
+
+    staging: Path
+    boot_id: str
+    settings: EngineSettings
+    policy: RetryPolicy
+    transfer: Transfer
+    threads: Threads
+    connections: Connections
+    bandwidth: Bandwidth
+    memory: Memory
+    space: Space
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """One file that somebody asked for.
+
+    Attributes:
+        file: What.
+        claimant: Who it is to the limits.
+        report: Told the bytes present and the total, where known.
+    """
+
+    file: RemoteFile
+    claimant: Claimant
+    report: Callable[[int, int | None], None]
