@@ -30,7 +30,7 @@ from .errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["ALLOWED_GLOBALS", "FilledDefaultdicts", "importable_globals", "load", "translate"]
+__all__ = ["ALLOWED_GLOBALS", "importable_globals", "load", "translate"]
 
 ALLOWED_GLOBALS: Final = (
     "builtins.dict",
@@ -112,7 +112,7 @@ def _load(file: BinaryIO, map_location: torch.device | str) -> object:
     except pickle.UnpicklingError as error:
         if not _FILLED_DEFAULTDICT.search(str(error)):
             raise
-    filled = FilledDefaultdicts()
+    filled = _FilledDefaultdicts()
     loaded = _load_allowing(file, map_location, {**allowed, "collections.defaultdict": filled.make})
     return filled.restore(loaded)
 
@@ -182,7 +182,7 @@ def refused_global(error: pickle.UnpicklingError) -> str | None:
     return name if "." in name else f"builtins.{name}"
 
 
-class FilledDefaultdicts:
+class _FilledDefaultdicts:
     """Stands in for defaultdict where torch refuses to fill one, and puts them back.
 
     Hydra's configs carry filled caches of resolvers in their metadata.
@@ -190,6 +190,7 @@ class FilledDefaultdicts:
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[dict[Any, Any], Any]] = {}
+        """By id, which stays theirs because they are kept here."""
 
     def make(self, factory: Any = None) -> dict[Any, Any]:  # noqa: ANN401  a pickle's argument
         """A plain dict, remembered with the factory it should have had."""
@@ -204,8 +205,8 @@ class FilledDefaultdicts:
         def visit(item: Any) -> Any:  # noqa: ANN401  whatever a checkpoint holds
             if id(item) in done:
                 return done[id(item)]
-            plain, factory = self._made.get(id(item), (None, None))
-            result = done[id(item)] = defaultdict(factory) if item is plain else item
+            made = self._made.get(id(item))
+            result = done[id(item)] = defaultdict(made[1]) if made else item
             if isinstance(item, dict):
                 result.update({key: visit(child) for key, child in item.items()})
             elif isinstance(item, list):

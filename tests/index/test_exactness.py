@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,6 +15,9 @@ from checkpoints import assert_same, checkpoints, loaded, memory_file, rezipped,
 from craftcache import index as index_format
 from craftcache.tensors import build
 from craftcached.inspect.examine import examine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support")  # torch's, on sight of one
@@ -72,7 +75,7 @@ def nested(depth: int) -> object:
     return [nested(depth - 1)] if depth else 1
 
 
-INEXACT = {
+INEXACT: dict[str, Callable[[], object]] = {
     "set": lambda: {"steps": {1}},
     "bytes": lambda: {"raw": b"abc", "array": bytearray(b"abc")},
     "complex": lambda: [1j],

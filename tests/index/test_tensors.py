@@ -150,7 +150,8 @@ class Attention(torch.nn.Module):
         super().__init__()
         self.projection = torch.nn.Linear(8, 8)
         self.register_buffer("scale", torch.zeros(3))
-        self.register_load_state_dict_pre_hook(self._rename)
+        hooks: Any = self  # torch leaves the method untyped
+        hooks.register_load_state_dict_pre_hook(self._rename)
 
     @staticmethod
     def _rename(_: object, state: dict[str, Any], prefix: str, *__: object) -> None:
