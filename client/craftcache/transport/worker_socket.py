@@ -173,14 +173,14 @@ class WorkerSocket:
 
 def _granted(reply: Reply[Answer | Problem], request: Request[AnswerT]) -> Reply[AnswerT]:
     answer = reply.answer
-    if isinstance(answer, request.ANSWER):
+    if request.is_answered_by(answer):
         return cast("Reply[AnswerT]", reply)
     reply.close()
     if isinstance(answer, Problem):
         if answer.own_fault:
             raise DaemonBroken(answer.error.message, answer.error)
         raise answer.error
-    raise DaemonBroken(f"the daemon answered {type(answer).__name__} to {type(request).__name__}")
+    raise DaemonBroken(f"the daemon answered {request.TYPE!r} with another {answer.TYPE!r}")
 
 
 _all_sockets: weakref.WeakSet[WorkerSocket] = weakref.WeakSet()

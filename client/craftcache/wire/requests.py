@@ -30,6 +30,10 @@ class Request(Generic[AnswerT]):
         """The message's keys, but for its type."""
         raise NotImplementedError
 
+    def is_answered_by(self, answer: object) -> bool:
+        """Whether ``answer`` is of the kind that this asks for, and fits what it asks for."""
+        return isinstance(answer, self.ANSWER)
+
 
 @dataclass(frozen=True, slots=True)
 class Load(Request[Loaded]):
@@ -98,6 +102,10 @@ class Warm(Request[Warmed]):
         """See Request.to_fields."""
         return {"sources": list(self.sources), "filenames": list(self.filenames)}
 
+    def is_answered_by(self, answer: object) -> bool:
+        """See Request.is_answered_by; there is a result for each source."""
+        return isinstance(answer, Warmed) and len(answer.results) == len(self.sources)
+
     @classmethod
     def parse(cls, fields: Fields) -> Warm:
         """The message with these keys."""
@@ -142,6 +150,10 @@ class Models(Request[ModelsPage]):
     def to_fields(self) -> dict[str, Any]:
         """See Request.to_fields."""
         return {"after": self.after}
+
+    def is_answered_by(self, answer: object) -> bool:
+        """See Request.is_answered_by; a next page is a later one, so that pages come to an end."""
+        return isinstance(answer, ModelsPage) and (not answer.next or answer.next > self.after)
 
     @classmethod
     def parse(cls, fields: Fields) -> Models:

@@ -7,6 +7,7 @@ import fcntl
 import socket
 import struct
 import termios
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from craftcache.wire import MAX_MESSAGE
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from .peers import Peer
 
-__all__ = ["Connection", "ReceiveBuffer"]
+__all__ = ["Connection", "ReceiveBuffer", "User"]
 
 _ZERO = struct.pack("i", 0)
 
@@ -41,6 +42,19 @@ class ReceiveBuffer:
         return self._view[: sock.recv_into(self._view)]
 
 
+@dataclass(eq=False, slots=True)
+class User:
+    """What one uid has of the server.
+
+    Attributes:
+        connections: All that stand, and those that ended with unread descriptors.
+        unread: The sum of their unread descriptors.
+    """
+
+    connections: set[Connection] = field(default_factory=set)
+    unread: int = 0
+
+
 class Connection:
     """A connected worker.
 
@@ -51,29 +65,32 @@ class Connection:
     Attributes:
         sock: Not blocking.
         peer: The process that connected.
+        user: Of that process.
         greeted: Whether it has said hello.
         drops_next: Whether its next packet is a request in a version that was not agreed on.
         task: What works on its request, if anything does.
         unread: Descriptors in the last answer, as far as it is not known to be received.
-        is_closing: Whether it will be answered no more.
+        is_closing: Whether it will be heard and answered no more.
     """
 
-    __slots__ = ("drops_next", "greeted", "is_closing", "peer", "sock", "task", "unread")
+    __slots__ = ("drops_next", "greeted", "is_closing", "peer", "sock", "task", "unread", "user")
 
-    def __init__(self, sock: socket.socket, peer: Peer) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, user: User) -> None:
         self.sock = sock
         self.peer = peer
+        self.user = user
         self.greeted = False
         self.drops_next = False
         self.task: asyncio.Task[None] | None = None
         self.unread = 0
         self.is_closing = False
 
-    @property
-    def has_read_all(self) -> bool:
-        """Whether nothing that was sent is still waiting to be received."""
-        waiting = fcntl.ioctl(self.sock, termios.TIOCOUTQ, _ZERO)
-        return waiting == _ZERO
+    def has_received(self) -> bool:
+        """Whether the worker has the last answer's descriptors, which then count no longer."""
+        if self.unread and fcntl.ioctl(self.sock, termios.TIOCOUTQ, _ZERO) == _ZERO:
+            self.user.unread -= self.unread
+            self.unread = 0
+        return not self.unread
 
     def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> bool:
         """Send a packet; False where the worker has left too much unread for it to fit.
@@ -85,11 +102,12 @@ class Connection:
         try:
             if descriptors:
                 socket.send_fds(self.sock, [packet], list(descriptors))
-                self.unread = len(descriptors)
             else:
                 self.sock.send(packet)
         except BlockingIOError:
             return False
+        self.unread += len(descriptors)
+        self.user.unread += len(descriptors)
         return True
 
     async def wait_writable(self) -> None:

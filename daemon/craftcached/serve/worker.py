@@ -40,7 +40,7 @@ from craftcache.wire import (
     first_page,
 )
 
-from .connection import Connection, ReceiveBuffer
+from .connection import Connection, ReceiveBuffer, User
 from .parcel import Parcel
 from .peers import Peer
 from .reporting import Reporter
@@ -108,14 +108,6 @@ class Statistics:
     requests: int
 
 
-@dataclass(eq=False, slots=True)
-class _User:
-    """The connections of one uid, and the sum of their unread descriptors."""
-
-    connections: set[Connection] = field(default_factory=set)
-    unread: int = 0
-
-
 class WorkerServer:
     """Serves a listening socket of type SOCK_SEQPACKET; use ``start`` and ``drain``.
 
@@ -135,7 +127,7 @@ class WorkerServer:
         self._backend = backend
         self._limits = limits or Limits()
         self._buffer = ReceiveBuffer()
-        self._users: dict[int, _User] = {}
+        self._users: dict[int, User] = {}
         self._connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_draining = False
@@ -182,20 +174,18 @@ class WorkerServer:
                 self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_again)
                 return
             sock.setblocking(False)
-            self._welcome(Connection(sock, Peer.of(sock)))
+            peer = Peer.of(sock)
+            user = self._users.setdefault(peer.uid, User())
+            self._welcome(Connection(sock, peer, user))
 
     def _accept_again(self) -> None:
         if not self._is_draining:
             self._loop.add_reader(self._listener, self._accept)
 
     def _welcome(self, connection: Connection) -> None:
-        user = self._users.setdefault(connection.peer.uid, _User())
-        user.connections.add(connection)
+        connection.user.connections.add(connection)
         self._connections += 1
-        if (
-            self._connections > self._limits.connections
-            or len(user.connections) > self._limits.connections_per_uid
-        ):
+        if self._is_crowded(connection.user):
             self._send(connection, Parcel(_HELLO))
             self._send(connection, Parcel.busy("too many connections"))
             self._end(connection)
@@ -218,13 +208,13 @@ class WorkerServer:
     def _linger(self, connection: Connection) -> None:
         if connection.sock.fileno() < 0:
             return
-        if connection.unread and not connection.has_read_all:
-            self._loop.call_later(LINGER_SECONDS, self._linger, connection)
-        else:
+        if connection.has_received():
             self._forget(connection)
+        else:
+            self._loop.call_later(LINGER_SECONDS, self._linger, connection)
 
     def _forget(self, connection: Connection) -> None:
-        user = self._users[connection.peer.uid]
+        user = connection.user
         user.connections.discard(connection)
         user.unread -= connection.unread
         if not user.connections:
@@ -234,6 +224,28 @@ class WorkerServer:
             self._loop.remove_reader(connection.sock)
             connection.is_closing = True
         connection.sock.close()
+
+    def _is_crowded(self, user: User) -> bool:
+        def crowded() -> bool:
+            return (
+                self._connections > self._limits.connections
+                or len(user.connections) > self._limits.connections_per_uid
+            )
+
+        if crowded():
+            self._look_again(user)
+        return crowded()
+
+    def _has_too_much_unread(self, user: User) -> bool:
+        if user.unread >= self._limits.unread_per_uid:
+            self._look_again(user)
+        return user.unread >= self._limits.unread_per_uid
+
+    def _look_again(self, user: User) -> None:
+        """Find out which descriptors have been received meanwhile."""
+        for connection in list(user.connections):
+            if connection.has_received() and connection.is_closing:
+                self._forget(connection)
 
     def _all_connections(self) -> list[Connection]:
         return [each for user in self._users.values() for each in user.connections]
@@ -254,19 +266,10 @@ class WorkerServer:
             connection.drops_next = False
         elif connection.task is not None:
             self._expel(connection, "a packet came before the last request was answered")
-        elif self._has_received(connection):
+        elif connection.has_received():
             self._hear(connection, packet)
         else:
             self._expel(connection, "a packet came before the last answer was received")
-
-    def _has_received(self, connection: Connection) -> bool:
-        """Whether the last answer's descriptors have arrived, which then count no longer."""
-        if connection.unread:
-            if not connection.has_read_all:
-                return False
-            self._users[connection.peer.uid].unread -= connection.unread
-            connection.unread = 0
-        return True
 
     def _hear(self, connection: Connection, packet: memoryview) -> None:
         try:
@@ -304,7 +307,7 @@ class WorkerServer:
     # --- What becomes of a request ---
 
     def _begin(self, connection: Connection, request: Grantable) -> None:
-        if self._has_too_much_unread(self._users[connection.peer.uid]):
+        if self._has_too_much_unread(connection.user):
             self._answer(connection, Parcel.busy("too many descriptors wait to be received"))
             return
         parcel = self._grant_nowait(request, connection.peer)
@@ -314,12 +317,6 @@ class WorkerServer:
             self._answer(connection, Parcel.busy("too many requests"))
         else:
             self._work(connection, self._serve(connection, request))
-
-    def _has_too_much_unread(self, user: _User) -> bool:
-        if user.unread >= self._limits.unread_per_uid:
-            for connection in user.connections:
-                self._has_received(connection)
-        return user.unread >= self._limits.unread_per_uid
 
     def _grant_nowait(self, request: Grantable, peer: Peer) -> Parcel | None:
         if not isinstance(request, Load):
@@ -390,7 +387,7 @@ class WorkerServer:
         if connection.is_closing:
             return True
         try:
-            sent = connection.send(parcel.packet, parcel.descriptors)
+            return connection.send(parcel.packet, parcel.descriptors)
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
                 return self._send(
@@ -398,6 +395,3 @@ class WorkerServer:
                 )
             self._end(connection)
             return True
-        if sent and parcel.descriptors:
-            self._users[connection.peer.uid].unread += len(parcel.descriptors)
-        return sent
