@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from .explain import Explanation
     from .export import Export
-    from .load import CachedModel, Fallback, WarmedModel
+    from .load import Fallback
+    from .node import CachedModel, WarmedModel
     from .sources import Part
     from .wire import Progress
 

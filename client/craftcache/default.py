@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from .export import Export
-    from .load import CachedModel, WarmedModel
+    from .node import CachedModel, WarmedModel
     from .sources import Part
     from .wire import Progress
 

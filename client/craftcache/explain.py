@@ -18,7 +18,8 @@ from .sources import (
 )
 
 if TYPE_CHECKING:
-    from .load import CachedModel, Loader
+    from .load import Loader
+    from .node import CachedModel
     from .opened import FileInfo, ServedBy
     from .sources import RemoteSource, Source
     from .transport import Withdrawal

@@ -12,42 +12,31 @@ a token of its own may fetch for itself. The token never crosses the socket.
 from __future__ import annotations
 
 import logging
-import os
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from .cache import CacheDir
 from .config import choose_cache_dir, choose_socket_dir
-from .errors import (
-    AccessDenied,
-    CraftcacheError,
-    NotFound,
-    NotMounted,
-    Offline,
-    ProtocolMismatch,
-    Unavailable,
-)
-from .opened import FileInfo, OpenFile, OpenFiles
+from .errors import NotMounted, Offline, Unavailable
+from .local import open_local, resolve_local
+from .node import CachedModel, DaemonAway, Node, WarmedModel, own_token
+from .opened import FileInfo
 from .resolve import Resolver
-from .sources import HubSource, LocalDirectory, LocalFile, UrlSource, wanted_files
-from .transport import DaemonFailure, WorkerSocket
-from .wire import Load, Models, Resolve, Status, Warm
+from .sources import LocalDirectory, LocalFile, wanted_files
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Sequence
+    from pathlib import Path
     from typing import Any
 
+    from .opened import OpenFiles
     from .sources import RemoteSource, Source
-    from .transport import Reply, Withdrawal
-    from .wire import Model, Progress, Request, ServedFile
+    from .transport import Withdrawal
+    from .wire import Progress
 
-__all__ = ["Fallback", "Loader", "WarmedModel", "CachedModel"]
+__all__ = ["Fallback", "Loader"]
 
 log = logging.getLogger("craftcache")
-
-AnswerT = TypeVar("AnswerT")
 
 Fallback: TypeAlias = Literal["origin", "cache", "none"]
 
@@ -56,45 +45,6 @@ COLD_SECONDS = 15.0
 
 WARM_SECONDS = 1.0
 """How long it is waited for where a verified copy is in a cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class WarmedModel:
-    """A source that was brought up to date.
-
-    Attributes:
-        source: As shown.
-        revision: That is served from now on.
-        bytes_fetched: That came over the network.
-        bytes_reused: That were in the cache before.
-        served_by: ``daemon``, or ``origin`` where this process did it by itself.
-    """
-
-    source: str
-    revision: str
-    bytes_fetched: int
-    bytes_reused: int
-    served_by: Literal["daemon", "origin"]
-
-
-@dataclass(frozen=True, slots=True)
-class CachedModel:
-    """A model that a load would find without asking its origin.
-
-    Attributes:
-        source: As shown.
-        revision: That would be served.
-        files: Its files, by name.
-    """
-
-    source: str
-    revision: str
-    files: tuple[FileInfo, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its files."""
-        return sum(file.size for file in self.files)
 
 
 class Loader:
@@ -121,15 +71,12 @@ class Loader:
         self.fallback = fallback
         self._cache = CacheDir(self.cache_dir)
         self._resolver = Resolver(self._cache)
-        self._socket = (
-            WorkerSocket(self.socket_dir / "worker" / "handles.sock") if self.socket_dir else None
-        )
+        self._node = Node(self.socket_dir, self._patience)
         self._has_warned = False
 
     def close(self) -> None:
         """Close idle connections; the loader stays usable."""
-        if self._socket is not None:
-            self._socket.close()
+        self._node.close()
 
     def open(
         self,
@@ -146,11 +93,13 @@ class Loader:
         """
         match source:
             case LocalFile(path):
-                return _open_local(dict.fromkeys(names, path))
+                return open_local(dict.fromkeys(names, path))
             case LocalDirectory(path):
-                return _open_local({name: path / name for name in names})
-            case _:
-                return self._open_remote(source, names, withdrawal, report)
+                return open_local({name: path / name for name in names})
+        try:
+            return self._node.open(source, names, withdrawal, report)
+        except DaemonAway as away:
+            return self._open_alone(source, names, away, withdrawal, report)
 
     def resolve(
         self,
@@ -171,15 +120,11 @@ class Loader:
             case LocalFile(path):
                 return path
             case LocalDirectory(path):
-                if not (path / filename).is_file():
-                    raise _missing_local(path / filename)
-                return path / filename
+                return resolve_local(path / filename)
         (name,) = wanted_files(source, (filename,))
         try:
-            request = Resolve(str(source), name)
-            with self._ask(request, source, (name,), withdrawal, report) as reply:
-                resolved = reply.answer
-        except _DaemonAway as away:
+            resolved = self._node.resolve(source, name, withdrawal, report)
+        except DaemonAway as away:
             self._open_alone(source, (name,), away, withdrawal, report).close()
             if own := self._resolver.path(source, name):
                 return own
@@ -212,12 +157,12 @@ class Loader:
         """Bring one source to its newest revision."""
         names = wanted_files(source, filenames)
         try:
-            return self._warm_at_daemon(source, filenames, withdrawal, report)
-        except _DaemonAway as away:
+            return self._node.warm(source, filenames, withdrawal, report)
+        except DaemonAway as away:
             self._permit_origin(source, away)
             self._warn(away)
             fetched = self._resolver.fetch(
-                source, names, token=_own_token(), report=_checked(report, withdrawal)
+                source, names, token=own_token(), report=_checked(report, withdrawal)
             )
             with fetched.files as files:
                 return WarmedModel(
@@ -235,92 +180,26 @@ class Loader:
             Unavailable: There is no daemon.
         """
         try:
-            with self._ask(Status(), None, (), withdrawal, _ignore) as reply:
-                return reply.answer.report
-        except _DaemonAway as away:
+            return self._node.status(withdrawal)
+        except DaemonAway as away:
             raise _no_daemon(away) from away
 
     def models(self, *, withdrawal: Withdrawal) -> list[CachedModel]:
         """What is cached: by the daemon's account, or as the cache directory shows without it."""
         try:
-            return self._models_of_daemon(withdrawal)
-        except _DaemonAway:
+            return self._node.models(withdrawal)
+        except DaemonAway:
             manifests = sorted(self._cache.manifests(), key=lambda manifest: manifest.source)
             return [
                 CachedModel(m.source, m.revision, tuple(map(FileInfo.recorded, m.files)))
                 for m in manifests
             ]
 
-    def _models_of_daemon(self, withdrawal: Withdrawal) -> list[CachedModel]:
-        models: list[CachedModel] = []
-        after = ""
-        while True:
-            with self._ask(Models(after), None, (), withdrawal, _ignore) as reply:
-                page = reply.answer
-            models += map(_cached_model, page.models)
-            after = page.next
-            if not after:
-                return models
-
-    def _warm_at_daemon(
-        self,
-        source: RemoteSource,
-        filenames: Sequence[str],
-        withdrawal: Withdrawal,
-        report: Callable[[Progress], None],
-    ) -> WarmedModel:
-        request = Warm((str(source),), tuple(filenames))
-        with self._ask(request, source, (), withdrawal, report) as reply:
-            (result,) = reply.answer.results
-        if result.error is not None:
-            if isinstance(result.error, AccessDenied | NotFound):
-                _raise_unless_readable(result.error, source)
-                raise _DaemonAway(f"the daemon may not read it: {result.error}")
-            raise result.error
-        return WarmedModel(
-            source.shown,
-            result.revision or "",
-            result.bytes_fetched,
-            result.bytes_reused,
-            "daemon",
-        )
-
-    def _open_remote(
-        self,
-        source: RemoteSource,
-        names: Sequence[str],
-        withdrawal: Withdrawal,
-        report: Callable[[Progress], None],
-    ) -> OpenFiles:
-        try:
-            return self._open_at_daemon(source, names, withdrawal, report)
-        except _DaemonAway as away:
-            return self._open_alone(source, names, away, withdrawal, report)
-
-    def _open_at_daemon(
-        self,
-        source: RemoteSource,
-        names: Sequence[str],
-        withdrawal: Withdrawal,
-        report: Callable[[Progress], None],
-    ) -> OpenFiles:
-        is_single = isinstance(source, UrlSource) and not source.is_export
-        request = Load(str(source), () if is_single else tuple(names))
-        with self._ask(request, source, names, withdrawal, report) as reply:
-            loaded = reply.answer
-            descriptors = iter(reply.take())
-            files: dict[str, OpenFile] = {}
-            for name, served in zip(names, loaded.files, strict=True):
-                blob = next(descriptors)
-                index = _read_and_close(next(descriptors)) if served.has_index else None
-                files[name] = OpenFile(_file_info(served), blob, index)
-            return OpenFiles(loaded.revision, "daemon", files)
-
     def _open_alone(
         self,
         source: RemoteSource,
         names: Sequence[str],
-        away: _DaemonAway,
+        away: DaemonAway,
         withdrawal: Withdrawal,
         report: Callable[[Progress], None],
     ) -> OpenFiles:
@@ -332,7 +211,7 @@ class Loader:
             try:
                 self._permit_origin(source, away)
                 files = self._resolver.fetch(
-                    source, names, token=_own_token(), report=_checked(report, withdrawal)
+                    source, names, token=own_token(), report=_checked(report, withdrawal)
                 ).files
             except (Offline, Unavailable):
                 files = self._resolver.unverified(source, names)
@@ -341,7 +220,7 @@ class Loader:
         files.fallback_reason = str(away)
         return files
 
-    def _permit_origin(self, source: RemoteSource, away: _DaemonAway) -> None:
+    def _permit_origin(self, source: RemoteSource, away: DaemonAway) -> None:
         if self.fallback == "none":
             raise _no_daemon(away, source) from away
         if self.fallback == "cache":
@@ -351,61 +230,16 @@ class Loader:
                 hint="Start craftcached and warm the model, or allow fallback='origin'",
             ) from away
 
-    def _ask(
-        self,
-        request: Request[AnswerT],
-        source: RemoteSource | None,
-        names: Sequence[str],
-        withdrawal: Withdrawal,
-        report: Callable[[Progress], None],
-    ) -> Reply[AnswerT]:
-        """The daemon's answer.
+    def _patience(self, source: RemoteSource | None, names: Sequence[str]) -> float:
+        is_cached = source is not None and self._resolver.has_cached(source, names)
+        return WARM_SECONDS if is_cached else COLD_SECONDS
 
-        Raises:
-            _DaemonAway: There is none that is of use.
-            CraftcacheError: The daemon's own, where the user must mend something.
-        """
-        if self._socket is None:
-            raise _DaemonAway("there is no daemon on this machine")
-
-        def patience() -> float:
-            is_cached = source is not None and self._resolver.has_cached(source, names)
-            return WARM_SECONDS if is_cached else COLD_SECONDS
-
-        try:
-            return self._socket.ask(
-                request, patience=patience, on_progress=report, withdrawal=withdrawal
-            )
-        except DaemonFailure as failure:
-            raise _DaemonAway(f"the daemon at {self._socket.path} failed: {failure}") from failure
-        except ProtocolMismatch as mismatch:
-            raise _DaemonAway(str(mismatch)) from mismatch
-        except (AccessDenied, NotFound) as error:
-            _raise_unless_readable(error, source)
-            raise _DaemonAway(f"the daemon may not read it: {error}") from error
-
-    def _warn(self, away: _DaemonAway) -> None:
+    def _warn(self, away: DaemonAway) -> None:
         """Say once why the daemon is not used; say nothing where there never was one."""
         if self._has_warned or self.socket_dir is None:
             return
         self._has_warned = True
         log.warning("loading without the daemon: %s", away)
-
-
-class _DaemonAway(Exception):  # a state of affairs, never seen outside this module
-    """The daemon cannot serve this request, for a reason that is not the user's to mend."""
-
-
-def _raise_unless_readable(error: CraftcacheError, source: RemoteSource | None) -> None:
-    """What the daemon may not read, a process with a token of its own may."""
-    if not isinstance(source, HubSource) or _own_token() is None:
-        raise error
-
-
-def _own_token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()
 
 
 def _checked(
@@ -418,62 +252,9 @@ def _checked(
     return checked
 
 
-def _open_local(paths: dict[str, Path]) -> OpenFiles:
-    files: dict[str, OpenFile] = {}
-    opened = OpenFiles("", "local", files)
-    try:
-        for name, path in paths.items():
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            info = FileInfo(path.name, os.fstat(descriptor).st_size, str(path))
-            # Its owner may overwrite it in place, under which a map would die.
-            files[name] = OpenFile(info, descriptor, mapped=False)
-    except FileNotFoundError as error:
-        opened.close()
-        raise _missing_local(Path(error.filename)) from error
-    except PermissionError as error:
-        opened.close()
-        raise AccessDenied(
-            "this process may not read the file",
-            source=error.filename,
-            hint="Change the file's permissions",
-        ) from error
-    return opened
-
-
-def _missing_local(path: Path) -> NotFound:
-    return NotFound(
-        "no such file",
-        source=str(path),
-        hint="An export directory holds state_dict.bin and compression_state_dict.bin",
-    )
-
-
-def _no_daemon(away: _DaemonAway, source: RemoteSource | None = None) -> Unavailable:
+def _no_daemon(away: DaemonAway, source: RemoteSource | None = None) -> Unavailable:
     return Unavailable(
         str(away),
         source=source.shown if source else None,
         hint="Start craftcached, or set CRAFTCACHE_SOCKET_DIR to its socket directory",
     )
-
-
-def _read_and_close(descriptor: int) -> bytes:
-    with open(descriptor, "rb", buffering=0) as file:
-        return os.pread(descriptor, os.fstat(file.fileno()).st_size, 0)
-
-
-def _file_info(served: ServedFile) -> FileInfo:
-    return FileInfo(
-        served.filename,
-        served.size,
-        served.origin,
-        served.sha256,
-        datetime.fromtimestamp(served.verified_at, UTC),
-    )
-
-
-def _cached_model(model: Model) -> CachedModel:
-    return CachedModel(model.source, model.revision, tuple(map(_file_info, model.files)))
-
-
-def _ignore(_progress: Progress) -> None:
-    """Nobody watches."""

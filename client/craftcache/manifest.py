@@ -28,6 +28,8 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from .sources import UrlSource
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
@@ -126,9 +128,21 @@ class Manifest:
         """The record of ``filename``, or None where the manifest has no such file."""
         return next((record for record in self.files if record.filename == filename), None)
 
-    def has(self, filenames: Iterable[str]) -> bool:
-        """Whether all ``filenames`` are in it."""
-        return {record.filename for record in self.files}.issuperset(filenames)
+    def select(
+        self, source: RemoteSource, filenames: Iterable[str]
+    ) -> tuple[FileRecord, ...] | None:
+        """The records of ``filenames``; None unless each is there and is what ``source`` promises.
+
+        The same URL may be named with a digest that the file recorded for it does not have.
+        """
+        records = []
+        for filename in filenames:
+            record = self.file(filename)
+            promised = source.file_digest(filename) if isinstance(source, UrlSource) else None
+            if record is None or not record.sha256.startswith(promised.hex if promised else ""):
+                return None
+            records.append(record)
+        return tuple(records)
 
     @property
     def size(self) -> int:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from .explain import Explanation
     from .export import Export
-    from .load import CachedModel, Fallback, WarmedModel
+    from .load import Fallback
+    from .node import CachedModel, WarmedModel
     from .sources import Part, Source
     from .transport import Withdrawal
     from .wire import Progress

@@ -141,19 +141,10 @@ class Resolver:
         self, cache: CacheDir, source: RemoteSource, names: Sequence[str]
     ) -> Manifest | None:
         manifest = cache.manifest(source)
-        if manifest is None:
+        records = manifest.select(source, names) if manifest else None
+        if records is None or not all(cache.path(record).exists() for record in records):
             return None
-        records = [manifest.file(name) for name in names]
-        promises = [
-            source.file_digest(name) if isinstance(source, UrlSource) else None for name in names
-        ]
-        kept = all(
-            record is not None
-            and cache.path(record).exists()
-            and (promise is None or record.sha256.startswith(promise.hex))
-            for record, promise in zip(records, promises, strict=True)
-        )
-        return manifest if kept else None
+        return manifest
 
 
 def _open_published(

@@ -81,6 +81,11 @@ class HubSource:
         return str(self)
 
     @property
+    def spelled(self) -> str:
+        """The source as :func:`parse` reads it back."""
+        return str(self)
+
+    @property
     def is_pinned(self) -> bool:
         """Whether the revision is a commit, which never moves."""
         return _COMMIT.fullmatch(self.revision) is not None
@@ -118,6 +123,13 @@ class UrlSource:
         return None if self.is_export and filename != self.filename else self.digest
 
     @property
+    def spelled(self) -> str:
+        """The source with all that it promises, as :func:`parse` reads it back."""
+        url = self.file_url(self.filename) if self.filename else self.url
+        is_written = self.digest is not None and url_digest(url) != self.digest
+        return f"{url}#sha256={self.digest.hex}" if self.digest and is_written else url
+
+    @property
     def basename(self) -> str:
         """The last segment of the URL's path, which names a single checkpoint."""
         return _basename(urlsplit(self.url))
@@ -136,6 +148,11 @@ class WatchSource:
 
     def __str__(self) -> str:
         return f"watch:{self.name}"
+
+    @property
+    def spelled(self) -> str:
+        """The source as :func:`parse` reads it back."""
+        return str(self)
 
     @property
     def shown(self) -> str:

@@ -73,12 +73,10 @@ class Store:
     def intact(self, source: RemoteSource, filenames: Iterable[str]) -> Manifest | None:
         """The manifest of ``source`` if all ``filenames`` are in it, in place and untouched."""
         manifest = self.manifest(source)
-        if manifest is None:
+        records = manifest.select(source, filenames) if manifest else None
+        if records is None or not all(map(self.cache.is_intact, records)):
             return None
-        records = [manifest.file(filename) for filename in filenames]
-        if all(record is not None and self.cache.is_intact(record) for record in records):
-            return manifest
-        return None
+        return manifest
 
     async def manifests(self) -> list[Manifest]:
         """All published manifests, by source."""
@@ -121,12 +119,11 @@ class Store:
 
         def search() -> Manifest | None:
             for manifest in self.cache.manifests():
-                if (
-                    manifest.source.partition("@")[0] == source.repo_id
-                    and manifest.revision == source.revision
-                    and manifest.has(names)
-                    and all(self.cache.is_intact(r) for r in manifest.files if r.filename in names)
-                ):
+                if manifest.source.partition("@")[0] != source.repo_id:
+                    continue
+                records = manifest.select(source, names)
+                is_there = records is not None and all(map(self.cache.is_intact, records))
+                if is_there and manifest.revision == source.revision:
                     return manifest
             return None
 

@@ -119,7 +119,7 @@ class Warmer:
         if not refresh and (manifest := self._store.intact(source, names)):
             return Warmed(manifest, 0, manifest.size)
         self._check_allowed(source)
-        key = (str(source), frozenset(names), refresh)
+        key = (source, frozenset(names), refresh)
         async with self._requests.join(
             key, lambda tell: self._bring(source, names, refresh, priority, tell), report
         ) as warmed:
@@ -263,7 +263,8 @@ class Warmer:
             await self._inspect(mine, filename, present)
             return present
 
-        return self._files.join((source.file_url(filename), refresh), work, request.report)
+        key = (source.file_url(filename), source.file_digest(filename), refresh)
+        return self._files.join(key, work, request.report)
 
     async def _unchanged(
         self, source: UrlSource, filename: str, promise: Promise, *, refresh: bool
@@ -274,8 +275,6 @@ class Warmer:
         manifest = self._store.intact(source, [filename])
         record = manifest.file(filename) if manifest else None
         if record is None:
-            return None
-        if promise.digest is not None and not record.sha256.startswith(promise.digest.hex):
             return None
         if refresh:
             etag = await self._urls.etag(source, filename)

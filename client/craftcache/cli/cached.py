@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from craftcache import FileInfo
-    from craftcache.load import CachedModel
+    from craftcache.node import CachedModel
 
 __all__ = ["ls", "show", "explain", "status", "rm"]
 

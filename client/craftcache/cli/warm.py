@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from craftcache import AsyncClient
-    from craftcache.load import CachedModel, WarmedModel
+    from craftcache.node import CachedModel, WarmedModel
 
     from .progress import Display
 

@@ -1,0 +1,229 @@
+"""The node's daemon as a loader sees it: open files and typed answers, or the reason why not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from .errors import AccessDenied, CraftcacheError, NotFound, ProtocolMismatch
+from .opened import FileInfo, OpenFile, OpenFiles
+from .sources import HubSource, UrlSource
+from .transport import DaemonFailure, WorkerSocket
+from .wire import Load, Models, Resolve, Status, Warm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from .sources import RemoteSource
+    from .transport import Reply, Withdrawal
+    from .wire import Model, Progress, Request, Resolved, ServedFile
+
+__all__ = ["Node", "DaemonAway", "WarmedModel", "CachedModel", "own_token"]
+
+AnswerT = TypeVar("AnswerT")
+
+
+class DaemonAway(Exception):  # a state of affairs, never seen by users
+    """The daemon cannot serve this request, for a reason that is not the user's to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmedModel:
+    """A source that was brought up to date.
+
+    Attributes:
+        source: As shown.
+        revision: That is served from now on.
+        bytes_fetched: That came over the network.
+        bytes_reused: That were in the cache before.
+        served_by: ``daemon``, or ``origin`` where this process did it by itself.
+    """
+
+    source: str
+    revision: str
+    bytes_fetched: int
+    bytes_reused: int
+    served_by: Literal["daemon", "origin"]
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A model that a load would find without asking its origin.
+
+    Attributes:
+        source: As shown.
+        revision: That would be served.
+        files: Its files, by name.
+    """
+
+    source: str
+    revision: str
+    files: tuple[FileInfo, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
+
+
+class Node:
+    """The daemon of this node; thread-safe, fork-safe.
+
+    Every call raises DaemonAway where the daemon is absent, refuses, goes silent, speaks another
+    protocol or fails by its own fault, or may not read what this process may; and what else the
+    daemon says is wrong as the error that it is.
+
+    Args:
+        socket_dir: Where its sockets are; None where this machine has none.
+        patience: Asked after a second of silence, with the source and its files: for how many
+            seconds in all the first answer is waited for.
+    """
+
+    def __init__(
+        self,
+        socket_dir: Path | None,
+        patience: Callable[[RemoteSource | None, Sequence[str]], float],
+    ) -> None:
+        self._socket = WorkerSocket(socket_dir / "worker" / "handles.sock") if socket_dir else None
+        self._patience = patience
+
+    def close(self) -> None:
+        """Close idle connections; the next call opens new ones."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def open(
+        self,
+        source: RemoteSource,
+        names: Sequence[str],
+        withdrawal: Withdrawal,
+        report: Callable[[Progress], None],
+    ) -> OpenFiles:
+        """Open ``names`` of ``source``, fetched first where they are missing."""
+        is_single = isinstance(source, UrlSource) and not source.is_export
+        request = Load(source.spelled, () if is_single else tuple(names))
+        with self._ask(request, source, names, withdrawal, report) as reply:
+            loaded = reply.answer
+            descriptors = iter(reply.take())
+            files: dict[str, OpenFile] = {}
+            for name, served in zip(names, loaded.files, strict=True):
+                blob = next(descriptors)
+                index = _read_and_close(next(descriptors)) if served.has_index else None
+                files[name] = OpenFile(_file_info(served), blob, index)
+            return OpenFiles(loaded.revision, "daemon", files)
+
+    def resolve(
+        self,
+        source: RemoteSource,
+        name: str,
+        withdrawal: Withdrawal,
+        report: Callable[[Progress], None],
+    ) -> Resolved:
+        """Where a file is, fetched first where it is missing."""
+        request = Resolve(source.spelled, name)
+        with self._ask(request, source, (name,), withdrawal, report) as reply:
+            return reply.answer
+
+    def warm(
+        self,
+        source: RemoteSource,
+        filenames: Sequence[str],
+        withdrawal: Withdrawal,
+        report: Callable[[Progress], None],
+    ) -> WarmedModel:
+        """Bring a source to its newest revision."""
+        request = Warm((source.spelled,), tuple(filenames))
+        with self._ask(request, source, (), withdrawal, report) as reply:
+            (result,) = reply.answer.results
+        if result.error is not None:
+            raise _or_away(result.error, source)
+        return WarmedModel(
+            source.shown,
+            result.revision or "",
+            result.bytes_fetched,
+            result.bytes_reused,
+            "daemon",
+        )
+
+    def status(self, withdrawal: Withdrawal) -> dict[str, Any]:
+        """What the daemon says of itself."""
+        with self._ask(Status(), None, (), withdrawal, _ignore) as reply:
+            return reply.answer.report
+
+    def models(self, withdrawal: Withdrawal) -> list[CachedModel]:
+        """What it has cached."""
+        models: list[CachedModel] = []
+        after = ""
+        while True:
+            with self._ask(Models(after), None, (), withdrawal, _ignore) as reply:
+                page = reply.answer
+            models += map(_cached_model, page.models)
+            after = page.next
+            if not after:
+                return models
+
+    def _ask(
+        self,
+        request: Request[AnswerT],
+        source: RemoteSource | None,
+        names: Sequence[str],
+        withdrawal: Withdrawal,
+        report: Callable[[Progress], None],
+    ) -> Reply[AnswerT]:
+        if self._socket is None:
+            raise DaemonAway("there is no daemon on this machine")
+        try:
+            return self._socket.ask(
+                request,
+                patience=lambda: self._patience(source, names),
+                on_progress=report,
+                withdrawal=withdrawal,
+            )
+        except DaemonFailure as failure:
+            raise DaemonAway(f"the daemon at {self._socket.path} failed: {failure}") from failure
+        except ProtocolMismatch as mismatch:
+            raise DaemonAway(str(mismatch)) from mismatch
+        except (AccessDenied, NotFound) as error:
+            raise _or_away(error, source) from error
+
+
+def own_token() -> str | None:
+    """The Hub token of this process's user, as huggingface_hub finds it."""
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _or_away(error: CraftcacheError, source: RemoteSource | None) -> CraftcacheError | DaemonAway:
+    """What the daemon may not read, a process with a token of its own may."""
+    is_hidden = isinstance(error, AccessDenied | NotFound) and isinstance(source, HubSource)
+    if is_hidden and own_token() is not None:
+        return DaemonAway(f"the daemon may not read it: {error}")
+    return error
+
+
+def _read_and_close(descriptor: int) -> bytes:
+    with open(descriptor, "rb", buffering=0) as file:
+        return os.pread(descriptor, os.fstat(file.fileno()).st_size, 0)
+
+
+def _file_info(served: ServedFile) -> FileInfo:
+    return FileInfo(
+        served.filename,
+        served.size,
+        served.origin,
+        served.sha256,
+        datetime.fromtimestamp(served.verified_at, UTC),
+    )
+
+
+def _cached_model(model: Model) -> CachedModel:
+    return CachedModel(model.source, model.revision, tuple(map(_file_info, model.files)))
+
+
+def _ignore(_progress: Progress) -> None:
+    """Nobody watches."""
