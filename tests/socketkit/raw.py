@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,16 @@ class RawWorker:
         """One request and its answer."""
         self.say(request)
         return self.hear_answer()
+
+    def wait_answered(self) -> None:
+        """Wait until there is something to hear, and do not hear it."""
+        self.sock.recv(1, socket.MSG_PEEK)
+
+    def wait_hung_up(self) -> None:
+        """Wait until the other side has closed, and hear nothing of what it said before."""
+        poll = select.poll()
+        poll.register(self.sock, 0)
+        assert poll.poll(SECONDS * 1000)
 
     def _receive(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
         return self.sock.recvmsg(70_000, _ROOM, socket.MSG_CMSG_CLOEXEC)

@@ -47,6 +47,11 @@ class Serving:
 
         return self.run(look())
 
+    def settle(self) -> None:
+        """Let the server see all that was sent to it until now."""
+        for _ in range(3):
+            self.statistics()
+
     def drain(self, seconds: float) -> None:
         """Drain the server and wait for it."""
         self.run(self._server.drain(seconds))
@@ -65,8 +70,10 @@ def serving(
             server = WorkerServer(listener, backend, limits)
             running = Serving(directory / "worker" / "handles.sock", server, loop)
             loop.call_soon_threadsafe(server.start)
-            yield running
-            running.drain(0)
+            try:
+                yield running
+            finally:
+                running.drain(0)
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
