@@ -23,7 +23,11 @@ The class name is the error's ``code`` on the wire, in HTTP problem documents an
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from math import isfinite
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "CraftcacheError",
@@ -81,9 +85,6 @@ class CraftcacheError(Exception):
     def __str__(self) -> str:
         text = f"{self.source}: {self.message}" if self.source else self.message
         return f"{text}. {self.hint}" if self.hint else text
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (from_problem, (self.to_problem(),))
 
     def to_problem(self) -> dict[str, Any]:
         """The error as an RFC 9457 problem document (also its form on the worker socket)."""
@@ -226,19 +227,32 @@ _BY_CODE: dict[str, type[CraftcacheError]] = {
 }
 
 
-def from_problem(problem: dict[str, Any]) -> CraftcacheError:
+def from_problem(problem: Mapping[str, Any]) -> CraftcacheError:
     """The error that a problem document describes.
 
     A code that this release does not know becomes a plain CraftcacheError, so that an older
-    client still shows a newer daemon's words.
+    client still shows a newer daemon's words; members of another type than theirs are left out.
     """
     cls = _BY_CODE.get(str(problem.get("code")), CraftcacheError)
+    retryable = problem.get("retryable")
     details: dict[str, Any] = {
-        "source": problem.get("source"),
-        "hint": problem.get("hint"),
-        "retryable": bool(problem.get("retryable", cls.retryable_by_default)),
-        "retry_after": problem.get("retry_after"),
+        "source": _text(problem.get("source")),
+        "hint": _text(problem.get("hint")),
+        "retryable": retryable if isinstance(retryable, bool) else None,
+        "retry_after": _number(problem.get("retry_after")),
     }
     if cls is StorageFull:
-        details["missing_bytes"] = int(problem.get("missing_bytes", 0))
-    return cls(str(problem.get("detail", "unknown error")), **details)
+        details["missing_bytes"] = int(_number(problem.get("missing_bytes")) or 0)
+    detail = _text(problem.get("detail"))
+    return cls("unknown error" if detail is None else detail, **details)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: object) -> int | float | None:
+    """``value`` if it is a finite number, and no boolean."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
