@@ -58,6 +58,8 @@ __all__ = [
     "ITEM_BYTES",
     "MAX_BYTES",
     "MAX_DEPTH",
+    "MAX_DIMENSIONS",
+    "MAX_ELEMENTS",
     "MAX_TENSORS",
     "Node",
     "Storage",
@@ -81,10 +83,11 @@ MAX_TENSORS: Final = 100_000
 MAX_DEPTH: Final = 64
 """Deepest nesting of containers in a tree."""
 
-_MAX_ELEMENTS: Final = 2**62
+MAX_ELEMENTS: Final = 2**62
 """Bound on a tensor's elements, so that torch's 64-bit arithmetic cannot overflow."""
 
-_MAX_DIMENSIONS: Final = 64
+MAX_DIMENSIONS: Final = 64
+"""Most sizes in one shape."""
 
 _REQUIRES_GRAD: Final = 1
 _PARAMETER: Final = 2
@@ -376,7 +379,7 @@ def _parse_tensors(
         and set(map(type, shapes)) <= {list}
         and _is_integers(sizes := list(chain.from_iterable(shapes)))
         and min(sizes, default=0) >= 0
-        and max(map(len, shapes), default=0) <= _MAX_DIMENSIONS
+        and max(map(len, shapes), default=0) <= MAX_DIMENSIONS
     ):
         raise InvalidIndex("a tensor whose shape is none")
     if not len(numbers) == len(owners) == len(shapes) <= MAX_TENSORS:
@@ -411,7 +414,7 @@ def _parse_view(row: list[Any], dtype: str, owner: int, shape: list[int], nbytes
     if not (
         _is_integers(stride)
         and len(stride) == len(shape)
-        and all(0 <= step <= _MAX_ELEMENTS for step in stride)
+        and all(0 <= step <= MAX_ELEMENTS for step in stride)
         and type(first) is type(flags) is int
         and 0 <= flags <= _REQUIRES_GRAD | _PARAMETER
         and not _overflows(shape)
@@ -437,4 +440,4 @@ def _is_numbers(value: object, count: int) -> TypeGuard[list[int]]:
 
 
 def _overflows(shape: Sequence[int]) -> bool:
-    return prod(max(size, 1) for size in shape) > _MAX_ELEMENTS
+    return prod(max(size, 1) for size in shape) > MAX_ELEMENTS

@@ -73,13 +73,13 @@ def read_archive(fd: int) -> dict[str, Record]:
     start, length, count = _find_directory(fd, size)
     if count > _MAX_RECORDS or length > _MAX_DIRECTORY_BYTES:
         raise NotACheckpoint(f"an archive of {count} records; {_MAX_RECORDS} are allowed")
-    archive, records = _read_entries(fd, _read(fd, start, length), count)
+    records = _read_entries(fd, _read(fd, start, length), count)
     records.sort(key=lambda record: record.start)
     for record, following in zip(records, [*(r.start for r in records[1:]), start], strict=True):
         if record.offset + record.stored_nbytes > following:
             raise NotACheckpoint(f"record {record.name} reaches into the next one")
     if len({record.name.lower() for record in records}) != len(records):
-        raise NotACheckpoint(f"archive {archive} has two records of one name")
+        raise NotACheckpoint("its archive has two records of one name")
     return {record.name: record for record in records}
 
 
@@ -109,8 +109,8 @@ def _find_directory(fd: int, size: int) -> tuple[int, int, int]:
     return start, length, count
 
 
-def _read_entries(fd: int, directory: bytes, count: int) -> tuple[str, list[Record]]:
-    """The name of the archive, which is the folder of all its records, and these."""
+def _read_entries(fd: int, directory: bytes, count: int) -> list[Record]:
+    """The records; all are in one folder, which has the archive's name."""
     records = []
     archive = ""
     at = 0
@@ -139,7 +139,7 @@ def _read_entries(fd: int, directory: bytes, count: int) -> tuple[str, list[Reco
         archive = folder
         offset = _find_data(fd, start, name, method)
         records.append(Record(rest, start, offset, stored, nbytes, method != _STORED))
-    return archive, records
+    return records
 
 
 def _widen(extra: bytes, *values: int) -> list[int]:

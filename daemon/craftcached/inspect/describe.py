@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
+from math import isfinite, prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,8 @@ from craftcache.errors import NotACheckpoint
 from craftcache.index import (
     ITEM_BYTES,
     MAX_DEPTH,
+    MAX_DIMENSIONS,
+    MAX_ELEMENTS,
     MAX_TENSORS,
     Storage,
     Tensor,
@@ -89,7 +91,7 @@ class Describer:
     def _scalar(self, value: bool | float | str | None) -> Node:
         if type(value) not in (type(None), bool, int, float, str):
             return self._inexact(f"it holds a {_name(value)}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not isfinite(value):
             return ["f", str(value)]
         return value
 
@@ -100,6 +102,11 @@ class Describer:
         self._count += 1
         if self._count > MAX_TENSORS:
             raise NotACheckpoint(f"it holds more than {MAX_TENSORS} tensors")
+        if (
+            len(tensor.shape) > MAX_DIMENSIONS
+            or prod(max(n, 1) for n in tensor.shape) > MAX_ELEMENTS
+        ):
+            raise NotACheckpoint("it holds a tensor of an absurd shape")
         reason = _oddity(tensor)
         if reason is not None:
             return self._inexact(reason)

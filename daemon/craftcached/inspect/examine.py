@@ -45,6 +45,8 @@ _MAX_PICKLE_BYTES: Final = 32 * 1024 * 1024
 _MAX_EXPANSION: Final = 16
 """How often its own size a compressed checkpoint may unpack to."""
 
+_TOO_MUCH_MEMORY: Final = "describing it takes more memory than inspection allows"
+
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL: Final = 1001
 _LEGACY_COUNT: Final = struct.Struct("<q")
@@ -62,8 +64,10 @@ def examine(fd: int) -> bytes:
     except CraftcacheError:
         raise
     except MemoryError as error:
-        raise NotACheckpoint("describing it takes more memory than inspection allows") from error
+        raise NotACheckpoint(_TOO_MUCH_MEMORY) from error
     except Exception as error:  # garbage makes torch's unpickler raise nearly anything
+        if "can't allocate memory" in str(error):
+            raise NotACheckpoint(_TOO_MUCH_MEMORY) from error
         raise weights_only.translate(error, source=None) from error
 
 
