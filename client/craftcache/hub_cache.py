@@ -66,6 +66,10 @@ class HubTree:
         """Where the blob named ``etag`` stands."""
         return self.root / "blobs" / etag
 
+    def lock_path(self, etag: str) -> Path:
+        """The file whose flock is huggingface_hub's lock of the blob named ``etag``."""
+        return self.cache_dir / ".locks" / self.folder / f"{etag}.lock"
+
     def pointer(self, commit: str, filename: str) -> Path:
         """Where ``filename`` stands in the snapshot of ``commit``."""
         return self.root / "snapshots" / commit / filename
@@ -101,7 +105,7 @@ class HubTree:
         # Documented as importable from there, though the package does not list it.
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-        path = self.cache_dir / ".locks" / self.folder / f"{etag}.lock"
+        path = self.lock_path(etag)
         make_directory(path.parent)
         with contextlib.ExitStack() as stack:
             try:

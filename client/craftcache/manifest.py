@@ -29,6 +29,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from .sources import UrlSource
+from .verify import Digest, Promise
 
 if TYPE_CHECKING:
     import os
@@ -98,6 +99,11 @@ class FileRecord:
             mtime_ns=stat.st_mtime_ns,
             etag=etag,
         )
+
+    @property
+    def promise(self) -> Promise:
+        """What a file must be to be this one."""
+        return Promise(self.size, Digest("sha256", self.sha256), self.etag)
 
     def describes(self, stat: os.stat_result) -> bool:
         """Whether a blob with this stat is still the one that was verified."""

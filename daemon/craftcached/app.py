@@ -16,6 +16,7 @@ from craftcache.policy import UrlPolicy
 
 from .fetch import Engine, EngineSettings
 from .inspect import Inspector
+from .obtain import Obtainer
 from .origins import HubOrigin, UrlOrigin
 from .records import Records
 from .serve.http import AdminServer
@@ -84,18 +85,13 @@ class Daemon:
                 check_url=policy.check_url,
             )
         )
-        warmer = Warmer(
-            store=store,
-            hub=HubOrigin(
-                endpoint=settings.hub_endpoint,
-                token=settings.hub_token,
-                timeout=settings.hub_timeout,
-            ),
-            urls=UrlOrigin(policy),
-            fetcher=engine,
-            inspector=inspector,
-            allow=settings.allow,
+        hub = HubOrigin(
+            endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
         )
+        obtainer = Obtainer(
+            store=store, hub=hub, urls=UrlOrigin(policy), fetcher=engine, inspector=inspector
+        )
+        warmer = Warmer(store=store, hub=hub, obtainer=obtainer, allow=settings.allow)
         service = Service(settings=settings, store=store, warmer=warmer, records=records)
         life.push_async_callback(service.close)
         return service

@@ -93,11 +93,17 @@ class Flights(Generic[T, P]):
                 await self._land(key, flight)
 
     async def _land(self, key: Hashable, flight: Flight[T, P]) -> None:
-        if not flight.task.done():
-            # A request that comes from here on waits for the end, then starts anew.
-            flight.is_cancelled = True
-            flight.task.cancel()
-            await asyncio.wait([flight.task])
+        if flight.task.done():
+            self._forget(key, flight)
+            return
+        # A request that comes from here on waits for the end, then starts anew. The flight is
+        # forgotten by its task's end, which comes even if this wait is itself cancelled.
+        flight.is_cancelled = True
+        flight.task.add_done_callback(lambda _: self._forget(key, flight))
+        flight.task.cancel()
+        await asyncio.wait([flight.task])
+
+    def _forget(self, key: Hashable, flight: Flight[T, P]) -> None:
         del self._running[key]
         if not flight.task.cancelled() and flight.task.exception() is None:
             self._release(flight.task.result())

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Self
 from craftcache.errors import NotFound, Unavailable
 from craftcache.publish import Verified, publish_hub, publish_url
 from craftcache.sources import HubSource
+from craftcache.verify import Digests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from craftcache.cache import CacheDir
-    from craftcache.manifest import Manifest
+    from craftcache.manifest import FileRecord, Manifest
     from craftcache.sources import RemoteSource, UrlSource
     from craftcache.verify import Promise
 
@@ -77,6 +78,12 @@ class Store:
         if records is None or not all(map(self.cache.is_intact, records)):
             return None
         return manifest
+
+    def as_verified(self, record: FileRecord) -> Verified:
+        """A published file as one that need not be fetched again."""
+        digests = Digests(record.size, record.sha256)
+        path = self.cache.path(record)
+        return Verified(path, digests, record.etag, 0, record.size, record.verified_at)
 
     async def manifests(self) -> list[Manifest]:
         """All published manifests, by source."""
@@ -137,15 +144,7 @@ class Store:
         origin: str,
     ) -> Manifest:
         """Publish files of one commit; see craftcache.publish."""
-
-        def publish() -> Manifest:
-            tree = self.cache.hub_tree(source.repo_id)
-            with contextlib.ExitStack() as locks:
-                for verified, _ in sorted(files.values(), key=lambda file: file[0].etag or ""):
-                    locks.enter_context(tree.lock(verified.etag or ""))
-                return publish_hub(self.cache, source, commit, files, origin)
-
-        return await asyncio.to_thread(publish)
+        return await asyncio.to_thread(publish_hub, self.cache, source, commit, files, origin)
 
     async def publish_url(
         self, source: UrlSource, files: Mapping[str, tuple[Verified, str]]

@@ -86,3 +86,7 @@ class Fetcher(Protocol):
                 names ``file.source``; ``retryable`` says whether a later try may help.
         """
         ...
+
+    def hurry(self, key: str) -> None:
+        """Somebody waits for the file that is being fetched under ``key`` now, if one is."""
+        ...

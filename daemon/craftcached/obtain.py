@@ -1,0 +1,259 @@
+"""One file, whole and verified, wherever it can be had most cheaply.
+
+    published before -> in the Hub's tree -> in another model -> at its origin
+
+What is asked for twice at once is obtained once: files are known by their content where the origin
+promises a digest, else by their address. A file that came from its origin stays in staging, and
+huggingface_hub's lock of it stays held, until nobody needs it there any more: its last user
+publishes it before that, or it leaves no trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from craftcache.publish import Verified
+from craftcache.verify import Digests
+from craftcache.wire import Progress
+
+from .fetch import Priority
+from .flights import Flights
+from .hub_lock import HubLock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from craftcache.hub import HubFile
+    from craftcache.manifest import FileRecord
+    from craftcache.sources import HubSource, RemoteSource, UrlSource
+    from craftcache.verify import Promise
+    from craftcache.wire import State
+
+    from .fetch import Fetcher, RemoteFile
+    from .inspect import Inspector
+    from .origins import HubOrigin, UrlOrigin
+    from .store import Store
+
+__all__ = ["Obtainer", "Teller"]
+
+
+@dataclass(frozen=True, slots=True)
+class Teller:
+    """Whose work is done, and who hears of it."""
+
+    source: RemoteSource
+    report: Callable[[Progress], None]
+
+    def tell(self, file: str | None, done: int, total: int | None, state: State) -> None:
+        """Report how far it has come."""
+        self.report(Progress(self.source.shown, file, done, total, state))
+
+
+@dataclass(frozen=True, slots=True)
+class _Obtained:
+    """A verified file, and the lock that keeps others from fetching it before it is published."""
+
+    file: Verified
+    lock: HubLock | None = None
+
+
+class Obtainer:
+    """Obtains files, each once for all who want it.
+
+    Args:
+        store: Where it may be, and what keeps the indexes.
+        hub: The Hub.
+        urls: Everything else.
+        fetcher: Brings bytes into staging, verified.
+        inspector: Says whether a checkpoint is safe, and what it holds.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        hub: HubOrigin,
+        urls: UrlOrigin,
+        fetcher: Fetcher,
+        inspector: Inspector,
+    ) -> None:
+        self._store = store
+        self._hub = hub
+        self._urls = urls
+        self._fetcher = fetcher
+        self._inspector = inspector
+        self._flights: Flights[_Obtained, Progress] = Flights(release=self._release)
+        self._waiters: Counter[RemoteSource] = Counter()
+        self._fetching: defaultdict[RemoteSource, set[str]] = defaultdict(set)
+
+    @contextlib.contextmanager
+    def waited_for(self, source: RemoteSource) -> Iterator[None]:
+        """Let the files of ``source`` go first, those under way included."""
+        self._waiters[source] += 1
+        for key in self._fetching.get(source, ()):
+            self._fetcher.hurry(key)
+        try:
+            yield
+        finally:
+            self._waiters[source] -= 1
+
+    @contextlib.asynccontextmanager
+    async def hub_file(
+        self, source: HubSource, file: HubFile, report: Callable[[Progress], None]
+    ) -> AsyncIterator[Verified]:
+        """Hold a file of a repository; it is where it is said to be until the context ends.
+
+        Raises:
+            CraftcacheError: It cannot be had, is not what was promised, or is unsafe to load.
+        """
+
+        async def work(tell: Callable[[Progress], None]) -> _Obtained:
+            return await self._obtain_hub(Teller(source, tell), source, file)
+
+        async with self._flights.join(file.etag, work, report) as obtained:
+            yield obtained.file
+
+    @contextlib.asynccontextmanager
+    async def url_file(
+        self,
+        source: UrlSource,
+        filename: str,
+        report: Callable[[Progress], None],
+        *,
+        refresh: bool,
+    ) -> AsyncIterator[Verified]:
+        """Hold a file of a URL; see hub_file.
+
+        Args:
+            source: The URL.
+            filename: Which of its files.
+            report: Called with progress.
+            refresh: Whether to ask if the file is still the one that is published.
+        """
+
+        async def work(tell: Callable[[Progress], None]) -> _Obtained:
+            return await self._obtain_url(Teller(source, tell), source, filename, refresh=refresh)
+
+        key = (source.file_url(filename), source.file_digest(filename), refresh)
+        async with self._flights.join(key, work, report) as obtained:
+            yield obtained.file
+
+    async def _obtain_hub(self, teller: Teller, source: HubSource, file: HubFile) -> _Obtained:
+        present = await self._present(teller, source, file)
+        if present is not None:
+            await self._inspect(teller, file.filename, present)
+            return _Obtained(present)
+        lock = HubLock(self._store.cache.hub_tree(source.repo_id), file.etag)
+        try:
+            if await lock.acquire():
+                present = await self._store.adopt(source, file.etag, file.promise)
+            if present is None:
+                remote = self._hub.remote_file(source, file)
+                present = await self._fetch(
+                    teller, remote, file.filename, etag=file.etag, progressed=lock.progressed
+                )
+            await self._inspect(teller, file.filename, present)
+        except BaseException:
+            lock.release()
+            raise
+        return _Obtained(present, lock)
+
+    async def _obtain_url(
+        self, teller: Teller, source: UrlSource, filename: str, *, refresh: bool
+    ) -> _Obtained:
+        remote = self._urls.remote_file(source, filename)
+        present = await self._unchanged(source, filename, remote.promise, refresh=refresh)
+        if present is None:
+            present = await self._fetch(teller, remote, filename, etag=None)
+        await self._inspect(teller, filename, present)
+        return _Obtained(present)
+
+    async def _present(self, teller: Teller, source: HubSource, file: HubFile) -> Verified | None:
+        """The file as it is in the cache already: verified by us, in the Hub's tree, elsewhere."""
+        record = self._published(source, file.filename)
+        if record is not None and record.etag == file.etag:
+            return self._store.as_verified(record)
+        teller.tell(file.filename, 0, file.promise.size, "verifying")
+        adopted = await self._store.adopt(source, file.etag, file.promise)
+        digest = file.promise.digest
+        if adopted is not None or digest is None or digest.algorithm != "sha256":
+            return adopted
+        return await self._linked(digest.hex, file.etag)
+
+    async def _unchanged(
+        self, source: UrlSource, filename: str, promise: Promise, *, refresh: bool
+    ) -> Verified | None:
+        """The file as it was published before, where it is still what the URL stands for."""
+        if promise.digest is not None and promise.digest.algorithm == "sha256":
+            return await self._linked(promise.digest.hex, None)
+        record = self._published(source, filename)
+        if record is None:
+            return None
+        if refresh:
+            etag = await self._urls.etag(source, filename)
+            if etag is None or etag != record.etag:
+                return None
+        return self._store.as_verified(record)
+
+    def _published(self, source: RemoteSource, filename: str) -> FileRecord | None:
+        manifest = self._store.intact(source, [filename])
+        return manifest.file(filename) if manifest else None
+
+    async def _linked(self, sha256: str, etag: str | None) -> Verified | None:
+        """The same bytes as another model has them."""
+        path = await self._store.find(sha256)
+        if path is None:
+            return None
+        size = path.stat().st_size
+        return Verified(path, Digests(size, sha256), etag, 0, size)
+
+    async def _fetch(
+        self,
+        teller: Teller,
+        remote: RemoteFile,
+        filename: str,
+        *,
+        etag: str | None,
+        progressed: Callable[[int], None] = lambda _: None,
+    ) -> Verified:
+        def report(done: int, total: int | None) -> None:
+            progressed(done)
+            teller.tell(filename, done, total, "fetching")
+
+        is_urgent = self._waiters[teller.source] > 0
+        self._fetching[teller.source].add(remote.key)
+        try:
+            fetched = await self._fetcher.fetch(
+                remote,
+                priority=Priority.WAITED_FOR if is_urgent else Priority.BACKGROUND,
+                report=report,
+            )
+        finally:
+            self._fetching[teller.source].discard(remote.key)
+        return Verified(
+            fetched.path,
+            fetched.digests,
+            etag or fetched.etag,
+            fetched.bytes_fetched,
+            fetched.bytes_reused,
+        )
+
+    async def _inspect(self, teller: Teller, filename: str, file: Verified) -> None:
+        """Refuse what cannot be loaded safely; write the index of what can."""
+        if await self._store.has_index(file.digests.sha256):
+            return
+        teller.tell(filename, file.digests.size, file.digests.size, "inspecting")
+        try:
+            index = await self._inspector.inspect(file.path, source=teller.source.shown)
+        except BaseException:
+            self._store.discard(file)
+            raise
+        await self._store.write_index(file.digests.sha256, index)
+
+    def _release(self, obtained: _Obtained) -> None:
+        self._store.discard(obtained.file)
+        if obtained.lock is not None:
+            obtained.lock.release()
