@@ -13,7 +13,6 @@ from craftcached.flights import Flights
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from blockbuster import BlockBuster
 
 pytestmark = pytest.mark.usefixtures("no_blocking")
 
