@@ -122,7 +122,7 @@ def test_two_loads_share_no_file_offset(worker: WorkerSocket) -> None:
 
 
 def test_descriptors_that_nobody_takes_are_closed(
-    worker: WorkerSocket, no_descriptor_leaks: None
+    no_descriptor_leaks: None, worker: WorkerSocket
 ) -> None:
     with ask(worker, Load("hot")) as reply:
         assert reply.descriptor_count == 3

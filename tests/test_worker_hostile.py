@@ -351,6 +351,7 @@ def test_a_user_who_takes_all_leaves_the_others_theirs() -> None:
         assert flooder.stdout.readline() == b"holding 200\n"
         for _ in range(20):
             check_others_are_served(running)
+        running.settle()
         assert running.statistics().connections <= 50
         flooder.communicate(timeout=SECONDS)
         assert flooder.returncode == 0

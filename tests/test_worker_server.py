@@ -233,6 +233,8 @@ def test_a_user_has_only_so_many_connections(tmp_path: Path) -> None:
             assert refusal.error.retryable
             assert three.hear() is None
         assert isinstance(one.ask(Load("hot")), Loaded)
+        one.sock.close()
+        running.settle()
         with RawWorker(running.path) as four:
             four.greet()
 
