@@ -21,7 +21,7 @@ from .job import Job
 from .journal import current_boot_id
 from .limits import Bandwidth, Claimant, Connections, Memory
 from .offload import Threads
-from .part import sweep
+from .part import Names, stale_keys
 from .retry import RetryPolicy
 from .space import Space, free_bytes
 from .transfer import Transfer
@@ -54,7 +54,7 @@ class Engine:
         check_url: The node's policy; called with every URL before it is requested, raises
             PolicyDenied for one that must not be.
         clock: Unix time, for the age of what is left behind.
-        boot_id: What tells this boot of the machine from others.
+        boot_id: What tells this boot of the machine from others; None asks the kernel.
         free: Bytes that the file system of ``staging`` has left.
     """
 
@@ -72,7 +72,7 @@ class Engine:
         self._settings = settings
         self._check_url = check_url
         self._clock = clock
-        self._boot_id = current_boot_id() if boot_id is None else boot_id
+        self._boot_id = boot_id
         self._free = free or (lambda: free_bytes(staging))
         self._claimants: dict[str, Claimant] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -81,6 +81,7 @@ class Engine:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             self._bench = await self._workbench(stack)
+            await self._sweep()
             sweeping = asyncio.create_task(self._keep_swept())
             stack.push_async_callback(_ended, sweeping)
             self._resources = stack.pop_all()
@@ -102,7 +103,7 @@ class Engine:
         report: Callable[[int, int | None], None],
     ) -> Fetched:
         """See Fetcher.fetch. Two fetches of one key run one after the other."""
-        async with self._turns.setdefault(file.key, asyncio.Lock()):
+        async with self._turn(file.key):
             claimant = self._claimants[file.key] = Claimant(priority)
             limit = self._settings.deadline_seconds
             try:
@@ -125,6 +126,7 @@ class Engine:
         threads = Threads(THREADS)
         stack.callback(threads.close)
         await threads.run(self._staging.mkdir, mode=0o700, parents=True, exist_ok=True)
+        boot_id = await threads.run(current_boot_id) if self._boot_id is None else self._boot_id
         session = aiohttp.ClientSession(
             # SSL_CERT_FILE and SSL_CERT_DIR are heeded by OpenSSL, proxies by trust_env.
             connector=aiohttp.TCPConnector(
@@ -139,7 +141,7 @@ class Engine:
         await stack.enter_async_context(session)
         return Workbench(
             staging=self._staging,
-            boot_id=self._boot_id,
+            boot_id=boot_id,
             settings=settings,
             policy=RetryPolicy.from_settings(settings),
             transfer=Transfer(session, settings, self._check_url),
@@ -147,16 +149,26 @@ class Engine:
             connections=Connections(settings.max_connections, settings.max_connections_per_host),
             bandwidth=Bandwidth(settings.bandwidth),
             memory=Memory(settings.memory_bytes),
-            space=Space(self._free),
+            space=Space(self._free, threads),
         )
 
     async def _keep_swept(self) -> None:
         while True:
-            before = self._clock() - self._settings.journal_retention_seconds
-            await self._bench.threads.run(
-                sweep, self._staging, before=before, running=self._claimants
-            )
             await asyncio.sleep(SWEEP_SECONDS)
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Remove what nobody asked for in a long time."""
+        threads = self._bench.threads
+        before = self._clock() - self._settings.journal_retention_seconds
+        for key in await threads.run(stale_keys, self._staging, before=before):
+            turn = self._turn(key)
+            if not turn.locked():
+                async with turn:
+                    await threads.run(Names.of(self._staging, key).remove)
+
+    def _turn(self, key: str) -> asyncio.Lock:
+        return self._turns.setdefault(key, asyncio.Lock())
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

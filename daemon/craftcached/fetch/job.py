@@ -74,7 +74,7 @@ class Job:
                     await self._prepare_another(fault)
         except OSError as error:
             source = self._file.source
-            raise self._bench.space.error_for(error, self._order, source=source) from error
+            raise await self._bench.space.error_for(error, self._order, source=source) from error
         finally:
             self._bench.space.release(self._order)
 
@@ -84,7 +84,7 @@ class Job:
             find_record, self._names, self._file.promise, bench.boot_id
         )
         if record is not None and not self._plain:
-            return await self._by_ranges(record)
+            return await self._by_ranges(record, self._file.url)
         async with self._request() as reply:
             if not reply.partial:
                 return await self._as_one_stream(reply)
@@ -92,7 +92,7 @@ class Job:
             head: list[bytes] = []
             while chunks := await reply.block():
                 head += chunks
-        return await self._by_ranges(record, head, reply.url)
+        return await self._by_ranges(record, reply.url, head)
 
     @asynccontextmanager
     async def _request(self) -> AsyncIterator[Reply]:
@@ -123,19 +123,18 @@ class Job:
             )
         return Record(Identity.of(promise, size=size, etag=reply.etag), (), ())
 
-    async def _by_ranges(
-        self, record: Record, head: Sequence[bytes] = (), url: str = ""
-    ) -> Fetched:
+    async def _by_ranges(self, record: Record, url: str, head: Sequence[bytes] = ()) -> Fetched:
+        """Bring what ``record`` lacks; ``head`` are the file's first bytes, in hand already."""
+        order, bench, present = self._order, self._bench, record.present
         size, etag = record.identity.size, record.identity.etag
-        pieces = Pieces(size, self._bench.settings.piece_bytes, record.present)
-        async with self._part(record, size - pieces.present_bytes) as part:
-            reused = pieces.present_bytes
-            assembly = Assembly(self._order, self._bench, part, total=size, present=record.present)
+        reused = sum(span.size for span in present)
+        async with self._part(record, size - reused) as part:
+            assembly = Assembly(order, bench, part, total=size, present=present)
             async with assembly.at_work():
-                download = RangedDownload(self._order, self._bench, pieces, assembly, etag)
                 if head:
-                    await download.begin_with(head, url)
-                await download.run()
+                    present = (*present, await assembly.put(0, head))
+                pieces = Pieces(size, bench.settings.piece_bytes, present)
+                await RangedDownload(order, bench, pieces, assembly, etag=etag, url=url).run()
                 digests = await assembly.finish()
             return await self._sealed(part, digests, etag, reused)
 
@@ -159,9 +158,10 @@ class Job:
     async def _part(self, record: Record | None, needed: int) -> AsyncIterator[Part]:
         """The open partial file, with room for it; removed if it cannot be resumed."""
         bench = self._bench
-        bench.space.reserve(self._order, needed, source=self._file.source)
-        part = await bench.threads.run(Part, self._names, record, bench.boot_id)
+        await bench.space.reserve(self._order, needed, source=self._file.source)
+        part = Part(self._names, record, bench.boot_id)
         try:
+            await bench.threads.run(part.open)
             yield part
         except BaseException as error:
             if record is None or _is_worthless_after(_sole(error)):

@@ -84,12 +84,13 @@ class Journal:
     """The open journal of one partial file; all its methods block, and any thread may call them.
 
     Args:
-        path: Replaced atomically by a journal that begins with ``record``.
+        path: Where it will be, in place of an older one.
+        fresh: Where it is until its beginning is on the disk.
         record: What is there already.
         boot_id: Of the running system.
     """
 
-    def __init__(self, path: Path, record: Record, boot_id: str) -> None:
+    def __init__(self, path: Path, fresh: Path, record: Record, boot_id: str) -> None:
         identity = record.identity
         header = {
             "version": VERSION,
@@ -99,7 +100,6 @@ class Journal:
             "digest": identity.digest,
         }
         text = json.dumps(header) + "\n" + _lines("d", record.durable) + _lines("w", record.present)
-        fresh = path.with_name(path.name + ".new")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(fresh, flags, 0o600)
         try:

@@ -76,7 +76,8 @@ class Connections:
             else:
                 self._in_use[host] -= 1
                 claimant.connections -= 1
-            self._grant()
+            # Not at once: who gives one back only to ask for the next is asked in the same breath.
+            asyncio.get_running_loop().call_soon(self._grant)
 
     def _grant(self) -> None:
         while self._in_use.total() < self._limit:

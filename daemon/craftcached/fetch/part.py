@@ -16,12 +16,12 @@ from .journal import Identity, Journal, Record, read_record
 from .spans import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from craftcache.verify import Promise
 
-__all__ = ["Names", "Part", "find_record", "sweep"]
+__all__ = ["Names", "Part", "find_record", "stale_keys"]
 
 SEALED_MODE = 0o444
 _MAX_VECTORS = 512
@@ -30,24 +30,26 @@ _MAX_VECTORS = 512
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Where the partial file of one key and its journal are."""
+    """Where the partial file of one key and its journal are, and a journal being made."""
 
     part: Path
     journal: Path
+    fresh_journal: Path
 
     @classmethod
     def of(cls, staging: Path, key: str) -> Names:
         """The names for ``key`` under ``staging``."""
-        return cls(staging / f"{key}.part", staging / f"{key}.journal")
+        journal = staging / f"{key}.journal"
+        return cls(staging / f"{key}.part", journal, journal.with_suffix(".journal.new"))
 
     def remove(self) -> None:
-        """Remove both; the part first, for a journal alone is worth nothing."""
-        self.part.unlink(missing_ok=True)
-        self.journal.unlink(missing_ok=True)
+        """Remove all of them; the part first, for a journal alone is worth nothing."""
+        for path in (self.part, self.journal, self.fresh_journal):
+            path.unlink(missing_ok=True)
 
 
 class Part:
-    """An open partial file.
+    """A partial file; nothing is touched before ``open``.
 
     Args:
         names: Where it is.
@@ -58,24 +60,32 @@ class Part:
 
     def __init__(self, names: Names, record: Record | None, boot_id: str) -> None:
         self._names = names
+        self._record = record
+        self._boot_id = boot_id
+        self._descriptor: int | None = None
         self._journal: Journal | None = None
-        fresh = record is None or not record.present
-        if fresh:
+
+    def open(self) -> None:
+        """Open the file with what it has, or make it anew if it has nothing."""
+        names, record = self._names, self._record
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        if record is None or not record.present:
             names.remove()
+            flags |= os.O_CREAT | os.O_EXCL
         else:
             names.part.chmod(0o600)
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        self.descriptor = os.open(
-            names.part, flags | (os.O_CREAT | os.O_EXCL if fresh else 0), 0o600
-        )
-        try:
-            if record is not None:
-                os.ftruncate(self.descriptor, record.identity.size)
-                self._journal = Journal(names.journal, record, boot_id)
-                _sync_directory(names.part.parent)
-        except BaseException:
-            os.close(self.descriptor)
-            raise
+        self._descriptor = os.open(names.part, flags, 0o600)
+        if record is not None:
+            os.ftruncate(self._descriptor, record.identity.size)
+            self._journal = Journal(names.journal, names.fresh_journal, record, self._boot_id)
+            _sync_directory(names.part.parent)
+
+    @property
+    def descriptor(self) -> int:
+        """The open file, for reading as well."""
+        if self._descriptor is None:
+            raise ValueError(f"{self._names.part} is not open")
+        return self._descriptor
 
     @property
     def path(self) -> Path:
@@ -109,7 +119,8 @@ class Part:
 
     def close(self) -> None:
         """Close what is open; the files stay."""
-        os.close(self.descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
         if self._journal is not None:
             self._journal.close()
 
@@ -132,32 +143,29 @@ def find_record(names: Names, promise: Promise, boot_id: str) -> Record | None:
     return record
 
 
-def sweep(staging: Path, *, before: float, running: Container[str]) -> list[str]:
-    """Remove partial files that nobody asked for in a long time; returns their names.
-
-    A journal without a part, and an unsealed part without a journal, are of no use at any age.
+def stale_keys(staging: Path, *, before: float) -> set[str]:
+    """The keys of what nobody asked for in a long time, or could not be built on at any age.
 
     Args:
-        staging: Where they are; files of other names are left alone.
-        before: Unix time; what got its last byte earlier is removed.
-        running: Keys that are being fetched now.
+        staging: Where partial files are; files with other names are left alone.
+        before: Unix time; what got its last byte earlier is stale.
     """
-    removed = []
-    for path in sorted(staging.iterdir()):
-        key, _, kind = path.name.partition(".")
-        if kind not in {"part", "journal", "journal.new"} or key in running:
-            continue
-        names = Names.of(staging, key)
-        if _is_useless(names) or path.stat().st_mtime < before:
-            path.unlink()
-            removed.append(path.name)
-    return removed
+    keys = set()
+    for entry in os.scandir(staging):
+        key, _, kind = entry.name.partition(".")
+        if kind in {"part", "journal", "journal.new"} and key not in keys:
+            names = Names.of(staging, key)
+            if _is_useless(names) or names.part.stat().st_mtime < before:
+                keys.add(key)
+    return keys
 
 
 def _is_useless(names: Names) -> bool:
-    if not names.part.is_file():
+    try:
+        mode = os.lstat(names.part).st_mode
+    except FileNotFoundError:
         return True
-    sealed = stat.S_IMODE(names.part.stat().st_mode) == SEALED_MODE
+    sealed = stat.S_IMODE(mode) == SEALED_MODE
     return not sealed and not names.journal.is_file()
 
 

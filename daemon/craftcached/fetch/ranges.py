@@ -13,8 +13,6 @@ from .ramp import INTERVAL_SECONDS, Ramp
 from .transfer import host_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from .assembly import Assembly
     from .pieces import Pieces
     from .spans import Span
@@ -36,6 +34,7 @@ class RangedDownload:
         pieces: What of the file is missing.
         assembly: Where the bytes go.
         etag: The version's strong validator, or None where the promise has a digest.
+        url: Where to ask: the file's own URL, or where it is known to redirect to.
     """
 
     def __init__(
@@ -44,29 +43,22 @@ class RangedDownload:
         bench: Workbench,
         pieces: Pieces,
         assembly: Assembly,
+        *,
         etag: str | None,
+        url: str,
     ) -> None:
         self._order = order
         self._bench = bench
         self._pieces = pieces
         self._assembly = assembly
         self._etag = etag
-        self._url = order.file.url
-        """Where to ask next: the file's own URL, or where it redirected to."""
+        self._url = url
         settings = bench.settings
         self._ramp = Ramp(min(settings.max_connections, settings.max_connections_per_host))
         self._workers = 0
         self._quiet_until = 0.0
         """The loop's time before which the origin wants no request."""
         self._all_here = asyncio.Event()
-
-    async def begin_with(self, head: Sequence[bytes], url: str) -> None:
-        """Write ``head``, the file's first bytes, which came from ``url``."""
-        self._url = url
-        claim = self._pieces.claim()
-        self._pieces.written(await self._assembly.put(0, head))
-        if claim is not None:
-            self._pieces.give_back(claim)
 
     async def run(self) -> None:
         """Bring all that is missing.

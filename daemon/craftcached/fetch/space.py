@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from .offload import Threads
+
 __all__ = ["Space", "free_bytes"]
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -26,21 +28,24 @@ class Space:
     """The ledger of what running downloads still have to write.
 
     Args:
-        free: How many bytes the file system has left for us now.
+        free: How many bytes the file system has left for us now; may block.
+        threads: Where it is asked.
     """
 
-    def __init__(self, free: Callable[[], int]) -> None:
+    def __init__(self, free: Callable[[], int], threads: Threads) -> None:
         self._free = free
+        self._threads = threads
         self._lacking: dict[object, int] = {}
 
-    def reserve(self, holder: object, size: int, *, source: str) -> None:
+    async def reserve(self, holder: object, size: int, *, source: str) -> None:
         """Promise ``size`` bytes to ``holder``, in place of what it was promised before.
 
         Raises:
             StorageFull: They are not there; nothing is promised.
         """
         self._lacking.pop(holder, None)
-        missing = size - (self._free() - sum(self._lacking.values()))
+        free = await self._threads.run(self._free)
+        missing = size - (free - sum(self._lacking.values()))
         if size > 0 and missing > 0:
             raise _full(missing, source)
         self._lacking[holder] = size
@@ -53,10 +58,10 @@ class Space:
         """``holder`` needs no more."""
         self._lacking.pop(holder, None)
 
-    def error_for(self, error: OSError, holder: object, *, source: str) -> CraftcacheError:
+    async def error_for(self, error: OSError, holder: object, *, source: str) -> CraftcacheError:
         """What the user is told when a write failed."""
         if error.errno in _FULL:
-            missing = sum(self._lacking.values()) - self._free()
+            missing = sum(self._lacking.values()) - await self._threads.run(self._free)
             return _full(max(missing, self._lacking.get(holder, 0), 1), source)
         return Unavailable(
             f"the staging directory fails: {error.strerror}",

@@ -1,0 +1,1 @@
+"""The fetch engine, against the test hub."""
