@@ -53,7 +53,7 @@ class Export:
     """A loaded AudioCraft export.
 
     Attributes:
-        source: As it was named.
+        source: As shown: without the query of a signed URL.
         revision: A commit; of a URL or a watch a digest over its files; empty of local files.
         served_by: ``daemon``, ``cache`` (found without it), ``origin`` (fetched without it) or
             ``local``.
@@ -100,7 +100,7 @@ def files_by_part(source: Source, parts: Sequence[Part]) -> dict[Part, str]:
         InvalidSource: An unknown part, or several of a source that is one checkpoint.
     """
     if not parts or not set(parts) <= set(PARTS):
-        raise InvalidSource(f"parts are some of {PARTS}, not {tuple(parts)}", source=str(source))
+        raise InvalidSource(f"parts are some of {PARTS}, not {tuple(parts)}", source=source.shown)
     match source:
         case LocalFile(path):
             single: str | None = path.name
@@ -113,7 +113,7 @@ def files_by_part(source: Source, parts: Sequence[Part]) -> dict[Part, str]:
     if len(parts) > 1:
         raise InvalidSource(
             "it is one checkpoint, not an export",
-            source=str(source),
+            source=source.shown,
             hint='Name the one part that it is, as parts=("lm",), or use load_state_dict',
         )
     return {parts[0]: single}
@@ -174,7 +174,7 @@ def to_export(
     """All parts on ``device``.
 
     Args:
-        source: As it was named.
+        source: As shown.
         opened: Has a file under each of ``names``.
         names: Of the parts' files.
         device: Of all tensors.

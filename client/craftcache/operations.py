@@ -19,7 +19,6 @@ from .export import (
 from .load import Loader
 from .sources import (
     FILENAMES,
-    LocalDirectory,
     LocalFile,
     UrlSource,
     check_filename,
@@ -91,7 +90,7 @@ class Operations:
         with self.loader.open(
             located, tuple(names.values()), withdrawal=withdrawal, report=_ignore
         ) as opened:
-            return to_export(os.fspath(source), opened, names, placed, started=started)
+            return to_export(located.shown, opened, names, placed, started=started)
 
     def load_state_dict(
         self,
@@ -110,7 +109,7 @@ class Operations:
         if cache_dir is not None:
             loader = Loader(**self.arguments | {"cache_dir": cache_dir})
         with loader.open(source, (name,), withdrawal=withdrawal, report=_ignore) as opened:
-            return to_object(opened.files[name], placed, source=str(source))
+            return to_object(opened.files[name], placed, source=source.shown)
 
     def load_into(
         self,
@@ -125,7 +124,7 @@ class Operations:
         located = export_of(locate(os.fspath(source)), (part,))
         name = files_by_part(located, (part,))[part]
         with self.loader.open(located, (name,), withdrawal=withdrawal, report=_ignore) as opened:
-            copy_into(opened.files[name], module, key, source=str(located))
+            copy_into(opened.files[name], module, key, source=located.shown)
 
     def resolve(self, source: PathLike, filename: str, *, withdrawal: Withdrawal) -> Path:
         """See Client.resolve."""
@@ -181,7 +180,6 @@ def _one_file(source: Source, filename: str | None) -> str:
     Raises:
         InvalidSource: The source holds several, and none was named.
     """
-    shown = str(source) if isinstance(source, LocalFile | LocalDirectory) else source.shown
     match source:
         case LocalFile(path):
             return path.name
@@ -192,10 +190,10 @@ def _one_file(source: Source, filename: str | None) -> str:
     if filename is None:
         raise InvalidSource(
             "which file of it is not said",
-            source=shown,
+            source=source.shown,
             hint=f"Name one, such as filename={FILENAMES['lm']!r}",
         )
-    return check_filename(filename, source=shown)
+    return check_filename(filename, source=source.shown)
 
 
 def _ignore(_progress: Progress) -> None:

@@ -11,6 +11,7 @@ What a source is made of is a set of *files*. An export is the pair ``state_dict
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ __all__ = [
     "shown_url",
     "url_digest",
 ]
+
+log = logging.getLogger("craftcache")
 
 Part: TypeAlias = Literal["lm", "compression"]
 
@@ -169,6 +172,11 @@ class LocalFile:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def shown(self) -> str:
+        """The source as it may be logged and shown."""
+        return str(self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class LocalDirectory:
@@ -177,6 +185,11 @@ class LocalDirectory:
     path: Path
 
     def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def shown(self) -> str:
+        """The source as it may be logged and shown."""
         return str(self.path)
 
 
@@ -214,9 +227,11 @@ def locate(text: str) -> Source:
     """
     path = Path(text)
     try:
-        if path.is_file():
+        if text and path.is_file():
             return LocalFile(path)
-        if path.is_dir():
+        if text and path.is_dir():
+            if _is_hub_id(text):
+                log.info("%s is a directory here, which wins over the Hub id", text)
             return LocalDirectory(path)
     except (OSError, ValueError):  # a name too long or with a NUL is no path
         pass
@@ -317,7 +332,9 @@ def _parse_url(text: str) -> UrlSource:
     if name in ("", *FILENAMES.values()):
         export = urlunsplit(parts._replace(path=directory + "/", fragment=""))
         return UrlSource(export, filename=name or None, digest=digest, is_export=True)
-    return UrlSource(url, digest=digest)
+    source = UrlSource(url, digest=digest)
+    check_filename(source.basename, source=shown)
+    return source
 
 
 def _fragment_digest(parts: SplitResult, shown: str) -> Digest | None:
@@ -352,6 +369,14 @@ def _parse_hub(text: str) -> HubSource:
             hint="A revision is a branch, a tag or a commit, like org/name@main",
         )
     return HubSource(repo_id, revision)
+
+
+def _is_hub_id(text: str) -> bool:
+    try:
+        _parse_hub(text)
+    except InvalidSource:
+        return False
+    return True
 
 
 def _without_secrets(text: str) -> str:
