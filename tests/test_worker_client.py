@@ -537,21 +537,33 @@ def test_an_error_of_the_callers_own_withdraws_the_request(tmp_path: Path) -> No
 # --- Forks ---
 
 
-def test_parent_and_forked_child_do_not_disturb_each_other(server: Serving) -> None:
+def test_parent_and_forked_child_do_not_disturb_each_other(tmp_path: Path) -> None:
+    child_was_here = asyncio.Event()
+
+    async def child_first(backend: FunctionBackend, request: Load, _report: Any) -> Opened:
+        if request.source == "cold/child":
+            child_was_here.set()
+        await child_was_here.wait()
+        return backend.opened(request.source)
+
     script = Path(__file__).parent / "socketkit" / "forking.py"
-    done = subprocess.run(
-        [sys.executable, script, server.path],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    with serving(tmp_path, FunctionBackend(tmp_path, cold=child_first)) as running:
+        done = subprocess.run(
+            # Newer Pythons warn of forking with threads, which is what is tested here.
+            [sys.executable, "-W", "ignore::DeprecationWarning", script, running.path],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "parent before: hot/1",
+        "parent meanwhile: hot/2",
         "child inherited: no connection",
-        "child: hot/2",
-        "parent after, on its old connection: hot/3",
+        "child: cold/child",
+        "parent waited for: cold/parent",
+        "parent after, on its old connections: hot/3",
     ]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Peer", "Administrators", "peer_of"]
 
-_UCRED = struct.Struct("3i")
+_UCRED = struct.Struct("iII")
 _SO_PEERGROUPS = 59
 _GROUPS_BYTES = 1024
 """The most that Python's getsockopt takes: 256 groups."""

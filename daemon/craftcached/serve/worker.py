@@ -359,7 +359,10 @@ class WorkerServer:
 
     def _worked(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or self._is_draining:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("a worker gets no answer", exc_info=error)
+        if task.cancelled() or error is not None or self._is_draining:
             self._end(connection)
 
     # --- Answers ---
