@@ -134,6 +134,22 @@ def test_progress_of_one_file_is_thinned_out_but_no_state_is_lost(tmp_path: Path
     assert len(heard) < 100
 
 
+def test_progress_after_the_answer_reaches_nobody(tmp_path: Path) -> None:
+    late: list[Any] = []
+
+    async def keep_reporting(backend: FunctionBackend, request: Load, report: Any) -> Opened:
+        late.append(report)
+        for each in late:
+            each(Progress(request.source, None, 0, None, "done"))
+        return backend.opened(request.source)
+
+    with talking(tmp_path, keep_reporting) as worker:
+        for source in ("cold/1", "cold/2"):
+            worker.say(Load(source))
+            assert [worker.hear().state, worker.hear().state] == ["queued", "done"]
+            assert worker.hear().source == source
+
+
 def test_errors_are_answers_and_the_conversation_goes_on(server: Serving) -> None:
     with RawWorker(server.path) as worker:
         worker.greet()

@@ -15,6 +15,7 @@ from craftcache.wire import (
     VERSIONS,
     Hello,
     Loaded,
+    Problem,
     Progress,
     WireError,
     decode_answer,
@@ -28,7 +29,7 @@ from .waiting import shut
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from craftcache.wire import Answer, Problem
+    from craftcache.wire import Answer, Request
 
     from .waiting import Silence
 
@@ -88,14 +89,17 @@ class Connection:
         return True
 
     def hear(
-        self, silence: Silence, on_progress: Callable[[Progress], None] | None
+        self,
+        request: Request[object],
+        silence: Silence,
+        on_progress: Callable[[Progress], None] | None,
     ) -> Reply[Answer | Problem]:
-        """Wait for the answer, and report what is said until then.
+        """Wait for the answer to ``request``, and report what is said until then.
 
         Raises:
             Ended: The connection ended before.
             DaemonSilent: Nothing was heard for too long.
-            DaemonBroken: What was heard is not of this protocol.
+            DaemonBroken: What was heard is not of this protocol, or answers something else.
             ProtocolMismatch: The daemon speaks no version that this release speaks.
         """
         while True:
@@ -107,10 +111,13 @@ class Connection:
             if not self._greeted:
                 raise DaemonBroken("the daemon said no hello")
             silence.heard()
-            if not isinstance(message, Progress):
+            if isinstance(message, Progress):
+                if on_progress is not None:
+                    on_progress(message)
+            elif isinstance(message, Problem) or request.is_answered_by(message):
                 return Reply(message, reply.take())
-            if on_progress is not None:
-                on_progress(message)
+            else:
+                raise DaemonBroken(f"the answer to {request.TYPE!r} is another {message.TYPE!r}")
 
     def close(self, *, for_all: bool = True) -> None:
         """Close it, if ``for_all`` also where a forked process still holds a copy."""

@@ -48,7 +48,7 @@ class Silence:
             for ``deadlines.unasked``.
     """
 
-    __slots__ = ("_began", "_deadlines", "_extended", "_patience", "_until", "broken")
+    __slots__ = ("_began", "_deadlines", "_extended", "_patience", "_until", "is_broken")
 
     def __init__(self, deadlines: Deadlines, patience: Callable[[], float]) -> None:
         self._deadlines = deadlines
@@ -56,12 +56,12 @@ class Silence:
         self._began = time.monotonic()
         self._until = self._began + deadlines.unasked
         self._extended = False
-        self.broken = False
+        self.is_broken = False
         """Whether the daemon has begun to answer."""
 
     def heard(self) -> None:
         """The daemon said something about the request."""
-        self.broken = self._extended = True
+        self.is_broken = self._extended = True
         self._began = time.monotonic()
         self._until = self._began + self._deadlines.silence
 

@@ -16,7 +16,7 @@ from .waiting import Deadlines, Restarts, Silence, Withdrawal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from craftcache.wire import Answer, Progress, Request
+    from craftcache.wire import Progress, Request
 
     from .reply import Reply
 
@@ -93,12 +93,10 @@ class WorkerSocket:
                 restarts.wait(withdrawal, why)
                 continue
             try:
-                reply = self._hear(connection, silence, on_progress, withdrawal)
+                return self._hear(request, connection, silence, on_progress, withdrawal)
             except Ended as ended:
-                restarts.ended(answering=silence.broken)
+                restarts.ended(answering=silence.is_broken)
                 restarts.wait(withdrawal, str(ended))
-                continue
-            return _granted(reply, request)
 
     def close(self) -> None:
         """Close the idle connections; a later request opens its own."""
@@ -142,21 +140,24 @@ class WorkerSocket:
 
     def _hear(
         self,
+        request: Request[AnswerT],
         connection: Connection,
         silence: Silence,
         on_progress: Callable[[Progress], None] | None,
         withdrawal: Withdrawal,
-    ) -> Reply[Answer | Problem]:
+    ) -> Reply[AnswerT]:
         """Hear the daemon out; the connection is kept only after a whole answer."""
         try:
             with withdrawal.ending(connection.sock):
-                reply = connection.hear(silence, on_progress)
+                reply = connection.hear(request, silence, on_progress)
         except BaseException:
             self._drop(connection)
             withdrawal.check()
             raise
         self._keep(connection)
-        return reply
+        if isinstance(reply.answer, Problem):
+            raise _refusal(reply.answer)
+        return cast("Reply[AnswerT]", reply)
 
     def _keep(self, connection: Connection) -> None:
         with self._lock:
@@ -171,16 +172,10 @@ class WorkerSocket:
         connection.close()
 
 
-def _granted(reply: Reply[Answer | Problem], request: Request[AnswerT]) -> Reply[AnswerT]:
-    answer = reply.answer
-    if request.is_answered_by(answer):
-        return cast("Reply[AnswerT]", reply)
-    reply.close()
-    if isinstance(answer, Problem):
-        if answer.own_fault:
-            raise DaemonBroken(answer.error.message, answer.error)
-        raise answer.error
-    raise DaemonBroken(f"the daemon answered {request.TYPE!r} with another {answer.TYPE!r}")
+def _refusal(problem: Problem) -> Exception:
+    if problem.own_fault:
+        return DaemonBroken(problem.error.message, problem.error)
+    return problem.error
 
 
 _all_sockets: weakref.WeakSet[WorkerSocket] = weakref.WeakSet()

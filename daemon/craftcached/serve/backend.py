@@ -70,7 +70,7 @@ class WorkerBackend(Protocol):
     yet parsed; filenames are checked. A call is cancelled when its client goes away; what others
     wait for as well must survive that. ``caller`` is the process that connected; another may have
     the connection from it since. ``report`` tells the client how far its request has come;
-    it never blocks and may be called as often as is convenient.
+    it is called on the event loop, never blocks and may be called as often as is convenient.
     """
 
     def load_nowait(self, request: Load, caller: Peer) -> Opened | None:

@@ -24,7 +24,8 @@ class Reporter:
     """Passes on what happens, often enough for a sign of life and no oftener than people can see.
 
     Inside its ``with`` block the worker hears at once that its request was taken up, and the
-    newest progress again whenever a heartbeat is due.
+    newest progress again whenever a heartbeat is due. After the block nothing is passed on: the
+    worker may be waiting for something else by then.
 
     Args:
         send: Sends a packet, or leaves it out; never blocks.
@@ -38,10 +39,13 @@ class Reporter:
         self._send = send
         self._heartbeat_seconds = heartbeat_seconds
         self._newest = Progress(_source(request), file=None, done=0, total=None, state="queued")
+        self._is_over = False
         self._told: dict[tuple[str, str | None], tuple[str, float]] = {}
 
     def __call__(self, progress: Progress) -> None:
         """Tell the worker, unless it was told the like a moment ago."""
+        if self._is_over:
+            return
         self._newest = progress
         now = self._loop.time()
         state, at = self._told.get((progress.source, progress.file), ("", 0.0))
@@ -60,6 +64,7 @@ class Reporter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._is_over = True
         self._timer.cancel()
 
     def _beat(self) -> None:
