@@ -29,6 +29,9 @@ _START_SECONDS: Final = 120.0
 _GRACE_SECONDS: Final = 10.0
 """Beyond a job's deadline, after which the parent itself counts as hung."""
 
+_ATTEMPTS: Final = 2
+"""With a file, before the death of the parent counts as an outage."""
+
 _MESSAGE_BYTES: Final = 4096
 
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
@@ -51,16 +54,19 @@ class Inspector:
         self._deadline = deadline
         self._slots = asyncio.Semaphore(concurrency)
         self._parent: asyncio.Task[_Parent] | None = None
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._closed = True
         if self._parent is None:
             return
         self._parent.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Unavailable):
-            await (await self._parent).close()
+        await asyncio.wait([self._parent])
+        if not self._parent.cancelled() and self._parent.exception() is None:
+            await self._parent.result().close()
 
     async def inspect(self, path: Path, *, source: str) -> bytes:
         """The index of the checkpoint at ``path``, as ``craftcache.index.parse`` reads it.
@@ -87,16 +93,16 @@ class Inspector:
             os.close(file)
 
     async def _inspect(self, file: int) -> bytes:
-        """Try once more where the parent died: another file's child may have been the cause."""
-        try:
-            return await (await self._warm_parent()).inspect(file, self._deadline)
-        except _ParentDied:
-            try:
-                return await (await self._warm_parent()).inspect(file, self._deadline)
-            except _ParentDied as error:
-                raise Unavailable("the process that inspects checkpoints dies") from error
+        """Try once more where the parent died: it may have been for another reason."""
+        for _ in range(_ATTEMPTS):
+            parent = await self._warm_parent()
+            with contextlib.suppress(_ParentDied):
+                return await parent.inspect(file, self._deadline)
+        raise Unavailable("the process that inspects checkpoints dies")
 
     async def _warm_parent(self) -> _Parent:
+        if self._closed:
+            raise Unavailable("inspection has been shut down")
         if self._parent is not None and self._parent.done():
             failed = self._parent.cancelled() or self._parent.exception() is not None
             if failed or not self._parent.result().alive:
