@@ -1,0 +1,76 @@
+"""Where the demonstration's source comes from: the sample on a hub of ours, or the real origin."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from craftcache.sources import FILENAMES
+
+from .hub import Hub, Statistics
+from .sample import write_sample
+from .worker import digest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+__all__ = ["Origin", "sample_origin", "SAMPLE"]
+
+SAMPLE = "demo/musicgen-sample"
+"""The Hub id of the sample export."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A source, and what is known of it beforehand.
+
+    Attributes:
+        source: Its name.
+        hub: What serves it, where that is ours: then each request and byte is counted.
+        size: Bytes of its files, where known.
+        digest: Of its tensors as torch.load gives them, where known.
+        environment: What daemon and workers need to find it.
+    """
+
+    source: str
+    hub: Hub | None = None
+    size: int | None = None
+    digest: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def statistics(self) -> Statistics | None:
+        """What the hub has done so far; None where it is not ours."""
+        return self.hub.statistics() if self.hub else None
+
+    def since(self, before: Statistics | None) -> Statistics | None:
+        """What the hub has done since ``before``; None where it is not ours."""
+        now = self.statistics()
+        if now is None or before is None:
+            return None
+        return Statistics(now.requests - before.requests, now.bytes_sent - before.bytes_sent)
+
+
+@asynccontextmanager
+async def sample_origin(directory: Path) -> AsyncIterator[Origin]:
+    """Make the sample export in ``directory`` and serve it while the context lasts."""
+    directory.mkdir()
+    size, expected = await asyncio.to_thread(_make, directory)
+    async with await asyncio.to_thread(Hub, SAMPLE, directory) as hub:
+        environment = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # no token of the user's for a hub of ours
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        yield Origin(SAMPLE, hub, size, expected, environment)
+
+
+def _make(directory: Path) -> tuple[int, str]:
+    size = write_sample(directory)
+    loaded = (torch.load(directory / name, weights_only=True) for name in FILENAMES.values())
+    return size, digest(*loaded)

@@ -1,0 +1,163 @@
+"""The processes of the demonstration: the daemon and its workers, each ended by its own pid."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+from craftcache.errors import CraftcacheError, Unavailable, from_problem
+
+from .worker import READY, Loaded
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+__all__ = ["DaemonProcess", "load_at_once"]
+
+START_SECONDS = 60.0
+"""For a daemon to listen, or a worker to import torch, on a machine that is busy."""
+
+LOG_LINES = 20
+"""How much of the daemon's log is shown when it does not start."""
+
+
+class DaemonProcess:
+    """A ``craftcached`` of its own; an async context manager that never leaves one behind.
+
+    Args:
+        directory: Where it keeps everything; its path must leave room for a socket's name.
+        environment: Of the process.
+    """
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        self.cache_dir = directory / "cache"
+        self.socket_dir = directory / "run"
+        self._state_dir = directory / "state"
+        self._config_file = directory / "config.toml"
+        self._environment = environment
+        self._life = contextlib.AsyncExitStack()
+        self._process: asyncio.subprocess.Process | None = None
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
+
+    async def __aenter__(self) -> Self:
+        self._config_file.touch()  # an empty one, so that the machine's own has no say
+        async with contextlib.AsyncExitStack() as life:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "craftcached"),
+                *("--config", self._config_file),
+                *("--cache-dir", self.cache_dir),
+                *("--socket-dir", self.socket_dir),
+                *("--state-dir", self._state_dir),
+                env=self._environment,
+                stderr=PIPE,
+                start_new_session=True,  # so that its helpers can be ended with it
+            )
+            self._process = process
+            listening = asyncio.Event()
+            reading = asyncio.create_task(self._read_log(process, listening))
+            life.push_async_callback(asyncio.wait, [reading])
+            life.push_async_callback(self.kill)  # and so its log ends
+            await self._wait_listening(listening, reading)
+            self._life = life.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._life.aclose()
+
+    async def kill(self) -> int:
+        """SIGKILL it and its helpers; returns its exit status."""
+        assert self._process is not None  # noqa: S101 - entered
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return await self._process.wait()
+
+    async def _read_log(
+        self, process: asyncio.subprocess.Process, listening: asyncio.Event
+    ) -> None:
+        assert process.stderr is not None  # noqa: S101 - a pipe was asked for
+        async for line in process.stderr:
+            text = line.decode(errors="replace").rstrip()
+            self._log.append(text)
+            if f"serving {self.cache_dir}" in text:
+                listening.set()
+
+    async def _wait_listening(self, listening: asyncio.Event, reading: asyncio.Task[None]) -> None:
+        waiting = asyncio.create_task(listening.wait())
+        try:
+            await asyncio.wait(
+                (waiting, reading),
+                timeout=START_SECONDS,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            waiting.cancel()
+        if not listening.is_set():
+            raise Unavailable("the daemon does not start", hint="\n".join(self._log))
+
+
+async def load_at_once(source: str, count: int, environment: Mapping[str, str]) -> list[Loaded]:
+    """Load ``source`` in ``count`` new processes at the same moment.
+
+    Raises:
+        CraftcacheError: A worker failed.
+    """
+    async with contextlib.AsyncExitStack() as life:
+        workers = [
+            await life.enter_async_context(_worker(source, environment)) for _ in range(count)
+        ]
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                for worker in workers:
+                    await _wait_ready(worker)
+        except TimeoutError as error:
+            raise Unavailable(f"a worker is not ready after {START_SECONDS:g} s") from error
+        return await asyncio.gather(*map(_load, workers))
+
+
+@contextlib.asynccontextmanager
+async def _worker(
+    source: str, environment: Mapping[str, str]
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "craftcached.demo.worker", source),
+        env=environment,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _wait_ready(worker: asyncio.subprocess.Process) -> None:
+    assert worker.stdout is not None  # noqa: S101 - a pipe was asked for
+    if (await worker.stdout.readline()).decode().strip() != READY:
+        _, errors = await worker.communicate()
+        raise _failed(worker, errors)
+
+
+async def _load(worker: asyncio.subprocess.Process) -> Loaded:
+    output, errors = await worker.communicate(b"load\n")
+    if not output:
+        raise _failed(worker, errors)
+    answer = json.loads(output)
+    if problem := answer.get("problem"):
+        raise from_problem(problem)
+    return Loaded(**answer)
+
+
+def _failed(worker: asyncio.subprocess.Process, errors: bytes) -> CraftcacheError:
+    said = errors.decode(errors="replace").strip()
+    return CraftcacheError(f"a worker ended with status {worker.returncode}", hint=said or None)
