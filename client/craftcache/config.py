@@ -76,7 +76,7 @@ def choose_cache_dir(
         or os.environ.get("CRAFTCACHE_CACHE_DIR")
         or os.environ.get("AUDIOCRAFT_CACHE_DIR")
         or _setting("cache_dir", config_file)
-        or os.environ.get("CACHE_DIRECTORY")
+        or os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]  # systemd may list several
         or (SYSTEM_CACHE_DIR if SYSTEM_CACHE_DIR.is_dir() else default_hub_cache())
     )
     return Path(os.path.abspath(os.path.expanduser(chosen)))
@@ -107,16 +107,21 @@ def choose_insecure_hosts() -> frozenset[str]:
     """The hosts that plain ``http://`` is allowed for, as a worker's own fetch reads them."""
     if listed := os.environ.get("CRAFTCACHE_INSECURE_HOSTS"):
         return frozenset(host.strip() for host in listed.split(",") if host.strip())
-    hosts = read_config(config_path()).get("insecure_hosts", [])
-    return frozenset(host for host in hosts if isinstance(host, str))
+    path = config_path()
+    hosts = read_config(path).get("insecure_hosts", [])
+    if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
+        raise ConfigError(
+            f"insecure_hosts in {path} is not a list of strings", hint="Correct the file"
+        )
+    return frozenset(hosts)
 
 
 def default_hub_cache() -> Path:
     """huggingface_hub's own cache directory, found as it finds it, without importing it."""
     if chosen := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(os.path.expanduser(chosen))
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.path.expanduser(os.environ.get("HF_HOME") or f"{home}/huggingface"), "hub")
+        return _expanded(chosen)
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return _expanded(os.environ.get("HF_HOME") or f"{home}/huggingface") / "hub"
 
 
 def daemon_uid() -> int | None:
@@ -125,6 +130,10 @@ def daemon_uid() -> int | None:
         return pwd.getpwnam(_setting("user") or DEFAULT_USER).pw_uid
     except KeyError:
         return None
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(path)))
 
 
 def _setting(name: str, config_file: Path | None = None) -> str | None:

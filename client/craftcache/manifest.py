@@ -25,10 +25,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from .sources import UrlSource
+from .sources import UrlSource, check_filename
 from .verify import Digest, Promise
 
 if TYPE_CHECKING:
@@ -206,7 +205,9 @@ class Manifest:
                 files=tuple(_record(item) for item in raw["files"]),
                 published_at=_time(raw["published_at"]),
             )
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except ManifestError:
+            raise
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ManifestError(f"malformed manifest: {error!r}") from error
 
 
@@ -227,19 +228,16 @@ def now() -> datetime:
 
 
 def _shown_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _record(raw: dict[str, Any]) -> FileRecord:
-    path = PurePosixPath(_text(raw["path"]))
-    if path.is_absolute() or ".." in path.parts:
-        raise ManifestError(f"{path} leads out of the cache directory")
     sha256 = _text(raw["sha256"])
     if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
         raise ManifestError(f"{sha256!r} is no sha256")
     return FileRecord(
-        filename=_text(raw["filename"]),
-        path=str(path),
+        filename=check_filename(_text(raw["filename"]), source="manifest"),
+        path=check_filename(_text(raw["path"]), source="manifest"),
         sha256=sha256,
         size=_count(raw["size"]),
         origin=_text(raw["origin"]),
@@ -265,6 +263,6 @@ def _count(value: object) -> int:
 def _time(value: object) -> datetime:
     try:
         moment = datetime.fromisoformat(_text(value))
-    except ValueError as error:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise ManifestError(f"{value!r} is not a time") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
