@@ -64,6 +64,7 @@ class Connection:
 
     Attributes:
         sock: Not blocking.
+        descriptor: Of ``sock``; the event loop takes numbers much faster than sockets.
         peer: The process that connected.
         user: Of that process.
         greeted: Whether it has said hello.
@@ -73,10 +74,21 @@ class Connection:
         is_closing: Whether it will be heard and answered no more.
     """
 
-    __slots__ = ("drops_next", "greeted", "is_closing", "peer", "sock", "task", "unread", "user")
+    __slots__ = (
+        "descriptor",
+        "drops_next",
+        "greeted",
+        "is_closing",
+        "peer",
+        "sock",
+        "task",
+        "unread",
+        "user",
+    )
 
     def __init__(self, sock: socket.socket, peer: Peer, user: User) -> None:
         self.sock = sock
+        self.descriptor = sock.fileno()
         self.peer = peer
         self.user = user
         self.greeted = False
@@ -114,8 +126,8 @@ class Connection:
         """Wait until a packet may fit again."""
         loop = asyncio.get_running_loop()
         writable = asyncio.Event()
-        loop.add_writer(self.sock, writable.set)
+        loop.add_writer(self.descriptor, writable.set)
         try:
             await writable.wait()
         finally:
-            loop.remove_writer(self.sock)
+            loop.remove_writer(self.descriptor)

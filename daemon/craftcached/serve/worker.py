@@ -190,7 +190,7 @@ class WorkerServer:
             self._send(connection, Parcel.busy("too many connections"))
             self._end(connection)
             return
-        self._loop.add_reader(connection.sock, self._read, connection)
+        self._loop.add_reader(connection.descriptor, self._read, connection)
         self._read(connection)  # as a rule hello and request are there already
 
     def _end(self, connection: Connection) -> None:
@@ -198,7 +198,7 @@ class WorkerServer:
         if connection.is_closing:
             return
         connection.is_closing = True
-        self._loop.remove_reader(connection.sock)
+        self._loop.remove_reader(connection.descriptor)
         if connection.task is not None:
             connection.task.cancel()
         with contextlib.suppress(OSError):
@@ -221,7 +221,7 @@ class WorkerServer:
             del self._users[connection.peer.uid]
         self._connections -= 1
         if not connection.is_closing:
-            self._loop.remove_reader(connection.sock)
+            self._loop.remove_reader(connection.descriptor)
             connection.is_closing = True
         connection.sock.close()
 
