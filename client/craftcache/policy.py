@@ -19,10 +19,14 @@ class UrlPolicy:
     """
 
     def __init__(self, *, insecure_hosts: frozenset[str], hub_endpoint: str) -> None:
-        self._insecure = insecure_hosts
         hub = urlsplit(hub_endpoint)
-        if hub.scheme == "http" and hub.hostname:
-            self._insecure |= {hub.hostname}
+        is_trusted = hub.scheme == "http" and hub.hostname
+        self._hub = frozenset([hub.hostname] if is_trusted else ())
+        self.allow_insecure(insecure_hosts)
+
+    def allow_insecure(self, hosts: frozenset[str]) -> None:
+        """Allow plain HTTP for these hosts, and no others beside the Hub's, from now on."""
+        self._insecure = hosts | self._hub
 
     def check_url(self, url: str) -> None:
         """Raise PolicyDenied unless ``url`` may be requested; redirect targets included."""

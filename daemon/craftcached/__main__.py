@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import functools
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +15,9 @@ import click
 from craftcache.errors import CraftcacheError
 from craftcache.version import VERSION
 
-from .app import run
+from .process import run
 from .settings import Settings
+from .systemd import InheritedSockets, JournalFormatter, Notifier, is_journal
 
 __all__ = ["main"]
 
@@ -57,17 +61,31 @@ def main(config_file: Path | None, log_level: str, **arguments: object) -> None:
     Settings come from the command line, then CRAFTCACHE_* in the environment, then
     /etc/craftcache/config.toml (or $XDG_CONFIG_HOME/craftcache/config.toml), then defaults.
     """
-    logging.basicConfig(
-        stream=sys.stderr, level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
-    )
-    for library in ("httpx", "httpx2"):  # their lines show whole URLs
-        logging.getLogger(library).setLevel(logging.WARNING)
+    faulthandler.enable()  # where it hung, when the service manager's watchdog aborts it
+    _log_to_stderr(log_level)
     given = {name: value for name, value in arguments.items() if value not in (None, ())}
     try:
-        asyncio.run(run(Settings.load(given, config_file=config_file)))
+        asyncio.run(
+            run(
+                functools.partial(Settings.load, given, config_file=config_file),
+                InheritedSockets.take(os.environ),
+                Notifier.of(os.environ),
+            )
+        )
     except (CraftcacheError, OSError) as error:
         log.error("cannot start: %s", error)  # noqa: TRY400  # the sentence says it all
         sys.exit(1)
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if is_journal(sys.stderr.fileno(), os.environ):
+        handler.setFormatter(JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    for library in ("httpx", "httpx2"):  # their lines show whole URLs
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

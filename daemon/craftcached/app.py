@@ -7,7 +7,6 @@ import contextlib
 import grp
 import logging
 import os
-import signal
 from typing import TYPE_CHECKING, Self
 
 from craftcache.cache import CacheDir
@@ -26,15 +25,18 @@ from .serve.sockets import bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
 from .store import Store
+from .systemd import InheritedSockets
 from .warm import Warmer
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from craftcache.wire import Progress
+
     from .settings import Settings
 
-__all__ = ["Daemon", "run"]
+__all__ = ["Daemon"]
 
 log = logging.getLogger("craftcached")
 
@@ -48,11 +50,19 @@ class Daemon:
 
     Args:
         settings: In force.
+        inherited: Sockets that a service manager listens on; what is not among them, the daemon
+            makes itself.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, inherited: InheritedSockets | None = None) -> None:
         self._settings = settings
+        self._inherited = inherited or InheritedSockets()
         self._life = contextlib.AsyncExitStack()
+        self._policy = UrlPolicy(
+            insecure_hosts=frozenset(settings.insecure_hosts), hub_endpoint=settings.hub_endpoint
+        )
+        self._administrators = Administrators(settings.admin_group)
+        self._warmer: Warmer | None = None
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
@@ -65,11 +75,25 @@ class Daemon:
     async def __aexit__(self, *_: object) -> None:
         await self._life.aclose()
 
+    @property
+    def settings(self) -> Settings:
+        """In force; those that only a start reads are as they were then."""
+        return self._settings
+
+    def apply(self, settings: Settings) -> None:
+        """Go by the live ones of these settings from now on."""
+        self._settings = self._settings.with_live(settings)
+        self._policy.allow_insecure(frozenset(settings.insecure_hosts))
+        self._administrators.group = settings.admin_group
+        if self._warmer is not None:
+            self._warmer.allow(settings.allow)
+
+    def progress(self) -> list[Progress]:
+        """How far each source has come that is being worked on."""
+        return self._warmer.progress() if self._warmer is not None else []
+
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
         settings = self._settings
-        policy = UrlPolicy(
-            insecure_hosts=frozenset(settings.insecure_hosts), hub_endpoint=settings.hub_endpoint
-        )
         cache = CacheDir(settings.cache_dir)
         store = await life.enter_async_context(Store(cache))
         records = await life.enter_async_context(Records(settings.state_dir))
@@ -82,47 +106,55 @@ class Daemon:
                     max_connections_per_host=settings.max_connections_per_host,
                     bandwidth=settings.max_bytes_per_second or None,
                 ),
-                check_url=policy.check_url,
+                check_url=self._policy.check_url,
             )
         )
         hub = HubOrigin(
             endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
         )
         obtainer = Obtainer(
-            store=store, hub=hub, urls=UrlOrigin(policy), fetcher=engine, inspector=inspector
+            store=store, hub=hub, urls=UrlOrigin(self._policy), fetcher=engine, inspector=inspector
         )
-        warmer = Warmer(store=store, hub=hub, obtainer=obtainer, allow=settings.allow)
-        service = Service(settings=settings, store=store, warmer=warmer, records=records)
+        self._warmer = Warmer(store=store, hub=hub, obtainer=obtainer, allow=settings.allow)
+        service = Service(settings=settings, store=store, warmer=self._warmer, records=records)
         life.push_async_callback(service.close)
         return service
 
     async def _open_sockets(self, life: contextlib.AsyncExitStack, service: Service) -> None:
         settings = self._settings
         gid = _gid(settings.admin_group)
+        worker_socket = self._listen(
+            life, self._inherited.worker, bind_worker_socket, settings.worker_socket_mode, None
+        )
+        admin_socket = self._listen(
+            life, self._inherited.admin, bind_admin_socket, settings.admin_socket_mode, gid
+        )
         workers = WorkerServer(
-            self._listen(life, bind_worker_socket, settings.worker_socket_mode, None),
+            worker_socket,
             ServiceBackend(service),
             Limits(connections_per_uid=settings.max_clients_per_uid),
         )
-        admin = AdminServer(
-            service,
-            Administrators(settings.admin_group),
-            shutdown_seconds=settings.drain_seconds,
-        )
-        listener = self._listen(life, bind_admin_socket, settings.admin_socket_mode, gid)
-        life.push_async_callback(admin.close)
-        await admin.start(listener)
-        life.push_async_callback(workers.drain, settings.drain_seconds)
+        admin = AdminServer(service, self._administrators, drain_seconds=settings.drain_seconds)
+
+        async def drain() -> None:
+            await asyncio.gather(workers.drain(settings.drain_seconds), admin.close())
+
+        life.push_async_callback(drain)
+        await admin.start(admin_socket)
         workers.start()
 
     def _listen(
         self,
         life: contextlib.AsyncExitStack,
+        inherited: socket.socket | None,
         bind: Callable[..., socket.socket],
         mode: int,
         gid: int | None,
     ) -> socket.socket:
-        """A listening socket whose path is removed when the daemon ends."""
+        """The inherited socket, or a new one whose path is removed when the daemon ends."""
+        if inherited is not None:
+            life.callback(inherited.close)
+            return inherited
         try:
             listener = bind(self._settings.socket_dir, mode=mode, gid=gid)
         except OSError as error:
@@ -134,26 +166,6 @@ class Daemon:
         path = listener.getsockname()
         life.callback(_remove, listener, path)
         return listener
-
-
-async def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, whichever moment it comes in.
-
-    Raises:
-        CraftcacheError: The daemon cannot start.
-        OSError: Likewise.
-    """
-    loop = asyncio.get_running_loop()
-    life = asyncio.current_task()
-    assert life is not None  # noqa: S101  # a coroutine runs in a task
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, life.cancel, f"received {number.name}")
-    try:
-        async with Daemon(settings):
-            log.info("serving %s on %s", settings.cache_dir, settings.socket_dir)
-            await loop.create_future()
-    except asyncio.CancelledError as reason:
-        log.info("stopped: %s", reason)
 
 
 def _remove(listener: socket.socket, path: str) -> None:

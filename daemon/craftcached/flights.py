@@ -22,20 +22,20 @@ class Flight(Generic[T, P]):
         self.holders = 0
         self.is_cancelled = False
         self.task: asyncio.Task[T]
-        self._last: P | None = None
+        self.last: P | None = None
         self._listeners: list[Callable[[P], None]] = []
 
     def report(self, progress: P) -> None:
         """Tell everybody who waits."""
-        self._last = progress
+        self.last = progress
         for listener in tuple(self._listeners):
             listener(progress)
 
     @contextlib.contextmanager
     def listening(self, listener: Callable[[P], None]) -> Iterator[None]:
         """Hear the last progress at once and all later ones."""
-        if self._last is not None:
-            listener(self._last)
+        if self.last is not None:
+            listener(self.last)
         self._listeners.append(listener)
         try:
             yield
@@ -61,6 +61,10 @@ class Flights(Generic[T, P]):
 
     def __len__(self) -> int:
         return len(self._running)
+
+    def latest(self) -> list[P]:
+        """The last progress of each task that has reported any."""
+        return [flight.last for flight in self._running.values() if flight.last is not None]
 
     @contextlib.asynccontextmanager
     async def join(

@@ -226,6 +226,10 @@ class Service:
             "not in the cache", source=source.shown, hint=f"craftcache warm {source.shown}"
         )
 
+    def progress(self) -> list[Progress]:
+        """How far each source has come that is being worked on."""
+        return self._warmer.progress()
+
     async def status(self) -> Status:
         """How the daemon is at this moment."""
         manifests = await self._store.manifests()

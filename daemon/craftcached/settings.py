@@ -8,7 +8,7 @@ names it and where it stands.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,10 @@ from craftcache.hub import hub_endpoint
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "LIVE"]
+
+LIVE = frozenset({"admin_group", "allow", "insecure_hosts"})
+"""Settings that a reload puts in force; all others take a restart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,15 @@ class Settings:
     max_bytes_per_second: int = 0
     max_clients_per_uid: int = 256
     drain_seconds: float = 5.0
+
+    def with_live(self, other: Settings) -> Settings:
+        """These settings with those of ``other`` that may change while the daemon runs."""
+        return replace(self, **{name: getattr(other, name) for name in LIVE})
+
+    def differing(self, other: Settings) -> frozenset[str]:
+        """The names of the settings that ``other`` has differently."""
+        names = (item.name for item in fields(self))
+        return frozenset(n for n in names if getattr(self, n) != getattr(other, n))
 
     @classmethod
     def load(

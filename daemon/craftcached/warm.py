@@ -80,6 +80,14 @@ class Warmer:
         """How many different requests are being worked on."""
         return len(self._requests)
 
+    def progress(self) -> list[Progress]:
+        """How far each of them has come."""
+        return self._requests.latest()
+
+    def allow(self, patterns: tuple[str, ...]) -> None:
+        """Fetch by these patterns from now on; what is under way goes on."""
+        self._allow = patterns
+
     async def ensure(
         self,
         source: RemoteSource,

@@ -18,6 +18,7 @@ from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.sources import parse
 
 from .peers import Administrators, peer_of
+from .sockets import BACKLOG
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,6 +36,9 @@ log = logging.getLogger("craftcached")
 MAX_BODY = 256 * 1024
 """Bytes of a request's body."""
 
+FIRST_REQUEST_SECONDS = 0.05
+"""For whoever has just connected to send what it came for, before the daemon stops."""
+
 MAX_SOURCES = 256
 """Sources of one warm."""
 
@@ -48,11 +52,11 @@ class AdminServer:
     Args:
         service: What does the work.
         administrators: Who may do more than warm and look.
-        shutdown_seconds: How long running requests may take to finish on close.
+        drain_seconds: How long running requests may take to finish on close.
     """
 
     def __init__(
-        self, service: Service, administrators: Administrators, *, shutdown_seconds: float
+        self, service: Service, administrators: Administrators, *, drain_seconds: float
     ) -> None:
         self._service = service
         self._administrators = administrators
@@ -63,15 +67,20 @@ class AdminServer:
         app.router.add_get("/v1/models/{source:.+}", self._model)
         app.router.add_delete("/v1/models/{source:.+}", self._delete)
         app.router.add_post("/v1/warm", self._warm)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=shutdown_seconds)
+        # aiohttp waits for so long twice: for the request, then for the connection.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain_seconds / 2)
+        self._site: web.SockSite
 
     async def start(self, listener: socket) -> None:
         """Serve on ``listener``, which stays the caller's to unlink."""
         await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        self._site = web.SockSite(self._runner, listener, backlog=BACKLOG)
+        await self._site.start()
 
     async def close(self) -> None:
         """Stop accepting, let running requests finish, close the rest."""
+        await self._site.stop()
+        await asyncio.sleep(FIRST_REQUEST_SECONDS)
         await self._runner.cleanup()
 
     async def _health(self, _request: web.Request) -> web.Response:

@@ -54,21 +54,24 @@ class Administrators:
 
     Args:
         group: The group's name; empty for none. One that does not exist has no members.
+
+    Attributes:
+        group: May be changed while it serves.
     """
 
     def __init__(self, group: str) -> None:
-        self._group = group
+        self.group = group
 
     def check(self, peer: Peer, what: str) -> None:
         """Raise PolicyDenied unless ``peer`` may do ``what``."""
         if peer.uid in (0, os.geteuid()) or self._gid() in peer.groups:
             return
-        hint = f"Ask root or a member of {self._group}" if self._group else "Ask root"
+        hint = f"Ask root or a member of {self.group}" if self.group else "Ask root"
         raise PolicyDenied(f"uid {peer.uid} is no administrator, so {what} is refused", hint=hint)
 
     def _gid(self) -> int | None:
         try:
-            return grp.getgrnam(self._group).gr_gid if self._group else None
+            return grp.getgrnam(self.group).gr_gid if self.group else None
         except KeyError:
             return None
 

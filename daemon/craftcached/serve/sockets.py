@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["bind_worker_socket", "bind_admin_socket"]
+__all__ = ["bind_worker_socket", "bind_admin_socket", "BACKLOG"]
 
 MAX_PATH_BYTES = 107
 """What the kernel takes for the path of a Unix socket, on both sides."""

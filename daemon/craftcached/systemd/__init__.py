@@ -1,0 +1,12 @@
+"""What a service manager and its service say to each other: sockets in, states out, log lines.
+
+Small on purpose and of our own: sdnotify sends states and nothing else, and systemd-python is
+built against libsystemd's headers, which a GPU node as a rule lacks. Without systemd, nothing
+here does anything.
+"""
+
+from .activation import InheritedSockets
+from .journal import JournalFormatter, is_journal
+from .notify import Notifier
+
+__all__ = ["InheritedSockets", "JournalFormatter", "Notifier", "is_journal"]
