@@ -11,6 +11,7 @@ import json
 import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -68,7 +69,12 @@ class AdminServer:
         app.router.add_delete("/v1/models/{source:.+}", self._delete)
         app.router.add_post("/v1/warm", self._warm)
         # aiohttp waits for so long twice: for the request, then for the connection.
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain_seconds / 2)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            handler_cancellation=True,  # a client that goes away leaves what it waited for
+            shutdown_timeout=drain_seconds / 2,
+        )
         self._site: web.SockSite
 
     async def start(self, listener: socket) -> None:
@@ -98,15 +104,17 @@ class AdminServer:
 
     async def _delete(self, request: web.Request) -> web.Response:
         source = _source(request)
-        self._administrators.check(peer_of(request.transport), f"removing {source}")
+        shown = parse(source).shown
+        peer = peer_of(request.transport)
+        self._administrators.check(peer, "removing it", source=shown)
         freed = await self._service.remove(source)
-        return web.json_response({"source": parse(source).shown, "freed_bytes": freed})
+        return web.json_response({"source": shown, "freed_bytes": freed})
 
     async def _warm(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request)
         sources = _strings(body, "sources", required=True)
         files = _strings(body, "files", required=False)
-        if not body.get("wait", True):
+        if not _is_waited_for(body):
             for source in sources:
                 parse(source)
             jobs = [await self._service.queue_warm(source, files) for source in sources]
@@ -158,6 +166,8 @@ class AdminServer:
             return await self._service.warm(source, files, report)
         except CraftcacheError as error:
             return error
+        except Exception:  # the other sources of the request have their own fates
+            return _failure(f"warming {parse(source).shown}")
 
 
 def _ignore(_progress: Progress) -> None:
@@ -174,13 +184,21 @@ async def _problems(
     except CraftcacheError as error:
         return _problem(error.to_problem())
     except web.HTTPException as error:
-        return _problem({"type": "about:blank", "title": error.reason, "status": error.status})
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
-        failure = CraftcacheError(
-            "the daemon failed at this request", hint="Its log says more", retryable=True
+        refusal = CraftcacheError(
+            f"{request.method} {request.path}: {error.reason}",
+            hint="Are craftcache and craftcached of the same release?",
         )
-        return _problem(failure.to_problem())
+        return _problem(refusal.to_problem() | {"title": error.reason, "status": error.status})
+    except Exception:
+        return _problem(_failure(f"{request.method} {request.path}").to_problem())
+
+
+def _failure(what: str) -> CraftcacheError:
+    """What a client hears of an exception that nobody foresaw; the log has all of it."""
+    log.exception("%s failed", what)
+    return CraftcacheError(
+        "the daemon failed at this request", hint="Its log says more", retryable=True
+    )
 
 
 def _problem(problem: dict[str, Any]) -> web.Response:
@@ -188,23 +206,30 @@ def _problem(problem: dict[str, Any]) -> web.Response:
 
 
 def _source(request: web.Request) -> str:
-    """The source in the path, percent-encoded or bare."""
-    text = request.match_info["source"]
-    if request.query_string:
-        text += f"?{request.query_string}"
-    return text
+    """The source in the path as it was sent: percent-encoded, or bare with its query behind it."""
+    text = request.raw_path.partition("/v1/models/")[2]
+    return text if "://" in text else unquote(text)
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
     try:
         body = await request.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise InvalidSource(
             "the body is not a JSON object", hint='Send {"sources": ["org/name"], "wait": true}'
         )
     return body
+
+
+def _is_waited_for(body: dict[str, Any]) -> bool:
+    wait = body.get("wait", True)
+    if not isinstance(wait, bool):
+        raise InvalidSource(
+            "wait must be true or false", hint='Send {"sources": ["org/name"], "wait": true}'
+        )
+    return wait
 
 
 def _strings(body: dict[str, Any], name: str, *, required: bool) -> list[str]:
@@ -216,7 +241,7 @@ def _strings(body: dict[str, Any], name: str, *, required: bool) -> list[str]:
         or len(items) > MAX_SOURCES
     ):
         raise InvalidSource(
-            f"{name} must be a list of 1 to {MAX_SOURCES} strings",
+            f"{name} must be a list of {1 if required else 0} to {MAX_SOURCES} strings",
             hint='Send {"sources": ["org/name"], "wait": true}',
         )
     return items

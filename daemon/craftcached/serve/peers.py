@@ -62,12 +62,14 @@ class Administrators:
     def __init__(self, group: str) -> None:
         self.group = group
 
-    def check(self, peer: Peer, what: str) -> None:
+    def check(self, peer: Peer, what: str, *, source: str | None = None) -> None:
         """Raise PolicyDenied unless ``peer`` may do ``what``."""
         if peer.uid in (0, os.geteuid()) or self._gid() in peer.groups:
             return
         hint = f"Ask root or a member of {self.group}" if self.group else "Ask root"
-        raise PolicyDenied(f"uid {peer.uid} is no administrator, so {what} is refused", hint=hint)
+        raise PolicyDenied(
+            f"uid {peer.uid} is no administrator, so {what} is refused", source=source, hint=hint
+        )
 
     def _gid(self) -> int | None:
         try:
