@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +20,7 @@ from craftcache.verify import Digest, Promise, hash_file
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 OTHER_UID = 54321
 CONTENT = b"all the weights"
@@ -196,7 +196,7 @@ def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from pathlib import Path
+
 from craftcache.durable import write_file
 path, staging = map(Path, sys.argv[1:])
 number = 0
