@@ -166,8 +166,9 @@ class AdminServer:
             return await self._service.warm(source, files, report)
         except CraftcacheError as error:
             return error
-        except Exception:  # the other sources of the request have their own fates
-            return _failure(f"warming {parse(source).shown}")
+        except Exception:
+            log.exception("warming %s failed", parse(source).shown)
+            return _own_fault()
 
 
 def _ignore(_progress: Progress) -> None:
@@ -185,17 +186,17 @@ async def _problems(
         return _problem(error.to_problem())
     except web.HTTPException as error:
         refusal = CraftcacheError(
-            f"{request.method} {request.path}: {error.reason}",
+            error.reason or "refused",
             hint="Are craftcache and craftcached of the same release?",
         )
         return _problem(refusal.to_problem() | {"title": error.reason, "status": error.status})
     except Exception:
-        return _problem(_failure(f"{request.method} {request.path}").to_problem())
+        log.exception("a %s request failed", request.method)
+        return _problem(_own_fault().to_problem())
 
 
-def _failure(what: str) -> CraftcacheError:
+def _own_fault() -> CraftcacheError:
     """What a client hears of an exception that nobody foresaw; the log has all of it."""
-    log.exception("%s failed", what)
     return CraftcacheError(
         "the daemon failed at this request", hint="Its log says more", retryable=True
     )
