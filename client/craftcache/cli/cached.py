@@ -96,11 +96,12 @@ def status(place: Place, *, as_json: bool) -> None:
 @pass_place
 def rm(place: Place, source: str, *, as_json: bool) -> None:
     """Remove a model and free the bytes that no other model needs."""
+    shown = parse(source).shown
     freed = place.admin().remove(source)
     if as_json:
-        print_json({"source": source, "freed_bytes": freed})
+        print_json({"source": shown, "freed_bytes": freed})
     else:
-        click.echo(f"{parse(source).shown}: removed, {size_text(freed)} freed")
+        click.echo(f"{shown}: removed, {size_text(freed)} freed")
 
 
 def _cached(place: Place, source: str) -> CachedModel:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from craftcache import AsyncClient
     from craftcache.node import CachedModel, WarmedModel
+    from craftcache.sources import RemoteSource
 
     from .progress import Display
 
@@ -154,17 +155,20 @@ def _check(
     place: Place, sources: Sequence[str], filenames: Sequence[str], *, as_json: bool
 ) -> None:
     models = {model.source: model for model in place.client().models()}
-    answers = {source: _is_warm(models, source, filenames) for source in sources}
+    answers = [
+        (source.shown, _is_warm(models, source, filenames)) for source in map(parse, sources)
+    ]
     if as_json:
-        print_json({"warm": answers})
-    for source, is_warm in {} if as_json else answers.items():
-        click.echo(f"{parse(source).shown}: {'warm' if is_warm else 'not warm'}")
-    if not all(answers.values()):
+        print_json({"results": [{"source": shown, "warm": is_warm} for shown, is_warm in answers]})
+    for shown, is_warm in () if as_json else answers:
+        click.echo(f"{shown}: {'warm' if is_warm else 'not warm'}")
+    if not all(is_warm for _, is_warm in answers):
         raise SystemExit(1)
 
 
-def _is_warm(models: dict[str, CachedModel], text: str, filenames: Sequence[str]) -> bool:
-    source = parse(text)
+def _is_warm(
+    models: dict[str, CachedModel], source: RemoteSource, filenames: Sequence[str]
+) -> bool:
     model = models.get(source.shown)
     files = {file.filename for file in model.files} if model else set()
     return files.issuperset(wanted_files(source, filenames))

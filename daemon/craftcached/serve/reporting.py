@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from craftcache.errors import InvalidSource
+from craftcache.sources import parse
 from craftcache.wire import Load, Progress, Resolve, Warm, encode
 
 if TYPE_CHECKING:
@@ -75,7 +77,15 @@ class Reporter:
 def _source(request: Request[object]) -> str:
     match request:
         case Load() | Resolve():
-            return request.source
+            return _shown(request.source)
         case Warm():
-            return request.sources[0]
+            return _shown(request.sources[0])
     return ""
+
+
+def _shown(text: str) -> str:
+    """The source as it may be shown: the worker may print what it hears."""
+    try:
+        return parse(text).shown
+    except InvalidSource:
+        return ""
