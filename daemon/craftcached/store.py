@@ -7,17 +7,16 @@ The states of a file and the meaning of each directory are described in craftcac
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import fcntl
 import os
-import shutil
 from typing import TYPE_CHECKING, Self
 
 from craftcache.errors import NotFound, Unavailable
 from craftcache.publish import Verified, publish_hub, publish_url
-from craftcache.sources import HubSource
 from craftcache.verify import Digests
+
+from .removal import remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from craftcache.cache import CacheDir
     from craftcache.manifest import FileRecord, Manifest
-    from craftcache.sources import RemoteSource, UrlSource
+    from craftcache.sources import HubSource, RemoteSource, UrlSource
     from craftcache.verify import Promise
 
 __all__ = ["Store"]
@@ -166,62 +165,12 @@ class Store:
             raise NotFound(
                 "not in the cache", source=source.shown, hint="craftcache ls lists what is"
             )
-        return await asyncio.to_thread(self._remove, source, manifest)
-
-    def _remove(self, source: RemoteSource, manifest: Manifest) -> int:
-        self.cache.manifest_path(source).unlink(missing_ok=True)
-        kept = {(r.path, r.sha256) for other in self.cache.manifests() for r in other.files}
-        kept_paths = {path for path, _ in kept}
-        kept_digests = {digest for _, digest in kept}
-        if isinstance(source, HubSource):
-            self._unlink_snapshot(source, manifest, kept_paths)
-        freed = 0
-        for record in manifest.files:
-            path = self.cache.path(record)
-            if record.path not in kept_paths and not self._is_linked(source, path):
-                with contextlib.suppress(FileNotFoundError):
-                    freed += record.size if path.stat().st_nlink == 1 else 0
-                    path.unlink()
-            if record.sha256 not in kept_digests:
-                self.cache.index_path(record.sha256).unlink(missing_ok=True)
-        if isinstance(source, HubSource):
-            _remove_empty(self.cache.hub_tree(source.repo_id).root)
-        return freed
-
-    def _unlink_snapshot(self, source: HubSource, manifest: Manifest, kept: set[str]) -> None:
-        """Take the files of one commit out of the Hub's tree, and its refs once it is empty."""
-        tree = self.cache.hub_tree(source.repo_id)
-        for record in manifest.files:
-            if record.path not in kept:
-                tree.pointer(manifest.revision, record.filename).unlink(missing_ok=True)
-        snapshot = tree.root / "snapshots" / manifest.revision
-        _remove_empty(snapshot)
-        if not snapshot.exists():
-            refs = tree.root / "refs"
-            for ref in list(refs.rglob("*")) if refs.is_dir() else []:
-                if ref.is_file() and ref.read_text("ascii", "replace").strip() == manifest.revision:
-                    ref.unlink()
-
-    def _is_linked(self, source: RemoteSource, blob: Path) -> bool:
-        """Whether a snapshot of the repository, ours or the library's, still leads to ``blob``."""
-        if not isinstance(source, HubSource):
-            return False
-        snapshots = self.cache.hub_tree(source.repo_id).root / "snapshots"
-        return snapshots.is_dir() and any(
-            pointer.is_symlink() and os.path.basename(os.readlink(pointer)) == blob.name
-            for pointer in snapshots.rglob("*")
-        )
+        return await asyncio.to_thread(remove, self.cache, source, manifest)
 
     def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names."""
         if verified.path.is_relative_to(self.cache.staging):
             verified.path.unlink(missing_ok=True)
-
-
-def _remove_empty(directory: Path) -> None:
-    """Remove ``directory`` if it holds nothing but directories."""
-    if directory.is_dir() and all(path.is_dir() for path in directory.rglob("*")):
-        shutil.rmtree(directory)
 
 
 def _lock(cache: CacheDir) -> int:

@@ -1,0 +1,119 @@
+"""Removing a model: every name that only it needs, and so every byte that nobody else has.
+
+    manifest -> snapshot links -> refs -> blobs -> indexes
+
+The reverse of publication, so that a kill in between leaves no model with a part missing, only
+files that no model names. What another model, another revision or a snapshot of huggingface_hub's
+own still leads to stays. All calls block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from craftcache.sources import HubSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from craftcache.cache import CacheDir
+    from craftcache.hub_cache import HubTree
+    from craftcache.manifest import FileRecord, Manifest
+    from craftcache.sources import RemoteSource
+
+__all__ = ["remove"]
+
+
+def remove(cache: CacheDir, source: RemoteSource, manifest: Manifest) -> int:
+    """Remove a published model.
+
+    Args:
+        cache: Where it is published.
+        source: What it is.
+        manifest: What it consists of.
+
+    Returns:
+        Bytes freed on the disk.
+
+    Raises:
+        OSError: Some of its files may be left, but it is no model any more.
+    """
+    cache.manifest_path(source).unlink(missing_ok=True)
+    others = tuple(cache.manifests())
+    linked: set[str] = set()
+    if isinstance(source, HubSource):
+        tree = cache.hub_tree(source.repo_id)
+        _unlink_snapshot(tree, manifest, others)
+        linked = _linked_blobs(tree)
+    kept_paths = {record.path for other in others for record in other.files}
+    freed = 0
+    for record in manifest.files:
+        if record.path not in kept_paths and os.path.basename(record.path) not in linked:
+            freed += _unlink_blob(cache, record)
+    kept_digests = {record.sha256 for other in others for record in other.files}
+    for sha256 in {record.sha256 for record in manifest.files} - kept_digests:
+        cache.index_path(sha256).unlink(missing_ok=True)
+    if isinstance(source, HubSource):
+        _remove_empty(cache.hub_tree(source.repo_id).root)
+    return freed
+
+
+def _unlink_snapshot(tree: HubTree, manifest: Manifest, others: tuple[Manifest, ...]) -> None:
+    """Take a model's files out of its snapshot, and its refs once the snapshot is empty.
+
+    A second name of the same commit keeps what it has of it.
+    """
+    kept = {
+        record.filename
+        for other in others
+        if other.revision == manifest.revision
+        for record in other.files
+    }
+    for record in manifest.files:
+        if record.filename not in kept:
+            tree.pointer(manifest.revision, record.filename).unlink(missing_ok=True)
+    snapshot = tree.root / "snapshots" / manifest.revision
+    _remove_empty(snapshot)
+    if not snapshot.exists():
+        for ref in (tree.root / "refs").rglob("*"):
+            if ref.is_file() and ref.read_text("ascii", "replace").strip() == manifest.revision:
+                ref.unlink(missing_ok=True)
+
+
+def _linked_blobs(tree: HubTree) -> set[str]:
+    """The names of the blobs that snapshots of a repository lead to, ours and the library's."""
+    pointers = (tree.root / "snapshots").rglob("*")
+    return {os.path.basename(os.readlink(path)) for path in pointers if path.is_symlink()}
+
+
+def _unlink_blob(cache: CacheDir, record: FileRecord) -> int:
+    """Remove one name of a blob; returns the bytes that it freed."""
+    path = cache.path(record)
+    try:
+        names = path.stat().st_nlink
+        shared = path.resolve() if path.is_symlink() else None
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    if shared is not None:
+        _sweep_shared(cache, shared)
+    is_freed = names == 1 and (shared is None or not shared.exists())
+    return record.size if is_freed else 0
+
+
+def _sweep_shared(cache: CacheDir, stored: Path) -> None:
+    """Remove a file of huggingface_hub's store that all repositories share, if none needs it."""
+    with contextlib.suppress(ImportError):
+        # Private, but only that library knows who needs it; older releases have no such store.
+        from huggingface_hub.utils import _shared_blobs
+
+        _shared_blobs.sweep_shared_blob(stored, cache_dir=cache.root.resolve())
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove ``directory`` and those below it, as far as no file is in them at that moment."""
+    for path, _, _ in os.walk(directory, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
