@@ -78,6 +78,13 @@ class OpenedModel:
     blobs: list[int] = field(default_factory=list)
     indexes: list[int | None] = field(default_factory=list)
 
+    def is_intact(self) -> bool:
+        """Whether what was opened is what was verified."""
+        return all(
+            record.describes(os.fstat(blob))
+            for record, blob in zip(self.records, self.blobs, strict=True)
+        )
+
     def close(self) -> None:
         """Close all descriptors."""
         for descriptor in (*self.blobs, *self.indexes):
@@ -138,10 +145,10 @@ class Service:
     def open_nowait(self, text: str, filenames: Sequence[str]) -> OpenedModel | None:
         """Open the files of a source if all are published and untouched; None otherwise."""
         source, names = self._parse(text, filenames)
-        manifest = self._store.intact(source, names)
-        if manifest is None:
+        manifest = self._store.manifest(source)
+        records = manifest.select(source, names) if manifest else None
+        if manifest is None or records is None:
             return None
-        records = tuple(record for name in names if (record := manifest.file(name)))
         opened = OpenedModel(manifest, records)
         try:
             for record in records:
@@ -153,6 +160,9 @@ class Service:
         except BaseException:
             opened.close()
             raise
+        if not opened.is_intact():
+            opened.close()
+            return None
         return opened
 
     async def resolve(
