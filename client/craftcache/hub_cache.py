@@ -100,17 +100,15 @@ class HubTree:
         Yields:
             Whether it is held. Without it, publishing is as safe, only maybe done twice.
         """
-        from filelock import Timeout
-
         # Documented as importable from there, though the package does not list it.
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
         path = self.lock_path(etag)
-        make_directory(path.parent)
         with contextlib.ExitStack() as stack:
             try:
+                make_directory(path.parent)
                 stack.enter_context(WeakFileLock(path, timeout=seconds))
-            except Timeout:
+            except OSError:  # held for too long by somebody else, or not ours to make
                 yield False
                 return
             yield True

@@ -12,6 +12,7 @@ a token of its own may fetch for itself. The token never crosses the socket.
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from .cache import CacheDir
@@ -24,12 +25,12 @@ from .resolve import Resolver
 from .sources import LocalDirectory, LocalFile, wanted_files
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Any
 
     from .opened import OpenFiles
+    from .own_fetch import OwnFetch
     from .sources import RemoteSource, Source
     from .transport import Withdrawal
     from .wire import Progress
@@ -55,6 +56,7 @@ class Loader:
         cache_dir: The shared cache as this process sees it; None chooses likewise.
         fallback: What to do without the daemon: fetch from the ``origin`` what no ``cache`` has,
             use only what a cache has, or ``none``: raise.
+        cold_seconds: How long a silent daemon is waited for where only the origin is left.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class Loader:
         socket_dir: str | os.PathLike[str] | None,
         cache_dir: str | os.PathLike[str] | None,
         fallback: Fallback,
+        cold_seconds: float = COLD_SECONDS,
     ) -> None:
         if fallback not in get_args(Fallback):
             raise ValueError(f"fallback is {fallback!r}, not one of {get_args(Fallback)}")
         self.socket_dir = choose_socket_dir(socket_dir)
         self.cache_dir = choose_cache_dir(cache_dir)
         self.fallback = fallback
+        self._cold_seconds = cold_seconds
         self._cache = CacheDir(self.cache_dir)
         self._resolver = Resolver(self._cache)
         self._node = Node(self.socket_dir, self._patience)
@@ -129,9 +133,9 @@ class Loader:
             if own := self._resolver.path(source, name):
                 return own
             raise Unavailable(
-                "it was fetched, but another process holds the cache's lock",
+                "it was fetched, and could not be kept in a cache",
                 source=source.shown,
-                hint="Try again",
+                hint="Try again, or use load instead",
             ) from away
         path = self.cache_dir / resolved.path
         try:
@@ -161,10 +165,14 @@ class Loader:
         except DaemonAway as away:
             self._permit_origin(source, away)
             self._warn(away)
-            fetched = self._resolver.fetch(
-                source, names, token=own_token(), report=_checked(report, withdrawal)
-            )
+            fetched = self._fetch(source, names, away, withdrawal, report)
             with fetched.files as files:
+                if fetched.not_kept is not None:
+                    raise Unavailable(
+                        f"it was fetched, and not kept: {fetched.not_kept}",
+                        source=source.shown,
+                        hint="Try again, or set CRAFTCACHE_CACHE_DIR to a cache of your own",
+                    ) from away
                 return WarmedModel(
                     source.shown,
                     files.revision,
@@ -204,15 +212,16 @@ class Loader:
         report: Callable[[Progress], None],
     ) -> OpenFiles:
         if self.fallback == "none":
-            raise _no_daemon(away, source) from away
+            raise away.refusal or _no_daemon(away, source) from away
         self._warn(away)
         files = self._resolver.cached(source, names)
         if files is None:
             try:
                 self._permit_origin(source, away)
-                files = self._resolver.fetch(
-                    source, names, token=own_token(), report=_checked(report, withdrawal)
-                ).files
+                fetched = self._fetch(source, names, away, withdrawal, report)
+                if fetched.not_kept is not None:
+                    log.warning("%s is loaded and not kept: %s", source.shown, fetched.not_kept)
+                files = fetched.files
             except (Offline, Unavailable):
                 files = self._resolver.unverified(source, names)
                 if files is None:
@@ -221,18 +230,39 @@ class Loader:
         return files
 
     def _permit_origin(self, source: RemoteSource, away: DaemonAway) -> None:
+        """Raise unless this process may fetch by itself."""
+        if self.fallback == "origin" and not _is_offline():
+            return
+        if away.refusal is not None:
+            raise away.refusal from away
         if self.fallback == "none":
             raise _no_daemon(away, source) from away
-        if self.fallback == "cache":
-            raise Offline(
-                f"it is in no cache, this client may not fetch, and {away}",
-                source=source.shown,
-                hint="Start craftcached and warm the model, or allow fallback='origin'",
-            ) from away
+        reason = "HF_HUB_OFFLINE is set" if _is_offline() else "fallback='cache' forbids it"
+        raise Offline(
+            f"it would have to be fetched, {reason}, and {away}",
+            source=source.shown,
+            hint="Start craftcached, or warm the model first",
+        ) from away
+
+    def _fetch(
+        self,
+        source: RemoteSource,
+        names: Sequence[str],
+        away: DaemonAway,
+        withdrawal: Withdrawal,
+        report: Callable[[Progress], None],
+    ) -> OwnFetch:
+        return self._resolver.fetch(
+            source,
+            names,
+            token=own_token(),
+            is_private=away.refusal is not None,
+            report=_checked(report, withdrawal),
+        )
 
     def _patience(self, source: RemoteSource | None, names: Sequence[str]) -> float:
         is_cached = source is not None and self._resolver.has_cached(source, names)
-        return WARM_SECONDS if is_cached else COLD_SECONDS
+        return WARM_SECONDS if is_cached else self._cold_seconds
 
     def _warn(self, away: DaemonAway) -> None:
         """Say once why the daemon is not used; say nothing where there never was one."""
@@ -250,6 +280,11 @@ def _checked(
         report(progress)
 
     return checked
+
+
+def _is_offline() -> bool:
+    """Whether huggingface_hub is told not to fetch, and so this process by itself."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _no_daemon(away: DaemonAway, source: RemoteSource | None = None) -> Unavailable:

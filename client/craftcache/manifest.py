@@ -32,7 +32,7 @@ from .verify import Digest, Promise
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from .sources import RemoteSource
     from .verify import Digests
@@ -174,7 +174,8 @@ class Manifest:
         files = {record.filename: record for record in (known.files if known and keeps else ())}
         files |= {record.filename: record for record in records}
         ordered = tuple(files[name] for name in sorted(files))
-        return cls(source.shown, commit or files_revision(ordered), ordered, now())
+        digests = {record.filename: record.sha256 for record in ordered}
+        return cls(source.shown, commit or files_revision(digests), ordered, now())
 
     def dump(self) -> bytes:
         """The manifest as its file's content."""
@@ -216,9 +217,13 @@ def manifest_key(source: RemoteSource) -> str:
     return hashlib.sha256(str(source).encode()).hexdigest()
 
 
-def files_revision(records: Iterable[FileRecord]) -> str:
-    """The revision of a source that has no commits: 40 hex digits over its files' digests."""
-    lines = sorted(f"{record.sha256}  {record.filename}\n" for record in records)
+def files_revision(digests: Mapping[str, str]) -> str:
+    """The revision of a source that has no commits: 40 hex digits over its files.
+
+    Args:
+        digests: The sha256 of each, by name.
+    """
+    lines = sorted(f"{sha256}  {filename}\n" for filename, sha256 in digests.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:40]
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .sources import RemoteSource
     from .transport import Reply, Withdrawal
-    from .wire import Model, Progress, Request, Resolved, ServedFile
+    from .wire import Loaded, Model, Progress, Request, Resolved, ServedFile
 
 __all__ = ["Node", "DaemonAway", "WarmedModel", "CachedModel", "own_token"]
 
@@ -28,7 +28,15 @@ AnswerT = TypeVar("AnswerT")
 
 
 class DaemonAway(Exception):  # a state of affairs, never seen by users
-    """The daemon cannot serve this request, for a reason that is not the user's to mend."""
+    """The daemon cannot serve this request, for a reason that is not the user's to mend.
+
+    Attributes:
+        refusal: What the daemon said where it may not read what this process perhaps may.
+    """
+
+    def __init__(self, reason: str, refusal: CraftcacheError | None = None) -> None:
+        super().__init__(reason)
+        self.refusal = refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +115,9 @@ class Node:
         is_single = isinstance(source, UrlSource) and not source.is_export
         request = Load(source.spelled, () if is_single else tuple(names))
         with self._ask(request, source, names, withdrawal, report) as reply:
-            loaded = reply.answer
-            descriptors = iter(reply.take())
-            files: dict[str, OpenFile] = {}
-            for name, served in zip(names, loaded.files, strict=True):
-                blob = next(descriptors)
-                index = _read_and_close(next(descriptors)) if served.has_index else None
-                files[name] = OpenFile(_file_info(served), blob, index)
-            return OpenFiles(loaded.revision, "daemon", files)
+            if len(reply.answer.files) != len(names):
+                raise DaemonAway("the daemon answered with other files than were asked for")
+            return _opened(reply, names)
 
     def resolve(
         self,
@@ -202,8 +205,20 @@ def _or_away(error: CraftcacheError, source: RemoteSource | None) -> CraftcacheE
     """What the daemon may not read, a process with a token of its own may."""
     is_hidden = isinstance(error, AccessDenied | NotFound) and isinstance(source, HubSource)
     if is_hidden and own_token() is not None:
-        return DaemonAway(f"the daemon may not read it: {error}")
+        return DaemonAway(f"the daemon may not read it: {error}", error)
     return error
+
+
+def _opened(reply: Reply[Loaded], names: Sequence[str]) -> OpenFiles:
+    """The files of an answer, which owns their descriptors no longer."""
+    loaded = reply.answer
+    descriptors = iter(reply.take())
+    files: dict[str, OpenFile] = {}
+    for name, served in zip(names, loaded.files, strict=True):
+        blob = next(descriptors)
+        index = _read_and_close(next(descriptors)) if served.has_index else None
+        files[name] = OpenFile(_file_info(served), blob, index)
+    return OpenFiles(loaded.revision, "daemon", files)
 
 
 def _read_and_close(descriptor: int) -> bytes:

@@ -7,51 +7,34 @@ would: in the shared cache where that belongs to the worker's own user, else in 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .cache import CacheDir
-from .config import choose_insecure_hosts, default_hub_cache
-from .errors import NotFound, Offline
-from .hub import HubFile, describe, hub_endpoint
-from .manifest import FileRecord, Manifest, manifest_key
+from .config import default_hub_cache
+from .errors import NotFound
+from .hub import hub_endpoint
+from .hub_cache import LOCK_SECONDS
 from .opened import FileInfo, OpenFile, OpenFiles
-from .policy import UrlPolicy
-from .publish import Verified, publish_hub, publish_url
-from .sources import HubSource, UrlSource, WatchSource, shown_url
+from .own_fetch import fetch_hub, fetch_url
+from .sources import HubSource, UrlSource, WatchSource
 from .verify import Digest, Promise, hash_descriptor
-from .wire import Progress
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from .hub_cache import HubTree
+    from .manifest import FileRecord, Manifest
+    from .own_fetch import OwnFetch, Report
     from .sources import RemoteSource
-    from .stream import Download
 
-__all__ = ["Resolver", "Report", "OwnFetch"]
+__all__ = ["Resolver"]
 
-Report: TypeAlias = Callable[[Progress], None]
-
-HUB_SECONDS = 10.0
-"""How long the Hub may take to describe a file."""
-
-
-@dataclass(frozen=True, slots=True)
-class OwnFetch:
-    """What a fetch of the worker's own brought.
-
-    Attributes:
-        files: Open; the caller closes them.
-        bytes_fetched: That came over the network.
-        bytes_reused: That were in the cache before.
-    """
-
-    files: OpenFiles
-    bytes_fetched: int
-    bytes_reused: int
+log = logging.getLogger("craftcache")
 
 
 class Resolver:
@@ -59,17 +42,13 @@ class Resolver:
 
     Args:
         cache: The shared cache directory.
+        lock_seconds: How long a lock of another process is waited for.
     """
 
-    def __init__(self, cache: CacheDir) -> None:
+    def __init__(self, cache: CacheDir, *, lock_seconds: float = LOCK_SECONDS) -> None:
         own = CacheDir(default_hub_cache())
         self._caches = (cache,) if own.root == cache.root else (cache, own)
-
-    @property
-    def own_cache(self) -> CacheDir:
-        """Where this user may publish: the shared cache if it is theirs, else their own."""
-        shared = self._caches[0]
-        return shared if shared.is_writable() else self._caches[-1]
+        self._lock_seconds = lock_seconds
 
     def has_cached(self, source: RemoteSource, names: Sequence[str]) -> bool:
         """Whether a verified copy of all ``names`` is in a cache (a few stats)."""
@@ -84,7 +63,7 @@ class Resolver:
         return None
 
     def path(self, source: RemoteSource, filename: str) -> Path | None:
-        """Where a verified copy stands, as huggingface_hub would name it; None if nowhere."""
+        """Where a copy stands, as huggingface_hub would name it; None if nowhere."""
         for cache in self._caches:
             manifest = self._manifest(cache, source, [filename])
             record = manifest.file(filename) if manifest else None
@@ -92,7 +71,7 @@ class Resolver:
                 if isinstance(source, HubSource):
                     return cache.hub_tree(source.repo_id).pointer(manifest.revision, filename)
                 return cache.path(record)
-        return None
+        return self._unverified_path(source, filename)
 
     def unverified(self, source: RemoteSource, names: Sequence[str]) -> OpenFiles | None:
         """What huggingface_hub itself left in a cache, hashed now; None where it is not whole.
@@ -101,41 +80,83 @@ class Resolver:
         """
         if not isinstance(source, HubSource):
             return None
-        for cache in self._caches:
-            tree = cache.hub_tree(source.repo_id)
-            commit = source.revision if source.is_pinned else tree.commit_of(source.revision)
-            if commit and (files := _open_snapshot(tree, source, commit, names)):
+        for tree, commit in self._snapshots(source):
+            if files := _open_snapshot(tree, source, commit, names):
                 return OpenFiles(commit, "cache", files)
         return None
 
     def fetch(
-        self, source: RemoteSource, names: Sequence[str], *, token: str | None, report: Report
+        self,
+        source: RemoteSource,
+        names: Sequence[str],
+        *,
+        token: str | None,
+        is_private: bool,
+        report: Report,
     ) -> OwnFetch:
         """Fetch ``names`` from the origin at its newest revision, and publish them.
+
+        Args:
+            source: What to fetch from.
+            names: Of the files.
+            token: Sent to the Hub only; None sends none.
+            is_private: Whether the daemon may not read it: then it is published in the user's own
+                cache and not where everybody reads.
+            report: Called with progress; what it raises ends the fetch.
 
         Raises:
             CraftcacheError: Any of the tree but those of loading; nothing was published.
         """
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise Offline(
-                "a fetch is needed, and HF_HUB_OFFLINE is set",
-                source=source.shown,
-                hint="Warm the model first, or start the daemon",
-            )
-        cache = self.own_cache
-        cache.create()
         with contextlib.ExitStack() as stack:
+            cache = self._publishable(stack, is_private=is_private)
+            seconds = self._lock_seconds
             match source:
                 case HubSource():
-                    return _fetch_hub(stack, cache, source, sorted(names), token, report)
+                    return fetch_hub(
+                        cache, source, names, token=token, lock_seconds=seconds, report=report
+                    )
                 case UrlSource():
-                    return _fetch_url(stack, cache, source, names, report)
+                    return fetch_url(cache, source, names, lock_seconds=seconds, report=report)
                 case WatchSource():
                     raise NotFound(
                         "only the daemon knows watches",
                         source=source.shown,
                         hint="Start craftcached, or name the directory",
                     )
+
+    def _publishable(self, stack: contextlib.ExitStack, *, is_private: bool) -> CacheDir:
+        """The cache to fetch into: the shared one if it is this user's, else the user's own.
+
+        Where neither can be written to there is one that ends with ``stack``.
+        """
+        shared, own = self._caches[0], self._caches[-1]
+        cache = shared if shared.is_writable() and not is_private else own
+        try:
+            cache.create()
+            if os.access(cache.staging, os.W_OK | os.X_OK):
+                return cache
+            reason = f"{cache.staging} is not writable"
+        except OSError as error:
+            reason = str(error)
+        log.warning("what is fetched is not kept: %s", reason)
+        directory = tempfile.TemporaryDirectory(prefix="craftcache-")
+        passing = CacheDir(Path(stack.enter_context(directory)))
+        passing.create()
+        return passing
+
+    def _snapshots(self, source: HubSource) -> Iterator[tuple[HubTree, str]]:
+        """What each cache has for the revision, by huggingface_hub's account."""
+        for cache in self._caches:
+            tree = cache.hub_tree(source.repo_id)
+            commit = source.revision if source.is_pinned else tree.commit_of(source.revision)
+            if commit:
+                yield tree, commit
+
+    def _unverified_path(self, source: RemoteSource, filename: str) -> Path | None:
+        if not isinstance(source, HubSource):
+            return None
+        pointers = (tree.pointer(commit, filename) for tree, commit in self._snapshots(source))
+        return next((pointer for pointer in pointers if pointer.exists()), None)
 
     def _manifest(
         self, cache: CacheDir, source: RemoteSource, names: Sequence[str]
@@ -165,7 +186,7 @@ def _open_published(
                 hash_descriptor(descriptor).sha256 != record.sha256
             ):
                 return None
-            index = _read_index(cache, record) if is_trusted else None
+            index = _read_index(cache, record) if is_known else None
             files[name] = OpenFile(FileInfo.recorded(record), descriptor, index)
         opened.pop_all()
     return files
@@ -192,119 +213,16 @@ def _open_snapshot(
     return files
 
 
-def _fetch_hub(
-    stack: contextlib.ExitStack,
-    cache: CacheDir,
-    source: HubSource,
-    names: Sequence[str],
-    token: str | None,
-    report: Report,
-) -> OwnFetch:
-    tree = cache.hub_tree(source.repo_id)
-    described: list[HubFile] = []
-    files: dict[str, tuple[Verified, Promise]] = {}
-    all_held = True
-    for name in names:
-        revision = described[0].commit if described else source.revision
-        file = describe(
-            source,
-            name,
-            revision=revision,
-            endpoint=hub_endpoint(),
-            token=token,
-            timeout=HUB_SECONDS,
-        )
-        described.append(file)
-        all_held &= stack.enter_context(tree.lock(file.etag))
-        report(Progress(source.shown, name, 0, file.promise.size, "verifying"))
-        present = tree.adopt(file.etag, file.promise)
-        if present is not None:
-            verified = Verified(tree.blob(file.etag), present, file.etag, 0, present.size)
-        else:
-            from .stream import Download
-
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
-            wanted = Download(source.shown, file.url, file.promise, headers)
-            verified = _download(stack, cache, wanted, name, report, etag=file.etag)
-        files[name] = (verified, file.promise)
-    commit = described[0].commit
-    origin = f"{hub_endpoint()}/{source.repo_id}/resolve/{commit}"
-    opened = _open_verified(
-        {name: (verified, f"{origin}/{name}") for name, (verified, _) in files.items()}, commit
-    )
-    if all_held:
-        publish_hub(cache, source, commit, files, origin)
-    return _own_fetch(opened, [verified for verified, _ in files.values()])
-
-
-def _fetch_url(
-    stack: contextlib.ExitStack,
-    cache: CacheDir,
-    source: UrlSource,
-    names: Sequence[str],
-    report: Report,
-) -> OwnFetch:
-    from .stream import Download
-
-    is_held = stack.enter_context(cache.lock(manifest_key(source)))
-    files: dict[str, tuple[Verified, str]] = {}
-    for name in names:
-        url = source.file_url(name)
-        wanted = Download(source.shown, url, Promise(digest=source.file_digest(name)))
-        verified = _download(stack, cache, wanted, name, report, etag=None)
-        files[name] = (verified, shown_url(url))
-    opened = _open_verified(files, "")
-    if is_held:
-        opened.revision = publish_url(cache, source, files).revision
-    return _own_fetch(opened, [verified for verified, _ in files.values()])
-
-
-def _download(
-    stack: contextlib.ExitStack,
-    cache: CacheDir,
-    wanted: Download,
-    name: str,
-    report: Report,
-    *,
-    etag: str | None,
-) -> Verified:
-    """One file into staging, verified and safe to load; ``stack`` removes it from there."""
-    from . import weights_only
-    from .stream import download
-
-    policy = UrlPolicy(insecure_hosts=choose_insecure_hosts(), hub_endpoint=hub_endpoint())
-    fetched = download(
-        wanted,
-        staging=cache.staging,
-        check_url=policy.check_url,
-        report=lambda done, total: report(Progress(wanted.source, name, done, total, "fetching")),
-    )
-    stack.callback(fetched.path.unlink, missing_ok=True)
-    weights_only.load(fetched.path, map_location="meta", source=wanted.source)
-    return Verified(fetched.path, fetched.digests, etag or fetched.etag, fetched.digests.size, 0)
-
-
-def _open_verified(files: dict[str, tuple[Verified, str]], revision: str) -> OpenFiles:
-    opened: dict[str, OpenFile] = {}
-    for name, (verified, origin) in files.items():
-        descriptor = os.open(verified.path, os.O_RDONLY | os.O_CLOEXEC)
-        opened[name] = OpenFile(FileInfo.of(name, verified.digests, origin), descriptor)
-    return OpenFiles(revision, "origin", opened)
-
-
-def _own_fetch(opened: OpenFiles, files: Sequence[Verified]) -> OwnFetch:
-    return OwnFetch(
-        opened,
-        sum(file.bytes_fetched for file in files),
-        sum(file.bytes_reused for file in files),
-    )
-
-
 def _open(path: Path) -> int | None:
+    """A descriptor of a regular file; None of anything else."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _read_index(cache: CacheDir, record: FileRecord) -> bytes | None:

@@ -196,7 +196,7 @@ def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-
+from pathlib import Path
 from craftcache.durable import write_file
 path, staging = map(Path, sys.argv[1:])
 number = 0
