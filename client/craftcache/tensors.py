@@ -15,6 +15,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from . import weights_only
 from .descriptor import DescriptorFile, read_into
@@ -80,7 +81,7 @@ def copy_into(
     """Copy a state dict straight into ``module``, cast to its parameters' dtypes and devices.
 
     The module's own load_state_dict does it, strictly, from tensors that are still in the file:
-    its hooks see the keys that they expect, and nothing but the tensor under way is in memory
+    its hooks see the keys that they expect, and nothing but the storage under way is in memory
     beside the module.
 
     Args:
@@ -96,8 +97,15 @@ def copy_into(
         RuntimeError: As load_state_dict does, listing missing and unexpected keys and the sizes
             that differ.
     """
-    checkpoint = build(index, fd, device=torch.device("cpu"), mapped=mapped, source=source)
-    load_state_dict(checkpoint, module, key=key, source=source)
+    cpu = torch.device("cpu")
+    if index.reason is not None:
+        checkpoint = build(index, fd, device=cpu, source=source)
+        load_state_dict(checkpoint, module, key=key, source=source)
+        return
+    spans = _Spans(index, fd, mapped=mapped)
+    checkpoint = assemble(index.tree, _build_tensors(index, spans.take, cpu))
+    with _Releasing(spans):
+        load_state_dict(checkpoint, module, key=key, source=source)
 
 
 def load_state_dict(
@@ -124,12 +132,46 @@ class _Spans:
         """All of a storage as elements of ``dtype``; its own storage, of exactly that size."""
         count = storage.nbytes // dtype.itemsize
         if not count:
-            return torch.empty(0, dtype=dtype)
+            return torch.empty(0, dtype=dtype, device="cpu")
         if self._map is not None:
             return torch.frombuffer(self._map, dtype=dtype, count=count, offset=storage.offset)
         read = bytearray(storage.nbytes)
         read_into(self._fd, read, storage.offset)
         return torch.frombuffer(read, dtype=dtype)
+
+    def release(self, tensor: torch.Tensor) -> None:
+        """Take the pages of a storage of the map out of this process; a later use reads them anew.
+
+        What was written to them is forgotten.
+        """
+        storage = tensor.untyped_storage()
+        if self._map is None or not storage.nbytes():
+            return
+        address = torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()
+        start = storage.data_ptr() - address
+        if 0 <= start < len(self._map):
+            first = start - start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, first, start - first + storage.nbytes())
+
+
+class _Releasing(TorchFunctionMode):
+    """While it is entered, the source of each ``copy_`` in this thread is released afterwards."""
+
+    def __init__(self, spans: _Spans) -> None:
+        super().__init__()
+        self._spans = spans
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        _: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.copy_:
+            self._spans.release(args[1])
+        return result
 
 
 def _map_privately(fd: int, size: int) -> mmap.mmap:
@@ -156,7 +198,10 @@ class _Transfer:
     def __enter__(self) -> Self:
         if self._device.type == "cuda":
             self._staging = cycle(
-                (torch.empty(_PINNED_BYTES, dtype=torch.uint8, pin_memory=True), event)
+                (
+                    torch.empty(_PINNED_BYTES, dtype=torch.uint8, device="cpu", pin_memory=True),
+                    event,
+                )
                 for event in (_event(), _event())
             )
         return self

@@ -123,6 +123,15 @@ def test_the_process_s_default_device_does_not_matter(fd: int, content: bytes) -
     assert_same(ours, loaded(content))
 
 
+def test_empty_tensors_do_not_follow_the_default_device() -> None:
+    content = saved([torch.empty(0, 3), torch.ones(4)[2:2]])
+    with memory_file(content) as fd:
+        index = index_of(fd)
+        with torch.device("meta"):
+            ours = build(index, fd, device=CPU)
+    assert_same(ours, loaded(content))
+
+
 def test_a_dtype_that_this_torch_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch, "float8_e8m0fnu")
     index = Index(64, "zip", None, [Storage(0, 4)], [Tensor("float8_e8m0fnu", 0, [4])], ["T", 0])
@@ -175,6 +184,50 @@ def test_copy_into_keeps_the_module_s_dtype_and_its_hooks() -> None:
     assert torch.equal(parameter.detach(), state["in_weight"].float())
     assert torch.equal(module.projection.bias.detach(), state["projection.bias"].float())
     assert torch.equal(module.get_buffer("scale"), state["scale"])
+
+
+class Watching(torch.nn.Linear):
+    """Notes how much of the file is in this process after its own weights were copied."""
+
+    def __init__(self, fd: int, resident: list[int]) -> None:
+        super().__init__(1024, 1024, bias=False)
+        self._fd = fd
+        self._resident = resident
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._resident.append(resident_bytes(self._fd))
+
+
+def resident_bytes(fd: int) -> int:
+    """How much of the file this process has mapped into its memory."""
+    inode, lines = str(os.fstat(fd).st_ino), iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if inode in line.split():
+            return int(next(row for row in lines if row.startswith("Rss:")).split()[1]) * 1024
+    return 0
+
+
+def test_copy_into_keeps_no_more_than_one_storage_in_memory() -> None:
+    layers = 4
+    weights = {f"{n}.weight": torch.full((1024, 1024), float(n)) for n in range(layers)}
+    resident: list[int] = []
+    with memory_file(saved(weights)) as fd:
+        module = torch.nn.Sequential(*(Watching(fd, resident) for _ in range(layers)))
+        copy_into(index_of(fd), fd, module, key=None)
+    assert [parameter[0, 0].item() for parameter in module.parameters()] == [0.0, 1.0, 2.0, 3.0]
+    assert len(resident) == layers
+    assert max(resident) < 1024 * 1024
+
+
+def test_copy_into_copies_tied_weights_twice() -> None:
+    weight = torch.randn(2, 2)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+    )
+    with memory_file(saved({"0.weight": weight, "1.weight": weight})) as fd:
+        copy_into(index_of(fd), fd, module, key=None)
+    assert all(torch.equal(parameter, weight) for parameter in module.parameters())
 
 
 def test_copy_into_lists_what_does_not_fit() -> None:

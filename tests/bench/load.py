@@ -1,0 +1,315 @@
+"""Hot loads: client.load against torch.load, its mmap mode and safetensors.
+
+``python -m bench.load`` makes LM-shaped checkpoints, warms them through a real daemon, and then
+loads each in turn with all of the peers, so that a ratio compares like with like on one machine
+in one run. What is reported is the median of the rounds. Loading is measured twice: alone, and
+with a copy into an existing module, so that laziness hides nothing. Then worker processes load
+at once, and their memory is added up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+
+from craftcache import Client
+from daemons import DaemonProcess
+from hub import hub_in_thread
+from hub.content import OnDisk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+RESULTS = Path(__file__).parent / "results"
+FILENAME = "state_dict.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An AudioCraft language model's size: its layers, their width, and whether they cross."""
+
+    name: str
+    layers: int
+    width: int
+
+    def parameters(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Each parameter's name and shape, as AudioCraft's LMModel has them."""
+        width, card, books = self.width, 2048, 4
+        for book in range(books):
+            yield f"emb.{book}.weight", (card + 1, width)
+        yield "condition_provider.conditioners.description.output_proj.weight", (width, 768)
+        yield "condition_provider.conditioners.description.output_proj.bias", (width,)
+        for layer in range(self.layers):
+            prefix = f"transformer.layers.{layer}"
+            for attention in ("self_attn", "cross_attention"):
+                yield f"{prefix}.{attention}.in_proj_weight", (3 * width, width)
+                yield f"{prefix}.{attention}.out_proj.weight", (width, width)
+            yield f"{prefix}.linear1.weight", (4 * width, width)
+            yield f"{prefix}.linear2.weight", (width, 4 * width)
+            for norm in ("norm1", "norm2", "norm_cross"):
+                yield f"{prefix}.{norm}.weight", (width,)
+                yield f"{prefix}.{norm}.bias", (width,)
+        yield "out_norm.weight", (width,)
+        yield "out_norm.bias", (width,)
+        for book in range(books):
+            yield f"linears.{book}.weight", (card, width)
+
+
+SHAPES = (Shape("0.84 GB", 24, 1024), Shape("2 GB", 26, 1536), Shape("6.5 GB", 48, 2048))
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The median of some rounds, in milliseconds."""
+
+    shape: str
+    what: str
+    loader: str
+    milliseconds: float
+    tensors: int
+    ratio: float = 1.0
+    """How many times as long as craftcache's."""
+
+
+def time_in_turn(loaders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median seconds of each, each round in turn; what is returned is freed in between."""
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(rounds + 1):
+        for name, load in loaders.items():
+            gc.collect()
+            start = time.perf_counter()
+            result = load()
+            seconds[name].append(time.perf_counter() - start)
+            del result
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def build_module(state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """A module with parameters of these names, shapes and dtypes."""
+    root = torch.nn.Module()
+    for name, tensor in state.items():
+        *path, last = name.split(".")
+        module = root
+        for step in path:
+            if step not in dict(module.named_children()):
+                module.add_module(step, torch.nn.Module())
+            module = module.get_submodule(step)
+        empty = torch.zeros_like(tensor)
+        module.register_parameter(last, torch.nn.Parameter(empty, requires_grad=False))
+    return root
+
+
+class Bench:
+    """One checkpoint, warm in a daemon's cache."""
+
+    def __init__(self, client: Client, source: str, shape: Shape, path: Path, twin: Path) -> None:
+        self.client = client
+        self.source = source
+        self.shape = shape
+        self.path = path
+        self.twin = twin
+
+    def time_loads(self, rounds: int) -> list[Timing]:
+        loaders: dict[str, Callable[[], object]] = {
+            "craftcache": self.load,
+            "torch.load": lambda: torch.load(self.path, map_location="cpu"),
+            "torch.load(mmap=True)": lambda: torch.load(self.path, map_location="cpu", mmap=True),
+            "safetensors": lambda: safetensors.torch.load_file(self.twin),
+        }
+        return self._timings("load", time_in_turn(loaders, rounds))
+
+    def time_copies(self, rounds: int) -> list[Timing]:
+        """Loads with a copy of every weight into a module."""
+        module = build_module(self.load()["best_state"])
+        copy = module.load_state_dict
+        key = "best_state"
+        loaders: dict[str, Callable[[], object]] = {
+            "craftcache": lambda: copy(self.load()[key]),
+            "craftcache load_into": lambda: self.client.load_into(module, self.source, key=key),
+            "torch.load": lambda: copy(torch.load(self.path)[key]),
+            "torch.load(mmap=True)": lambda: copy(torch.load(self.path, mmap=True)[key]),
+            "safetensors": lambda: copy(safetensors.torch.load_file(self.twin)),
+        }
+        return self._timings("load + load_state_dict", time_in_turn(loaders, rounds))
+
+    def load(self) -> Any:
+        return self.client.load(self.source, device="cpu", parts=("lm",)).lm
+
+    def _timings(self, what: str, seconds: Mapping[str, float]) -> list[Timing]:
+        tensors = sum(1 for _ in self.shape.parameters())
+        own = seconds["craftcache"]
+        return [
+            Timing(self.shape.name, what, name, value * 1000, tensors, value / own)
+            for name, value in seconds.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Processes that load at once.
+
+    Attributes:
+        loader: How.
+        count: Of processes.
+        seconds: Until the last had loaded and read every page of its weights.
+        bytes_per_file_byte: By how much their proportional memory (PSS) grew in sum.
+    """
+
+    loader: str
+    count: int
+    seconds: float
+    bytes_per_file_byte: float
+
+
+def run_workers(bench: Bench, loader: str, count: int) -> Workers:
+    """Start ``count`` processes, let them load at the same moment, add up their memory."""
+    command = [sys.executable, "-m", "bench.load", "--worker", loader, bench.source]
+    command += [str(bench.client.socket_dir), str(bench.path)]
+    workers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+    pids = [worker.pid for worker in workers]
+    _wait_for_line(workers)
+    before = sum(map(_pss, pids))
+    start = time.perf_counter()
+    _tell(workers)
+    _wait_for_line(workers)
+    seconds = time.perf_counter() - start
+    grown = sum(map(_pss, pids)) - before
+    for worker in workers:
+        worker.communicate("\n")
+    return Workers(loader, count, seconds, grown / bench.path.stat().st_size)
+
+
+def work(loader: str, source: str, socket_dir: str, path: str) -> None:
+    """One of the processes."""
+    client = Client(socket_dir=socket_dir, fallback="none")
+    client.status()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    if loader == "craftcache":
+        checkpoint: Any = client.load(source, parts=("lm",)).lm
+    else:
+        checkpoint = torch.load(path, mmap="mmap" in loader)
+    for tensor in checkpoint["best_state"].values():
+        tensor.view(torch.uint8).flatten()[:: os.sysconf("SC_PAGE_SIZE")].max()
+    print("done", flush=True)
+    sys.stdin.readline()
+
+
+def _tell(workers: list[subprocess.Popen[str]]) -> None:
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+
+
+def _wait_for_line(workers: list[subprocess.Popen[str]]) -> None:
+    for worker in workers:
+        assert worker.stdout is not None
+        if not worker.stdout.readline():
+            raise RuntimeError("a worker has died")
+
+
+def _pss(pid: int) -> int:
+    """Bytes of memory, each page divided by the number of processes that share it."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no Pss")
+
+
+def make_checkpoint(shape: Shape, path: Path, twin: Path) -> None:
+    """The same tensors as torch.save and as safetensors write them."""
+    state = {name: torch.full(size, 0.5, dtype=torch.float16) for name, size in shape.parameters()}
+    torch.save({"best_state": state, "xp.cfg": "solver: musicgen\n", "version": "1.4"}, path)
+    safetensors.torch.save_file(state, twin)
+
+
+def run(shapes: list[Shape], *, rounds: int, workers: int, directory: Path) -> dict[str, Any]:
+    """All of it; files are made under ``directory`` and removed as soon as they are done with."""
+    timings: list[Timing] = []
+    at_once: list[Workers] = []
+    with ExitStack() as stack:
+        hub = stack.enter_context(hub_in_thread())
+        daemon = stack.enter_context(DaemonProcess(directory, HF_ENDPOINT=hub.endpoint))
+        client = Client(socket_dir=daemon.socket_dir, cache_dir=daemon.cache_dir, fallback="none")
+        for shape in shapes:
+            source = f"bench/lm-{shape.width}"
+            origin, twin = directory / FILENAME, directory / "model.safetensors"
+            make_checkpoint(shape, origin, twin)
+            hub.repo(source).commit({FILENAME: OnDisk(origin)})
+            client.warm(source, filenames=(FILENAME,))
+            origin.unlink()
+            bench = Bench(client, source, shape, client.resolve(source, FILENAME), twin)
+            timings += show(bench.time_loads(rounds))
+            timings += show(bench.time_copies(max(3, rounds // 3)))
+            if workers and shape is shapes[0]:
+                for loader in ("craftcache", "torch.load(mmap=True)", "torch.load"):
+                    at_once.append(run_workers(bench, loader, workers))
+                    print(_line_of(at_once[-1]))
+            twin.unlink()
+            bench.path.resolve().unlink()
+    return {"timings": list(map(asdict, timings)), "workers": list(map(asdict, at_once))}
+
+
+def show(timings: list[Timing]) -> list[Timing]:
+    """Print the timings of one kind, and pass them on."""
+    print(f"\n{timings[0].what}, {timings[0].shape}")
+    for timing in timings:
+        each = timing.milliseconds / timing.tensors * 1000
+        print(
+            f"  {timing.loader:24}{timing.milliseconds:10.2f} ms{each:10.2f} us a tensor"
+            f"{timing.ratio:9.2f}x craftcache's",
+            flush=True,
+        )
+    return timings
+
+
+def _line_of(workers: Workers) -> str:
+    return (
+        f"  {workers.count} workers, {workers.loader:24}{workers.seconds:8.2f} s"
+        f"{workers.bytes_per_file_byte:8.2f}x the file in memory"
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", action="append", choices=[shape.name for shape in SHAPES])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(*arguments.worker)
+        return
+    shapes = [shape for shape in SHAPES if not arguments.shape or shape.name in arguments.shape]
+    with tempfile.TemporaryDirectory(prefix="craftcache-bench-") as directory:
+        results = run(
+            shapes,
+            rounds=arguments.rounds,
+            workers=arguments.workers,
+            directory=Path(directory),
+        )
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "load.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
