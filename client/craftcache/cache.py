@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .config import daemon_uid
-from .durable import make_directory, staging_name, write_file
+from .durable import link_file, make_directory, staging_name, write_file
 from .hub_cache import LOCK_SECONDS, HubTree
 from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
 
@@ -178,10 +178,10 @@ class CacheDir:
         if final.exists() and final.samefile(verified):
             return final
         make_directory(final.parent)
-        if verified.stat().st_nlink == 1:
+        if verified.is_relative_to(self.staging):
             os.chmod(verified, BLOB_MODE)
         staged = self.staging / staging_name()
-        os.link(verified, staged)
+        link_file(verified, staged)
         os.replace(staged, final)  # same digest, same bytes: whichever stands here is right
         return final
 

@@ -10,7 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["write_file", "sync_directory", "make_directory", "staging_name", "file_mode"]
+__all__ = [
+    "write_file",
+    "link_file",
+    "sync_directory",
+    "make_directory",
+    "staging_name",
+    "file_mode",
+]
 
 DIRECTORY_MODE = 0o755
 
@@ -40,6 +47,16 @@ def write_file(path: Path, data: bytes, *, staging: Path, mode: int = 0o644) -> 
         staged.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def link_file(path: Path, name: Path) -> None:
+    """Give the file at ``path``, links followed, another name.
+
+    Raises:
+        FileExistsError: Something has that name.
+        OSError: It cannot be had.
+    """
+    os.link(os.path.realpath(path), name)  # link(2) would give a second name to a link itself
 
 
 def sync_directory(path: Path) -> None:

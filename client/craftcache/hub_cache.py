@@ -23,7 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .durable import file_mode, make_directory, staging_name, sync_directory, write_file
+from .durable import (
+    file_mode,
+    link_file,
+    make_directory,
+    staging_name,
+    sync_directory,
+    write_file,
+)
 from .verify import Digests, Promise, hash_file
 
 if TYPE_CHECKING:
@@ -142,10 +149,10 @@ class HubTree:
         final = self.blob(etag)
         make_directory(final.parent)
         _tag_cache_dir(self.cache_dir)
-        if verified.stat().st_nlink == 1:  # else it is published elsewhere already
+        if verified.is_relative_to(self.staging):  # else it is published already
             os.chmod(verified, file_mode())
         try:
-            os.link(verified, final)
+            link_file(verified, final)
         except FileExistsError:
             if not _is_same(verified, final) and self.adopt(etag, promise) is None:
                 self._replace(verified, final)
@@ -187,7 +194,7 @@ class HubTree:
                 final, self.quarantine / f"{final.name}-{staging_name()}", follow_symlinks=False
             )
         staged = self.staging / staging_name()
-        os.link(verified, staged)
+        link_file(verified, staged)
         os.replace(staged, final)
 
 
