@@ -8,6 +8,7 @@ a call withdraws its request, at the daemon too, and the coroutine ends when the
 from __future__ import annotations
 
 import asyncio
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -17,7 +18,6 @@ from .sources import PARTS
 from .transport import Withdrawal, Withdrawn
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
@@ -41,7 +41,7 @@ MAX_THREADS = 64
 class AsyncClient:
     """Client for asyncio; see Client for what each method promises and raises.
 
-    Usable from any number of event loops; picklable. Use it as an async context manager to end
+    Usable from any number of event loops; fork-safe; picklable. Use it as an async context manager to end
     its threads and close its connections.
 
     Args:
@@ -58,7 +58,8 @@ class AsyncClient:
         fallback: Fallback | bool = "origin",
     ) -> None:
         self._do = Operations(socket_dir=socket_dir, cache_dir=cache_dir, fallback=fallback)
-        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="craftcache")
+        self._process = os.getpid()
+        self._threads = _new_pool()
 
     @property
     def cache_dir(self) -> Path:
@@ -137,7 +138,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """End the threads and close idle connections."""
-        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._pool().shutdown)
         self._do.loader.close()
 
     async def __aenter__(self) -> Self:
@@ -159,12 +160,23 @@ class AsyncClient:
             except Withdrawn as error:
                 raise asyncio.CancelledError from error
 
-        running = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        submitted = self._pool().submit(run)
+        running = asyncio.wrap_future(submitted)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             withdrawal.withdraw()
-            await asyncio.wait([running])
-            if not running.cancelled():
-                running.exception()  # seen: what it was no longer matters
+            if not submitted.cancel():  # it has begun
+                await asyncio.wait([running])
             raise
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """The threads of this process; a forked child has none of its parent's."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._threads = _new_pool()
+        return self._threads
+
+
+def _new_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="craftcache")

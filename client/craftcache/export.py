@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .errors import IntegrityError, InvalidSource, UnknownDevice
+from .errors import InvalidSource, UnknownDevice
 from .sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ __all__ = [
     "to_export",
     "copy_into",
 ]
+
+
+log = logging.getLogger("craftcache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,6 @@ def to_object(file: OpenFile, device: torch.device, *, source: str) -> object:
 
     Raises:
         UnsafeCheckpoint, NotACheckpoint: It has no index and torch refuses it.
-        IntegrityError: Its index does not fit it.
     """
     from .tensors import build
 
@@ -147,7 +150,7 @@ def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, sourc
     Raises:
         InvalidSource: There is no state dict under ``key``.
         RuntimeError: As load_state_dict does.
-        UnsafeCheckpoint, NotACheckpoint, IntegrityError: See to_object.
+        UnsafeCheckpoint, NotACheckpoint: See to_object.
     """
     import torch
 
@@ -199,6 +202,7 @@ def to_export(
 
 
 def _index(file: OpenFile, source: str) -> Index | None:
+    """The index of a file; None where it has none that fits it and that this release can read."""
     from .index import InvalidIndex, parse
 
     if file.index is None:
@@ -206,11 +210,8 @@ def _index(file: OpenFile, source: str) -> Index | None:
     try:
         return parse(file.index, file_size=file.info.size)
     except InvalidIndex as error:
-        raise IntegrityError(
-            f"the index of {file.info.filename} does not fit it: {error}",
-            source=source,
-            hint="Remove the model with craftcache rm and warm it again",
-        ) from error
+        log.warning("%s: %s is loaded without its index: %s", source, file.info.filename, error)
+        return None
 
 
 def _load_by_torch(file: OpenFile, device: torch.device, source: str) -> object:

@@ -109,8 +109,6 @@ def _translated(
 
     shown = source.shown
     match error:
-        case CraftcacheError():
-            return error
         case hub_errors.HFValidationError():
             return InvalidSource("malformed Hub id", source=shown, hint="Write it as org/name")
         case hub_errors.OfflineModeIsEnabled():

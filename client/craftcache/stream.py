@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -82,25 +83,42 @@ def download(
         NotFound, AccessDenied, PolicyDenied, IntegrityError, StorageFull, Unavailable: Nothing is
             left in ``staging``.
     """
-    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    headers = {"User-Agent": f"craftcache/{VERSION}", "Accept-Encoding": "identity"}
     path = staging / staging_name()
-    try:
-        # httpx drops Authorization where a redirect leaves the origin.
-        client = httpx.Client(
-            timeout=timeout,
-            headers=headers,
-            follow_redirects=True,
-            event_hooks={"request": [lambda request: check_url(str(request.url))]},
-        )
-        with client, client.stream("GET", wanted.url, headers=dict(wanted.headers)) as response:
-            _check_status(response, wanted)
-            digests = _receive(response, wanted, path, report)
-        wanted.promise.check(digests, source=wanted.source)
-        return Downloaded(path, digests, strong_etag(response.headers.get("ETag")))
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        raise _translated(error, wanted) from error
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(path.unlink, missing_ok=True)
+        try:
+            downloaded = _stream(wanted, path, check_url, report)
+        except CraftcacheError as error:
+            error.source = wanted.source
+            raise
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _unreachable(error, wanted) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _storage_full(wanted, staging, wanted.promise.size or 0) from error
+        cleanup.pop_all()
+    return downloaded
+
+
+def _stream(
+    wanted: Download,
+    path: Path,
+    check_url: Callable[[str], None],
+    report: Callable[[int, int | None], None],
+) -> Downloaded:
+    # httpx drops Authorization where a redirect leaves the origin.
+    client = httpx.Client(
+        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+        headers={"User-Agent": f"craftcache/{VERSION}", "Accept-Encoding": "identity"},
+        follow_redirects=True,
+        event_hooks={"request": [lambda request: check_url(str(request.url))]},
+    )
+    with client, client.stream("GET", wanted.url, headers=dict(wanted.headers)) as response:
+        _check_status(response, wanted)
+        digests = _receive(response, wanted, path, report)
+    wanted.promise.check(digests, source=wanted.source)
+    return Downloaded(path, digests, strong_etag(response.headers.get("ETag")))
 
 
 def strong_etag(header: str | None) -> str | None:
@@ -148,8 +166,9 @@ def _check_space(wanted: Download, directory: Path, total: int | None) -> None:
 
 
 def _storage_full(wanted: Download, directory: Path, missing: int) -> StorageFull:
+    lacks = f"lacks {missing} bytes" if missing else "is full"
     return StorageFull(
-        f"the file system of {directory} lacks {missing} bytes",
+        f"the file system of {directory} {lacks}",
         missing_bytes=missing,
         source=wanted.source,
         hint="Free some space, or remove a model with craftcache rm",
@@ -179,21 +198,9 @@ def _check_status(response: httpx.Response, wanted: Download) -> None:
     )
 
 
-def _translated(error: BaseException, wanted: Download) -> BaseException:
-    if isinstance(error, CraftcacheError):
-        error.source = wanted.source
-        return error
-    if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
-        return Unavailable(
-            f"{urlsplit(wanted.url).hostname} cannot be reached ({type(error).__name__})",
-            source=wanted.source,
-            hint="Check the network, or warm the model while the origin is reachable",
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFull(
-            "the disk filled up while the file was written",
-            missing_bytes=wanted.promise.size or 0,
-            source=wanted.source,
-            hint="Free some space, or remove a model with craftcache rm",
-        )
-    return error
+def _unreachable(error: Exception, wanted: Download) -> Unavailable:
+    return Unavailable(
+        f"{urlsplit(wanted.url).hostname} cannot be reached ({type(error).__name__})",
+        source=wanted.source,
+        hint="Check the network, or warm the model while the origin is reachable",
+    )
