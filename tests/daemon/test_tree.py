@@ -178,6 +178,7 @@ def share_blob(cache_dir: Path, blob: Path, xet_hash: str) -> Path:
     shared.parent.mkdir(parents=True)
     (cache_dir / "blobs/.huggingface-shared-blobs").write_text("1\n")
     blob.rename(shared)
+    shared.chmod(0o444)
     blob.symlink_to(os.path.relpath(shared, blob.parent))
     shared.with_name(f"{xet_hash}.refs").write_text(f"{blob.relative_to(cache_dir)}\n")
     return shared
