@@ -18,7 +18,7 @@ from craftcache.index import ITEM_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DTYPES = [getattr(torch, name) for name in ITEM_BYTES]
+DTYPES = [getattr(torch, name) for name in ITEM_BYTES if hasattr(torch, name)]
 GRADIENTS = [
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
     torch.complex128,

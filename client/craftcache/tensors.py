@@ -169,7 +169,7 @@ class _Releasing(TorchFunctionMode):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         result = func(*args, **(kwargs or {}))
-        if func is torch.Tensor.copy_:
+        if func is torch.Tensor.copy_ and len(args) > 1:
             self._spans.release(args[1])
         return result
 

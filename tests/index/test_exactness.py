@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,3 +150,24 @@ def test_archive_of_another_writer_is_exact_wherever_its_records_lie() -> None:
             index = index_of(fd)
             assert index.reason in (None, "a tensor is not aligned in the file")
             assert_same(build(index, fd, device=CPU), loaded(content))
+
+
+def test_archives_beyond_4_gb_are_indexed_where_torch_finds_them(tmp_path: Path) -> None:
+    path = tmp_path / "large.bin"
+    tensors = {"large": torch.empty(2**31 + 7, dtype=torch.float16)}  # memory that is not touched
+    tensors |= {f"small.{n}": torch.empty(5) for n in range(3)}
+    with torch.serialization.skip_data():  # a file of holes
+        torch.save(tensors, path)
+    del tensors
+    fd = os.open(path, os.O_RDWR)
+    index = index_of(fd)
+    assert index.reason is None
+    for number, storage in enumerate(index.storages):
+        os.pwrite(fd, struct.pack("<f", number + 0.5), storage.offset)
+    ours: Any = build(index, fd, device=CPU)
+    os.close(fd)
+    theirs = torch.load(path, mmap=True)
+    assert list(ours) == list(theirs)
+    assert all(ours[name].shape == theirs[name].shape for name in ours)
+    assert [ours[name][0].item() for name in ours] == [theirs[name][0].item() for name in ours]
+    assert ours["small.2"][0] == 3.5
