@@ -194,6 +194,15 @@ def test_an_answer_that_cannot_be_sent_is_the_daemons_own_fault(tmp_path: Path) 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_an_answer_that_is_given_up_leaves_no_open_files(tmp_path: Path) -> None:
+    opened = FunctionBackend(tmp_path).opened("hot")
+    descriptors = opened.descriptors
+    del opened
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
 def test_a_backend_that_cancels_itself_ends_the_connection(tmp_path: Path) -> None:
     async def give_up(_backend: FunctionBackend, _request: Load, _report: Any) -> Opened:
         raise asyncio.CancelledError

@@ -31,6 +31,9 @@ __all__ = ["Opened", "WorkerBackend"]
 class Opened:
     """The answer to a load: a message and the open files it speaks of, which it owns.
 
+    They are closed with it at the latest, so that no answer that is given up on the way, by a
+    cancellation for instance, leaves any behind.
+
     Args:
         loaded: The message.
         descriptors: Of each file in order its blob, then, where it has one, its index; open for
@@ -59,6 +62,9 @@ class Opened:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
         self.close()
 
 
