@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OrderedHash"]
 
-STEP_BYTES = 2 * 1024 * 1024
+STEP_BYTES = 1024 * 1024
 """Bytes hashed, or read back, in one step off the event loop."""
 
 
@@ -41,6 +41,8 @@ class OrderedHash:
         self._memory = memory
         self._threads = threads
         self._kept: dict[int, Sequence[bytes]] = {}
+        self._buffer: memoryview | None = None
+        """For reading back, which most files never need."""
         self._position = 0
         self._written = 0
         """The file has all bytes up to here."""
@@ -126,11 +128,14 @@ class OrderedHash:
             self._hasher.update(chunk)
 
     def _hash_from_file(self, end: int) -> int:
-        data = os.pread(self._descriptor, end - self._position, self._position)
-        if not data:
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(STEP_BYTES))
+        data = self._buffer[: end - self._position]
+        size = os.preadv(self._descriptor, [data], self._position)
+        if not size:
             raise OSError(errno.EIO, "the file became shorter while it was hashed")
-        self._hasher.update(data)
-        return len(data)
+        self._hasher.update(data[:size])
+        return size
 
 
 def _size(chunks: Sequence[bytes]) -> int:

@@ -34,7 +34,7 @@ class EngineSettings:
         journal_retention_seconds: Age after which partial bytes nobody asked for are removed.
     """
 
-    max_connections: int = 32
+    max_connections: int = 16
     max_connections_per_host: int = 8
     piece_bytes: int = 8 * MIB
     connect_seconds: float = 10.0
@@ -45,6 +45,6 @@ class EngineSettings:
     backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0
     bandwidth: int | None = None
-    memory_bytes: int = 24 * MIB
+    memory_bytes: int = 16 * MIB
     user_agent: str = f"craftcached/{version('craftcache')}"
     journal_retention_seconds: float = 7 * 24 * 3600.0

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios measured in turn, in one run, on one machine."""
