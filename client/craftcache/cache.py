@@ -110,20 +110,28 @@ class CacheDir:
         """Where the index of the checkpoint with that sha256 stands."""
         return self._indexes / f"{sha256}.json"
 
-    def manifest_path(self, source: RemoteSource) -> Path:
-        """Where the manifest of ``source`` stands."""
-        return self._manifests / f"{manifest_key(source)}.json"
+    def manifest_path(self, key: str) -> Path:
+        """Where the manifest with that key (see manifest.manifest_key) stands."""
+        return self._manifests / f"{key}.json"
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
         """The published manifest of ``source``; None where there is none that can be read."""
-        return _read_manifest(self.manifest_path(source))
+        return self.manifest_at(manifest_key(source))
+
+    def manifest_at(self, key: str) -> Manifest | None:
+        """The published manifest with that key; None where there is none that can be read."""
+        return _read_manifest(self.manifest_path(key))
 
     def manifests(self) -> Iterator[Manifest]:
         """All published manifests, in no order."""
+        return (manifest for _, manifest in self.published())
+
+    def published(self) -> Iterator[tuple[str, Manifest]]:
+        """All published manifests with their keys, in no order."""
         with contextlib.suppress(FileNotFoundError):
             for path in self._manifests.iterdir():
                 if path.suffix == ".json" and (manifest := _read_manifest(path)):
-                    yield manifest
+                    yield path.stem, manifest
 
     def is_intact(self, record: FileRecord) -> bool:
         """Whether the blob is there and untouched since it was verified (one stat)."""
@@ -193,7 +201,7 @@ class CacheDir:
 
     def write_manifest(self, source: RemoteSource, manifest: Manifest) -> None:
         """Publish ``manifest``: the moment from which ``source`` is what it says."""
-        path = self.manifest_path(source)
+        path = self.manifest_path(manifest_key(source))
         make_directory(path.parent)
         write_file(path, manifest.dump(), staging=self.staging)
 

@@ -19,6 +19,7 @@ from .config import default_hub_cache
 from .errors import NotFound
 from .hub import hub_endpoint
 from .hub_cache import LOCK_SECONDS
+from .manifest import manifest_key
 from .opened import FileInfo, OpenFile, OpenFiles
 from .own_fetch import fetch_hub, fetch_url
 from .sources import HubSource, UrlSource, WatchSource
@@ -172,7 +173,7 @@ def _open_published(
     cache: CacheDir, source: RemoteSource, manifest: Manifest, names: Sequence[str]
 ) -> dict[str, OpenFile] | None:
     """Open a manifest's files; hash those that somebody else may have touched."""
-    is_trusted = cache.is_trusted(cache.manifest_path(source))
+    is_trusted = cache.is_trusted(cache.manifest_path(manifest_key(source)))
     files: dict[str, OpenFile] = {}
     with contextlib.ExitStack() as opened:
         for name in names:

@@ -13,7 +13,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from craftcache.sources import HubSource
+from craftcache.sources import HubSource, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,17 +21,16 @@ if TYPE_CHECKING:
     from craftcache.cache import CacheDir
     from craftcache.hub_cache import HubTree
     from craftcache.manifest import FileRecord, Manifest
-    from craftcache.sources import RemoteSource
 
 __all__ = ["remove"]
 
 
-def remove(cache: CacheDir, source: RemoteSource, manifest: Manifest) -> int:
+def remove(cache: CacheDir, key: str, manifest: Manifest) -> int:
     """Remove a published model.
 
     Args:
         cache: Where it is published.
-        source: What it is.
+        key: Of its manifest.
         manifest: What it consists of.
 
     Returns:
@@ -40,7 +39,8 @@ def remove(cache: CacheDir, source: RemoteSource, manifest: Manifest) -> int:
     Raises:
         OSError: Some of its files may be left, but it is no model any more.
     """
-    cache.manifest_path(source).unlink(missing_ok=True)
+    source = parse(manifest.source)
+    cache.manifest_path(key).unlink(missing_ok=True)
     others = tuple(cache.manifests())
     linked: set[str] = set()
     if isinstance(source, HubSource):

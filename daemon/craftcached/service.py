@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from craftcache.errors import CraftcacheError, NotFound
+from craftcache.manifest import manifest_key
 from craftcache.sources import HubSource, check_filename, parse, wanted_files
 from craftcache.version import VERSION
 
@@ -215,7 +216,8 @@ class Service:
             NotFound: It is not in the cache.
         """
         source = parse(text)
-        freed = await self._warmer.remove(source)
+        manifest = await self.model(text)
+        freed = await self._warmer.remove(manifest_key(source), manifest)
         log.info("removed %s: %d bytes freed", source.shown, freed)
         return freed
 

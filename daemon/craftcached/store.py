@@ -12,7 +12,8 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Self
 
-from craftcache.errors import NotFound, Unavailable
+from craftcache.errors import Unavailable
+from craftcache.manifest import manifest_key
 from craftcache.publish import Verified, publish_hub, publish_url
 from craftcache.verify import Digests
 
@@ -38,10 +39,14 @@ class Store:
 
     Args:
         cache: The cache directory.
+
+    Attributes:
+        changed: Set when something was published or removed; its one reader clears it.
     """
 
     def __init__(self, cache: CacheDir) -> None:
         self.cache = cache
+        self.changed = asyncio.Event()
         self._by_source: dict[str, tuple[tuple[int, int], Manifest]] = {}
         self._lock_fd = -1
 
@@ -55,7 +60,7 @@ class Store:
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
         """The manifest of ``source`` as it stands now: one stat, and a read only if it changed."""
-        path = self.cache.manifest_path(source)
+        path = self.cache.manifest_path(manifest_key(source))
         try:
             status = path.stat()
         except OSError:
@@ -143,29 +148,38 @@ class Store:
         origin: str,
     ) -> Manifest:
         """Publish files of one commit; see craftcache.publish."""
-        return await asyncio.to_thread(publish_hub, self.cache, source, commit, files, origin)
+        manifest = await asyncio.to_thread(publish_hub, self.cache, source, commit, files, origin)
+        self.changed.set()
+        return manifest
 
     async def publish_url(
         self, source: UrlSource, files: Mapping[str, tuple[Verified, str]]
     ) -> Manifest:
         """Publish files of a URL; see craftcache.publish."""
-        return await asyncio.to_thread(publish_url, self.cache, source, files)
+        manifest = await asyncio.to_thread(publish_url, self.cache, source, files)
+        self.changed.set()
+        return manifest
 
-    async def remove(self, source: RemoteSource) -> int:
+    async def published(self) -> list[tuple[str, Manifest]]:
+        """All published manifests with their keys, by source."""
+        found = await asyncio.to_thread(lambda: list(self.cache.published()))
+        return sorted(found, key=lambda item: item[1].source)
+
+    async def remove(self, key: str) -> int:
         """Remove a model and every blob that no other model and no other snapshot needs.
 
-        Returns:
-            Bytes freed.
+        Args:
+            key: Of its manifest, which is enough where the source's name holds a secret.
 
-        Raises:
-            NotFound: It is not in the cache.
+        Returns:
+            Bytes freed; 0 if there is no such model any more.
         """
-        manifest = self.manifest(source)
+        manifest = self.cache.manifest_at(key)
         if manifest is None:
-            raise NotFound(
-                "not in the cache", source=source.shown, hint="craftcache ls lists what is"
-            )
-        return await asyncio.to_thread(remove, self.cache, source, manifest)
+            return 0
+        freed = await asyncio.to_thread(remove, self.cache, key, manifest)
+        self.changed.set()
+        return freed
 
     def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names."""

@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from craftcache.errors import NotFound, PolicyDenied
-from craftcache.sources import HubSource, UrlSource, WatchSource, shown_url, wanted_files
+from craftcache.manifest import manifest_key
+from craftcache.sources import (
+    HubSource,
+    UrlSource,
+    WatchSource,
+    parse,
+    shown_url,
+    wanted_files,
+)
 
 from .fetch import Priority
 from .flights import Flights
@@ -124,10 +132,15 @@ class Warmer:
                 )
             )
 
-    async def remove(self, source: RemoteSource) -> int:
-        """Remove a model; see Store.remove."""
-        async with self._publication(source):
-            return await self._store.remove(source)
+    async def remove(self, key: str, manifest: Manifest) -> int:
+        """Remove a model; see Store.remove.
+
+        Args:
+            key: Of its manifest.
+            manifest: As it was last seen.
+        """
+        async with self._publication(parse(manifest.source), key):
+            return await self._store.remove(key)
 
     def _check_allowed(self, source: RemoteSource) -> None:
         if not any(fnmatch.fnmatchcase(str(source), pattern) for pattern in self._allow):
@@ -191,7 +204,7 @@ class Warmer:
     async def _publish_hub(
         self, source: HubSource, commit: str, files: dict[str, tuple[Verified, Promise]]
     ) -> Warmed:
-        async with self._publication(source):
+        async with self._publication(source, manifest_key(source)):
             origin = self._hub.shown(source, commit)
             manifest = await self._store.publish_hub(source, commit, files, origin)
         return _summary(manifest, [verified for verified, _ in files.values()])
@@ -214,15 +227,18 @@ class Warmer:
                 for name, verified in zip(names, obtained, strict=True)
             }
             teller.tell(None, 0, None, "publishing")
-            async with self._publication(source):
+            async with self._publication(source, manifest_key(source)):
                 published = await self._store.publish_url(source, files)
         return _summary(published, obtained)
 
     @contextlib.asynccontextmanager
-    async def _publication(self, source: RemoteSource) -> AsyncIterator[None]:
-        """One publication or removal of a source at a time; they read and write its manifest."""
-        key = source.repo_id if isinstance(source, HubSource) else str(source)
-        lock = self._publishing.setdefault(key, asyncio.Lock())
+    async def _publication(self, source: RemoteSource, key: str) -> AsyncIterator[None]:
+        """One publication or removal of a source at a time; they read and write its manifest.
+
+        Those of one repository share a tree, and so one lock.
+        """
+        name = source.repo_id if isinstance(source, HubSource) else key
+        lock = self._publishing.setdefault(name, asyncio.Lock())
         async with lock:
             yield
 
