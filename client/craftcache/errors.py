@@ -23,8 +23,9 @@ The class name is the error's ``code`` on the wire, in HTTP problem documents an
 
 from __future__ import annotations
 
+import copy
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,6 +86,12 @@ class CraftcacheError(Exception):
     def __str__(self) -> str:
         text = f"{self.source}: {self.message}" if self.source else self.message
         return f"{text}. {self.hint}" if self.hint else text
+
+    def about(self, source: str) -> Self:
+        """The same error, for a request that named its source so."""
+        error = copy.copy(self)
+        error.source = source
+        return error
 
     def to_problem(self) -> dict[str, Any]:
         """The error as an RFC 9457 problem document (also its form on the worker socket)."""

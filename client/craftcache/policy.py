@@ -36,7 +36,7 @@ class UrlPolicy:
         if parts.scheme == "http" and parts.hostname in self._insecure:
             return
         raise PolicyDenied(
-            "only https:// is fetched from this host",
+            f"{shown_url(url)} may not be fetched, because it is not https://",
             source=shown_url(url),
             hint="Use https://, or name the host in insecure_hosts",
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from craftcache.publish import Verified
@@ -113,7 +113,10 @@ class Obtainer:
         async def work(tell: Callable[[Progress], None]) -> _Obtained:
             return await self._obtain_hub(Teller(source, tell), source, file)
 
-        async with self._flights.join(file.etag, work, report) as obtained:
+        def report_mine(progress: Progress) -> None:  # another repository may have begun the work
+            report(replace(progress, source=source.shown, file=file.filename))
+
+        async with self._flights.join(file.etag, work, report_mine) as obtained:
             yield obtained.file
 
     @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ import fnmatch
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from craftcache.errors import NotFound, PolicyDenied
+from craftcache.errors import CraftcacheError, NotFound, PolicyDenied
 from craftcache.manifest import manifest_key
 from craftcache.sources import (
     HubSource,
@@ -123,14 +123,17 @@ class Warmer:
             return Warmed(manifest, 0, manifest.size)
         self._check_allowed(source)
         key = (source, frozenset(names), refresh)
-        async with contextlib.AsyncExitStack() as stack:
-            if priority is Priority.WAITED_FOR:
-                stack.enter_context(self._obtainer.waited_for(source))
-            return await stack.enter_async_context(
-                self._requests.join(
-                    key, lambda tell: self._bring(Teller(source, tell), names, refresh), report
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                if priority is Priority.WAITED_FOR:
+                    stack.enter_context(self._obtainer.waited_for(source))
+                return await stack.enter_async_context(
+                    self._requests.join(
+                        key, lambda tell: self._bring(Teller(source, tell), names, refresh), report
+                    )
                 )
-            )
+        except CraftcacheError as error:  # of work that others, too, may have waited for
+            raise error.about(source.shown) from error
 
     async def remove(self, key: str, manifest: Manifest) -> int:
         """Remove a model; see Store.remove.
