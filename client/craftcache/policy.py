@@ -10,6 +10,10 @@ from .sources import shown_url
 __all__ = ["UrlPolicy"]
 
 
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+"""Names of this very machine; traffic between them crosses no network."""
+
+
 class UrlPolicy:
     """``https://`` anywhere; ``http://`` only for hosts that the settings name.
 
@@ -22,6 +26,8 @@ class UrlPolicy:
         hub = urlsplit(hub_endpoint)
         is_trusted = hub.scheme == "http" and hub.hostname
         self._hub = frozenset([hub.hostname] if is_trusted else ())
+        if self._hub & LOOPBACK:  # a Hub on this machine may name it differently in redirects
+            self._hub |= LOOPBACK
         self.allow_insecure(insecure_hosts)
 
     def allow_insecure(self, hosts: frozenset[str]) -> None:
