@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections import deque
@@ -58,7 +56,7 @@ class DaemonProcess:
                 *("--state-dir", self._state_dir),
                 env=self._environment,
                 stderr=PIPE,
-                start_new_session=True,  # so that its helpers can be ended with it
+                start_new_session=True,  # an interrupt at the terminal is the demonstration's
             )
             self._process = process
             listening = asyncio.Event()
@@ -73,10 +71,10 @@ class DaemonProcess:
         await self._life.aclose()
 
     async def kill(self) -> int:
-        """SIGKILL it and its helpers; returns its exit status."""
+        """SIGKILL it, which ends its helpers as well; returns its exit status."""
         assert self._process is not None  # noqa: S101 - entered
         if self._process.returncode is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
         return await self._process.wait()
 
     async def _read_log(

@@ -106,8 +106,9 @@ class Demonstration:
         return Step("warm", seconds, model.bytes_fetched, model.served_by, _broken(promises))
 
     async def _load_in_workers(self) -> Step:
-        what = f"load in {self._workers} workers at once"
-        return await self._load(what, self._workers, served_by="daemon")
+        count = self._workers
+        what = "load in 1 worker" if count == 1 else f"load in {count} workers at once"
+        return await self._load(what, count, served_by="daemon")
 
     async def _kill_daemon(self) -> Step:
         started = time.perf_counter()
