@@ -49,9 +49,11 @@ class Api:
         return self.request("POST", "/warm", json=body)
 
     @contextmanager
-    def warming(self, *sources: str) -> Iterator[Iterator[dict[str, Any]]]:
+    def warming(
+        self, *sources: str, files: tuple[str, ...] = ()
+    ) -> Iterator[Iterator[dict[str, Any]]]:
         """A warm that streams what happens; leaving the context early goes away in the middle."""
-        body = {"sources": list(sources)}
+        body = {"sources": list(sources), "files": list(files)}
         with self._client.stream("POST", "/warm", json=body, headers=NDJSON) as response:
             assert response.status_code == 200
             assert response.headers["Content-Type"] == NDJSON["Accept"]

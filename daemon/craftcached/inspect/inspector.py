@@ -34,6 +34,9 @@ _ATTEMPTS: Final = 2
 
 _MESSAGE_BYTES: Final = 4096
 
+_HINT: Final = "Ask its publisher for a whole file that torch.save wrote"
+"""For the many ways in which a file can be damaged, which all leave the same to do."""
+
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 """What the parent may see of the daemon's environment; tokens are not among it."""
 
@@ -88,6 +91,7 @@ class Inspector:
                 return await self._inspect(file)
         except CraftcacheError as error:
             error.source = source
+            error.hint = error.hint or _HINT
             raise
         finally:
             os.close(file)
