@@ -41,8 +41,8 @@ MAX_THREADS = 64
 class AsyncClient:
     """Client for asyncio; see Client for what each method promises and raises.
 
-    Usable from any number of event loops; fork-safe; picklable. Use it as an async context manager to end
-    its threads and close its connections.
+    Usable from any number of event loops; fork-safe; picklable. Use it as an async context
+    manager to end its threads and close its connections.
 
     Args:
         socket_dir: See Client.

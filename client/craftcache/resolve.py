@@ -7,16 +7,16 @@ would: in the shared cache where that belongs to the worker's own user, else in 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import stat
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cache import CacheDir
 from .config import default_hub_cache
-from .errors import NotFound
+from .errors import Unavailable
 from .hub import hub_endpoint
 from .hub_cache import LOCK_SECONDS
 from .manifest import manifest_key
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from .sources import RemoteSource
 
 __all__ = ["Resolver"]
-
-log = logging.getLogger("craftcache")
 
 
 class Resolver:
@@ -108,22 +106,24 @@ class Resolver:
         Raises:
             CraftcacheError: Any of the tree but those of loading; nothing was published.
         """
+        if isinstance(source, WatchSource):
+            raise Unavailable(
+                "only the daemon knows watches",
+                source=source.shown,
+                hint="Start craftcached, or name the directory",
+            )
         with contextlib.ExitStack() as stack:
             cache = self._publishable(stack, is_private=is_private)
             seconds = self._lock_seconds
-            match source:
-                case HubSource():
-                    return fetch_hub(
-                        cache, source, names, token=token, lock_seconds=seconds, report=report
-                    )
-                case UrlSource():
-                    return fetch_url(cache, source, names, lock_seconds=seconds, report=report)
-                case WatchSource():
-                    raise NotFound(
-                        "only the daemon knows watches",
-                        source=source.shown,
-                        hint="Start craftcached, or name the directory",
-                    )
+            if isinstance(source, UrlSource):
+                fetched = fetch_url(cache, source, names, lock_seconds=seconds, report=report)
+            else:
+                fetched = fetch_hub(
+                    cache, source, names, token=token, lock_seconds=seconds, report=report
+                )
+        if cache not in self._caches:
+            return replace(fetched, not_kept="this user may write to no cache")
+        return fetched
 
     def _publishable(self, stack: contextlib.ExitStack, *, is_private: bool) -> CacheDir:
         """The cache to fetch into: the shared one if it is this user's, else the user's own.
@@ -132,14 +132,10 @@ class Resolver:
         """
         shared, own = self._caches[0], self._caches[-1]
         cache = shared if shared.is_writable() and not is_private else own
-        try:
+        with contextlib.suppress(OSError):
             cache.create()
-            if os.access(cache.staging, os.W_OK | os.X_OK):
-                return cache
-            reason = f"{cache.staging} is not writable"
-        except OSError as error:
-            reason = str(error)
-        log.warning("what is fetched is not kept: %s", reason)
+        if os.access(cache.staging, os.W_OK | os.X_OK):
+            return cache
         directory = tempfile.TemporaryDirectory(prefix="craftcache-")
         passing = CacheDir(Path(stack.enter_context(directory)))
         passing.create()
