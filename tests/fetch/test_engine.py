@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import ssl
+import subprocess
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import web
 from blockbuster import blockbuster_ctx
 
 from craftcache.errors import IntegrityError, PolicyDenied, StorageFull, Unavailable
@@ -267,11 +271,25 @@ async def test_a_sealed_part_that_nobody_took_is_hashed_and_used(
         fetched = await rig.fetch(file)
         assert fetched.bytes_reused == SEVERAL_PIECES.size
         assert hub.count(None) == before
+        assert fetched.path.stat().st_mode & 0o777 == 0o444
         fetched.path.chmod(0o644)
         fetched.path.write_bytes(b"x" * SEVERAL_PIECES.size)
         fetched.path.chmod(0o444)
         again = await rig.fetch(file)
         assert sha256_of(again.path) == SEVERAL_PIECES.sha256
+
+
+async def test_a_sealed_part_that_is_published_already_is_not_touched(
+    hub: TestHub, tmp_path: Path
+) -> None:
+    file = cdn_file(hub, SEVERAL_PIECES)
+    published = tmp_path / "published"
+    async with rig_at(tmp_path) as rig:
+        published.hardlink_to((await rig.fetch(file)).path)
+        before = published.stat()
+        await rig.fetch(file)
+    after = published.stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
 
 
 async def test_what_nobody_asks_for_again_is_removed(hub: TestHub, tmp_path: Path) -> None:
@@ -367,6 +385,37 @@ async def test_user_agent_and_identity(hub: TestHub, tmp_path: Path) -> None:
         await rig.fetch(hub_file(hub, SEVERAL_PIECES))
     assert {r.headers["User-Agent"] for r in hub.requests} == {"craftcached/test"}
     assert {r.headers["Accept-Encoding"] for r in hub.requests} == {"identity"}
+
+
+async def test_certificates_are_checked_against_the_bundle_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    openssl = shutil.which("openssl") or pytest.skip("making a certificate needs openssl")
+    make = f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*make.split(), *names, *files], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def serve(_: web.Request) -> web.Response:
+        return web.Response(body=b"over TLS")
+
+    app = web.Application()
+    app.router.add_get("/w.bin", serve)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    file = remote(Data(b"over TLS"), f"https://127.0.0.1:{runner.addresses[0][1]}/w.bin")
+    async with rig_at(tmp_path) as rig:
+        with pytest.raises(Unavailable, match="certificate") as error:
+            await rig.fetch(file)
+        assert not error.value.retryable
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    async with rig_at(tmp_path) as rig:
+        assert (await rig.fetch(file)).path.read_bytes() == b"over TLS"
+    await runner.cleanup()
 
 
 async def test_proxies_come_from_the_environment(

@@ -86,7 +86,7 @@ class Job:
         if record is not None and not self._plain:
             return await self._by_ranges(record, self._file.url)
         async with self._request() as reply:
-            if not reply.partial:
+            if reply.is_whole_file:
                 return await self._as_one_stream(reply)
             record = self._record_of(reply)
             head: list[bytes] = []

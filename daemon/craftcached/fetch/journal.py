@@ -79,6 +79,11 @@ class Record:
     durable: tuple[Span, ...]
     present: tuple[Span, ...]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the file is missing."""
+        return self.present == (Span(0, self.identity.size),)
+
 
 class Journal:
     """The open journal of one partial file; all its methods block, and any thread may call them.

@@ -68,12 +68,15 @@ class Part:
     def open(self) -> None:
         """Open the file with what it has, or make it anew if it has nothing."""
         names, record = self._names, self._record
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        if record is not None and record.is_whole:
+            # Perhaps it is linked to its final name already: it must not be touched any more.
+            self._descriptor = os.open(names.part, flags | os.O_RDONLY)
+            return
+        flags |= os.O_RDWR
         if record is None or not record.present:
             names.remove()
             flags |= os.O_CREAT | os.O_EXCL
-        else:
-            names.part.chmod(0o600)
         self._descriptor = os.open(names.part, flags, 0o600)
         if record is not None:
             os.ftruncate(self._descriptor, record.identity.size)

@@ -40,7 +40,7 @@ class EngineSettings:
     connect_seconds: float = 10.0
     stall_seconds: float = 15.0
     minimum_rate: int = 16 * 1024
-    deadline_seconds: float | None = None
+    deadline_seconds: float | None = 12 * 3600.0
     attempts: int = 6
     backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0

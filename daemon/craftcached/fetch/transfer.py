@@ -82,6 +82,11 @@ class Reply:
         self._claimant = claimant
         self._fault: Fault | None = None
 
+    @property
+    def is_whole_file(self) -> bool:
+        """Whether the body holds all of the file, be it as a range of it."""
+        return not self.partial or (self.span is not None and self.span.size == self.total)
+
     async def block(self) -> list[bytes]:
         """The next bytes of the body: about BLOCK_BYTES, or what came in BLOCK_SECONDS.
 

@@ -14,6 +14,10 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CHUNK = 4 * 1024 * 1024
 
@@ -82,7 +86,7 @@ def _check_and_sync(path: Path, sha256: str) -> None:
         raise SystemExit(f"{path} is damaged")
 
 
-CONTENDERS = {
+CONTENDERS: dict[str, Callable[[str, int, str, Path, int], float | None]] = {
     "engine": fetch_with_engine,
     "engine-told": partial(fetch_with_engine, told=True),
     "hf_hub_download": fetch_with_huggingface_hub,
