@@ -1,4 +1,4 @@
-"""What bad input gets: one error of the tree, the same however one asks, and nothing left behind."""
+"""What bad input gets: one error, the same however one asks, and nothing left behind."""
 
 from __future__ import annotations
 

@@ -91,7 +91,8 @@ class Inspector:
                 return await self._inspect(file)
         except CraftcacheError as error:
             error.source = source
-            error.hint = error.hint or _HINT
+            if isinstance(error, NotACheckpoint):
+                error.hint = error.hint or _HINT
             raise
         finally:
             os.close(file)
