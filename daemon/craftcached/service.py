@@ -50,6 +50,7 @@ class Status:
         bytes: Of all cached models, each blob once.
         requests: How many different sources are being fetched, verified or published.
         queued: How many warms are promised and not done.
+        has_token: Whether it can ask the Hub for what is not public.
     """
 
     version: str
@@ -61,6 +62,7 @@ class Status:
     bytes: int
     requests: int
     queued: int
+    has_token: bool
 
 
 @dataclass(slots=True)
@@ -256,6 +258,7 @@ class Service:
             bytes=sum(blobs.values()),
             requests=self._warmer.running,
             queued=len(self._jobs),
+            has_token=self._settings.hub_token is not None,
         )
 
     def _parse(self, text: str, filenames: Sequence[str]) -> tuple[RemoteSource, tuple[str, ...]]:

@@ -11,6 +11,7 @@ from craftcache.version import VERSION
 from .cached import explain, ls, rm, show, status
 from .context import Commands, Place
 from .demo import demo
+from .doctor import doctor
 from .environment import env, run
 from .load import load
 from .warm import warm
@@ -44,5 +45,5 @@ def main(context: click.Context, socket_dir: Path | None, cache_dir: Path | None
     context.obj = Place(socket_dir, cache_dir)
 
 
-for command in (warm, load, ls, show, explain, status, rm, env, run, demo):
+for command in (warm, load, ls, show, explain, status, rm, env, run, doctor, demo):
     main.add_command(command)

@@ -1,0 +1,148 @@
+"""The sockets, and what the daemon behind them says of itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from craftcache.client import Client
+from craftcache.config import choose_cache_dir, choose_socket_dir
+from craftcache.errors import CraftcacheError
+from craftcache.version import VERSION
+
+from .finding import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["check_sockets", "Report"]
+
+CONNECT_SECONDS = 2.0
+
+START = "systemctl enable --now craftcache.socket, or run craftcached"
+
+
+def check_sockets(socket_dir: Path | None) -> Iterator[Finding]:
+    """Whether both sockets are there, and may be connected to by this user."""
+    chosen = choose_socket_dir(socket_dir)
+    if chosen is None:
+        message = "this machine has no socket directory"
+        yield Finding("worker socket", "problem", message, START)
+        return
+    worker = chosen / "worker" / "handles.sock"
+    yield _check_socket("worker socket", worker, socket.SOCK_SEQPACKET, "problem")
+    # Loading works without this one.
+    admin = chosen / "craftcache.sock"
+    yield _check_socket("administration socket", admin, socket.SOCK_STREAM, "warning")
+
+
+def _check_socket(
+    check: str, path: Path, kind: socket.SocketKind, refused: Literal["warning", "problem"]
+) -> Finding:
+    try:
+        mode = path.lstat().st_mode
+        if not stat.S_ISSOCK(mode):
+            return Finding(check, "problem", f"{path} is no socket", f"Remove it, then {START}")
+        with socket.socket(socket.AF_UNIX, kind) as probe:
+            probe.settimeout(CONNECT_SECONDS)
+            probe.connect(os.fspath(path))
+    except FileNotFoundError:
+        return Finding(check, "problem", f"{path} does not exist", START)
+    except PermissionError:
+        return Finding(
+            check,
+            refused,
+            f"uid {os.geteuid()} may not connect to {path}",
+            f"Join its group ({_group(path)}), or ask as root",
+        )
+    except OSError as error:
+        remedy = "journalctl -u craftcached says why"
+        if error.errno == errno.ECONNREFUSED:
+            remedy = START
+        return Finding(check, "problem", f"{path}: {error.strerror or error}", remedy)
+    return Finding(check, "ok", f"{path}, mode {stat.S_IMODE(mode):04o}")
+
+
+def _group(path: Path) -> str:
+    try:
+        return path.group()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the daemon says of itself; or why it says nothing.
+
+    Attributes:
+        status: Its status; empty where it does not answer.
+        error: Why it does not answer.
+    """
+
+    status: dict[str, Any]
+    error: CraftcacheError | None = None
+
+    @classmethod
+    def ask(cls, socket_dir: Path | None, cache_dir: Path | None) -> Report:
+        """Ask the daemon on its worker socket, as loads do."""
+        try:
+            with Client(socket_dir=socket_dir, cache_dir=cache_dir, fallback="none") as client:
+                return cls(client.status())
+        except CraftcacheError as error:
+            return cls({}, error)
+
+    @property
+    def pid(self) -> int | None:
+        """The daemon's process id."""
+        return self.status.get("pid")
+
+    def finding(self) -> Finding:
+        """Whether it answers."""
+        if self.error is not None:
+            remedy = "journalctl -u craftcached says why"
+            return Finding("daemon", "problem", self.error.message, remedy)
+        return Finding("daemon", "ok", f"answers, pid {self.pid}")
+
+    def check(self, cache_dir: Path | None) -> Iterator[Finding]:
+        """Whether it is of this release, on this cache, and has what it needs."""
+        if self.error is None:
+            yield self._check_version()
+            yield self._check_cache_dir(cache_dir)
+            yield self._check_token()
+
+    def _check_version(self) -> Finding:
+        theirs = self.status.get("version")
+        if theirs == VERSION:
+            return Finding("version", "ok", f"{VERSION} on both sides")
+        return Finding(
+            "version",
+            "warning",
+            f"the daemon is {theirs}, this client {VERSION}",
+            "Restart the daemon after an upgrade; neighbouring releases understand each other",
+        )
+
+    def _check_cache_dir(self, cache_dir: Path | None) -> Finding:
+        ours, theirs = choose_cache_dir(cache_dir), Path(str(self.status.get("cache_dir")))
+        if ours == theirs or (ours.exists() and theirs.exists() and ours.samefile(theirs)):
+            return Finding("cache agreement", "ok", f"both use {ours}")
+        return Finding(
+            "cache agreement",
+            "problem",
+            f"the daemon uses {theirs}, this client {ours}",
+            f"Set AUDIOCRAFT_CACHE_DIR={theirs}, or cache_dir in /etc/craftcache/config.toml",
+        )
+
+    def _check_token(self) -> Finding:
+        if self.status.get("has_token"):
+            return Finding("token", "ok", "the daemon has a Hub token")
+        return Finding(
+            "token",
+            "ok",
+            "the daemon has no Hub token: public repositories only",
+            "For gated and private ones: install -Dm600 token /etc/credstore/hf-token, restart",
+        )

@@ -1,0 +1,32 @@
+"""Whether the Hub can be reached from here."""
+
+from __future__ import annotations
+
+import os
+
+from craftcache.config import config_path, read_config
+from craftcache.hub import hub_endpoint
+
+from .finding import Finding
+
+__all__ = ["check"]
+
+ANSWER_SECONDS = 5.0
+
+
+def check() -> Finding:
+    """Ask the Hub for anything at all; it may well refuse."""
+    import httpx
+
+    configured = read_config(config_path()).get("hub_endpoint")
+    endpoint = os.environ.get("CRAFTCACHE_HUB_ENDPOINT") or configured or hub_endpoint()
+    try:
+        httpx.head(str(endpoint), timeout=ANSWER_SECONDS)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return Finding(
+            "hub",
+            "warning",
+            f"{endpoint} cannot be reached from this process ({type(error).__name__})",
+            "Check network, proxy and HF_ENDPOINT; what is cached is served all the same",
+        )
+    return Finding("hub", "ok", f"{endpoint} answers")

@@ -1,0 +1,65 @@
+"""The cache directory: whether it can be read, believed, and filled further."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from craftcache.cache import CacheDir
+from craftcache.config import choose_cache_dir
+
+from .finding import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["check"]
+
+LARGE_EXPORT = 7_000_000_000
+"""Bytes that the largest published models take."""
+
+
+def check(cache_dir: Path | None) -> Iterator[Finding]:
+    """Look at the cache directory and at its file system."""
+    cache = CacheDir(choose_cache_dir(cache_dir))
+    if not cache.root.is_dir():
+        yield Finding(
+            "cache directory",
+            "problem",
+            f"{cache.root} does not exist",
+            "Start the daemon, which makes it, or correct cache_dir",
+        )
+        return
+    yield _check_access(cache)
+    yield _check_space(cache.root)
+
+
+def _check_access(cache: CacheDir) -> Finding:
+    root = cache.root
+    if not os.access(root, os.R_OK | os.X_OK):
+        return Finding(
+            "cache directory",
+            "warning",
+            f"uid {os.geteuid()} may not read {root}: nothing is left when the daemon is away, "
+            "and unmodified AudioCraft finds nothing",
+            f"chmod 0755 {root}",
+        )
+    if not cache.is_trusted(root):
+        return Finding(
+            "cache directory",
+            "warning",
+            f"{root} may be written by others: files are hashed at each load without the daemon",
+            f"chown it to the daemon's user, and chmod go-w {root}",
+        )
+    return Finding("cache directory", "ok", f"{root}, readable, of a trusted owner")
+
+
+def _check_space(root: Path) -> Finding:
+    free = shutil.disk_usage(root).free
+    shown = f"{free / 1e9:.1f} GB free at {root}"
+    if free >= LARGE_EXPORT:
+        return Finding("disk space", "ok", shown)
+    remedy = "craftcache rm frees models; another disk: drop-ins/another-disk.conf"
+    return Finding("disk space", "warning", f"{shown}, less than a large model takes", remedy)
