@@ -34,6 +34,8 @@ from hub.content import OnDisk
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from hub import TestHub
+
 RESULTS = Path(__file__).parent / "results"
 FILENAME = "state_dict.bin"
 
@@ -122,6 +124,13 @@ class Bench:
         self.shape = shape
         self.path = path
         self.twin = twin
+
+    def heat(self) -> None:
+        """Bring both files into the page cache."""
+        for path in (self.path, self.twin):
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(bytearray(1 << 24)):
+                    pass
 
     def time_loads(self, rounds: int) -> list[Timing]:
         loaders: dict[str, Callable[[], object]] = {
@@ -242,30 +251,33 @@ def make_checkpoint(shape: Shape, path: Path, twin: Path) -> None:
 
 
 def run(shapes: list[Shape], *, rounds: int, workers: int, directory: Path) -> dict[str, Any]:
-    """All of it; files are made under ``directory`` and removed as soon as they are done with."""
+    """All of it; files are made under ``directory``."""
     timings: list[Timing] = []
     at_once: list[Workers] = []
     with ExitStack() as stack:
-        hub = stack.enter_context(hub_in_thread())
-        daemon = stack.enter_context(DaemonProcess(directory, HF_ENDPOINT=hub.endpoint))
-        client = Client(socket_dir=daemon.socket_dir, cache_dir=daemon.cache_dir, fallback="none")
-        for shape in shapes:
-            source = f"bench/lm-{shape.width}"
-            origin, twin = directory / FILENAME, directory / "model.safetensors"
-            make_checkpoint(shape, origin, twin)
-            hub.repo(source).commit({FILENAME: OnDisk(origin)})
-            client.warm(source, filenames=(FILENAME,))
-            origin.unlink()
-            bench = Bench(client, source, shape, client.resolve(source, FILENAME), twin)
+        with hub_in_thread() as hub:  # gone before anything is timed
+            daemon = stack.enter_context(DaemonProcess(directory, HF_ENDPOINT=hub.endpoint))
+            client = Client(socket_dir=daemon.socket_dir, cache_dir=daemon.cache_dir)
+            benches = [prepare(shape, hub, client, directory) for shape in shapes]
+        for bench in benches:
+            bench.heat()
             timings += show(bench.time_loads(rounds))
             timings += show(bench.time_copies(max(3, rounds // 3)))
-            if workers and shape is shapes[0]:
-                for loader in ("craftcache", "torch.load(mmap=True)", "torch.load"):
-                    at_once.append(run_workers(bench, loader, workers))
-                    print(_line_of(at_once[-1]))
-            twin.unlink()
-            bench.path.resolve().unlink()
+        for loader in ("craftcache", "torch.load(mmap=True)", "torch.load") if workers else ():
+            at_once.append(run_workers(benches[0], loader, workers))
+            print(_line_of(at_once[-1]), flush=True)
     return {"timings": list(map(asdict, timings)), "workers": list(map(asdict, at_once))}
+
+
+def prepare(shape: Shape, hub: TestHub, client: Client, directory: Path) -> Bench:
+    """A checkpoint of that shape in the daemon's cache, and its safetensors twin."""
+    source = f"bench/lm-{shape.width}"
+    origin, twin = directory / FILENAME, directory / f"{shape.width}.safetensors"
+    make_checkpoint(shape, origin, twin)
+    hub.repo(source).commit({FILENAME: OnDisk(origin)})
+    client.warm(source, filenames=(FILENAME,))
+    origin.unlink()
+    return Bench(client, source, shape, client.resolve(source, FILENAME), twin)
 
 
 def show(timings: list[Timing]) -> list[Timing]:

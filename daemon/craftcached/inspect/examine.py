@@ -189,14 +189,12 @@ class _ArchiveStorages:
         dtype = _dtype(kind)
         nbytes = count * dtype.itemsize
         record = self._records.get(f"data/{key}")
-        if record is None or not 0 <= nbytes <= record.nbytes:
+        if record is None or nbytes != record.nbytes:
             raise NotACheckpoint(f"storage {key} of {nbytes} bytes is not in the archive")
         storage = self._storages.get(key)
         if storage is None:
             storage = self._storages[key] = self._blanks.make(nbytes)
             self._places[_identity(storage)] = Storage(record.offset, nbytes)
-        if self._places[_identity(storage)].nbytes != nbytes:
-            raise NotACheckpoint(f"storage {key} has two sizes")
         return _typed(storage, dtype)
 
     def place(self, storage: torch.UntypedStorage) -> Storage | None:

@@ -5,7 +5,7 @@ message asks for one inspection: ``{"job": n, "seconds": s}`` with two descripto
 an empty memory file for the result; ``{"job": n, "cancel": true}`` withdraws it. The parent says
 ``{"ready": true}`` once, and for each job that ended ``{"job": n, "status": w, "late": b}`` with
 the child's wait status. Status 0 means that the result is an index, REFUSED that it is an error's
-problem document; anything else is a crash.
+problem document; a signal is a crash, any other status a bug of ours.
 
 It ends, and all children with it, when the other end of the socket closes.
 """
@@ -139,7 +139,7 @@ def _run_child(parent: int, file: int, result: int, seconds: float) -> NoReturn:
         _close_all_but(file, result)
         confine(cpu_seconds=int(seconds) + 1)
         status = _inspect(file, result)
-    except BaseException:  # noqa: BLE001  a bug of ours, reported; nothing may outlive this call
+    except BaseException:  # noqa: BLE001  reported; nothing may outlive this call
         traceback.print_exc()
     finally:
         os._exit(status)

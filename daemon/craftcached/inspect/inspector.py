@@ -16,6 +16,7 @@ from craftcache.errors import CraftcacheError, NotACheckpoint, Unavailable, from
 from craftcache.index import MAX_BYTES, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["Inspector", "REFUSED"]
@@ -244,16 +245,29 @@ def _outcome(status: int, found: bytes, file_size: int) -> bytes:
     """The index that a child wrote, or the error that its end means."""
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         raise Unavailable(
-            "the inspection was killed",
+            "its inspection was killed",
             hint="The kernel does so when memory is short; see its log",
         )
-    try:
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == REFUSED:
-            raise from_problem(json.loads(found))
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
-            parse(found, file_size=file_size)
+    if os.WIFSIGNALED(status):
+        raise NotACheckpoint(f"it crashes torch ({signal.Signals(os.WTERMSIG(status)).name})")
+    match os.WEXITSTATUS(status):
+        case 0:
+            with _translated():
+                parse(found, file_size=file_size)
             return found
+        case code if code == REFUSED:
+            with _translated():
+                problem = json.loads(found)
+                if not isinstance(problem, dict):
+                    raise ValueError("no problem document")
+            raise from_problem(problem)
+    raise Unavailable("its inspection failed", hint="The daemon's log says why", retryable=False)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """A child that writes nonsense was subverted, or is broken by its file."""
+    try:
+        yield
     except ValueError as error:
-        raise NotACheckpoint("inspecting it gave no index") from error
-    how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "an error"
-    raise NotACheckpoint(f"inspecting it ended with {how}")
+        raise NotACheckpoint("its inspection gave no result") from error
