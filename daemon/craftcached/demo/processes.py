@@ -41,64 +41,55 @@ class DaemonProcess:
         self._state_dir = directory / "state"
         self._config_file = directory / "config.toml"
         self._environment = environment
-        self._life = contextlib.AsyncExitStack()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process
         self._log: deque[str] = deque(maxlen=LOG_LINES)
+        self._rest: asyncio.Task[bool]
 
     async def __aenter__(self) -> Self:
         self._config_file.touch()  # an empty one, so that the machine's own has no say
-        async with contextlib.AsyncExitStack() as life:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "craftcached"),
-                *("--config", self._config_file),
-                *("--cache-dir", self.cache_dir),
-                *("--socket-dir", self.socket_dir),
-                *("--state-dir", self._state_dir),
-                env=self._environment,
-                stderr=PIPE,
-                start_new_session=True,  # an interrupt at the terminal is the demonstration's
-            )
-            self._process = process
-            listening = asyncio.Event()
-            reading = asyncio.create_task(self._read_log(process, listening))
-            life.push_async_callback(asyncio.wait, [reading])
-            life.push_async_callback(self.kill)  # and so its log ends
-            await self._wait_listening(listening, reading)
-            self._life = life.pop_all()
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "craftcached"),
+            *("--config", self._config_file),
+            *("--cache-dir", self.cache_dir),
+            *("--socket-dir", self.socket_dir),
+            *("--state-dir", self._state_dir),
+            env=self._environment,
+            stderr=PIPE,
+            start_new_session=True,  # an interrupt at the terminal is the demonstration's
+        )
+        try:
+            await self._wait_listening()
+        except BaseException:
+            await self.kill()
+            raise
+        self._rest = asyncio.create_task(self._read_log(until=None))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._life.aclose()
+        await self.kill()
+        await self._rest
 
     async def kill(self) -> int:
         """SIGKILL it, which ends its helpers as well; returns its exit status."""
-        assert self._process is not None  # noqa: S101 - entered
         if self._process.returncode is None:
             self._process.kill()
         return await self._process.wait()
 
-    async def _read_log(
-        self, process: asyncio.subprocess.Process, listening: asyncio.Event
-    ) -> None:
-        assert process.stderr is not None  # noqa: S101 - a pipe was asked for
-        async for line in process.stderr:
-            text = line.decode(errors="replace").rstrip()
-            self._log.append(text)
-            if f"serving {self.cache_dir}" in text:
-                listening.set()
+    async def _wait_listening(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_SECONDS):
+                if await self._read_log(until=f"serving {self.cache_dir}"):
+                    return
+        raise Unavailable("the daemon does not start", hint="\n".join(self._log))
 
-    async def _wait_listening(self, listening: asyncio.Event, reading: asyncio.Task[None]) -> None:
-        waiting = asyncio.create_task(listening.wait())
-        try:
-            await asyncio.wait(
-                (waiting, reading),
-                timeout=START_SECONDS,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            waiting.cancel()
-        if not listening.is_set():
-            raise Unavailable("the daemon does not start", hint="\n".join(self._log))
+    async def _read_log(self, *, until: str | None) -> bool:
+        """Read the log up to a line with ``until`` or to its end; returns whether one came."""
+        assert self._process.stderr is not None  # noqa: S101 - a pipe was asked for
+        async for line in self._process.stderr:
+            self._log.append(line.decode(errors="replace").rstrip())
+            if until is not None and until in self._log[-1]:
+                return True
+        return False
 
 
 async def load_at_once(source: str, count: int, environment: Mapping[str, str]) -> list[Loaded]:
