@@ -259,7 +259,7 @@ def _outcome(status: int, found: bytes, file_size: int) -> bytes:
             with _translated():
                 problem = json.loads(found)
                 if not isinstance(problem, dict):
-                    raise ValueError("no problem document")
+                    raise TypeError("no problem document")
             raise from_problem(problem)
     raise Unavailable("its inspection failed", hint="The daemon's log says why", retryable=False)
 
@@ -269,5 +269,5 @@ def _translated() -> Iterator[None]:
     """A child that writes nonsense was subverted, or is broken by its file."""
     try:
         yield
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise NotACheckpoint("its inspection gave no result") from error
