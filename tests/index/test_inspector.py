@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 GOOD = saved({"weight": torch.arange(100.0)})
 
 
-@pytest_asyncio.fixture
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def inspector() -> AsyncIterator[Inspector]:
     async with Inspector() as inspector:
         yield inspector
@@ -102,11 +105,12 @@ async def test_the_daemon_never_imports_torch(good: Path) -> None:
 
 
 async def test_no_parent_before_the_first_file_and_none_after_the_end(good: Path) -> None:
-    async with Inspector() as inspector:
-        assert not parents(os.getpid())
-        await inspect(inspector, good)
-        assert len(parents(os.getpid())) == 1
-    assert not parents(os.getpid())
+    others = parents(os.getpid())
+    async with Inspector() as own:
+        assert parents(os.getpid()) == others
+        await inspect(own, good)
+        assert len(parents(os.getpid())) == len(others) + 1
+    assert parents(os.getpid()) == others
 
 
 async def test_omegaconf_configs_are_safe_and_have_no_index(
@@ -126,10 +130,10 @@ async def test_many_files_at_once_start_one_parent(inspector: Inspector, good: P
 
 
 async def test_a_file_that_takes_too_long_is_refused(good: Path, endless: Path) -> None:
-    async with Inspector(deadline=1.0) as inspector:
+    async with Inspector(deadline=1.0) as hasty:
         with pytest.raises(NotACheckpoint, match=r"org/name: .* more than 1 s"):
-            await inspect(inspector, endless)
-        await inspect(inspector, good)
+            await inspect(hasty, endless)
+        await inspect(hasty, good)
 
 
 async def test_withdrawing_ends_the_child_at_once(
@@ -197,20 +201,22 @@ async def test_children_die_with_their_parent(
 
 @pytest.mark.parametrize("patience", [0.0, 0.05, 0.3])
 async def test_leaving_while_the_parent_starts_leaves_nothing(good: Path, patience: float) -> None:
-    async with Inspector() as inspector:
+    others = parents(os.getpid())
+    async with Inspector() as own:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(patience):  # wherever the start has got to by then
-                await inspect(inspector, good)
-    assert not parents(os.getpid())
+                await inspect(own, good)
+    assert parents(os.getpid()) == others
 
 
 async def test_leaving_ends_the_jobs_at_work_for_good(good: Path, endless: Path) -> None:
-    async with Inspector() as inspector:
-        task = asyncio.create_task(inspect(inspector, endless))
-        await inspect(inspector, good)
+    others = parents(os.getpid())
+    async with Inspector() as own:
+        task = asyncio.create_task(inspect(own, endless))
+        await inspect(own, good)
     with pytest.raises(Unavailable, match="shut down"):
         await task
-    assert not parents(os.getpid())
+    assert parents(os.getpid()) == others
 
 
 async def test_nothing_outlives_a_killed_daemon(good: Path, endless: Path) -> None:
