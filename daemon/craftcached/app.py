@@ -112,6 +112,7 @@ class Daemon:
         hub = HubOrigin(
             endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
         )
+        life.callback(hub.close)
         obtainer = Obtainer(
             store=store, hub=hub, urls=UrlOrigin(self._policy), fetcher=engine, inspector=inspector
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
@@ -27,9 +29,12 @@ __all__ = ["HubOrigin", "UrlOrigin"]
 MAX_REDIRECTS = 10
 HEAD_SECONDS = 15.0
 
+ASKED_AT_ONCE = 16
+"""Threads that wait for the Hub; a silent one keeps each for as long as its timeout."""
+
 
 class HubOrigin:
-    """The Hugging Face Hub, asked through huggingface_hub.
+    """The Hugging Face Hub, asked through huggingface_hub; close it after its last use.
 
     Args:
         endpoint: Its address.
@@ -41,6 +46,12 @@ class HubOrigin:
         self.endpoint = endpoint
         self._token = token
         self._timeout = timeout
+        # Not the event loop's: what the disk is asked must never wait for the network.
+        self._threads = ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="hub")
+
+    def close(self) -> None:
+        """Ask nothing more; whoever still waits is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def describe(
         self, source: HubSource, filenames: Sequence[str], revision: str
@@ -68,7 +79,7 @@ class HubOrigin:
         return f"{self.endpoint}/{source.repo_id}/resolve/{commit}"
 
     async def _describe(self, source: HubSource, filename: str, revision: str) -> HubFile:
-        return await asyncio.to_thread(
+        ask = partial(
             describe,
             source,
             filename,
@@ -77,6 +88,7 @@ class HubOrigin:
             token=self._token,
             timeout=self._timeout,
         )
+        return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
 
 
 class UrlOrigin:
