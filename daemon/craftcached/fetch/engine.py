@@ -27,9 +27,10 @@ from .space import Space, free_bytes
 from .transfer import Transfer
 from .types import Priority
 from .workbench import Order, Workbench
+from .xet import Xet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -56,6 +57,7 @@ class Engine:
         clock: Unix time, for the age of what is left behind.
         boot_id: What tells this boot of the machine from others; None asks the kernel.
         free: Bytes that the file system of ``staging`` has left.
+        xet: How to start the process that fetches from Xet storage; None fetches all by HTTP.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Engine:
         clock: Callable[[], float] = time.time,
         boot_id: str | None = None,
         free: Callable[[], int] | None = None,
+        xet: Sequence[str] | None = None,
     ) -> None:
         self._staging = staging
         self._settings = settings
@@ -74,6 +77,7 @@ class Engine:
         self._clock = clock
         self._boot_id = boot_id
         self._free = free or (lambda: free_bytes(staging))
+        self._xet = xet
         self._claimants: dict[str, Claimant] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._resources = AsyncExitStack()
@@ -150,6 +154,7 @@ class Engine:
             bandwidth=Bandwidth(settings.bandwidth),
             memory=Memory(settings.memory_bytes),
             space=Space(self._free, threads),
+            xet=Xet(self._xet, settings.stall_seconds) if self._xet else None,
         )
 
     async def _keep_swept(self) -> None:

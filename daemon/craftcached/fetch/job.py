@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from craftcache.errors import IntegrityError
@@ -18,7 +19,7 @@ from craftcache.sources import shown_url
 from .assembly import Assembly
 from .faults import BEGIN_AGAIN, Fault, Trouble
 from .journal import Identity, Record
-from .part import Names, Part, find_record
+from .part import Names, Part, find_record, take_over_xet
 from .pieces import Pieces
 from .ranges import RangedDownload
 from .spans import Span
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from .transfer import Reply
     from .workbench import Order, Workbench
+    from .xet import Xet
 
 __all__ = ["Job"]
 
@@ -62,6 +64,7 @@ class Job:
         self._plain = order.file.promise.size == 0  # there is no range of an empty file
         self._changes = 0
         self._failures = 0
+        self._xet = bench.xet
 
     async def run(self) -> Fetched:
         """Fetch the file; see Fetcher.fetch for what is raised."""
@@ -89,9 +92,12 @@ class Job:
             if reply.is_whole_file:
                 return await self._as_one_stream(reply)
             record = self._record_of(reply)
+            xet = self._xet if reply.is_xet and self._file.promise.digest else None
             head: list[bytes] = []
-            while chunks := await reply.block():
+            while xet is None and (chunks := await reply.block()):
                 head += chunks
+        if xet is not None:
+            return await self._by_xet(xet, record)
         return await self._by_ranges(record, reply.url, head)
 
     @asynccontextmanager
@@ -137,6 +143,25 @@ class Job:
                 await RangedDownload(order, bench, pieces, assembly, etag=etag, url=url).run()
                 digests = await assembly.finish()
             return await self._sealed(part, digests, etag, reused)
+
+    async def _by_xet(self, xet: Xet, record: Record) -> Fetched:
+        """Let huggingface_hub's own client bring the file, once; its failures do not matter."""
+        size, report = record.identity.size, self._order.report
+        bench, source = self._bench, self._file.source
+        self._xet = None
+        await bench.space.reserve(self._order, size, source=source)
+        try:
+            await xet.fetch(
+                self._file, self._names.xet, size, lambda done: report(min(done, size), size)
+            )
+            if not await bench.threads.run(take_over_xet, self._names, size):
+                raise Fault(Trouble.LOST, "the Xet client brought too little")
+        finally:
+            await bench.threads.run(self._names.xet.unlink, missing_ok=True)
+        whole = Record(record.identity, (), (Span(0, size),))
+        self._order.claimant.received += size
+        fetched = await self._by_ranges(whole, self._file.url)
+        return replace(fetched, bytes_reused=0)
 
     async def _as_one_stream(self, reply: Reply) -> Fetched:
         promised = self._file.promise.size

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from craftcache.verify import Promise
 
-__all__ = ["Names", "Part", "find_record", "stale_keys"]
+__all__ = ["Names", "Part", "find_record", "take_over_xet", "stale_keys"]
 
 SEALED_MODE = 0o444
 _MAX_VECTORS = 512
@@ -30,21 +30,30 @@ _MAX_VECTORS = 512
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Where the partial file of one key and its journal are, and a journal being made."""
+    """Where the files of one key are: the partial file, its journal, and two in the making.
+
+    Attributes:
+        part: The partial file.
+        journal: What is in it.
+        fresh_journal: A journal before it takes the place of an older one.
+        xet: What comes from Xet storage, before it becomes the part.
+    """
 
     part: Path
     journal: Path
     fresh_journal: Path
+    xet: Path
 
     @classmethod
     def of(cls, staging: Path, key: str) -> Names:
         """The names for ``key`` under ``staging``."""
         journal = staging / f"{key}.journal"
-        return cls(staging / f"{key}.part", journal, journal.with_suffix(".journal.new"))
+        fresh_journal = journal.with_suffix(".journal.new")
+        return cls(staging / f"{key}.part", journal, fresh_journal, staging / f"{key}.xet")
 
     def remove(self) -> None:
         """Remove all of them; the part first, for a journal alone is worth nothing."""
-        for path in (self.part, self.journal, self.fresh_journal):
+        for path in (self.part, self.journal, self.fresh_journal, self.xet):
             path.unlink(missing_ok=True)
 
 
@@ -146,6 +155,17 @@ def find_record(names: Names, promise: Promise, boot_id: str) -> Record | None:
     return record
 
 
+def take_over_xet(names: Names, size: int) -> bool:
+    """Make what came from Xet the part, if it has the right size; returns whether it has."""
+    try:
+        if os.lstat(names.xet).st_size != size:
+            return False
+    except FileNotFoundError:
+        return False
+    names.xet.replace(names.part)
+    return True
+
+
 def stale_keys(staging: Path, *, before: float) -> set[str]:
     """The keys of what nobody asked for in a long time, or could not be built on at any age.
 
@@ -156,7 +176,7 @@ def stale_keys(staging: Path, *, before: float) -> set[str]:
     keys = set()
     for entry in os.scandir(staging):
         key, _, kind = entry.name.partition(".")
-        if kind in {"part", "journal", "journal.new"} and key not in keys:
+        if kind in {"part", "journal", "journal.new", "xet"} and key not in keys:
             names = Names.of(staging, key)
             if _is_useless(names) or names.part.stat().st_mtime < before:
                 keys.add(key)

@@ -11,7 +11,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from craftcache.errors import CraftcacheError, StorageFull, Unavailable
+from craftcache.errors import CraftcacheError, StorageFull
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,11 +63,11 @@ class Space:
         if error.errno in _FULL:
             missing = sum(self._lacking.values()) - await self._threads.run(self._free)
             return _full(max(missing, self._lacking.get(holder, 0), 1), source)
-        return Unavailable(
+        # Of no class, for it is the node's own fault: a worker may still fetch for itself.
+        return CraftcacheError(
             f"the staging directory fails: {error.strerror}",
             source=source,
             hint="Look at the disk of the cache directory",
-            retryable=False,
         )
 
 

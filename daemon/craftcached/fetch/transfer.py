@@ -61,6 +61,7 @@ class Reply:
         total: The size of the whole file, where the server said it.
         etag: The strong validator, unquoted, or None.
         partial: Whether the server answered with a range (206).
+        is_xet: Whether the Hub, on the way here, said that it has the file in Xet storage.
     """
 
     def __init__(
@@ -70,12 +71,15 @@ class Reply:
         total: int | None,
         watchdog: Watchdog,
         claimant: Claimant,
+        *,
+        is_xet: bool,
     ) -> None:
         self.url = str(response.url)
         self.span = span
         self.total = total
         self.etag = _strong_etag(response.headers.get("ETag"))
         self.partial = response.status == 206
+        self.is_xet = is_xet
         self._content = response.content
         self._left = None if span is None else span.size
         self._watchdog = watchdog
@@ -206,25 +210,28 @@ class Transfer:
             headers["Range"] = f"bytes={span.start}-{span.stop - 1}"
             if etag is not None:
                 headers["If-Range"] = f'"{etag}"'
-        response = await self._follow(file, url, headers)
+        response, is_xet = await self._follow(file, url, headers)
         try:
             covered, total = self._judge(file, response, span)
             watchdog = Watchdog(self._settings.stall_seconds, self._settings.minimum_rate)
-            yield Reply(response, covered, total, watchdog, claimant)
+            yield Reply(response, covered, total, watchdog, claimant, is_xet=is_xet)
         finally:
             response.close()  # keeps the connection where the body was read to its end
 
     async def _follow(
         self, file: RemoteFile, url: str, headers: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
+    ) -> tuple[aiohttp.ClientResponse, bool]:
+        """The answer at the end of all redirects, and whether one of them spoke of Xet."""
+        is_xet = False
         home = URL(file.url, encoded=True).origin()
         target = URL(url, encoded=True)
         for _ in range(MAX_REDIRECTS + 1):
             self._check_url(str(target))
             credentials = file.headers if target.origin() == home else {}
             response = await self._request(file, target, {**headers, **credentials})
+            is_xet |= "X-Xet-Hash" in response.headers
             if response.status not in _REDIRECTS:
-                return response
+                return response, is_xet
             location = response.headers.get("Location")
             response.release()
             if location is None:

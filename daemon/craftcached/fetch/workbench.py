@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .space import Space
     from .transfer import Transfer
     from .types import RemoteFile
+    from .xet import Xet
 
 __all__ = ["Workbench", "Order"]
 
@@ -35,6 +36,7 @@ class Workbench:
         bandwidth: The cap on bytes a second.
         memory: The budget for bytes that wait for their turn to be hashed.
         space: The ledger of the disk's room.
+        xet: Another way to fetch files from Xet storage, or None.
     """
 
     staging: Path
@@ -47,6 +49,7 @@ class Workbench:
     bandwidth: Bandwidth
     memory: Memory
     space: Space
+    xet: Xet | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,93 @@
+"""Files of Xet repositories, by huggingface_hub's own client in a process that can be killed.
+
+That client is native code without time limits or cancellation, so it runs outside the daemon, and
+is killed when it brings nothing for a time. What it wrote is verified like everything else. It is
+only ever a faster way: where it is missing, stalls or fails, the same file comes by plain HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from .faults import Fault, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from .types import RemoteFile
+
+__all__ = ["Xet", "xet_command"]
+
+_YES = frozenset({"1", "ON", "YES", "TRUE"})
+
+
+def xet_command() -> Sequence[str] | None:
+    """How to start the process, or None where Xet is not installed or is switched off."""
+    if os.environ.get("HF_HUB_DISABLE_XET", "").upper() in _YES:
+        return None
+    if importlib.util.find_spec("hf_xet") is None:
+        return None
+    return (sys.executable, "-m", "craftcached.fetch.xet_child")
+
+
+class Xet:
+    """Runs the process, one for each file.
+
+    Args:
+        command: How to start it.
+        stall_seconds: How long it may bring nothing.
+    """
+
+    def __init__(self, command: Sequence[str], stall_seconds: float) -> None:
+        self._command = command
+        self._stall_seconds = stall_seconds
+
+    async def fetch(
+        self, file: RemoteFile, path: Path, size: int, report: Callable[[int], None]
+    ) -> None:
+        """Have ``file`` written to ``path``, unverified.
+
+        Raises:
+            Fault: The process failed or stalled, and is gone.
+        """
+        order = {"url": file.url, "headers": dict(file.headers), "path": str(path), "size": size}
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={**os.environ, "HF_XET_CHUNK_CACHE_SIZE_BYTES": "0"},
+        )
+        try:
+            await self._follow(process, json.dumps(order), report)
+        except TimeoutError:
+            raise Fault(Trouble.STALLED, "the Xet client stalled") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            raise Fault(Trouble.LOST, f"the Xet client ended with status {process.returncode}")
+
+    async def _follow(
+        self, process: asyncio.subprocess.Process, order: str, report: Callable[[int], None]
+    ) -> None:
+        """Pass on what the process tells until it ends."""
+        assert process.stdin is not None  # noqa: S101  # for mypy: they are pipes
+        assert process.stdout is not None  # noqa: S101
+        process.stdin.write(order.encode() + b"\n")
+        while True:
+            async with asyncio.timeout(self._stall_seconds):
+                line = await process.stdout.readline()
+            if not line:
+                break
+            if line.strip().isdigit():
+                report(int(line))
+        async with asyncio.timeout(self._stall_seconds):
+            await process.wait()
