@@ -45,8 +45,6 @@ class DaemonProcess:
             self._process.kill()
         self._process.wait()
         self._reader.join()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
 
     def start(self) -> None:
         """Start it (again) and wait until it serves, or fail with its log."""
@@ -110,8 +108,9 @@ class DaemonProcess:
         return AsyncClient(socket_dir=self.socket_dir, cache_dir=self.cache_dir)
 
     def _read(self, stream: IO[str]) -> None:
-        for line in stream:
-            self._lines.append(line)
-            if "serving" in line:
-                self._serves.set()
+        with stream:
+            for line in stream:
+                self._lines.append(line)
+                if "serving" in line:
+                    self._serves.set()
         self._serves.set()

@@ -139,7 +139,7 @@ class AsyncClient:
     async def close(self) -> None:
         """End the threads and close idle connections."""
         await asyncio.to_thread(self._pool().shutdown)
-        self._do.loader.close()
+        self._do.close()
 
     async def __aenter__(self) -> Self:
         return self

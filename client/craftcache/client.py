@@ -172,7 +172,7 @@ class Client:
 
     def close(self) -> None:
         """Close idle connections; the client stays usable."""
-        self._do.loader.close()
+        self._do.close()
 
     def __enter__(self) -> Self:
         return self

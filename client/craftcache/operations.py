@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from .config import choose_cache_dir
 from .errors import CraftcacheError, InvalidSource
 from .explain import explain
 from .export import (
@@ -67,6 +68,12 @@ class Operations:
             "fallback": fallback,
         }
         self.loader = Loader(**self.arguments)
+        self._others: dict[Path, Loader] = {}
+
+    def close(self) -> None:
+        """Close idle connections; the next call opens new ones."""
+        for loader in (self.loader, *self._others.values()):
+            loader.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.arguments
@@ -105,9 +112,7 @@ class Operations:
         placed = parse_device(device)
         source = locate(os.fspath(file_or_url_or_id))
         name = _one_file(source, filename)
-        loader = self.loader
-        if cache_dir is not None:
-            loader = Loader(**self.arguments | {"cache_dir": cache_dir})
+        loader = self._loader_of(cache_dir)
         with loader.open(source, (name,), withdrawal=withdrawal, report=_ignore) as opened:
             return to_object(opened.files[name], placed, source=source.shown)
 
@@ -172,6 +177,18 @@ class Operations:
     def explain(self, source: PathLike, *, withdrawal: Withdrawal) -> Explanation:
         """See Client.explain."""
         return explain(self.loader, os.fspath(source), withdrawal=withdrawal)
+
+    def _loader_of(self, cache_dir: PathLike | None) -> Loader:
+        """The loader for a call that names a cache directory of its own; each is kept."""
+        if cache_dir is None:
+            return self.loader
+        path = choose_cache_dir(cache_dir)
+        if path == self.loader.cache_dir:
+            return self.loader
+        if path not in self._others:
+            other = Loader(**self.arguments | {"cache_dir": path})
+            self._others.setdefault(path, other)  # in one step, for another thread may do so too
+        return self._others[path]
 
 
 def _one_file(source: Source, filename: str | None) -> str:
