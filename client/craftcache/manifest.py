@@ -13,7 +13,8 @@ moment at which a model exists for craftcache. Format, version 1::
                 "origin": "https://...",                    without query
                 "etag": "<validator>" or null,
                 "verified_at": "2026-01-31T12:00:00Z",
-                "inode": 12345, "mtime_ns": 1769860800000000000}]}
+                "inode": 12345, "mtime_ns": 1769860800000000000}],
+     "watched": {"directory": "/runs/a/export", "generation": 3}}   of a watch only
 
 ``inode`` and ``mtime_ns`` are of the moment of verification: a file that no longer has them was
 touched since, and is hashed again before it is served.
@@ -37,7 +38,15 @@ if TYPE_CHECKING:
     from .sources import RemoteSource
     from .verify import Digests
 
-__all__ = ["FileRecord", "Manifest", "ManifestError", "manifest_key", "files_revision", "now"]
+__all__ = [
+    "FileRecord",
+    "Watched",
+    "Manifest",
+    "ManifestError",
+    "manifest_key",
+    "files_revision",
+    "now",
+]
 
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
@@ -114,6 +123,19 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Watched:
+    """Where a watch's files come from.
+
+    Attributes:
+        directory: The export directory that is watched.
+        generation: Which of its verified states this is, counted from 1.
+    """
+
+    directory: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a source consists of at one revision.
 
@@ -122,12 +144,14 @@ class Manifest:
         revision: A commit; of a URL or a watch, a digest over its files.
         files: Its files, by name.
         published_at: When this state was published, UTC.
+        watched: Of a watch, which state of which directory it is.
     """
 
     source: str
     revision: str
     files: tuple[FileRecord, ...]
     published_at: datetime
+    watched: Watched | None = None
 
     def file(self, filename: str) -> FileRecord | None:
         """The record of ``filename``, or None where the manifest has no such file."""
@@ -187,6 +211,8 @@ class Manifest:
         fields["published_at"] = _shown_time(self.published_at)
         for record in fields["files"]:
             record["verified_at"] = _shown_time(record["verified_at"])
+        if self.watched is None:
+            del fields["watched"]
         return fields
 
     @classmethod
@@ -205,6 +231,7 @@ class Manifest:
                 revision=_text(raw["revision"]),
                 files=tuple(_record(item) for item in raw["files"]),
                 published_at=_time(raw["published_at"]),
+                watched=_watched(raw.get("watched")),
             )
         except ManifestError:
             raise
@@ -251,6 +278,10 @@ def _record(raw: dict[str, Any]) -> FileRecord:
         mtime_ns=_count(raw["mtime_ns"]),
         etag=None if raw.get("etag") is None else _text(raw["etag"]),
     )
+
+
+def _watched(raw: dict[str, Any] | None) -> Watched | None:
+    return None if raw is None else Watched(_text(raw["directory"]), _count(raw["generation"]))
 
 
 def _text(value: object) -> str:

@@ -9,10 +9,11 @@ durable. A kill in between leaves the old state whole, and blobs that the next t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from .manifest import FileRecord, Manifest, now
+from .manifest import FileRecord, Manifest, files_revision, now
+from .sources import WatchSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,10 +21,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .cache import CacheDir
+    from .manifest import Watched
     from .sources import HubSource, UrlSource
     from .verify import Digests, Promise
 
-__all__ = ["Verified", "publish_hub", "publish_url"]
+__all__ = [
+    "Verified",
+    "publish_hub",
+    "publish_url",
+    "publish_generation",
+    "serve_generation",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,5 +129,54 @@ def publish_url(
             )
         )
     manifest = Manifest.merged(cache.manifest(source), source, None, records)
+    cache.write_manifest(source, manifest)
+    return manifest
+
+
+def publish_generation(
+    cache: CacheDir, name: str, watched: Watched, files: Mapping[str, Verified]
+) -> Manifest:
+    """Publish one state of a watched directory under its number; what is served stays as it is.
+
+    The caller removes the files' names in staging afterwards.
+
+    Args:
+        cache: Where to.
+        name: Of the watch.
+        watched: Which state of which directory it is.
+        files: By name.
+
+    Raises:
+        OSError: There is no such generation.
+    """
+    records = []
+    for filename, verified in sorted(files.items()):
+        blob = cache.publish_url_blob(verified.path, verified.digests.sha256)
+        records.append(
+            FileRecord.of(
+                filename,
+                cache.relative(blob),
+                verified.digests,
+                blob.stat(),
+                origin=f"{watched.directory}/{filename}",
+                etag=verified.etag,
+                verified_at=verified.verified_at,
+            )
+        )
+    revision = files_revision({record.filename: record.sha256 for record in records})
+    source = WatchSource(name, watched.generation)
+    manifest = Manifest(source.shown, revision, tuple(records), now(), watched)
+    cache.write_manifest(source, manifest)
+    return manifest
+
+
+def serve_generation(cache: CacheDir, name: str, generation: Manifest) -> Manifest:
+    """Make a published generation the one that ``watch:NAME`` is: one rename.
+
+    Raises:
+        OSError: The one served is as it was.
+    """
+    source = WatchSource(name)
+    manifest = replace(generation, source=source.shown)
     cache.write_manifest(source, manifest)
     return manifest

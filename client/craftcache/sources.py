@@ -39,6 +39,7 @@ __all__ = [
     "locate",
     "wanted_files",
     "check_filename",
+    "check_watch_name",
     "shown_url",
     "url_digest",
 ]
@@ -55,6 +56,7 @@ FILENAMES: dict[Part, str] = {"lm": "state_dict.bin", "compression": "compressio
 _REPO_SEGMENT = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./+-]*[A-Za-z0-9_])?")
 _WATCH_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?")
+_GENERATION = re.compile(r"[1-9][0-9]{0,8}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _TORCH_HUB_HASH = re.compile(r"-([0-9a-f]{8,64})\.[^.]+(?:\.[^.]+)?$")
@@ -145,12 +147,19 @@ class UrlSource:
 
 @dataclass(frozen=True, slots=True)
 class WatchSource:
-    """``watch:NAME``, an export directory that the daemon watches under that name."""
+    """``watch:NAME``, an export directory that the daemon watches under that name.
+
+    Attributes:
+        name: Of the watch.
+        generation: Which one of its generations, as in ``watch:NAME@3``; None is the one served.
+    """
 
     name: str
+    generation: int | None = None
 
     def __str__(self) -> str:
-        return f"watch:{self.name}"
+        number = "" if self.generation is None else f"@{self.generation}"
+        return f"watch:{self.name}{number}"
 
     @property
     def spelled(self) -> str:
@@ -275,6 +284,21 @@ def check_filename(filename: str, *, source: str) -> str:
     return filename
 
 
+def check_watch_name(name: str) -> str:
+    """Return ``name`` if a watch may have it.
+
+    Raises:
+        InvalidSource: It may not.
+    """
+    if not _WATCH_NAME.fullmatch(name):
+        raise InvalidSource(
+            "a watch's name has 1 to 128 letters, digits, '_', '.' or '-', dots and dashes inside",
+            source=f"watch:{name[:150]}",
+            hint="craftcache watch ls lists the names",
+        )
+    return name
+
+
 def shown_url(url: str) -> str:
     """``url`` without user, password, query and fragment: what may be logged and shown."""
     parts = urlsplit(url)
@@ -300,14 +324,17 @@ _GRAMMAR = (
 
 
 def _parse_watch(text: str) -> WatchSource:
-    name = text.removeprefix("watch:")
-    if not _WATCH_NAME.fullmatch(name):
+    name, at, number = text.removeprefix("watch:").partition("@")
+    check_watch_name(name)
+    if not at:
+        return WatchSource(name)
+    if not _GENERATION.fullmatch(number):
         raise InvalidSource(
-            "a watch's name has 1 to 128 letters, digits, '_', '.' or '-'",
-            source=text,
-            hint="craftcache watch ls lists the names",
+            "a generation is a number from 1",
+            source=text[:200],
+            hint="Name one like watch:my-run@3, or none for the one that is served",
         )
-    return WatchSource(name)
+    return WatchSource(name, int(number))
 
 
 def _parse_url(text: str) -> UrlSource:
