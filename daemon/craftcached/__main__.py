@@ -47,6 +47,12 @@ log = logging.getLogger("craftcached")
     "--max-bytes-per-second", type=click.IntRange(0), help="Of all downloads; 0 is no limit."
 )
 @click.option(
+    "--max-bytes", type=click.IntRange(0), help="Of all cached models together; 0 is no limit."
+)
+@click.option(
+    "--serve-dir", type=Path, help="A read-only mount of the cache, through which workers read."
+)
+@click.option(
     "--drain-seconds", type=click.FloatRange(0), help="For running requests when it stops."
 )
 @click.option(

@@ -13,11 +13,16 @@ from craftcache.cache import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.policy import UrlPolicy
 
+from .evictor import Evictor
 from .fetch import Engine, EngineSettings
+from .handout import Handout
+from .housekeeping import Housekeeping
 from .inspect import Inspector
 from .obtain import Obtainer
 from .origins import HubOrigin, UrlOrigin
+from .pins import Pins
 from .records import Records
+from .residency import Residency
 from .serve.http import AdminServer
 from .serve.peers import Administrators
 from .serve.service_backend import ServiceBackend
@@ -26,6 +31,7 @@ from .serve.worker import Limits, WorkerServer
 from .service import Service
 from .store import Store
 from .systemd import InheritedSockets
+from .uses import Uses
 from .warm import Warmer
 
 if TYPE_CHECKING:
@@ -63,6 +69,7 @@ class Daemon:
         )
         self._administrators = Administrators(settings.admin_group)
         self._warmer: Warmer | None = None
+        self._evictor: Evictor | None = None
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
@@ -87,6 +94,8 @@ class Daemon:
         self._administrators.group = settings.admin_group
         if self._warmer is not None:
             self._warmer.allow(settings.allow)
+        if self._evictor is not None:
+            self._evictor.max_bytes = settings.max_bytes
 
     def progress(self) -> list[Progress]:
         """How far each source has come that is being worked on."""
@@ -117,8 +126,30 @@ class Daemon:
             store=store, hub=hub, urls=UrlOrigin(self._policy), fetcher=engine, inspector=inspector
         )
         self._warmer = Warmer(store=store, hub=hub, obtainer=obtainer, allow=settings.allow)
-        service = Service(settings=settings, store=store, warmer=self._warmer, records=records)
+        handout = Handout(cache, settings.serve_dir)
+        handout.check()
+        residency = await life.enter_async_context(Residency())
+        pins = Pins(store=store, records=records, residency=residency)
+        await life.enter_async_context(pins)
+        uses = await life.enter_async_context(Uses(records))
+        self._evictor = Evictor(
+            store=store, warmer=self._warmer, pins=pins, uses=uses, max_bytes=settings.max_bytes
+        )
+        service = Service(
+            settings=settings,
+            store=store,
+            warmer=self._warmer,
+            records=records,
+            handout=handout,
+            residency=residency,
+            pins=pins,
+            uses=uses,
+            evictor=self._evictor,
+        )
         life.push_async_callback(service.close)
+        await life.enter_async_context(
+            Housekeeping(store=store, pins=pins, evictor=self._evictor, uses=uses)
+        )
         return service
 
     async def _open_sockets(self, life: contextlib.AsyncExitStack, service: Service) -> None:

@@ -1,7 +1,8 @@
 """The daemon's own records, in SQLite on a local disk, never in the cache directory.
 
 Losing them loses no model: what is cached is decided by the files alone. Here stands what was
-acknowledged and not done yet, so that a restart does it.
+acknowledged and not done yet, so that a restart does it, which models are pinned, and when each
+was last used.
 """
 
 from __future__ import annotations
@@ -14,16 +15,28 @@ from typing import TYPE_CHECKING, Self
 import aiosqlite
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["Records", "WarmJob"]
+__all__ = ["Pin", "Records", "WarmJob"]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS warm_jobs (
     id INTEGER PRIMARY KEY,
     source TEXT NOT NULL,
     filenames TEXT NOT NULL,
-    UNIQUE (source, filenames)
+    resident INTEGER NOT NULL,
+    UNIQUE (source, filenames, resident)
+);
+CREATE TABLE IF NOT EXISTS pins (
+    key TEXT PRIMARY KEY,
+    source TEXT NOT NULL,
+    is_locked INTEGER NOT NULL,
+    pinned_at REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS uses (
+    key TEXT PRIMARY KEY,
+    used_at REAL NOT NULL
 );
 """
 
@@ -36,11 +49,30 @@ class WarmJob:
         id: In the records.
         source: As the user named it; may carry a signed query, which is why the file is private.
         filenames: Files of it; none means all that the source stands for.
+        resident: Whether to bring them into memory as well.
     """
 
     id: int
     source: str
     filenames: tuple[str, ...]
+    resident: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A model that stays until it is unpinned.
+
+    Attributes:
+        key: Of its manifest.
+        source: As shown to people.
+        is_locked: Whether its pages are to stay in memory too.
+        pinned_at: Seconds since the epoch.
+    """
+
+    key: str
+    source: str
+    is_locked: bool
+    pinned_at: float
 
 
 class Records:
@@ -65,28 +97,67 @@ class Records:
     async def __aexit__(self, *_: object) -> None:
         await self._connection.close()
 
-    async def add_warm_job(self, source: str, filenames: tuple[str, ...]) -> WarmJob:
+    async def add_warm_job(
+        self, source: str, filenames: tuple[str, ...], *, resident: bool = False
+    ) -> WarmJob:
         """Promise a warm; durable when this returns. The same promise twice is one."""
-        row = (source, json.dumps(filenames))
+        row = (source, json.dumps(filenames), resident)
         await self._connection.execute(
-            "INSERT OR IGNORE INTO warm_jobs (source, filenames) VALUES (?, ?)", row
+            "INSERT OR IGNORE INTO warm_jobs (source, filenames, resident) VALUES (?, ?, ?)", row
         )
         await self._connection.commit()
         cursor = await self._connection.execute(
-            "SELECT id FROM warm_jobs WHERE source = ? AND filenames = ?", row
+            "SELECT id FROM warm_jobs WHERE (source, filenames, resident) = (?, ?, ?)", row
         )
         found = await cursor.fetchone()
         assert found is not None  # noqa: S101  # inserted above, and nobody else deletes it
-        return WarmJob(found[0], source, filenames)
+        return WarmJob(found[0], source, filenames, resident)
 
     async def warm_jobs(self) -> list[WarmJob]:
         """All promised warms, oldest first."""
         rows = await self._connection.execute_fetchall(
-            "SELECT id, source, filenames FROM warm_jobs ORDER BY id"
+            "SELECT id, source, filenames, resident FROM warm_jobs ORDER BY id"
         )
-        return [WarmJob(row[0], row[1], tuple(json.loads(row[2]))) for row in rows]
+        return [WarmJob(row[0], row[1], tuple(json.loads(row[2])), bool(row[3])) for row in rows]
 
     async def finish_warm_job(self, job: WarmJob) -> None:
         """Forget a promise that was kept, or that cannot be."""
         await self._connection.execute("DELETE FROM warm_jobs WHERE id = ?", (job.id,))
+        await self._connection.commit()
+
+    async def pins(self) -> list[Pin]:
+        """All pins."""
+        rows = await self._connection.execute_fetchall(
+            "SELECT key, source, is_locked, pinned_at FROM pins"
+        )
+        return [Pin(row[0], row[1], bool(row[2]), row[3]) for row in rows]
+
+    async def save_pin(self, pin: Pin) -> None:
+        """Keep a pin, in place of an earlier one of the same model."""
+        await self._connection.execute(
+            "INSERT OR REPLACE INTO pins (key, source, is_locked, pinned_at) VALUES (?, ?, ?, ?)",
+            (pin.key, pin.source, pin.is_locked, pin.pinned_at),
+        )
+        await self._connection.commit()
+
+    async def remove_pin(self, key: str) -> None:
+        """Forget a pin."""
+        await self._connection.execute("DELETE FROM pins WHERE key = ?", (key,))
+        await self._connection.commit()
+
+    async def uses(self) -> dict[str, float]:
+        """When each model was last used, in seconds since the epoch, by its manifest's key."""
+        rows = await self._connection.execute_fetchall("SELECT key, used_at FROM uses")
+        return {row[0]: row[1] for row in rows}
+
+    async def save_uses(self, uses: Mapping[str, float]) -> None:
+        """Keep later uses of some models."""
+        await self._connection.executemany(
+            "INSERT OR REPLACE INTO uses (key, used_at) VALUES (?, ?)", uses.items()
+        )
+        await self._connection.commit()
+
+    async def forget_use(self, key: str) -> None:
+        """Forget a model that is gone."""
+        await self._connection.execute("DELETE FROM uses WHERE key = ?", (key,))
         await self._connection.commit()

@@ -6,29 +6,34 @@ import asyncio
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from craftcache.errors import CraftcacheError, NotFound
 from craftcache.manifest import manifest_key
 from craftcache.sources import HubSource, check_filename, parse, wanted_files
 from craftcache.version import VERSION
+from craftcache.wire import Progress
 
 from .fetch import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from craftcache.manifest import FileRecord, Manifest
     from craftcache.sources import RemoteSource
-    from craftcache.wire import Progress
 
-    from .records import Records, WarmJob
+    from .evictor import Eviction, Evictor
+    from .handout import Handout, OpenedModel
+    from .pins import Pins
+    from .records import Pin, Records, WarmJob
+    from .residency import Residency
     from .settings import Settings
     from .store import Store
+    from .uses import Uses
     from .warm import Warmed, Warmer
 
-__all__ = ["Service", "Status", "OpenedModel"]
+__all__ = ["ModelState", "Service", "Status"]
 
 log = logging.getLogger("craftcached")
 
@@ -50,6 +55,8 @@ class Status:
         bytes: Of all cached models, each blob once.
         requests: How many different sources are being fetched, verified or published.
         queued: How many warms are promised and not done.
+        resident_bytes: Of all cached models, that are in memory; None where the kernel does not
+            say.
         has_token: Whether it can ask the Hub for what is not public.
     """
 
@@ -62,38 +69,23 @@ class Status:
     bytes: int
     requests: int
     queued: int
+    resident_bytes: int | None
     has_token: bool
 
 
-@dataclass(slots=True)
-class OpenedModel:
-    """Verified files of a model, open for reading; close it when they have been handed over.
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A published model, and how it is held.
 
     Attributes:
-        manifest: What they are part of.
-        records: In the order of the request.
-        blobs: Descriptors, one a record.
-        indexes: Descriptors, one a record; None where a checkpoint has no index.
+        manifest: What it consists of.
+        resident_bytes: Of its files, that are in memory; None where the kernel does not say.
+        pin: What keeps it, or None.
     """
 
     manifest: Manifest
-    records: tuple[FileRecord, ...]
-    blobs: list[int] = field(default_factory=list)
-    indexes: list[int | None] = field(default_factory=list)
-
-    def is_intact(self) -> bool:
-        """Whether what was opened is what was verified."""
-        return all(
-            record.describes(os.fstat(blob))
-            for record, blob in zip(self.records, self.blobs, strict=True)
-        )
-
-    def close(self) -> None:
-        """Close all descriptors."""
-        for descriptor in (*self.blobs, *self.indexes):
-            if descriptor is not None:
-                os.close(descriptor)
-        self.blobs, self.indexes = [], []
+    resident_bytes: int | None
+    pin: Pin | None
 
 
 class Service:
@@ -104,15 +96,35 @@ class Service:
         store: What is published.
         warmer: What makes it so.
         records: What was promised.
+        handout: Opens what is published.
+        residency: Brings it into memory.
+        pins: What stays.
+        uses: What was used when.
+        evictor: What makes room.
     """
 
     def __init__(
-        self, *, settings: Settings, store: Store, warmer: Warmer, records: Records
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        warmer: Warmer,
+        records: Records,
+        handout: Handout,
+        residency: Residency,
+        pins: Pins,
+        uses: Uses,
+        evictor: Evictor,
     ) -> None:
         self._settings = settings
         self._store = store
         self._warmer = warmer
         self._records = records
+        self._handout = handout
+        self._residency = residency
+        self._pins = pins
+        self._uses = uses
+        self._evictor = evictor
         self._started_at = time.time()
         self._jobs: dict[int, asyncio.Task[None]] = {}
 
@@ -152,20 +164,9 @@ class Service:
         records = manifest.select(source, names) if manifest else None
         if manifest is None or records is None:
             return None
-        opened = OpenedModel(manifest, records)
-        try:
-            for record in records:
-                opened.blobs.append(_open(self._store.cache.path(record)))
-                opened.indexes.append(_open_if_there(self._store.cache.index_path(record.sha256)))
-        except FileNotFoundError:  # removed since
-            opened.close()
-            return None
-        except BaseException:
-            opened.close()
-            raise
-        if not opened.is_intact():
-            opened.close()
-            return None
+        opened = self._handout.open(manifest, records)
+        if opened is not None:
+            self._uses.note(manifest_key(source))
         return opened
 
     async def resolve(
@@ -186,9 +187,21 @@ class Service:
         return self._store.cache.relative(path), path.stat()
 
     async def warm(
-        self, text: str, filenames: Sequence[str], report: Callable[[Progress], None]
+        self,
+        text: str,
+        filenames: Sequence[str],
+        report: Callable[[Progress], None],
+        *,
+        resident: bool = False,
     ) -> Warmed:
-        """Bring a source to its newest revision."""
+        """Bring a source to its newest revision.
+
+        Args:
+            text: The source.
+            filenames: Of it; none means all that it stands for.
+            report: Called with progress; must not block.
+            resident: Whether to bring the files into memory as well, as far as there is room.
+        """
         source, names = self._parse(text, filenames)
         started = time.monotonic()
         warmed = await self._warmer.ensure(
@@ -202,12 +215,33 @@ class Service:
             warmed.bytes_reused,
             time.monotonic() - started,
         )
+        if resident:
+            records = warmed.manifest.select(source, names) or ()
+            warmed = replace(warmed, resident_bytes=await self._bring_in(source, records, report))
         return warmed
 
-    async def queue_warm(self, text: str, filenames: Sequence[str]) -> WarmJob:
+    async def _bring_in(
+        self,
+        source: RemoteSource,
+        records: Sequence[FileRecord],
+        report: Callable[[Progress], None],
+    ) -> int | None:
+        """Bring files into memory; returns how many of their bytes are there now."""
+        for record in records:
+            filename, size = record.filename, record.size
+
+            def tell(done: int, filename: str = filename, size: int = size) -> None:
+                report(Progress(source.shown, filename, done, size, "reading"))
+
+            await self._residency.bring(self._store.cache.path(record), tell)
+        return await self._resident(records)
+
+    async def queue_warm(
+        self, text: str, filenames: Sequence[str], *, resident: bool = False
+    ) -> WarmJob:
         """Promise a warm; it outlives the request and a restart of the daemon."""
         self._parse(text, filenames)
-        job = await self._records.add_warm_job(text, tuple(filenames))
+        job = await self._records.add_warm_job(text, tuple(filenames), resident=resident)
         self._start(job)
         return job
 
@@ -216,29 +250,39 @@ class Service:
 
         Raises:
             NotFound: It is not in the cache.
+            PolicyDenied: It is pinned.
         """
         source = parse(text)
-        manifest = await self.model(text)
-        freed = await self._warmer.remove(manifest_key(source), manifest)
+        key, manifest = self._published(source)
+        self._pins.check_unpinned(source)
+        freed = await self._warmer.remove(key, manifest.source)
+        await self._uses.forget(key)
         log.info("removed %s: %d bytes freed", source.shown, freed)
         return freed
 
-    async def models(self) -> list[Manifest]:
-        """All published models, by source."""
-        return await self._store.manifests()
+    async def pin(self, text: str, *, lock: bool) -> Pin:
+        """Keep a model from being evicted and removed; see Pins.pin."""
+        return await self._pins.pin(parse(text), lock=lock)
 
-    async def model(self, text: str) -> Manifest:
+    async def unpin(self, text: str) -> None:
+        """Let it go again; see Pins.unpin."""
+        await self._pins.unpin(parse(text))
+
+    async def evict(self, wanted: int | None, *, dry_run: bool) -> Eviction:
+        """Make room; see Evictor.evict."""
+        return await self._evictor.evict(wanted, dry_run=dry_run)
+
+    async def models(self) -> list[ModelState]:
+        """All published models, by source."""
+        return [await self._state(key, model) for key, model in await self._store.published()]
+
+    async def model(self, text: str) -> ModelState:
         """One published model.
 
         Raises:
             NotFound: It is not in the cache.
         """
-        source = parse(text)
-        if manifest := self._store.manifest(source):
-            return manifest
-        raise NotFound(
-            "not in the cache", source=source.shown, hint=f"craftcache warm {source.shown}"
-        )
+        return await self._state(*self._published(parse(text)))
 
     def progress(self) -> list[Progress]:
         """How far each source has come that is being worked on."""
@@ -258,8 +302,27 @@ class Service:
             bytes=sum(blobs.values()),
             requests=self._warmer.running,
             queued=len(self._jobs),
+            resident_bytes=await self._resident(
+                {record.path: record for model in manifests for record in model.files}.values()
+            ),
             has_token=self._settings.hub_token is not None,
         )
+
+    def _published(self, source: RemoteSource) -> tuple[str, Manifest]:
+        """The key and the manifest of a published source."""
+        manifest = self._store.manifest(source)
+        if manifest is None:
+            raise NotFound(
+                "not in the cache", source=source.shown, hint=f"craftcache warm {source.shown}"
+            )
+        return manifest_key(source), manifest
+
+    async def _state(self, key: str, manifest: Manifest) -> ModelState:
+        resident = await self._resident(manifest.files)
+        return ModelState(manifest, resident, self._pins.find(key))
+
+    async def _resident(self, records: Iterable[FileRecord]) -> int | None:
+        return await self._residency.resident(map(self._store.cache.path, records))
 
     def _parse(self, text: str, filenames: Sequence[str]) -> tuple[RemoteSource, tuple[str, ...]]:
         source = parse(text)
@@ -277,7 +340,7 @@ class Service:
         """Do what was promised; what only time can mend is tried until it is."""
         while True:
             try:
-                await self.warm(job.source, job.filenames, lambda _: None)
+                await self.warm(job.source, job.filenames, lambda _: None, resident=job.resident)
             except CraftcacheError as error:
                 log.warning("queued warm failed: %s", error)
                 if error.retryable:
@@ -285,14 +348,3 @@ class Service:
                     continue
             break
         await self._records.finish_warm_job(job)
-
-
-def _open(path: os.PathLike[str]) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _open_if_there(path: os.PathLike[str]) -> int | None:
-    try:
-        return _open(path)
-    except FileNotFoundError:
-        return None

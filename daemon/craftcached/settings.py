@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Settings", "LIVE"]
 
-LIVE = frozenset({"admin_group", "allow", "insecure_hosts"})
+LIVE = frozenset({"admin_group", "allow", "insecure_hosts", "max_bytes"})
 """Settings that a reload puts in force; all others take a restart."""
 
 
@@ -52,6 +52,10 @@ class Settings:
         max_connections: Of the fetch engine, to all origins.
         max_connections_per_host: Of the fetch engine.
         max_bytes_per_second: Of all downloads together; 0 is no limit.
+        max_bytes: Of all cached models together, each blob once; 0 is no limit. Beyond it, those go
+            that were not used for longest and are neither pinned nor in use.
+        serve_dir: A read-only mount of the cache directory (BindReadOnlyPaths=), below which files
+            are opened for workers, so that root in a container cannot write to them.
         max_clients_per_uid: Connections of one user to the worker socket.
         drain_seconds: How long running requests may take to finish when the daemon stops.
     """
@@ -71,6 +75,8 @@ class Settings:
     max_connections: int = 32
     max_connections_per_host: int = 16
     max_bytes_per_second: int = 0
+    max_bytes: int = 0
+    serve_dir: Path | None = None
     max_clients_per_uid: int = 256
     drain_seconds: float = 5.0
 
@@ -117,7 +123,11 @@ class Settings:
         return cls(**chosen)
 
 
-_KINDS = {item.name: str(item.type) for item in fields(Settings) if item.name != "hub_token"}
+_KINDS = {
+    item.name: str(item.type).removesuffix(" | None")
+    for item in fields(Settings)
+    if item.name != "hub_token"
+}
 
 
 def _from_file(config: dict[str, Any], path: Path | None) -> dict[str, Any]:

@@ -160,6 +160,10 @@ class Store:
         self.changed.set()
         return manifest
 
+    async def manifest_at(self, key: str) -> Manifest | None:
+        """The manifest with that key as it stands now."""
+        return await asyncio.to_thread(self.cache.manifest_at, key)
+
     async def published(self) -> list[tuple[str, Manifest]]:
         """All published manifests with their keys, by source."""
         found = await asyncio.to_thread(lambda: list(self.cache.published()))

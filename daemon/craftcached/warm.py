@@ -56,11 +56,14 @@ class Warmed:
         manifest: All that is published of the source now.
         bytes_fetched: That came over the network for this request and those it shared it with.
         bytes_reused: That were in the cache before, in whatever form.
+        resident_bytes: Of the files asked for, that are in memory; None where that was not asked
+            for, or is not known.
     """
 
     manifest: Manifest
     bytes_fetched: int
     bytes_reused: int
+    resident_bytes: int | None = None
 
 
 class Warmer:
@@ -135,14 +138,14 @@ class Warmer:
         except CraftcacheError as error:  # of work that others, too, may have waited for
             raise error.about(source.shown) from error
 
-    async def remove(self, key: str, manifest: Manifest) -> int:
+    async def remove(self, key: str, shown: str) -> int:
         """Remove a model; see Store.remove.
 
         Args:
             key: Of its manifest.
-            manifest: As it was last seen.
+            shown: Its source as the manifest has it.
         """
-        async with self._publication(parse(manifest.source), key):
+        async with self._publication(parse(shown), key):
             return await self._store.remove(key)
 
     def _check_allowed(self, source: RemoteSource) -> None:

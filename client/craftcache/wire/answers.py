@@ -41,7 +41,7 @@ MAX_MODELS = 4096
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 State: TypeAlias = Literal[
-    "queued", "fetching", "verifying", "inspecting", "publishing", "done", "failed"
+    "queued", "fetching", "verifying", "inspecting", "publishing", "reading", "done", "failed"
 ]
 
 _STATES: dict[str, State] = {
@@ -50,6 +50,7 @@ _STATES: dict[str, State] = {
     "verifying": "verifying",
     "inspecting": "inspecting",
     "publishing": "publishing",
+    "reading": "reading",
     "done": "done",
     "failed": "failed",
 }
@@ -226,12 +227,15 @@ class WarmResult:
         error: Why there is none.
         bytes_fetched: That came over the network for it.
         bytes_reused: That were in the cache before.
+        resident_bytes: Of its files, that are in memory; None where that was not asked for, or
+            is not known.
     """
 
     revision: str | None = None
     error: CraftcacheError | None = None
     bytes_fetched: int = 0
     bytes_reused: int = 0
+    resident_bytes: int | None = None
 
     @classmethod
     def parse(cls, fields: Fields) -> WarmResult:
@@ -241,6 +245,7 @@ class WarmResult:
                 revision=fields.text("revision", MAX_REVISION),
                 bytes_fetched=fields.integer("bytes_fetched"),
                 bytes_reused=fields.integer("bytes_reused"),
+                resident_bytes=fields.optional_integer("resident_bytes"),
             )
         return cls(error=fields.child("problem").error())
 
@@ -261,6 +266,7 @@ class Warmed:
                     "revision": result.revision,
                     "bytes_fetched": result.bytes_fetched,
                     "bytes_reused": result.bytes_reused,
+                    "resident_bytes": result.resident_bytes,
                 }
                 if result.error is None
                 else {"problem": _problem(result.error, text_limit)}
@@ -294,11 +300,23 @@ class StatusReport:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the cache: what a ``load`` of its source would serve now."""
+    """A model of the cache: what a ``load`` of its source would serve now.
+
+    Attributes:
+        source: As shown to people.
+        revision: That would be served.
+        files: All that are cached of it.
+        resident_bytes: Of its files, that are in memory; None where that is not known.
+        is_pinned: Whether it stays until it is unpinned.
+        is_locked: Whether its pages are to stay in memory too.
+    """
 
     source: str
     revision: str
     files: tuple[ServedFile, ...]
+    resident_bytes: int | None = None
+    is_pinned: bool = False
+    is_locked: bool = False
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The model as a JSON object, origins clipped to ``text_limit``."""
@@ -306,6 +324,9 @@ class Model:
             "source": self.source,
             "revision": self.revision,
             "files": [file.to_fields(text_limit) for file in self.files],
+            "resident_bytes": self.resident_bytes,
+            "is_pinned": self.is_pinned,
+            "is_locked": self.is_locked,
         }
 
     @classmethod
@@ -315,6 +336,9 @@ class Model:
             source=fields.text("source", MAX_SOURCE),
             revision=fields.text("revision", MAX_REVISION),
             files=_files(fields),
+            resident_bytes=fields.optional_integer("resident_bytes"),
+            is_pinned=fields.optional_flag("is_pinned"),
+            is_locked=fields.optional_flag("is_locked"),
         )
 
 

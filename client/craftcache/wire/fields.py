@@ -74,6 +74,10 @@ class Fields:
             raise WireError(f"{key!r} is no integer from 0 to 2**63 - 1")
         return value
 
+    def optional_integer(self, key: str) -> int | None:
+        """Likewise, or None where the key is absent or null."""
+        return None if self.is_null(key) else self.integer(key)
+
     def seconds(self, key: str) -> float:
         """A time or duration: a finite number that is not negative."""
         value = self.whole.get(key)
@@ -89,6 +93,10 @@ class Fields:
         if not isinstance(value, bool):
             raise WireError(f"{key!r} is neither true nor false")
         return value
+
+    def optional_flag(self, key: str) -> bool:
+        """Likewise; False where the key is absent or null."""
+        return not self.is_null(key) and self.flag(key)
 
     def items(self, key: str, limit: int) -> list[Any]:
         """A list of at most ``limit`` items, which are not checked yet."""

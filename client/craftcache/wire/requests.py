@@ -90,17 +90,23 @@ class Warm(Request[Warmed]):
     Attributes:
         sources: At most MAX_WARM_SOURCES of them.
         filenames: Of each source; none stands for the export's pair.
+        resident: Whether to bring the files into memory as well.
     """
 
     sources: tuple[str, ...]
     filenames: tuple[str, ...] = ()
+    resident: bool = False
 
     TYPE: ClassVar[str] = "warm"
     ANSWER: ClassVar[type[Any]] = Warmed
 
     def to_fields(self) -> dict[str, Any]:
         """See Request.to_fields."""
-        return {"sources": list(self.sources), "filenames": list(self.filenames)}
+        return {
+            "sources": list(self.sources),
+            "filenames": list(self.filenames),
+            "resident": self.resident,
+        }
 
     def is_answered_by(self, answer: object) -> bool:
         """See Request.is_answered_by; there is a result for each source."""
@@ -114,7 +120,7 @@ class Warm(Request[Warmed]):
         )
         if not sources:
             raise WireError("'sources' is empty")
-        return cls(sources, fields.filenames(sources[0]))
+        return cls(sources, fields.filenames(sources[0]), fields.optional_flag("resident"))
 
 
 @dataclass(frozen=True, slots=True)

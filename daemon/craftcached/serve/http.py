@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
     from craftcache.manifest import Manifest
     from craftcache.wire import Progress
-    from craftcached.service import Service
+    from craftcached.service import ModelState, Service
     from craftcached.warm import Warmed
+
+    _WarmOne = Callable[..., Awaitable[Warmed | CraftcacheError]]
 
 __all__ = ["AdminServer"]
 
@@ -42,6 +45,11 @@ FIRST_REQUEST_SECONDS = 0.05
 
 MAX_SOURCES = 256
 """Sources of one warm."""
+
+WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false}'
+PIN_EXAMPLE = '{"lock": true}'
+EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
+"""What bodies look like, for whoever sent another."""
 
 NDJSON = "application/x-ndjson"
 PROBLEM = "application/problem+json"
@@ -68,6 +76,9 @@ class AdminServer:
         app.router.add_get("/v1/models/{source:.+}", self._model)
         app.router.add_delete("/v1/models/{source:.+}", self._delete)
         app.router.add_post("/v1/warm", self._warm)
+        app.router.add_put("/v1/pins/{source:.+}", self._pin)
+        app.router.add_delete("/v1/pins/{source:.+}", self._unpin)
+        app.router.add_post("/v1/evict", self._evict)
         # aiohttp waits for so long twice: for the request, then for the connection.
         self._runner = web.AppRunner(
             app,
@@ -96,37 +107,67 @@ class AdminServer:
         return web.json_response(asdict(await self._service.status()))
 
     async def _models(self, _request: web.Request) -> web.Response:
-        manifests = await self._service.models()
-        return web.json_response({"models": [_model(manifest) for manifest in manifests]})
+        models = await self._service.models()
+        return web.json_response({"models": [_state(model) for model in models]})
 
     async def _model(self, request: web.Request) -> web.Response:
-        return web.json_response(_model(await self._service.model(_source(request))))
+        return web.json_response(_state(await self._service.model(_source(request))))
 
     async def _delete(self, request: web.Request) -> web.Response:
-        source = _source(request)
-        shown = parse(source).shown
-        peer = peer_of(request.transport)
-        self._administrators.check(peer, "removing it", source=shown)
+        source, shown = self._administered(request, "removing it")
         freed = await self._service.remove(source)
         return web.json_response({"source": shown, "freed_bytes": freed})
 
+    async def _pin(self, request: web.Request) -> web.Response:
+        source, shown = self._administered(request, "pinning it")
+        body = await _body(request, PIN_EXAMPLE) if request.can_read_body else {}
+        pin = await self._service.pin(source, lock=_flag(body, "lock", PIN_EXAMPLE))
+        return web.json_response({"source": shown, "pinned": True, "locked": pin.is_locked})
+
+    async def _unpin(self, request: web.Request) -> web.Response:
+        source, shown = self._administered(request, "unpinning it")
+        await self._service.unpin(source)
+        return web.json_response({"source": shown, "pinned": False, "locked": False})
+
+    async def _evict(self, request: web.Request) -> web.Response:
+        self._administrators.check(peer_of(request.transport), "evicting")
+        body = await _body(request, EVICT_EXAMPLE) if request.can_read_body else {}
+        wanted = body.get("bytes")
+        if wanted is not None and (type(wanted) is not int or wanted < 0):
+            raise InvalidSource("bytes must be a whole number", hint=f"Send {EVICT_EXAMPLE}")
+        dry_run = _flag(body, "dry_run", EVICT_EXAMPLE)
+        eviction = await self._service.evict(wanted, dry_run=dry_run)
+        return web.json_response(asdict(eviction) | {"dry_run": dry_run})
+
+    def _administered(self, request: web.Request, what: str) -> tuple[str, str]:
+        """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
+        source = _source(request)
+        shown = parse(source).shown
+        self._administrators.check(peer_of(request.transport), what, source=shown)
+        return source, shown
+
     async def _warm(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request)
+        body = await _body(request, WARM_EXAMPLE)
         sources = _strings(body, "sources", required=True)
         files = _strings(body, "files", required=False)
-        if not _is_waited_for(body):
+        resident = _flag(body, "resident", WARM_EXAMPLE)
+        if not _flag(body, "wait", WARM_EXAMPLE, default=True):
             for source in sources:
                 parse(source)
-            jobs = [await self._service.queue_warm(source, files) for source in sources]
+            jobs = [
+                await self._service.queue_warm(source, files, resident=resident)
+                for source in sources
+            ]
             shown = [{"id": job.id, "source": parse(job.source).shown} for job in jobs]
             return web.json_response({"jobs": shown}, status=202)
+        warm = partial(self._warm_one, files=files, resident=resident)
         if NDJSON in request.headers.get("Accept", ""):
-            return await self._stream_warm(request, sources, files)
-        outcomes = await asyncio.gather(*(self._warm_one(s, files, _ignore) for s in sources))
+            return await self._stream_warm(request, sources, warm)
+        outcomes = await asyncio.gather(*(warm(source, report=_ignore) for source in sources))
         return _warm_response(outcomes)
 
     async def _stream_warm(
-        self, request: web.Request, sources: list[str], files: list[str]
+        self, request: web.Request, sources: list[str], warm: _WarmOne
     ) -> web.StreamResponse:
         """One line for each step, as it happens; the last line of a source is its result."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
@@ -145,7 +186,7 @@ class AdminServer:
                 lines.put_nowait(None)
 
         async def warm_one(source: str) -> None:
-            outcome = await self._warm_one(source, files, report)
+            outcome = await warm(source, report=report)
             kind = "problem" if isinstance(outcome, CraftcacheError) else "result"
             lines.put_nowait({"event": kind} | _result(outcome))
 
@@ -160,10 +201,15 @@ class AdminServer:
         return response
 
     async def _warm_one(
-        self, source: str, files: list[str], report: Callable[[Progress], None]
+        self,
+        source: str,
+        *,
+        files: list[str],
+        resident: bool,
+        report: Callable[[Progress], None],
     ) -> Warmed | CraftcacheError:
         try:
-            return await self._service.warm(source, files, report)
+            return await self._service.warm(source, files, report, resident=resident)
         except CraftcacheError as error:
             return error
         except Exception:
@@ -212,25 +258,21 @@ def _source(request: web.Request) -> str:
     return text if "://" in text else unquote(text)
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
+async def _body(request: web.Request, example: str) -> dict[str, Any]:
     try:
         body = await request.json()
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        raise InvalidSource(
-            "the body is not a JSON object", hint='Send {"sources": ["org/name"], "wait": true}'
-        )
+        raise InvalidSource("the body is not a JSON object", hint=f"Send {example}")
     return body
 
 
-def _is_waited_for(body: dict[str, Any]) -> bool:
-    wait = body.get("wait", True)
-    if not isinstance(wait, bool):
-        raise InvalidSource(
-            "wait must be true or false", hint='Send {"sources": ["org/name"], "wait": true}'
-        )
-    return wait
+def _flag(body: dict[str, Any], name: str, example: str, *, default: bool = False) -> bool:
+    value = body.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidSource(f"{name} must be true or false", hint=f"Send {example}")
+    return value
 
 
 def _strings(body: dict[str, Any], name: str, *, required: bool) -> list[str]:
@@ -243,7 +285,7 @@ def _strings(body: dict[str, Any], name: str, *, required: bool) -> list[str]:
     ):
         raise InvalidSource(
             f"{name} must be a list of {1 if required else 0} to {MAX_SOURCES} strings",
-            hint='Send {"sources": ["org/name"], "wait": true}',
+            hint=f"Send {WARM_EXAMPLE}",
         )
     return items
 
@@ -252,12 +294,21 @@ def _model(manifest: Manifest) -> dict[str, Any]:
     return manifest.to_fields() | {"size": manifest.size}
 
 
+def _state(state: ModelState) -> dict[str, Any]:
+    return _model(state.manifest) | {
+        "resident_bytes": state.resident_bytes,
+        "pinned": state.pin is not None,
+        "locked": state.pin is not None and state.pin.is_locked,
+    }
+
+
 def _result(outcome: Warmed | CraftcacheError) -> dict[str, Any]:
     if isinstance(outcome, CraftcacheError):
         return outcome.to_problem()
     return _model(outcome.manifest) | {
         "bytes_fetched": outcome.bytes_fetched,
         "bytes_reused": outcome.bytes_reused,
+        "resident_bytes": outcome.resident_bytes,
     }
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from craftcache.manifest import FileRecord
     from craftcache.wire import Load, Models, Progress, Resolve, Warm
-    from craftcached.service import OpenedModel, Service
+    from craftcached.handout import OpenedModel
+    from craftcached.service import ModelState, Service
 
     from .peers import Peer
 
@@ -76,13 +77,16 @@ class ServiceBackend:
 
         async def one(source: str) -> WarmResult:
             try:
-                warmed = await self._service.warm(source, request.filenames, report)
+                warmed = await self._service.warm(
+                    source, request.filenames, report, resident=request.resident
+                )
             except CraftcacheError as error:
                 return WarmResult(error=error)
             return WarmResult(
                 revision=warmed.manifest.revision,
                 bytes_fetched=warmed.bytes_fetched,
                 bytes_reused=warmed.bytes_reused,
+                resident_bytes=warmed.resident_bytes,
             )
 
         return Warmed(tuple(await asyncio.gather(*map(one, request.sources))))
@@ -93,15 +97,20 @@ class ServiceBackend:
 
     async def models(self, request: Models, caller: Peer) -> Iterable[Model]:  # noqa: ARG002
         """See WorkerBackend.models."""
-        return [
-            Model(
-                manifest.source,
-                manifest.revision,
-                tuple(_served(record, has_index=False) for record in manifest.files),
-            )
-            for manifest in await self._service.models()
-            if manifest.source > request.after
-        ]
+        models = await self._service.models()
+        return [_model(state) for state in models if state.manifest.source > request.after]
+
+
+def _model(state: ModelState) -> Model:
+    manifest = state.manifest
+    return Model(
+        manifest.source,
+        manifest.revision,
+        tuple(_served(record, has_index=False) for record in manifest.files),
+        resident_bytes=state.resident_bytes,
+        is_pinned=state.pin is not None,
+        is_locked=state.pin is not None and state.pin.is_locked,
+    )
 
 
 def _opened(model: OpenedModel, source: str) -> Opened:

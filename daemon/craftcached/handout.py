@@ -1,0 +1,159 @@
+"""Handing out published files: opened for reading, and through a mount that nobody can write to.
+
+Whoever is sent a descriptor can open ``/proc/self/fd/N`` anew, and root in a container may then
+write to the file. What was opened through a read-only mount of the cache stays read-only for it
+as well, so workers are served below ``serve_dir`` where that is set.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from craftcache.cache import CacheDir
+from craftcache.config import ConfigError
+from craftcache.durable import staging_name
+from craftcache.errors import CraftcacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from craftcache.manifest import FileRecord, Manifest
+
+__all__ = ["Handout", "OpenedModel"]
+
+
+@dataclass(slots=True)
+class OpenedModel:
+    """Verified files of a model, open for reading; close it when they have been handed over.
+
+    Attributes:
+        manifest: What they are part of.
+        records: In the order of the request.
+        blobs: Descriptors, one a record.
+        indexes: Descriptors, one a record; None where a checkpoint has no index.
+    """
+
+    manifest: Manifest
+    records: tuple[FileRecord, ...]
+    blobs: list[int] = field(default_factory=list)
+    indexes: list[int | None] = field(default_factory=list)
+
+    def is_intact(self) -> bool:
+        """Whether what was opened is what was verified."""
+        return all(
+            record.describes(os.fstat(blob))
+            for record, blob in zip(self.records, self.blobs, strict=True)
+        )
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """All that are open."""
+        indexes = (descriptor for descriptor in self.indexes if descriptor is not None)
+        return (*self.blobs, *indexes)
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.blobs, self.indexes = [], []
+
+
+class Handout:
+    """Opens published files for workers.
+
+    Args:
+        cache: What is published.
+        serve_dir: A read-only mount of the same directory; None trusts root in containers.
+    """
+
+    def __init__(self, cache: CacheDir, serve_dir: Path | None) -> None:
+        self._cache = cache
+        self._serve_dir = serve_dir
+        self._served = cache if serve_dir is None else CacheDir(serve_dir, cache.trusted_uids)
+
+    def check(self) -> None:
+        """See that ``serve_dir`` shows the cache, and only shows it.
+
+        Raises:
+            ConfigError: It does not.
+        """
+        if self._serve_dir is None:
+            return
+        name = staging_name()
+        probe = self._cache.staging / name
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            # Nothing is written: that it could be is enough.
+            os.close(os.open(self._served.staging / name, os.O_WRONLY | os.O_CLOEXEC))
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"serve_dir {self._serve_dir} does not show the files of {self._cache.root}",
+                hint=self._hint,
+            ) from error
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+        else:
+            raise ConfigError(
+                f"serve_dir {self._serve_dir} is mounted so that it can be written to",
+                hint=self._hint,
+            )
+        finally:
+            probe.unlink()
+
+    def open(self, manifest: Manifest, records: Sequence[FileRecord]) -> OpenedModel | None:
+        """Open published files; None if one of them is not there any more as it was verified.
+
+        Raises:
+            CraftcacheError: ``serve_dir`` does not show what the cache holds, read-only.
+            OSError: There are no descriptors left.
+        """
+        opened = OpenedModel(manifest, tuple(records))
+        try:
+            for record in records:
+                opened.blobs.append(_open(self._served.path(record)))
+                opened.indexes.append(_open_if_there(self._served.index_path(record.sha256)))
+            if self._serve_dir is not None:
+                self._check_read_only(opened)
+            if opened.is_intact():
+                return opened
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            opened.close()
+            raise
+        opened.close()
+        if self._serve_dir is not None and all(map(self._cache.is_intact, records)):
+            raise self._broken("lacks published files")
+        return None
+
+    def _check_read_only(self, opened: OpenedModel) -> None:
+        """A link, or a mount inside the cache, may have led out of ``serve_dir``."""
+        for descriptor in opened.descriptors:
+            if not os.fstatvfs(descriptor).f_flag & os.ST_RDONLY:
+                raise self._broken("leads to files that can be written to")
+
+    def _broken(self, how: str) -> CraftcacheError:
+        return CraftcacheError(f"serve_dir {self._serve_dir} {how}", hint=self._hint)
+
+    @property
+    def _hint(self) -> str:
+        return (
+            f"Mount it by BindReadOnlyPaths={self._cache.root}:{self._serve_dir} in "
+            "craftcached.service, or leave serve_dir out"
+        )
+
+
+def _open(path: os.PathLike[str]) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _open_if_there(path: os.PathLike[str]) -> int | None:
+    try:
+        return _open(path)
+    except FileNotFoundError:
+        return None
