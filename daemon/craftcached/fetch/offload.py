@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -32,16 +33,14 @@ class Threads:
         """
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
-        cancelled: asyncio.CancelledError | None = None
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            while not work.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
             work.exception()  # retrieved, so that asyncio does not report it as forgotten
-            raise cancelled
-        return work.result()
+            raise
 
     def close(self) -> None:
         """End the threads; nothing may be running."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["host_of", "Reply", "Transfer"]
 
-BLOCK_BYTES = 512 * 1024
+BLOCK_BYTES = 1024 * 1024
 """Bytes gathered before they are written in one step; a killed process loses less than that."""
 
 BLOCK_SECONDS = 1.0
@@ -69,7 +69,7 @@ class Reply:
         response: aiohttp.ClientResponse,
         span: Span | None,
         total: int | None,
-        watchdog: Watchdog,
+        patience: Patience,
         claimant: Claimant,
         *,
         is_xet: bool,
@@ -82,7 +82,7 @@ class Reply:
         self.is_xet = is_xet
         self._content = response.content
         self._left = None if span is None else span.size
-        self._watchdog = watchdog
+        self._patience = patience
         self._claimant = claimant
         self._fault: Fault | None = None
 
@@ -99,35 +99,34 @@ class Reply:
         Raises:
             Fault: The connection broke, the body ended early, or too little came for too long.
         """
-        if self._fault is not None:
-            raise self._fault
         chunks: list[bytes] = []
         size = 0
         loop = asyncio.get_running_loop()
-        due = loop.time() + BLOCK_SECONDS
-        while size < BLOCK_BYTES and loop.time() < due:
-            try:
-                chunk = await self._read()
-            except Fault as fault:
-                if not chunks:
-                    raise
-                self._fault = fault
-                break
-            if not chunk:
-                break
-            chunks.append(chunk)
-            size += len(chunk)
+        began = loop.time()
+        try:
+            async with asyncio.timeout(self._patience.left):
+                while size < BLOCK_BYTES and loop.time() < began + BLOCK_SECONDS:
+                    chunk = await self._read()
+                    if not chunk:
+                        break
+                    chunks.append(chunk)
+                    size += len(chunk)
+        except TimeoutError:
+            self._fault = Fault(Trouble.STALLED, f"{shown_url(self.url)} stalled")
+        except Fault as fault:
+            self._fault = fault
+        self._patience.spend(loop.time() - began, size)
+        if self._fault is not None and not chunks:
+            raise self._fault
         return chunks
 
     async def _read(self) -> bytes:
+        if self._fault is not None:
+            raise self._fault
         try:
-            async with self._watchdog.watching():
-                chunk, _ = await self._content.readchunk()
-        except TimeoutError:
-            raise Fault(Trouble.STALLED, f"{shown_url(self.url)} stalled") from None
+            chunk, _ = await self._content.readchunk()
         except (aiohttp.ClientError, OSError) as error:
             raise _lost(self.url, error) from None
-        self._watchdog.feed(len(chunk))
         self._claimant.received += len(chunk)
         if self._left is not None:
             self._left -= len(chunk)
@@ -138,35 +137,27 @@ class Reply:
         return chunk
 
 
-class Watchdog:
-    """Ends a read when too little came for too long; time spent elsewhere does not count.
+class Patience:
+    """How much longer an answer may bring next to nothing; only time spent reading it counts.
 
     Args:
         seconds: How long.
-        minimum_rate: How little, in bytes a second.
+        minimum_rate: How many bytes a second restore it.
     """
 
     def __init__(self, seconds: float, minimum_rate: int) -> None:
         self._seconds = seconds
         self._enough = seconds * minimum_rate
-        self._left = seconds
-        self._fed = 0
+        self._brought = 0
+        self.left = seconds
 
-    @asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
-        """Raise TimeoutError from within when patience ends."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        async with asyncio.timeout(self._left):
-            yield
-        self._left -= loop.time() - began
-
-    def feed(self, size: int) -> None:
-        """Bytes came; enough of them restore all patience."""
-        self._fed += size
-        if self._fed >= self._enough:
-            self._fed = 0
-            self._left = self._seconds
+    def spend(self, seconds: float, brought: int) -> None:
+        """Reading took ``seconds`` and brought so many bytes."""
+        self.left -= seconds
+        self._brought += brought
+        if self._brought >= self._enough:
+            self._brought = 0
+            self.left = self._seconds
 
 
 class Transfer:
@@ -213,8 +204,8 @@ class Transfer:
         response, is_xet = await self._follow(file, url, headers)
         try:
             covered, total = self._judge(file, response, span)
-            watchdog = Watchdog(self._settings.stall_seconds, self._settings.minimum_rate)
-            yield Reply(response, covered, total, watchdog, claimant, is_xet=is_xet)
+            patience = Patience(self._settings.stall_seconds, self._settings.minimum_rate)
+            yield Reply(response, covered, total, patience, claimant, is_xet=is_xet)
         finally:
             response.close()  # keeps the connection where the body was read to its end
 
