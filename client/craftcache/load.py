@@ -155,13 +155,14 @@ class Loader:
         source: RemoteSource,
         filenames: Sequence[str],
         *,
+        resident: bool = False,
         withdrawal: Withdrawal,
         report: Callable[[Progress], None],
     ) -> WarmedModel:
-        """Bring one source to its newest revision."""
+        """Bring one source to its newest revision; into memory too, where the daemon does it."""
         names = wanted_files(source, filenames)
         try:
-            return self._node.warm(source, filenames, withdrawal, report)
+            return self._node.warm(source, filenames, withdrawal, report, resident=resident)
         except DaemonAway as away:
             self._permit_origin(source, away)
             self._warn(away)
@@ -261,8 +262,9 @@ class Loader:
         )
 
     def _patience(self, source: RemoteSource | None, names: Sequence[str]) -> float:
-        is_cached = source is not None and self._resolver.has_cached(source, names)
-        return WARM_SECONDS if is_cached else self._cold_seconds
+        if self.fallback == "none" or source is None:
+            return self._cold_seconds
+        return WARM_SECONDS if self._resolver.has_cached(source, names) else self._cold_seconds
 
     def _warn(self, away: DaemonAway) -> None:
         """Say once why the daemon is not used; say nothing where there never was one."""
