@@ -115,4 +115,4 @@ class Assembly:
     async def _sync(self) -> None:
         spans, self._unsynced = self._unsynced, SpanSet()
         self._unsynced_bytes = 0
-        await self._bench.threads.run(self._part.sync, tuple(spans))
+        await self._bench.syncing.run(self._part.sync, tuple(spans))

@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 THREADS = 8
-"""For writes, hashing and fsync of all downloads; an fsync may hold one for seconds."""
+"""For the writes and the hashing of all downloads."""
+
+SYNC_THREADS = 2
+"""For fsync, which may take seconds: it must not hold up the writes of other downloads."""
 
 SWEEP_SECONDS = 3600.0
 
@@ -127,8 +130,9 @@ class Engine:
 
     async def _workbench(self, stack: AsyncExitStack) -> Workbench:
         settings = self._settings
-        threads = Threads(THREADS)
+        threads, syncing = Threads(THREADS), Threads(SYNC_THREADS)
         stack.callback(threads.close)
+        stack.callback(syncing.close)
         await threads.run(self._staging.mkdir, mode=0o700, parents=True, exist_ok=True)
         boot_id = await threads.run(current_boot_id) if self._boot_id is None else self._boot_id
         session = aiohttp.ClientSession(
@@ -150,6 +154,7 @@ class Engine:
             policy=RetryPolicy.from_settings(settings),
             transfer=Transfer(session, settings, self._check_url),
             threads=threads,
+            syncing=syncing,
             connections=Connections(settings.max_connections, settings.max_connections_per_host),
             bandwidth=Bandwidth(settings.bandwidth),
             memory=Memory(settings.memory_bytes),

@@ -8,6 +8,7 @@ all of it is thrown away before the next begins: bytes of two versions never mee
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from .xet import Xet
 
 __all__ = ["Job"]
+
+log = logging.getLogger("craftcached")
 
 PROBE_BYTES = 1024 * 1024
 """Bytes asked for in the first request, which shows whether the server speaks ranges."""
@@ -202,7 +205,7 @@ class Job:
             if reused:  # what an earlier run left may be at fault
                 raise Fault(Trouble.CHANGED, error.message) from None
             raise
-        await self._bench.threads.run(part.seal)
+        await self._bench.syncing.run(part.seal)
         return Fetched(part.path, digests, etag, self._order.claimant.received, reused)
 
     async def _prepare_another(self, fault: Fault) -> None:
@@ -220,6 +223,7 @@ class Job:
         wait = self._bench.policy.wait(fault, failures, jitter)
         if wait is None or self._changes > MAX_CHANGES:
             raise fault.to_error(self._file.source)
+        log.info("%s: %s; next try in %.1f s", self._file.source, fault.message, wait)
         await asyncio.sleep(wait)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from .workbench import Order, Workbench
 
 __all__ = ["RangedDownload"]
+
+log = logging.getLogger("craftcached")
 
 PROGRESS_BYTES = 64 * 1024
 """Bytes that a broken request must have brought to count as progress rather than as a failure."""
@@ -160,6 +163,7 @@ class RangedDownload:
         wait = self._bench.policy.wait(fault, failures, jitter)
         if wait is None:
             raise fault.to_error(self._order.file.source)
+        log.info("%s: %s; next try in %.1f s", self._order.file.source, fault.message, wait)
         if fault.trouble is Trouble.BUSY:
             self._ramp.back_off()
             self._quiet_until = asyncio.get_running_loop().time() + wait

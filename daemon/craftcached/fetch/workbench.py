@@ -31,7 +31,8 @@ class Workbench:
         settings: Limits and patience.
         policy: When to try again.
         transfer: Makes requests.
-        threads: Where everything that blocks is done.
+        threads: Where everything that blocks is done,
+        syncing: but for fsync, which is done here.
         connections: The limit on requests in flight.
         bandwidth: The cap on bytes a second.
         memory: The budget for bytes that wait for their turn to be hashed.
@@ -45,6 +46,7 @@ class Workbench:
     policy: RetryPolicy
     transfer: Transfer
     threads: Threads
+    syncing: Threads
     connections: Connections
     bandwidth: Bandwidth
     memory: Memory
