@@ -149,20 +149,26 @@ class Job:
 
     async def _by_xet(self, xet: Xet, record: Record) -> Fetched:
         """Let huggingface_hub's own client bring the file, once; its failures do not matter."""
-        size, report = record.identity.size, self._order.report
-        bench, source = self._bench, self._file.source
+        order, bench, size = self._order, self._bench, record.identity.size
         self._xet = None
-        await bench.space.reserve(self._order, size, source=source)
+        await bench.space.reserve(order, size, source=self._file.source)
+        present = 0
+
+        def tell(done: int) -> None:
+            nonlocal present
+            done = min(done, size)
+            bench.space.written(order, done - present)
+            present = done
+            order.report(done, size)
+
         try:
-            await xet.fetch(
-                self._file, self._names.xet, size, lambda done: report(min(done, size), size)
-            )
+            await xet.fetch(self._file, self._names.xet, size, tell)
             if not await bench.threads.run(take_over_xet, self._names, size):
                 raise Fault(Trouble.LOST, "the Xet client brought too little")
         finally:
             await bench.threads.run(self._names.xet.unlink, missing_ok=True)
         whole = Record(record.identity, (), (Span(0, size),))
-        self._order.claimant.received += size
+        order.claimant.received += size
         fetched = await self._by_ranges(whole, self._file.url)
         return replace(fetched, bytes_reused=0)
 

@@ -44,7 +44,6 @@ _BUSY = frozenset({408, 425, 429})
 _ABSENT_CODES = frozenset({"RepoNotFound", "RevisionNotFound", "EntryNotFound"})
 """The Hub's X-Error-Code for what does not exist; it says so with status 401 as well."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 
 
 def host_of(url: str) -> str:
