@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
     import httpx
 
-__all__ = ["AdminClient", "QueuedWarm"]
+__all__ = ["AdminClient", "Eviction", "KeptModel", "QueuedWarm"]
 
 SOCKET_NAME = "craftcache.sock"
 
 CONNECT_SECONDS = 5.0
 
 ANSWER_SECONDS = 60.0
-"""For the slowest of these requests: removing a model unlinks files of many gigabytes."""
+"""For what at most unlinks files of many gigabytes."""
+
+LOCK_SECONDS = 1800.0
+"""For locking a model in memory, all of which is read from the disk for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,31 @@ class QueuedWarm:
 
     id: int
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptModel:
+    """A model that was not evicted though room is missing, and why."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """What an eviction did, or, of a dry run, would do.
+
+    Attributes:
+        removed: Sources of the models, as shown to people.
+        freed_bytes: On the disk.
+        missing_bytes: That were wanted and could not be freed.
+        kept: Why not, where any are missing.
+    """
+
+    removed: tuple[str, ...]
+    freed_bytes: int
+    missing_bytes: int
+    kept: tuple[KeptModel, ...]
 
 
 class AdminClient:
@@ -55,32 +83,86 @@ class AdminClient:
 
         Raises:
             NotFound: It is not in the cache.
-            PolicyDenied: This user is no administrator.
+            PolicyDenied: It is pinned, or this user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
         answer = self._request("DELETE", f"/v1/models/{quote(source, safe='')}")
         return int(answer["freed_bytes"])
 
-    def queue_warm(self, sources: Sequence[str], filenames: Sequence[str]) -> list[QueuedWarm]:
+    def pin(self, source: str, *, lock: bool = False) -> None:
+        """Keep a model of the cache from being evicted and removed.
+
+        Args:
+            source: What to keep, at whatever revision.
+            lock: Whether to keep it in memory too; returns when all of it is there.
+
+        Raises:
+            NotFound: It is not in the cache.
+            PolicyDenied: It is more than the daemon may lock, or this user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        path = f"/v1/pins/{quote(source, safe='')}"
+        self._request("PUT", path, {"lock": lock}, seconds=LOCK_SECONDS)
+
+    def unpin(self, source: str) -> None:
+        """Let a model be evicted and removed again.
+
+        Raises:
+            NotFound: It is not pinned.
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        self._request("DELETE", f"/v1/pins/{quote(source, safe='')}")
+
+    def evict(self, wanted: int | None = None, *, dry_run: bool = False) -> Eviction:
+        """Remove the models that were not used for longest, and are neither pinned nor in use.
+
+        Args:
+            wanted: Bytes to free; None stands for what is beyond the daemon's limit.
+            dry_run: Only say what would be removed.
+
+        Raises:
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("POST", "/v1/evict", {"bytes": wanted, "dry_run": dry_run})
+        return Eviction(
+            tuple(answer["removed"]),
+            answer["freed_bytes"],
+            answer["missing_bytes"],
+            tuple(KeptModel(kept["source"], kept["reason"]) for kept in answer["kept"]),
+        )
+
+    def queue_warm(
+        self, sources: Sequence[str], filenames: Sequence[str], *, resident: bool = False
+    ) -> list[QueuedWarm]:
         """Have the daemon warm ``sources`` by itself, without waiting for it.
 
         Args:
             sources: What to warm.
             filenames: Files of each; none stands for the export's pair.
+            resident: Whether to bring them into memory too.
 
         Raises:
             InvalidSource: A source or filename is malformed; nothing was queued.
             Unavailable: The daemon cannot be reached.
         """
-        body = {"sources": list(sources), "files": list(filenames), "wait": False}
+        body = {
+            "sources": list(sources),
+            "files": list(filenames),
+            "resident": resident,
+            "wait": False,
+        }
         answer = self._request("POST", "/v1/warm", body)
         return [QueuedWarm(job["id"], job["source"]) for job in answer["jobs"]]
 
-    def _request(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+    def _request(
+        self, method: str, path: str, body: object = None, *, seconds: float = ANSWER_SECONDS
+    ) -> dict[str, Any]:
         import httpx
 
         socket = self._socket()
-        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
         transport = httpx.HTTPTransport(uds=str(socket))
         try:
             with httpx.Client(transport=transport, timeout=timeout) as client:

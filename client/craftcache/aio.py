@@ -111,6 +111,7 @@ class AsyncClient:
         sources: str | Iterable[str],
         *,
         filenames: Sequence[str] = (),
+        resident: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> list[WarmedModel]:
         """See Client.warm; ``on_progress`` is called on the event loop."""
@@ -121,7 +122,13 @@ class AsyncClient:
                 loop.call_soon_threadsafe(on_progress, progress)
 
         return await self._run(
-            partial(self._do.warm, sources, filenames=filenames, on_progress=report)
+            partial(
+                self._do.warm,
+                sources,
+                filenames=filenames,
+                resident=resident,
+                on_progress=report,
+            )
         )
 
     async def status(self) -> dict[str, Any]:

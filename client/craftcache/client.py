@@ -138,6 +138,7 @@ class Client:
         sources: str | Iterable[str],
         *,
         filenames: Sequence[str] = (),
+        resident: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> list[WarmedModel]:
         """Bring sources to their newest revision; every one is tried.
@@ -145,13 +146,18 @@ class Client:
         Args:
             sources: URLs and Hub ids.
             filenames: Of each; none means an export's pair.
+            resident: Whether the daemon brings them into memory too, as far as there is room.
             on_progress: Called with each step, in this thread.
 
         Raises:
             CraftcacheError: The first failure, with the others as its notes.
         """
         return self._do.warm(
-            sources, filenames=filenames, on_progress=on_progress, withdrawal=Withdrawal()
+            sources,
+            filenames=filenames,
+            resident=resident,
+            on_progress=on_progress,
+            withdrawal=Withdrawal(),
         )
 
     def status(self) -> dict[str, Any]:

@@ -66,10 +66,11 @@ def warm(
     sources: str | Iterable[str],
     *,
     filenames: Sequence[str] = (),
+    resident: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[WarmedModel]:
     """See Client.warm."""
-    return _client().warm(sources, filenames=filenames, on_progress=on_progress)
+    return _client().warm(sources, filenames=filenames, resident=resident, on_progress=on_progress)
 
 
 def status() -> dict[str, Any]:

@@ -49,6 +49,8 @@ class WarmedModel:
         bytes_fetched: That came over the network.
         bytes_reused: That were in the cache before.
         served_by: ``daemon``, or ``origin`` where this process did it by itself.
+        resident_bytes: Of its files, that are in memory; None where that was not asked for, or
+            is not known.
     """
 
     source: str
@@ -56,6 +58,7 @@ class WarmedModel:
     bytes_fetched: int
     bytes_reused: int
     served_by: Literal["daemon", "origin"]
+    resident_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,17 @@ class CachedModel:
         source: As shown.
         revision: That would be served.
         files: Its files, by name.
+        resident_bytes: That are in memory; None where that is not known.
+        is_pinned: Whether it stays until it is unpinned.
+        is_locked: Whether its pages are to stay in memory too.
     """
 
     source: str
     revision: str
     files: tuple[FileInfo, ...]
+    resident_bytes: int | None = None
+    is_pinned: bool = False
+    is_locked: bool = False
 
     @property
     def size(self) -> int:
@@ -137,9 +146,11 @@ class Node:
         filenames: Sequence[str],
         withdrawal: Withdrawal,
         report: Callable[[Progress], None],
+        *,
+        resident: bool = False,
     ) -> WarmedModel:
-        """Bring a source to its newest revision."""
-        request = Warm((source.spelled,), tuple(filenames))
+        """Bring a source to its newest revision, and into memory as well if ``resident``."""
+        request = Warm((source.spelled,), tuple(filenames), resident)
         with self._ask(request, source, (), withdrawal, report) as reply:
             (result,) = reply.answer.results
         if result.error is not None:
@@ -150,6 +161,7 @@ class Node:
             result.bytes_fetched,
             result.bytes_reused,
             "daemon",
+            result.resident_bytes,
         )
 
     def status(self, withdrawal: Withdrawal) -> dict[str, Any]:
@@ -237,7 +249,14 @@ def _file_info(served: ServedFile) -> FileInfo:
 
 
 def _cached_model(model: Model) -> CachedModel:
-    return CachedModel(model.source, model.revision, tuple(map(_file_info, model.files)))
+    return CachedModel(
+        model.source,
+        model.revision,
+        tuple(map(_file_info, model.files)),
+        model.resident_bytes,
+        model.is_pinned,
+        model.is_locked,
+    )
 
 
 def _ignore(_progress: Progress) -> None:

@@ -142,6 +142,7 @@ class Operations:
         sources: str | Iterable[str],
         *,
         filenames: Sequence[str],
+        resident: bool,
         on_progress: Callable[[Progress], None] | None,
         withdrawal: Withdrawal,
     ) -> list[WarmedModel]:
@@ -155,7 +156,11 @@ class Operations:
                     check_filename(filename, source=source.shown)
                 warmed.append(
                     self.loader.warm(
-                        source, filenames, withdrawal=withdrawal, report=on_progress or _ignore
+                        source,
+                        filenames,
+                        resident=resident,
+                        withdrawal=withdrawal,
+                        report=on_progress or _ignore,
                     )
                 )
             except CraftcacheError as error:

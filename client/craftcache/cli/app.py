@@ -13,6 +13,7 @@ from .context import Commands, Place
 from .demo import demo
 from .doctor import doctor
 from .environment import env, run
+from .keep import evict, pin, unpin
 from .load import load
 from .warm import warm
 
@@ -45,5 +46,20 @@ def main(context: click.Context, socket_dir: Path | None, cache_dir: Path | None
     context.obj = Place(socket_dir, cache_dir)
 
 
-for command in (warm, load, ls, show, explain, status, rm, env, run, doctor, demo):
+for command in (
+    warm,
+    load,
+    ls,
+    show,
+    explain,
+    status,
+    pin,
+    unpin,
+    rm,
+    evict,
+    env,
+    run,
+    doctor,
+    demo,
+):
     main.add_command(command)

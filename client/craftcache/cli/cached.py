@@ -31,10 +31,17 @@ def ls(place: Place, *, as_json: bool) -> None:
         print_json({"models": [_document(model) for model in models]})
         return
     rows = [
-        (model.source, short_revision(model.revision), str(len(model.files)), size_text(model.size))
+        (
+            model.source,
+            short_revision(model.revision),
+            str(len(model.files)),
+            size_text(model.size),
+            _resident(model),
+            _pinned(model),
+        )
         for model in models
     ]
-    print_columns(("SOURCE", "REVISION", "FILES", "SIZE"), rows)
+    print_columns(("SOURCE", "REVISION", "FILES", "SIZE", "RESIDENT", "PINNED"), rows)
 
 
 @click.command()
@@ -47,7 +54,15 @@ def show(place: Place, source: str, *, as_json: bool) -> None:
     if as_json:
         print_json(_document(model))
         return
-    print_pairs({"source": model.source, "revision": model.revision, "size": size_text(model.size)})
+    print_pairs(
+        {
+            "source": model.source,
+            "revision": model.revision,
+            "size": size_text(model.size),
+            "resident": _resident(model),
+            "pinned": _pinned(model),
+        }
+    )
     click.echo()
     _print_files(model.files)
 
@@ -82,12 +97,17 @@ def explain(place: Place, source: str, *, as_json: bool) -> None:
 @json_option
 @pass_place
 def status(place: Place, *, as_json: bool) -> None:
-    """Say how the daemon is."""
-    report = place.client().status()
+    """Say how the daemon is, and how much of each model is in memory."""
+    client = place.client()
+    report = client.status()
+    models = client.models()
     if as_json:
-        print_json(report)
-    else:
-        print_pairs(report)
+        print_json(report | {"resident": {model.source: model.resident_bytes for model in models}})
+        return
+    print_pairs(report)
+    click.echo()
+    rows = [(model.source, _resident(model), size_text(model.size)) for model in models]
+    print_columns(("SOURCE", "RESIDENT", "SIZE"), rows)
 
 
 @click.command()
@@ -117,8 +137,21 @@ def _document(model: CachedModel) -> dict[str, object]:
         "source": model.source,
         "revision": model.revision,
         "size": model.size,
+        "resident_bytes": model.resident_bytes,
+        "pinned": model.is_pinned,
+        "locked": model.is_locked,
         "files": model.files,
     }
+
+
+def _resident(model: CachedModel) -> str:
+    return "unknown" if model.resident_bytes is None else size_text(model.resident_bytes)
+
+
+def _pinned(model: CachedModel) -> str:
+    if model.is_locked:
+        return "locked"
+    return "yes" if model.is_pinned else "no"
 
 
 def _print_files(files: Iterable[FileInfo]) -> None:

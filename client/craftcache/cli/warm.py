@@ -38,6 +38,7 @@ AT_ONCE = 8
     metavar="NAME",
     help="This file of each source instead of the export's pair; may be given again.",
 )
+@click.option("--resident", is_flag=True, help="Bring it into memory too, as far as there is room.")
 @click.option("--detach", is_flag=True, help="Leave it to the daemon and do not wait.")
 @click.option("--check", is_flag=True, help="Only answer, by the exit code, whether all is warm.")
 @click.option(
@@ -54,6 +55,7 @@ def warm(
     filenames: tuple[str, ...],
     timeout: float | None,
     *,
+    resident: bool,
     detach: bool,
     check: bool,
     as_json: bool,
@@ -66,12 +68,14 @@ def warm(
         raise click.UsageError("--detach and --check exclude each other")
     if timeout is not None and (detach or check):
         raise click.UsageError("--timeout is for a warm that is waited for")
+    if check and resident:
+        raise click.UsageError("--check and --resident exclude each other")
     if check:
         _check(place, sources, filenames, as_json=as_json)
     elif detach:
-        _detach(place, sources, filenames, as_json=as_json)
+        _detach(place, sources, filenames, resident=resident, as_json=as_json)
     else:
-        _warm(place, sources, filenames, timeout, as_json=as_json)
+        _warm(place, sources, filenames, timeout, resident=resident, as_json=as_json)
 
 
 def _warm(
@@ -80,10 +84,13 @@ def _warm(
     filenames: Sequence[str],
     timeout: float | None,
     *,
+    resident: bool,
     as_json: bool,
 ) -> None:
     with make_display(quiet=as_json) as display:
-        outcomes = asyncio.run(_warm_all(place, sources, filenames, timeout, display))
+        outcomes = asyncio.run(
+            _warm_all(place, sources, filenames, timeout, display, resident=resident)
+        )
     errors = [outcome for outcome in outcomes if isinstance(outcome, CraftcacheError)]
     warmed = [outcome for outcome in outcomes if not isinstance(outcome, CraftcacheError)]
     if as_json:
@@ -94,6 +101,8 @@ def _warm(
             f"{size_text(model.bytes_fetched)} fetched, {size_text(model.bytes_reused)} reused, "
             f"by {model.served_by}"
         )
+        if resident:
+            click.echo(f"{model.source}: {_resident_text(model)}")
     for error in errors:
         show_error(error, as_json=as_json)
     if errors:
@@ -106,6 +115,8 @@ async def _warm_all(
     filenames: Sequence[str],
     timeout: float | None,
     display: Display,
+    *,
+    resident: bool,
 ) -> list[WarmedModel | CraftcacheError]:
     """What became of each source, in order; what is cut off by ``timeout`` is a failure."""
     turns = asyncio.Semaphore(AT_ONCE)
@@ -114,7 +125,7 @@ async def _warm_all(
         try:
             async with turns:
                 [model] = await client.warm(
-                    [source], filenames=filenames, on_progress=display.report
+                    [source], filenames=filenames, resident=resident, on_progress=display.report
                 )
         except CraftcacheError as error:
             return error
@@ -132,6 +143,14 @@ async def _warm_all(
     ]
 
 
+def _resident_text(model: WarmedModel) -> str:
+    if model.resident_bytes is None:
+        return "how much of it is in memory is not known"
+    size = model.bytes_fetched + model.bytes_reused
+    found = f"{size_text(model.resident_bytes)} of {size_text(size)} in memory"
+    return found if model.resident_bytes >= size else f"{found}; there is no room for more"
+
+
 def _too_late(source: str, timeout: float | None) -> Unavailable:
     return Unavailable(
         f"not warm after {timeout:g} s",
@@ -141,9 +160,14 @@ def _too_late(source: str, timeout: float | None) -> Unavailable:
 
 
 def _detach(
-    place: Place, sources: Sequence[str], filenames: Sequence[str], *, as_json: bool
+    place: Place,
+    sources: Sequence[str],
+    filenames: Sequence[str],
+    *,
+    resident: bool,
+    as_json: bool,
 ) -> None:
-    jobs = place.admin().queue_warm(sources, filenames)
+    jobs = place.admin().queue_warm(sources, filenames, resident=resident)
     if as_json:
         print_json({"jobs": jobs})
         return
