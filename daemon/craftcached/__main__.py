@@ -89,9 +89,10 @@ def _log_to_stderr(level: str) -> None:
         handler.setFormatter(JournalFormatter("%(message)s"))
     else:
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    for library in ("httpx", "httpx2"):  # their lines show whole URLs
-        logging.getLogger(library).setLevel(logging.WARNING)
+    # What libraries say of themselves shows whole URLs, headers and statements.
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for ours in ("craftcached", "craftcache"):
+        logging.getLogger(ours).setLevel(level.upper())
 
 
 if __name__ == "__main__":
