@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from craftcache.publish import Verified
-from craftcache.verify import Digests
 from craftcache.wire import Progress
 
 from .fetch import Priority
@@ -24,7 +23,7 @@ from .flights import Flights
 from .hub_lock import HubLock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from craftcache.hub import HubFile
     from craftcache.manifest import FileRecord
@@ -144,6 +143,20 @@ class Obtainer:
         async with self._flights.join(key, work, report) as obtained:
             yield obtained.file
 
+    async def hub_snapshot(
+        self, teller: Teller, source: HubSource, commit: str, filenames: Iterable[str]
+    ) -> dict[str, tuple[Verified, Promise]] | None:
+        """The files of a commit if all of them are in the Hub's tree, with nobody asked.
+
+        Raises:
+            CraftcacheError: One of them is unsafe to load.
+        """
+        teller.tell(None, 0, None, "verifying")
+        files = await self._store.adopt_snapshot(source, commit, filenames)
+        for filename, (verified, _) in (files or {}).items():
+            await self._inspect(teller, filename, verified)
+        return files
+
     async def _obtain_hub(self, teller: Teller, source: HubSource, file: HubFile) -> _Obtained:
         present = await self._present(teller, source, file)
         if present is not None:
@@ -177,7 +190,7 @@ class Obtainer:
     async def _present(self, teller: Teller, source: HubSource, file: HubFile) -> Verified | None:
         """The file as it is in the cache already: verified by us, in the Hub's tree, elsewhere."""
         record = self._published(source, file.filename)
-        if record is not None and record.etag == file.etag:
+        if record is not None and record.etag == file.etag and self._store.cache.is_intact(record):
             return self._store.as_verified(record)
         teller.tell(file.filename, 0, file.promise.size, "verifying")
         adopted = await self._store.adopt(source, file.etag, file.promise)
@@ -199,19 +212,17 @@ class Obtainer:
             etag = await self._urls.etag(source, filename)
             if etag is None or etag != record.etag:
                 return None
-        return self._store.as_verified(record)
+        return await self._store.verify(record)
 
     def _published(self, source: RemoteSource, filename: str) -> FileRecord | None:
-        manifest = self._store.intact(source, [filename])
-        return manifest.file(filename) if manifest else None
+        manifest = self._store.manifest(source)
+        records = manifest.select(source, [filename]) if manifest else None
+        return records[0] if records else None
 
     async def _linked(self, sha256: str, etag: str | None) -> Verified | None:
         """The same bytes as another model has them."""
-        path = await self._store.find(sha256)
-        if path is None:
-            return None
-        size = path.stat().st_size
-        return Verified(path, Digests(size, sha256), etag, 0, size)
+        found = await self._store.find(sha256)
+        return found and replace(found, etag=etag)
 
     async def _fetch(
         self,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from craftcache.errors import Unavailable
 from craftcache.manifest import manifest_key
 from craftcache.publish import Verified, publish_hub, publish_url
-from craftcache.verify import Digests
+from craftcache.verify import Digest, Digests, Promise, hash_file
 
 from .removal import remove
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from craftcache.cache import CacheDir
     from craftcache.manifest import FileRecord, Manifest
     from craftcache.sources import HubSource, RemoteSource, UrlSource
-    from craftcache.verify import Promise
 
 __all__ = ["Store"]
 
@@ -94,14 +93,18 @@ class Store:
         found = await asyncio.to_thread(lambda: list(self.cache.manifests()))
         return sorted(found, key=lambda manifest: manifest.source)
 
-    async def find(self, sha256: str) -> Path | None:
-        """Where a verified, untouched file with that digest stands, for whichever source."""
+    async def verify(self, record: FileRecord) -> Verified | None:
+        """A published file, hashed again if it was touched since; None where it is not right."""
+        return await asyncio.to_thread(self._verify, record)
 
-        def search() -> Path | None:
+    async def find(self, sha256: str) -> Verified | None:
+        """A verified file with that digest, for whichever source it was published."""
+
+        def search() -> Verified | None:
             for manifest in self.cache.manifests():
                 for record in manifest.files:
-                    if record.sha256 == sha256 and self.cache.is_intact(record):
-                        return self.cache.path(record)
+                    if record.sha256 == sha256 and (verified := self._verify(record)):
+                        return verified
             return None
 
         return await asyncio.to_thread(search)
@@ -113,6 +116,24 @@ class Store:
         if digests is None:
             return None
         return Verified(tree.blob(etag), digests, etag, 0, digests.size)
+
+    async def adopt_snapshot(
+        self, source: HubSource, commit: str, filenames: Iterable[str]
+    ) -> dict[str, tuple[Verified, Promise]] | None:
+        """The files of one commit as they stand in the Hub's tree, hashed; None if any is not right.
+
+        A blob's name there is its digest, so nobody need be asked.
+        """
+        tree = self.cache.hub_tree(source.repo_id)
+        files: dict[str, tuple[Verified, Promise]] = {}
+        for filename in filenames:
+            etag = tree.etag_of(commit, filename) or ""
+            promise = Promise(digest=Digest.from_hub_etag(etag))
+            verified = await self.adopt(source, etag, promise) if promise.digest else None
+            if verified is None:
+                return None
+            files[filename] = verified, promise
+        return files
 
     async def has_index(self, sha256: str) -> bool:
         """Whether the checkpoint with that digest was inspected before."""
@@ -184,6 +205,18 @@ class Store:
         freed = await asyncio.to_thread(remove, self.cache, key, manifest)
         self.changed.set()
         return freed
+
+    def _verify(self, record: FileRecord) -> Verified | None:
+        if self.cache.is_intact(record):
+            return self.as_verified(record)
+        path = self.cache.path(record)
+        try:
+            digests = hash_file(path)
+        except OSError:
+            return None
+        if digests.sha256 != record.sha256:
+            return None
+        return Verified(path, digests, record.etag, 0, digests.size)
 
     def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names."""

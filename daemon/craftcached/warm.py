@@ -180,6 +180,10 @@ class Warmer:
         revision = source.revision
         if manifest is not None and not refresh:
             revision = manifest.revision
+        if (source.is_pinned or revision != source.revision) and (
+            files := await self._obtainer.hub_snapshot(teller, source, revision, names)
+        ):
+            return await self._publish_hub(source, revision, files)
         described = await self._hub.describe(source, names, revision)
         commit = described[0].commit
         if manifest is not None and refresh:
