@@ -133,7 +133,11 @@ class Daemon:
         await life.enter_async_context(pins)
         uses = await life.enter_async_context(Uses(records))
         self._evictor = Evictor(
-            store=store, warmer=self._warmer, pins=pins, uses=uses, max_bytes=settings.max_bytes
+            store=store,
+            remove=self._warmer.remove,
+            pins=pins,
+            uses=uses,
+            max_bytes=settings.max_bytes,
         )
         service = Service(
             settings=settings,

@@ -13,7 +13,7 @@ from .leases import is_in_use
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable
     from pathlib import Path
 
     from craftcache.manifest import Manifest
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .pins import Pins
     from .store import Store
     from .uses import Uses
-    from .warm import Warmer
 
 __all__ = ["Eviction", "Evictor", "Kept"]
 
@@ -65,7 +64,8 @@ class Evictor:
 
     Args:
         store: What there is.
-        warmer: What removes.
+        remove: Removes a model, given the key of its manifest and its source as shown; returns
+            the bytes freed.
         pins: What stays.
         uses: What was used when.
         max_bytes: What all models together may have; 0 is no limit.
@@ -79,7 +79,7 @@ class Evictor:
         self,
         *,
         store: Store,
-        warmer: Warmer,
+        remove: Callable[[str, str], Awaitable[int]],
         pins: Pins,
         uses: Uses,
         max_bytes: int,
@@ -87,11 +87,12 @@ class Evictor:
     ) -> None:
         self.max_bytes = max_bytes
         self._store = store
-        self._warmer = warmer
+        self._remove = remove
         self._pins = pins
         self._uses = uses
         self._clock = clock
         self._turn = asyncio.Lock()
+        self._told: tuple[Kept, ...] = ()
 
     async def evict(self, wanted: int | None, *, dry_run: bool) -> Eviction:
         """Free room, or say what that would remove.
@@ -110,16 +111,14 @@ class Evictor:
 
     async def trim(self) -> None:
         """Keep the limit, as far as what may go allows."""
-        if self.max_bytes == 0:
+        if self.max_bytes <= 0:
             return
         async with self._turn:
             outcome = await self._shrink(self.max_bytes, handover=HANDOVER_SECONDS)
-        if outcome.missing_bytes:
-            log.warning(
-                "%d bytes beyond max_bytes stay: %s",
-                outcome.missing_bytes,
-                ", ".join(f"{kept.source} ({kept.reason})" for kept in outcome.kept),
-            )
+        if outcome.kept and outcome.kept != self._told:
+            listed = ", ".join(f"{kept.source} ({kept.reason})" for kept in outcome.kept)
+            log.warning("%d bytes beyond max_bytes stay: %s", outcome.missing_bytes, listed)
+        self._told = outcome.kept
 
     async def _shrink(self, target: int, *, handover: float) -> Eviction:
         """Remove one model after the other, looking again before each: they are used meanwhile."""
@@ -133,7 +132,7 @@ class Evictor:
                 return self._outcome(removed.values(), freed, models, missing)
             victim = plan.victims[0]
             removed[victim.key] = victim
-            bytes_freed = await self._warmer.remove(victim.key, victim.source)
+            bytes_freed = await self._remove(victim.key, victim.source)
             await self._uses.forget(victim.key)
             log.info("evicted %s: %d bytes freed", victim.source, bytes_freed)
             freed += bytes_freed
@@ -160,7 +159,7 @@ class Evictor:
         return "others have the same files"
 
     def _excess(self, models: Iterable[CachedModel]) -> int:
-        return used_bytes(models) - self.max_bytes if self.max_bytes else 0
+        return used_bytes(models) - self.max_bytes if self.max_bytes > 0 else 0
 
     async def _survey(
         self, *, handover: float = 0.0, spared: Collection[str] = ()
@@ -186,7 +185,7 @@ class Evictor:
                 last_use=last_uses[key],
                 is_kept=self._pins.find(key) is not None
                 or key in spared
-                or now - last_uses[key] < handover,
+                or max(now - last_uses[key], 0.0) < handover,  # the clock may have been set back
             )
             for key, manifest in published
         ]
