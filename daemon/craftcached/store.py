@@ -21,7 +21,6 @@ from .removal import remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from craftcache.cache import CacheDir
     from craftcache.manifest import FileRecord, Manifest
@@ -120,7 +119,7 @@ class Store:
     async def adopt_snapshot(
         self, source: HubSource, commit: str, filenames: Iterable[str]
     ) -> dict[str, tuple[Verified, Promise]] | None:
-        """The files of one commit as they stand in the Hub's tree, hashed; None if any is not right.
+        """The files of one commit in the Hub's tree, hashed; None if any is wrong or missing.
 
         A blob's name there is its digest, so nobody need be asked.
         """
