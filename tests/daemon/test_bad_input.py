@@ -112,11 +112,11 @@ def url_without_host(_: TestHub) -> Bad:
 
 
 def plain_http(_: TestHub) -> Bad:
-    return Bad("http://localhost:1/model.th", "PolicyDenied", "https://")
+    return Bad("http://127.0.0.2:1/model.th", "PolicyDenied", "https://")
 
 
 def redirect_to_plain_http(hub: TestHub) -> Bad:
-    hub.inject(Redirect("http://localhost:1/model.th"), path="/there.th", times=None)
+    hub.inject(Redirect("http://127.0.0.2:1/model.th"), path="/there.th", times=None)
     return Bad(hub.cdn_url("/there.th"), "PolicyDenied", "https://")
 
 

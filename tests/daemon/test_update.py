@@ -179,6 +179,7 @@ def is_warmed(daemon: DaemonProcess) -> bool:
             return False
 
 
+@pytest.mark.timeout(300)  # as many starts of a daemon as an update has steps
 def test_a_kill_at_every_step_of_an_update_leaves_a_whole_pair(
     versioned: DaemonProcess, export_repo: Repo
 ) -> None:
