@@ -13,6 +13,7 @@ from craftcache.cache import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.policy import UrlPolicy
 
+from .events import Events
 from .evictor import Evictor
 from .fetch import Engine, EngineSettings
 from .handout import Handout
@@ -33,6 +34,7 @@ from .store import Store
 from .systemd import InheritedSockets
 from .uses import Uses
 from .warm import Warmer
+from .watch import Watches
 
 if TYPE_CHECKING:
     import socket
@@ -70,6 +72,8 @@ class Daemon:
         self._administrators = Administrators(settings.admin_group)
         self._warmer: Warmer | None = None
         self._evictor: Evictor | None = None
+        self._watches: Watches | None = None
+        self._events = Events()
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
@@ -96,6 +100,8 @@ class Daemon:
             self._warmer.allow(settings.allow)
         if self._evictor is not None:
             self._evictor.max_bytes = settings.max_bytes
+        if self._watches is not None:
+            self._watches.configure(settings.watches)
 
     def progress(self) -> list[Progress]:
         """How far each source has come that is being worked on."""
@@ -139,6 +145,13 @@ class Daemon:
             uses=uses,
             max_bytes=settings.max_bytes,
         )
+        self._watches = Watches(
+            store=store,
+            inspector=inspector,
+            records=records,
+            events=self._events,
+            rules=settings.watches,
+        )
         service = Service(
             settings=settings,
             store=store,
@@ -149,8 +162,10 @@ class Daemon:
             pins=pins,
             uses=uses,
             evictor=self._evictor,
+            watches=self._watches,
         )
         life.push_async_callback(service.close)
+        await life.enter_async_context(self._watches.running(service.queue_warm))
         await life.enter_async_context(
             Housekeeping(store=store, pins=pins, evictor=self._evictor, uses=uses)
         )

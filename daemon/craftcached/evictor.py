@@ -152,6 +152,8 @@ class Evictor:
     def _reason(self, model: CachedModel) -> str:
         if self._pins.find(model.key):
             return "pinned"
+        if model.source.startswith("watch:"):
+            return "watched"
         if model.is_kept:
             return "just used"
         if any(blob.in_use for blob in model.blobs):
@@ -185,6 +187,7 @@ class Evictor:
                 last_use=last_uses[key],
                 is_kept=self._pins.find(key) is not None
                 or key in spared
+                or _is_served_watch(manifest)
                 or max(now - last_uses[key], 0.0) < handover,  # the clock may have been set back
             )
             for key, manifest in published
@@ -228,3 +231,8 @@ class _File:
         if in_use is None:
             in_use = now - self.last_use < GRACE_SECONDS
         return Blob(self.status.st_dev, self.status.st_ino, self.status.st_size, in_use)
+
+
+def _is_served_watch(manifest: Manifest) -> bool:
+    """Whether it is what a watch serves now; its directory may hold nothing better to serve."""
+    return manifest.watched is not None and "@" not in manifest.source

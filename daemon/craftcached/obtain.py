@@ -43,7 +43,7 @@ __all__ = ["Obtainer", "Teller"]
 class Teller:
     """Whose work is done, and who hears of it."""
 
-    source: RemoteSource
+    source: HubSource | UrlSource
     report: Callable[[Progress], None]
 
     def tell(self, file: str | None, done: int, total: int | None, state: State) -> None:

@@ -1,8 +1,8 @@
 """The daemon's own records, in SQLite on a local disk, never in the cache directory.
 
 Losing them loses no model: what is cached is decided by the files alone. Here stands what was
-acknowledged and not done yet, so that a restart does it, which models are pinned, and when each
-was last used.
+acknowledged and not done yet, so that a restart does it, which models are pinned, when each was
+last used, and which directories are watched.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import aiosqlite
+
+from craftcache.watch_rule import WatchRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +39,13 @@ CREATE TABLE IF NOT EXISTS pins (
 CREATE TABLE IF NOT EXISTS uses (
     key TEXT PRIMARY KEY,
     used_at REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS watches (
+    name TEXT PRIMARY KEY,
+    rule TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS held_watches (
+    name TEXT PRIMARY KEY
 );
 """
 
@@ -160,4 +169,39 @@ class Records:
     async def forget_use(self, key: str) -> None:
         """Forget a model that is gone."""
         await self._connection.execute("DELETE FROM uses WHERE key = ?", (key,))
+        await self._connection.commit()
+
+    async def watch_rules(self) -> list[WatchRule]:
+        """All watches that were added."""
+        rows = await self._connection.execute_fetchall("SELECT rule FROM watches")
+        return [WatchRule.parse(json.loads(row[0])) for row in rows]
+
+    async def save_watch_rule(self, rule: WatchRule) -> None:
+        """Keep a watch, in place of an earlier one of its name."""
+        await self._connection.execute(
+            "INSERT OR REPLACE INTO watches (name, rule) VALUES (?, ?)",
+            (rule.name, json.dumps(rule.to_fields())),
+        )
+        await self._connection.commit()
+
+    async def remove_watch_rule(self, name: str) -> None:
+        """Forget a watch."""
+        await self._connection.execute("DELETE FROM watches WHERE name = ?", (name,))
+        await self._connection.commit()
+
+    async def held_watches(self) -> set[str]:
+        """The names of the watches that were rolled back and not resumed."""
+        rows = await self._connection.execute_fetchall("SELECT name FROM held_watches")
+        return {row[0] for row in rows}
+
+    async def hold_watch(self, name: str) -> None:
+        """Remember that a watch was rolled back."""
+        await self._connection.execute(
+            "INSERT OR REPLACE INTO held_watches (name) VALUES (?)", (name,)
+        )
+        await self._connection.commit()
+
+    async def release_watch(self, name: str) -> None:
+        """Forget that it was."""
+        await self._connection.execute("DELETE FROM held_watches WHERE name = ?", (name,))
         await self._connection.commit()

@@ -9,13 +9,14 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from craftcache.errors import CraftcacheError, NotFound
+from craftcache.errors import CraftcacheError, NotFound, PolicyDenied
 from craftcache.manifest import manifest_key
-from craftcache.sources import HubSource, check_filename, parse, wanted_files
+from craftcache.sources import HubSource, WatchSource, check_filename, parse, wanted_files
 from craftcache.version import VERSION
 from craftcache.wire import Progress
 
 from .fetch import Priority
+from .warm import Warmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from .settings import Settings
     from .store import Store
     from .uses import Uses
-    from .warm import Warmed, Warmer
+    from .warm import Warmer
+    from .watch import Watches
 
 __all__ = ["ModelState", "Service", "Status"]
 
@@ -101,6 +103,10 @@ class Service:
         pins: What stays.
         uses: What was used when.
         evictor: What makes room.
+        watches: See the attribute.
+
+    Attributes:
+        watches: What is brought from directories of this node.
     """
 
     def __init__(
@@ -115,6 +121,7 @@ class Service:
         pins: Pins,
         uses: Uses,
         evictor: Evictor,
+        watches: Watches,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -125,6 +132,7 @@ class Service:
         self._pins = pins
         self._uses = uses
         self._evictor = evictor
+        self.watches = watches
         self._started_at = time.time()
         self._jobs: dict[int, asyncio.Task[None]] = {}
 
@@ -151,9 +159,7 @@ class Service:
         source, names = self._parse(text, filenames)
         opened = self.open_nowait(text, filenames)
         while opened is None:
-            await self._warmer.ensure(
-                source, names, refresh=False, priority=Priority.WAITED_FOR, report=report
-            )
+            await self._ensure(source, names, Priority.WAITED_FOR, report)
             opened = self.open_nowait(text, filenames)  # None again only if removed in between
         return opened
 
@@ -174,9 +180,7 @@ class Service:
     ) -> tuple[str, os.stat_result]:
         """Where a file stands below the cache directory, as huggingface_hub would name it."""
         source, names = self._parse(text, [filename])
-        warmed = await self._warmer.ensure(
-            source, names, refresh=False, priority=Priority.WAITED_FOR, report=report
-        )
+        warmed = await self._ensure(source, names, Priority.WAITED_FOR, report)
         record = warmed.manifest.file(names[0])
         if record is None:
             raise NotFound(f"no file {names[0]}", source=source.shown, hint="Try again")
@@ -204,9 +208,7 @@ class Service:
         """
         source, names = self._parse(text, filenames)
         started = time.monotonic()
-        warmed = await self._warmer.ensure(
-            source, names, refresh=True, priority=Priority.BACKGROUND, report=report
-        )
+        warmed = await self._ensure(source, names, Priority.BACKGROUND, report, refresh=True)
         log.info(
             "warmed %s at %s: %d bytes fetched, %d reused, %.2f s",
             source.shown,
@@ -219,6 +221,25 @@ class Service:
             records = warmed.manifest.select(source, names) or ()
             warmed = replace(warmed, resident_bytes=await self._bring_in(source, records, report))
         return warmed
+
+    async def _ensure(
+        self,
+        source: RemoteSource,
+        names: tuple[str, ...],
+        priority: Priority,
+        report: Callable[[Progress], None],
+        *,
+        refresh: bool = False,
+    ) -> Warmed:
+        """Have files of a source published; see Warmer.ensure. Watches bring theirs themselves."""
+        if not isinstance(source, WatchSource):
+            return await self._warmer.ensure(
+                source, names, refresh=refresh, priority=priority, report=report
+            )
+        manifest = self._store.intact(source, names)
+        if manifest is None:
+            raise self.watches.absence(source)
+        return Warmed(manifest, 0, manifest.size)
 
     async def _bring_in(
         self,
@@ -250,11 +271,17 @@ class Service:
 
         Raises:
             NotFound: It is not in the cache.
-            PolicyDenied: It is pinned.
+            PolicyDenied: It is pinned or watched.
         """
         source = parse(text)
         key, manifest = self._published(source)
         self._pins.check_unpinned(source)
+        if isinstance(source, WatchSource) and self.watches.is_watched(source):
+            raise PolicyDenied(
+                "it is watched",
+                source=source.shown,
+                hint=f"craftcache watch rm {source.name}",
+            )
         freed = await self._warmer.remove(key, manifest.source)
         await self._uses.forget(key)
         log.info("removed %s: %d bytes freed", source.shown, freed)

@@ -20,14 +20,16 @@ from craftcache.config import (
     config_path,
     read_config,
 )
+from craftcache.errors import InvalidSource
 from craftcache.hub import hub_endpoint
+from craftcache.watch_rule import WatchRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Settings", "LIVE"]
 
-LIVE = frozenset({"admin_group", "allow", "insecure_hosts", "max_bytes"})
+LIVE = frozenset({"admin_group", "allow", "insecure_hosts", "max_bytes", "watches"})
 """Settings that a reload puts in force; all others take a restart."""
 
 
@@ -58,6 +60,8 @@ class Settings:
             are opened for workers, so that root in a container cannot write to them.
         max_clients_per_uid: Connections of one user to the worker socket.
         drain_seconds: How long running requests may take to finish when the daemon stops.
+        watches: Export directories that are watched: each a path, or a table with ``directory``
+            and what else a WatchRule has.
     """
 
     cache_dir: Path
@@ -79,6 +83,7 @@ class Settings:
     serve_dir: Path | None = None
     max_clients_per_uid: int = 256
     drain_seconds: float = 5.0
+    watches: tuple[WatchRule, ...] = ()
 
     def with_live(self, other: Settings) -> Settings:
         """These settings with those of ``other`` that may change while the daemon runs."""
@@ -160,7 +165,7 @@ def _parsed(name: str, text: str) -> object:
     """``text`` as the configuration file would have given it; unchanged where it does not fit."""
     try:
         match _KINDS[name]:
-            case "tuple[str, ...]":
+            case "tuple[str, ...]" | "tuple[WatchRule, ...]":
                 return [item.strip() for item in text.split(",") if item.strip()]
             case "int":
                 return int(text, 8 if name.endswith("_mode") else 10)
@@ -182,11 +187,33 @@ def _typed(name: str, value: object, where: str) -> object:
             return float(value)
         case "tuple[str, ...]", list() if all(isinstance(item, str) for item in value):
             return tuple(value)
-    wanted = {"Path": "a path", "str": "a string", "int": "a whole number", "float": "a number"}
+        case "tuple[WatchRule, ...]", list() if all(isinstance(item, str | dict) for item in value):
+            return _watches(value, where)
+    wanted = {
+        "Path": "a path",
+        "str": "a string",
+        "int": "a whole number",
+        "float": "a number",
+        "tuple[WatchRule, ...]": "a list of paths or tables",
+    }
     raise ConfigError(
         f"{where} must be {wanted.get(kind, 'a list of strings')}, not {value!r}",
         hint="Correct it",
     )
+
+
+def _watches(items: list[str | dict[str, Any]], where: str) -> tuple[WatchRule, ...]:
+    try:
+        rules = [
+            WatchRule.parse({"directory": item} if isinstance(item, str) else item)
+            for item in items
+        ]
+    except InvalidSource as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+    names = [rule.name for rule in rules]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"{where} has two of the name {twice}", hint="Give each a name")
+    return tuple(rules)
 
 
 def _new_socket_dir(environment: Mapping[str, str]) -> Path:

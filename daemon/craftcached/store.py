@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Self
 
 from craftcache.errors import Unavailable
 from craftcache.manifest import manifest_key
-from craftcache.publish import Verified, publish_hub, publish_url
+from craftcache.publish import (
+    Verified,
+    publish_generation,
+    publish_hub,
+    publish_url,
+    serve_generation,
+)
 from craftcache.verify import Digest, Digests, Promise, hash_file
 
 from .removal import remove
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from craftcache.cache import CacheDir
-    from craftcache.manifest import FileRecord, Manifest
+    from craftcache.manifest import FileRecord, Manifest, Watched
     from craftcache.sources import HubSource, RemoteSource, UrlSource
 
 __all__ = ["Store"]
@@ -138,6 +144,17 @@ class Store:
         """Whether the checkpoint with that digest was inspected before."""
         return await asyncio.to_thread(self.cache.index_path(sha256).is_file)
 
+    async def read_index(self, sha256: str) -> bytes | None:
+        """The index of the checkpoint with that digest; None where it was never inspected."""
+
+        def read() -> bytes | None:
+            try:
+                return self.cache.index_path(sha256).read_bytes()
+            except FileNotFoundError:
+                return None
+
+        return await asyncio.to_thread(read)
+
     async def write_index(self, sha256: str, index: bytes) -> None:
         """Publish the index of a checkpoint; comes before the checkpoint itself."""
         await asyncio.to_thread(self.cache.write_index, sha256, index)
@@ -183,6 +200,20 @@ class Store:
     async def manifest_at(self, key: str) -> Manifest | None:
         """The manifest with that key as it stands now."""
         return await asyncio.to_thread(self.cache.manifest_at, key)
+
+    async def publish_generation(
+        self, name: str, watched: Watched, files: Mapping[str, Verified]
+    ) -> Manifest:
+        """Publish a state of a watched directory; see craftcache.publish."""
+        manifest = await asyncio.to_thread(publish_generation, self.cache, name, watched, files)
+        self.changed.set()
+        return manifest
+
+    async def serve_generation(self, name: str, generation: Manifest) -> Manifest:
+        """Make it the one that is served; see craftcache.publish."""
+        manifest = await asyncio.to_thread(serve_generation, self.cache, name, generation)
+        self.changed.set()
+        return manifest
 
     async def published(self) -> list[tuple[str, Manifest]]:
         """All published manifests with their keys, by source."""

@@ -19,7 +19,6 @@ from craftcache.manifest import manifest_key
 from craftcache.sources import (
     HubSource,
     UrlSource,
-    WatchSource,
     parse,
     shown_url,
     wanted_files,
@@ -101,7 +100,7 @@ class Warmer:
 
     async def ensure(
         self,
-        source: RemoteSource,
+        source: HubSource | UrlSource,
         filenames: Sequence[str] = (),
         *,
         refresh: bool,
@@ -162,8 +161,6 @@ class Warmer:
                 warmed = await self._bring_hub(teller, source, names, refresh)
             case UrlSource() as source:
                 warmed = await self._bring_url(teller, source, names, refresh)
-            case WatchSource() as source:
-                raise NotFound("no such watch", source=str(source), hint="craftcache watch ls")
         teller.tell(None, warmed.manifest.size, warmed.manifest.size, "done")
         return warmed
 

@@ -1,0 +1,147 @@
+"""From files that somebody else may write to at any moment to bytes of our own.
+
+A copy, never a hard link: writers overwrite in place. Where the file system can, the copy shares
+blocks with the original until one of them changes (``copy_file_range``). The digest is of the
+bytes in the copy. All calls block.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from typing import TYPE_CHECKING
+
+from craftcache.errors import StorageFull
+from craftcache.publish import Verified
+from craftcache.verify import READ_BYTES, Hasher
+
+from .looking import look, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from craftcache.verify import Digests
+
+    from .looking import Look, Target
+
+__all__ = ["FilesChanged", "copy_pair"]
+
+_NO_RANGE_COPY = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
+)
+"""What ``copy_file_range`` says where it does not work between two file systems."""
+
+
+class FilesChanged(Exception):
+    """A file was written to, replaced or removed while it was being copied."""
+
+
+def copy_pair(
+    target: Target,
+    marker: str | None,
+    seen: Look,
+    staging: Path,
+    should_stop: Callable[[], bool],
+) -> dict[str, Verified]:
+    """Copy both files as they were seen into an empty directory, hashed and durable.
+
+    Args:
+        target: Whose files.
+        marker: As in ``look``.
+        seen: What they were when they were quiet for long enough.
+        staging: Where to; the files have their own names there.
+        should_stop: Asked between chunks; true gives up.
+
+    Raises:
+        FilesChanged: They are not what was seen, before, during or after the copy.
+        StorageFull: There is no room.
+        OSError: They cannot be read, or the copy not be written.
+    """
+    directory = target.open()
+    try:
+        copied = {}
+        for name, expected in seen.pair:
+            copied[name] = _copy(directory, name, expected, staging / name, should_stop)
+    except FileNotFoundError as error:
+        raise FilesChanged from error
+    finally:
+        os.close(directory)
+    if look(target, marker) != seen:
+        raise FilesChanged
+    return copied
+
+
+def _copy(
+    directory: int, name: str, expected: str, path: Path, should_stop: Callable[[], bool]
+) -> Verified:
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    source = os.open(name, flags, dir_fd=directory)
+    try:
+        status = os.fstat(source)
+        if not stat.S_ISREG(status.st_mode) or stamp(status) != expected:
+            raise FilesChanged
+        _check_room(path.parent, status.st_size)
+        digests = _copy_bytes(source, path, should_stop)
+        if digests.size != status.st_size or stamp(os.fstat(source)) != expected:
+            raise FilesChanged
+    finally:
+        os.close(source)
+    return Verified(path, digests, expected, 0, digests.size)
+
+
+def _copy_bytes(source: int, path: Path, should_stop: Callable[[], bool]) -> Digests:
+    copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        hasher = Hasher()
+        buffer = bytearray(READ_BYTES)
+        view = memoryview(buffer)
+        step = _copy_range
+        offset = 0
+        while True:
+            if should_stop():
+                raise FilesChanged
+            try:
+                count = step(source, copy, offset, view)
+            except OSError as error:
+                if step is _copy_through or error.errno not in _NO_RANGE_COPY:
+                    raise
+                step = _copy_through
+                continue
+            if not count:
+                break
+            hasher.update(view[:count])
+            offset += count
+        os.fsync(copy)
+        return hasher.digests()
+    finally:
+        os.close(copy)
+
+
+def _copy_range(source: int, copy: int, offset: int, view: memoryview) -> int:
+    """Have the kernel copy some bytes, and read back what it has copied."""
+    count = os.copy_file_range(source, copy, len(view), offset, offset)
+    done = 0
+    while done < count:
+        done += os.preadv(copy, [view[done:count]], offset + done)
+    return count
+
+
+def _copy_through(source: int, copy: int, offset: int, view: memoryview) -> int:
+    count = os.preadv(source, [view], offset)
+    done = 0
+    while done < count:
+        done += os.pwrite(copy, view[done:count], offset + done)
+    return count
+
+
+def _check_room(directory: Path, size: int) -> None:
+    missing = size - shutil.disk_usage(directory).free
+    if missing > 0:
+        raise StorageFull(
+            f"the file system of {directory} lacks {missing} bytes for a copy",
+            missing_bytes=missing,
+            hint="Free some space, or remove a model with craftcache rm",
+        )

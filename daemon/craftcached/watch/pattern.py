@@ -1,0 +1,99 @@
+"""A pattern of directories: whichever of them there are, each is watched."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from craftcache.errors import InvalidSource
+
+from .looking import expand
+from .observing import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+
+    from craftcache.watch_rule import WatchRule
+
+    from .looking import Target
+    from .observing import Observer
+
+__all__ = ["PatternWatcher"]
+
+log = logging.getLogger("craftcached")
+
+PAUSE_SECONDS = 0.1
+"""Between two searches at least."""
+
+REVIEW_SECONDS = 30.0
+"""Between two searches at most."""
+
+_UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+class PatternWatcher:
+    """Finds the directories that a rule stands for, for as long as ``run`` runs.
+
+    Args:
+        rule: Whose directory is a pattern.
+        observer: Gives hints of new directories.
+        found: Called with each directory's own rule and the directory, once for each.
+        threads: For searching.
+    """
+
+    def __init__(
+        self,
+        rule: WatchRule,
+        *,
+        observer: Observer,
+        found: Callable[[WatchRule, Target], None],
+        threads: Executor,
+    ) -> None:
+        self._rule = rule
+        self._found = found
+        self._threads = threads
+        self._known: set[str] = set()
+        self._hinted = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._attention = observer.attention(self._hint)
+
+    async def run(self) -> None:
+        """Search until cancelled."""
+        try:
+            while True:
+                self._hinted.clear()
+                found = await self._loop.run_in_executor(self._threads, self._search)
+                for suffix in found.keys() - self._known:
+                    self._known.add(suffix)
+                    self._watch(suffix, found[suffix])
+                await asyncio.sleep(PAUSE_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(REVIEW_SECONDS, self._rule.settle)):
+                        await self._hinted.wait()
+        finally:
+            self._attention.close()
+
+    def _hint(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._hinted.set)
+
+    def _search(self) -> dict[str, Target]:
+        found, parents = expand(self._rule)
+        places = [Place.nearest(parents[0]), *map(Place.at, parents)]
+        if self._attention.turn_to(place for place in places if place is not None):
+            found, _ = expand(self._rule)
+        return found
+
+    def _watch(self, suffix: str, target: Target) -> None:
+        name = f"{self._rule.name}-{_UNNAMEABLE.sub('_', suffix)}".rstrip(".-")
+        try:
+            rule = replace(self._rule, name=name, directory=target.path)
+        except InvalidSource as error:
+            log.warning("%s is not watched: %s", target.path, error.message)
+            return
+        self._found(rule, target)

@@ -1,0 +1,420 @@
+"""All watches of the daemon: which there are, what they serve, and who waits for more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from craftcache.errors import (
+    CraftcacheError,
+    InvalidSource,
+    NotFound,
+    PolicyDenied,
+    Unavailable,
+)
+from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
+
+from .generations import Generations, numbers_by_watch
+from .looking import Target
+from .making import Maker
+from .observing import Observer
+from .pattern import PatternWatcher
+from .watcher import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+
+    from craftcache.manifest import Manifest
+    from craftcache.watch_rule import WatchRule
+    from craftcached.events import Events
+    from craftcached.records import Records
+    from craftcached.store import Store
+
+    from .making import Candidate, Inspects
+    from .watcher import Report
+
+__all__ = ["Watches"]
+
+log = logging.getLogger("craftcached")
+
+LOOKING_THREADS = 8
+
+CODEC_FILES = ("config.json", "model.safetensors")
+"""What transformers' EncodecModel loads of a codec that is referred to by its Hub id."""
+
+
+class Watches:
+    """The watches of the settings and those that were added; nothing happens until ``running``.
+
+    All state changes in steps without an await, on the event loop.
+
+    Args:
+        store: Where generations are published.
+        inspector: Looks at candidates.
+        records: Keep what was added, and what was rolled back.
+        events: Are told what becomes of each watch.
+        rules: Of the settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        inspector: Inspects,
+        records: Records,
+        events: Events,
+        rules: Sequence[WatchRule],
+    ) -> None:
+        self._store = store
+        self._records = records
+        self._events = events
+        self._maker = Maker(store, inspector)
+        self._configured = {rule.name: rule for rule in rules}
+        self._added: dict[str, WatchRule] = {}
+        self._held: set[str] = set()
+        self._numbers: dict[str, set[int]] = {}
+        self._watchers: dict[str, Watcher] = {}
+        self._tasks: defaultdict[str, list[asyncio.Task[None]]] = defaultdict(list)
+        self._owned: defaultdict[str, list[str]] = defaultdict(list)
+        self._turns: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._observer = Observer()
+        self._threads = ThreadPoolExecutor(LOOKING_THREADS, thread_name_prefix="watch")
+        self._warm: Callable[[str, tuple[str, ...]], Awaitable[object]]
+
+    @contextlib.asynccontextmanager
+    async def running(
+        self, warm: Callable[[str, tuple[str, ...]], Awaitable[object]]
+    ) -> AsyncIterator[None]:
+        """Watch until the context ends.
+
+        Args:
+            warm: Called for the files of a codec that a generation refers to; promises to bring
+                them, and returns at once.
+        """
+        self._warm = warm
+        await asyncio.to_thread(self._maker.clear)
+        self._added = {rule.name: rule for rule in await self._records.watch_rules()}
+        self._held = await self._records.held_watches()
+        self._numbers = numbers_by_watch(await self._store.manifests())
+        with self._threads, self._observer:
+            try:
+                for rule in self._rules().values():
+                    self._start(rule)
+                yield
+            finally:
+                await asyncio.gather(*map(self._stop, tuple(self._tasks)))
+
+    def configure(self, rules: Iterable[WatchRule]) -> None:
+        """Go by these rules of the settings from now on."""
+        before = self._rules()
+        self._configured = {rule.name: rule for rule in rules}
+        after = self._rules()
+        for name in before.keys() | after.keys():
+            if before.get(name) != after.get(name):
+                self._spawn("", self._replace(name, after.get(name)))
+
+    async def put(self, rule: WatchRule) -> None:
+        """Add a watch, or put it in place of the one of its name; durable when this returns.
+
+        Raises:
+            PolicyDenied: The settings have a watch of that name.
+        """
+        self._check_not_configured(rule.name)
+        if self._owner(rule.name) not in (None, rule.name):
+            raise InvalidSource(
+                "a directory of a pattern is watched under that name",
+                source=f"watch:{rule.name}",
+                hint="Choose another name",
+            )
+        if self._added.get(rule.name) == rule:
+            return
+        await self._records.save_watch_rule(rule)
+        self._added[rule.name] = rule
+        await self._replace(rule.name, rule)
+
+    async def remove(self, name: str) -> int:
+        """Watch a directory, or those of a pattern, no more; returns the bytes freed.
+
+        Raises:
+            NotFound: There is no such watch.
+            PolicyDenied: It stands in the settings, or belongs to a pattern.
+        """
+        self._check_not_configured(name)
+        if name not in self._added:
+            owner = self._owner(name)
+            if owner is not None:
+                raise PolicyDenied(
+                    f"it belongs to the pattern {owner}",
+                    source=f"watch:{name}",
+                    hint=f"craftcache watch rm {owner}",
+                )
+            raise _no_watch(name)
+        await self._records.remove_watch_rule(name)
+        del self._added[name]
+        owned = [self._watchers[each] for each in self._owned[name]]
+        await self._stop(name)
+        freed = 0
+        for watcher in owned:
+            await self._release(watcher)
+            freed += await watcher.generations.remove_all()
+        return freed
+
+    def reports(self) -> list[Report]:
+        """How each watched directory is, by name."""
+        return [self._watchers[name].report() for name in sorted(self._watchers)]
+
+    def patterns(self) -> list[WatchRule]:
+        """The rules that stand for any number of directories, by name."""
+        rules = self._rules()
+        return [rules[name] for name in sorted(rules) if rules[name].is_pattern]
+
+    def report(self, name: str) -> Report:
+        """How one watched directory is.
+
+        Raises:
+            NotFound: There is no such watch.
+        """
+        return self._watcher(name).report()
+
+    async def rollback(self, name: str, number: int | None) -> Manifest:
+        """Serve an earlier generation until ``resume``; the one before by default.
+
+        Raises:
+            NotFound: There is no such watch, or generation.
+        """
+        watcher = self._watcher(name)
+        if number is None:
+            number = _before(watcher)
+        manifest = await watcher.generations.serve(number)
+        watcher.is_held = True
+        self._held.add(name)
+        await self._records.hold_watch(name)
+        self._served(watcher, manifest)
+        return manifest
+
+    async def resume(self, name: str) -> Manifest | None:
+        """Serve the newest generation again, and each new one; returns what is served now.
+
+        Raises:
+            NotFound: There is no such watch.
+        """
+        watcher = self._watcher(name)
+        await self._release(watcher)
+        await self._serve_newest(watcher)
+        return watcher.generations.served
+
+    async def wait_other(self, name: str, after: int | None) -> Manifest:
+        """The generation that is served, as soon as that is another one than ``after``.
+
+        Raises:
+            NotFound: There is no such watch, or no more.
+        """
+        while True:
+            turn = self._turns[name]
+            served = self._watcher(name).generations.served
+            if served is not None and served.watched and served.watched.generation != after:
+                return served
+            await turn.wait()
+
+    def find(self, device: int, inode: int) -> str | None:
+        """The name of the watch of a directory, known by its device and inode; or None."""
+        return next((n for n, w in self._watchers.items() if w.directory == (device, inode)), None)
+
+    def is_watched(self, source: WatchSource) -> bool:
+        """Whether what ``source`` names is served by a watch that is in force."""
+        return source.generation is None and source.name in self._watchers
+
+    def absence(self, source: WatchSource) -> CraftcacheError:
+        """Why there is nothing to serve of ``source``."""
+        if source.name not in self._watchers:
+            return _no_watch(source.name)
+        report = self.report(source.name)
+        if source.generation is not None:
+            return NotFound(
+                "there is no such generation",
+                source=source.shown,
+                hint=f"These are there: {', '.join(map(str, report.numbers)) or 'none'}",
+            )
+        detail = f": {report.detail}" if report.detail else ""
+        return Unavailable(
+            f"{report.rule.directory} has no verified generation yet; it is {report.state}{detail}",
+            source=source.shown,
+            hint="Try again when both files are written and quiet",
+            retry_after=report.rule.settle,
+        )
+
+    def situation_changed(self, watcher: Watcher) -> None:
+        """See watcher.Hears."""
+        report = watcher.report()
+        log.info(
+            "watch %s: %s%s", report.rule.name, report.state, f", {report.detail}".rstrip(", ")
+        )
+        self._events.tell(
+            "watch",
+            name=report.rule.name,
+            directory=report.rule.directory,
+            state=report.state,
+            detail=report.detail,
+        )
+
+    async def candidate_verified(self, watcher: Watcher, candidate: Candidate) -> None:
+        """See watcher.Hears."""
+        rule, generations = watcher.rule, watcher.generations
+        if not self._is_newest(watcher, candidate):
+            manifest = await generations.add(rule.directory, candidate.files)
+            log.info("watch %s: %s is generation %s", rule.name, rule.directory, manifest.source)
+        if candidate.reference is not None:
+            await self._warm_codec(rule.name, candidate.reference)
+        if not watcher.is_held:
+            await self._serve_newest(watcher)
+        await generations.prune(rule.keep)
+
+    def _is_newest(self, watcher: Watcher, candidate: Candidate) -> bool:
+        """Whether the newest generation has these very bytes, and has them still."""
+        newest = watcher.generations.newest
+        if newest is None or newest.watched is None:
+            return False
+        source = WatchSource(watcher.rule.name, newest.watched.generation)
+        digests = {record.filename: record.sha256 for record in newest.files}
+        is_intact = self._store.intact(source, FILENAMES.values()) is not None
+        return is_intact and digests == candidate.digests
+
+    async def _warm_codec(self, name: str, reference: str) -> None:
+        """Have the codec brought that a pair only names; what is no Hub id is not ours to bring."""
+        with contextlib.suppress(InvalidSource):
+            source = parse(reference)
+            if isinstance(source, HubSource) and "/" in source.repo_id:
+                await self._warm(reference, CODEC_FILES)
+                return
+        log.info("watch %s: the codec %s comes with AudioCraft, not from here", name, reference)
+
+    async def _serve_newest(self, watcher: Watcher) -> None:
+        newest, served = watcher.generations.newest, watcher.generations.served
+        if newest is None or newest.watched is None:
+            return
+        if served is None or served.watched != newest.watched:
+            manifest = await watcher.generations.serve(newest.watched.generation)
+            self._served(watcher, manifest)
+
+    def _served(self, watcher: Watcher, manifest: Manifest) -> None:
+        """Tell everybody that another generation is served."""
+        name = watcher.rule.name
+        number = manifest.watched.generation if manifest.watched else 0
+        log.info("watch %s: generation %d is served", name, number)
+        self._events.tell("generation", name=name, generation=number, revision=manifest.revision)
+        self._turn(name)
+
+    async def _release(self, watcher: Watcher) -> None:
+        watcher.is_held = False
+        self._held.discard(watcher.rule.name)
+        await self._records.release_watch(watcher.rule.name)
+
+    def _rules(self) -> dict[str, WatchRule]:
+        return self._added | self._configured
+
+    def _check_not_configured(self, name: str) -> None:
+        if name in self._configured:
+            raise PolicyDenied(
+                "it stands in the configuration file",
+                source=f"watch:{name}",
+                hint="Change the setting watches there, and reload the daemon",
+            )
+
+    def _owner(self, name: str) -> str | None:
+        """The rule that a watch of that name comes from."""
+        return next((rule for rule, names in self._owned.items() if name in names), None)
+
+    def _watcher(self, name: str) -> Watcher:
+        if name not in self._watchers:
+            raise _no_watch(name)
+        return self._watchers[name]
+
+    async def _replace(self, name: str, rule: WatchRule | None) -> None:
+        await self._stop(name)
+        if rule is not None:
+            self._start(rule)
+
+    def _start(self, rule: WatchRule) -> None:
+        if not rule.is_pattern:
+            self._watch(rule.name, rule, Target.of(rule.directory))
+            return
+        searching = PatternWatcher(
+            rule,
+            observer=self._observer,
+            found=lambda found, target: self._watch(rule.name, found, target),
+            threads=self._threads,
+        )
+        self._spawn(rule.name, searching.run())
+
+    def _watch(self, owner: str, rule: WatchRule, target: Target) -> None:
+        if rule.name in self._watchers:
+            log.warning(
+                "%s is not watched: %s has its name", rule.directory, self._owner(rule.name)
+            )
+            return
+        watcher = Watcher(
+            rule,
+            target,
+            generations=Generations(self._store, rule.name, self._numbers.get(rule.name, ())),
+            maker=self._maker,
+            observer=self._observer,
+            hears=self,
+            threads=self._threads,
+        )
+        watcher.is_held = rule.name in self._held and watcher.generations.served is not None
+        self._watchers[rule.name] = watcher
+        self._owned[owner].append(rule.name)
+        self._spawn(owner, self._run(watcher))
+
+    async def _run(self, watcher: Watcher) -> None:
+        if not watcher.is_held:
+            await self._serve_newest(watcher)  # a kill may have come before
+        await watcher.run()
+
+    async def _stop(self, owner: str) -> None:
+        """End what a rule has started, and forget it."""
+        tasks = self._tasks.pop(owner, [])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for name in self._owned.pop(owner, []):
+            watcher = self._watchers.pop(name)
+            self._numbers[name] = set(watcher.generations.numbers)
+            self._turn(name)
+
+    def _turn(self, name: str) -> None:
+        """Wake all who wait for something else to be served under that name."""
+        if turn := self._turns.pop(name, None):
+            turn.set()
+
+    def _spawn(self, owner: str, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks[owner].append(task)
+        task.add_done_callback(_log_failure)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a watch ended", exc_info=error)
+
+
+def _before(watcher: Watcher) -> int:
+    """The number of the generation before the one that is served."""
+    served = watcher.generations.served
+    number = served.watched.generation if served and served.watched else 0
+    earlier = [each for each in watcher.generations.numbers if each < number]
+    if not earlier:
+        raise NotFound(
+            "there is no generation before the one that is served",
+            source=f"watch:{watcher.rule.name}",
+            hint="craftcache watch ls shows which there are",
+        )
+    return earlier[-1]
+
+
+def _no_watch(name: str) -> NotFound:
+    return NotFound("no such watch", source=f"watch:{name}", hint="craftcache watch ls")
