@@ -39,7 +39,7 @@ def config_path() -> Path | None:
     """The configuration file in force: the user's own where there is one, else the system's."""
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     for path in (Path(home, "craftcache", "config.toml"), SYSTEM_CONFIG):
-        if path.is_file():
+        if os.path.isfile(path):  # False too where it cannot be looked at
             return path
     return None
 
@@ -77,7 +77,7 @@ def choose_cache_dir(
         or os.environ.get("AUDIOCRAFT_CACHE_DIR")
         or _setting("cache_dir", config_file)
         or os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]  # systemd may list several
-        or (SYSTEM_CACHE_DIR if SYSTEM_CACHE_DIR.is_dir() else default_hub_cache())
+        or (SYSTEM_CACHE_DIR if os.path.isdir(SYSTEM_CACHE_DIR) else default_hub_cache())
     )
     return Path(os.path.abspath(os.path.expanduser(chosen)))
 
@@ -95,10 +95,10 @@ def choose_socket_dir(
     )
     if chosen:
         return Path(os.path.abspath(os.path.expanduser(chosen)))
-    if SYSTEM_SOCKET_DIR.is_dir():
+    if os.path.isdir(SYSTEM_SOCKET_DIR):
         return SYSTEM_SOCKET_DIR
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and (own := Path(runtime, "craftcache")).is_dir():
+    if runtime and os.path.isdir(own := Path(runtime, "craftcache")):
         return own
     return None
 
