@@ -8,9 +8,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from craftcache import AsyncClient, Client
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["DaemonProcess", "EXPORT", "EXPORT_FILES"]
 
@@ -24,13 +27,22 @@ class DaemonProcess:
     """A ``craftcached`` with its directories under ``base``; a context manager.
 
     Entering waits until it serves. Leaving ends it, if the test has not, and waits for it.
+
+    Args:
+        base: Where its directories are.
+        arguments: Of the command line.
+        within: A command that runs the one that is appended to it, by exec.
+        environment: Added to the test's own.
     """
 
-    def __init__(self, base: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, base: Path, *arguments: str, within: Sequence[str] = (), **environment: str
+    ) -> None:
         self.cache_dir = base / "cache"
         self.socket_dir = base / "run"
         self.state_dir = base / "state"
         self._arguments = arguments
+        self._within = within
         self._environment = environment
         self._process: subprocess.Popen[str]
         self._lines: list[str] = []
@@ -57,6 +69,7 @@ class DaemonProcess:
         self._serves.clear()
         self._process = subprocess.Popen(
             [
+                *self._within,
                 *(sys.executable, "-m", "craftcached", "--log-level", "debug"),
                 *("--cache-dir", str(self.cache_dir)),
                 *("--socket-dir", str(self.socket_dir)),
