@@ -47,6 +47,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import chain
 from math import inf, nan, prod
+from operator import add, lt, mod, mul
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, TypeAlias, TypeGuard
 
 if TYPE_CHECKING:
@@ -353,15 +354,13 @@ _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 def _parse_storages(numbers: object, file_size: int) -> list[Storage]:
     if not _is_integers(numbers) or len(numbers) % 2 or len(numbers) > 2 * MAX_TENSORS:
         raise InvalidIndex("storages are no pairs of integers, or too many")
-    storages = list(map(Storage, numbers[::2], numbers[1::2]))
-    end = 0
-    for offset, nbytes in storages:
-        if offset < end or nbytes < 0:
-            raise InvalidIndex("storages overlap or are out of order")
-        end = offset + nbytes
-    if end > file_size:
-        raise InvalidIndex(f"a storage ends at byte {end} of a file of {file_size}")
-    return storages
+    offsets, sizes = numbers[::2], numbers[1::2]
+    ends = [0, *map(add, offsets, sizes)]
+    if min(sizes, default=0) < 0 or any(map(lt, offsets, ends)):
+        raise InvalidIndex("storages overlap or are out of order")
+    if ends[-1] > file_size:
+        raise InvalidIndex(f"a storage ends at byte {ends[-1]} of a file of {file_size}")
+    return list(map(Storage, offsets, sizes))
 
 
 def _parse_tensors(
@@ -384,19 +383,20 @@ def _parse_tensors(
         raise InvalidIndex("a tensor whose shape is none")
     if not len(numbers) == len(owners) == len(shapes) <= MAX_TENSORS:
         raise InvalidIndex("columns of unequal length, or too many tensors")
-    views = _parse_views(document.get("views"), len(shapes))
-    tensors = []
-    for number, (dtype, owner, shape) in enumerate(zip(numbers, owners, shapes, strict=True)):
-        name = dtypes[dtype]
-        offset, nbytes = storages[owner]
-        if offset % ITEM_BYTES[name]:
-            raise InvalidIndex("a storage that is not aligned for its tensor")
-        if number in views:
-            tensors.append(_parse_view(views[number], name, owner, shape, nbytes))
-            continue
-        if prod(shape) * ITEM_BYTES[name] != nbytes or (not nbytes and _overflows(shape)):
-            raise InvalidIndex("a tensor that does not fill its storage")
-        tensors.append(Tensor(name, owner, shape))
+    names = [dtypes[number] for number in numbers]
+    item_bytes = [ITEM_BYTES[name] for name in names]
+    offsets, room = zip(*map(storages.__getitem__, owners), strict=True) if owners else ((), ())
+    if any(map(mod, offsets, item_bytes)):
+        raise InvalidIndex("a storage that is not aligned for its tensor")
+    if 0 in sizes and any(map(_overflows, shapes)):
+        raise InvalidIndex("a tensor of an absurd shape")
+    tensors = list(map(Tensor, names, owners, shapes))
+    filled = list(map(mul, map(prod, shapes), item_bytes))
+    for number, row in _parse_views(document.get("views"), len(shapes)).items():
+        tensors[number] = _parse_view(row, tensors[number], room[number])
+        filled[number] = room[number]
+    if filled != list(room):
+        raise InvalidIndex("a tensor that does not fill its storage")
     return tensors
 
 
@@ -409,15 +409,16 @@ def _parse_views(rows: object, count: int) -> dict[int, list[Any]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def _parse_view(row: list[Any], dtype: str, owner: int, shape: list[int], nbytes: int) -> Tensor:
+def _parse_view(row: list[Any], tensor: Tensor, nbytes: int) -> Tensor:
+    """The tensor with the stride, offset and flags of its row, inside its storage of ``nbytes``."""
     stride, first, flags = row
+    dtype, storage, shape, *_ = tensor
     if not (
         _is_integers(stride)
         and len(stride) == len(shape)
         and all(0 <= step <= MAX_ELEMENTS for step in stride)
         and type(first) is type(flags) is int
         and 0 <= flags <= _REQUIRES_GRAD | _PARAMETER
-        and not _overflows(shape)
     ):
         raise InvalidIndex("a view whose stride, offset or flags are none")
     room = nbytes // ITEM_BYTES[dtype]
@@ -427,7 +428,7 @@ def _parse_view(row: list[Any], dtype: str, owner: int, shape: list[int], nbytes
     requires_grad = bool(flags & _REQUIRES_GRAD)
     if requires_grad and not dtype.startswith(("float", "bfloat", "complex")):
         raise InvalidIndex(f"a gradient for {dtype}")
-    return Tensor(dtype, owner, shape, stride, first, requires_grad, bool(flags & _PARAMETER))
+    return Tensor(dtype, storage, shape, stride, first, requires_grad, bool(flags & _PARAMETER))
 
 
 def _is_integers(value: object) -> TypeGuard[list[int]]:

@@ -247,26 +247,29 @@ def _build_tensors(
     None is a view in autograd's sense: each is made upon its storage, as torch.load makes it.
     """
     dtypes = _dtypes(index)
+    storages = index.storages
     owners: dict[int, torch.Tensor] = {}
     tensors = []
-    for spec in index.tensors:
-        dtype = dtypes[spec.dtype]
-        owner = owners.get(spec.storage)
-        if spec.stride is None and owner is None:
-            tensor = take(index.storages[spec.storage], dtype).resize_(spec.shape)
-            owners[spec.storage] = tensor
+    for name, number, shape, stride, offset, requires_grad, is_parameter in index.tensors:
+        dtype = dtypes[name]
+        owner = owners.get(number)
+        if stride is None and owner is None:  # nearly all are; one call each, or two
+            tensor = take(storages[number], dtype)
+            if len(shape) != 1:
+                tensor.resize_(shape)
+            owners[number] = tensor
             tensors.append(tensor)
             continue
         if owner is None:
-            owner = owners[spec.storage] = take(index.storages[spec.storage], torch.uint8)
+            owner = owners[number] = take(storages[number], torch.uint8)
         tensor = torch.empty(0, dtype=dtype, device=device)
-        if spec.stride is None:
-            tensor = tensor.set_(owner.untyped_storage()).resize_(spec.shape)
+        if stride is None:
+            tensor.set_(owner.untyped_storage()).resize_(shape)
         else:
-            tensor.set_(owner.untyped_storage(), spec.offset, spec.shape, spec.stride)
-        if spec.is_parameter:
-            tensor = torch.nn.Parameter(tensor, spec.requires_grad)
-        elif spec.requires_grad:
+            tensor.set_(owner.untyped_storage(), offset, shape, stride)
+        if is_parameter:
+            tensor = torch.nn.Parameter(tensor, requires_grad)
+        elif requires_grad:
             tensor.requires_grad_()
         tensors.append(tensor)
     return tensors
