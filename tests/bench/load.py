@@ -2,9 +2,9 @@
 
 ``python -m bench.load`` makes LM-shaped checkpoints, warms them through a real daemon, and then
 loads each in turn with all of the peers, so that a ratio compares like with like on one machine
-in one run. What is reported is the median of the rounds. Loading is measured twice: alone, and
-with a copy into an existing module, so that laziness hides nothing. Then worker processes load
-at once, and their memory is added up.
+in one run; torch.load is what AudioCraft's own _get_state_dict calls. What is reported is the
+median of the rounds. Loading is measured twice: alone, and with a copy into an existing module,
+so that laziness hides nothing. Then worker processes load at once, and their memory is added up.
 """
 
 from __future__ import annotations
