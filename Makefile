@@ -11,6 +11,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCHES := load worker_socket fetch
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test check bench clean
@@ -29,7 +30,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
+	for name in $(BENCHES); do PYTHONPATH=tests $(BIN)/python -m bench.$$name || exit; done
 
 clean:
 	rm -rf $(VENV)

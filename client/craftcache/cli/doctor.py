@@ -21,9 +21,10 @@ _MARKS = {"ok": "ok", "warning": "WARN", "problem": "FAIL"}
 @json_option
 @pass_place
 def doctor(place: Place, *, as_json: bool) -> None:
-    """Examine this installation: sockets, cache, limits, versions, the Hub.
+    """Examine this installation and say what to mend.
 
-    Exits with 1 where something does not work; warnings alone are no failure.
+    Sockets, cache, limits, versions and the Hub are looked at. Exits with 1 where something does
+    not work; warnings alone are no failure.
     """
     from craftcache.doctor import examine
 
