@@ -178,9 +178,9 @@ class Warmer:
         if manifest is not None and not refresh:
             revision = manifest.revision
         if (source.is_pinned or revision != source.revision) and (
-            files := await self._obtainer.hub_snapshot(teller, source, revision, names)
+            present := await self._obtainer.hub_snapshot(teller, source, revision, names)
         ):
-            return await self._publish_hub(source, revision, files)
+            return await self._publish_hub(source, revision, present)
         described = await self._hub.describe(source, names, revision)
         commit = described[0].commit
         if manifest is not None and refresh:
