@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from clientkit import Node
 from craftcache import Client
+from daemons import EXPORT_FILES, DaemonProcess
+from hub import hub_in_thread
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from hub import Repo, TestHub
 
@@ -25,3 +30,17 @@ def hub_endpoint(threaded_hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> str:
 def alone(base: Path, export_repo: Repo, hub_endpoint: str) -> Client:
     """A client where a daemon's sockets ought to be and are not, with a cache of its own."""
     return Client(socket_dir=base / "run", cache_dir=base / "cache")
+
+
+@pytest.fixture(scope="package")
+def node() -> Iterator[Node]:
+    """A node whose daemon has ``org/model`` warm; for tests that only read."""
+    with (
+        tempfile.TemporaryDirectory(prefix="cc-") as directory,
+        hub_in_thread() as hub,
+        DaemonProcess(Path(directory), HF_ENDPOINT=hub.endpoint) as daemon,
+        daemon.client() as client,
+    ):
+        hub.repo("org/model").commit(EXPORT_FILES)
+        client.warm("org/model")
+        yield Node(hub, daemon)
