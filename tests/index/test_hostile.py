@@ -150,6 +150,10 @@ PICKLES: dict[str, bytes] = {
     "storage of negative size": Op.whole(Op.tensor(Op.storage(count=-1))),
     "storage of a float": Op.whole(Op.tensor(Op.storage(count=1.5))),
     "storage of two sizes": Op.whole(b"(", Op.tensor(), Op.tensor(Op.storage(count=8)), b"t"),
+    "storage of two dtypes": Op.whole(
+        b"(", Op.tensor(), Op.tensor(Op.storage(kind="IntStorage")), b"t"
+    ),
+    "storage by number": Op.whole(Op.tensor(Op.storage(key=0))),
     "storage of no dtype": Op.whole(Op.tensor(Op.storage(kind="TypedStorage"))),
     "tensor beyond its storage": Op.whole(Op.tensor(shape=(17,))),
     "tensor from beyond": Op.whole(Op.tensor(offset=17)),

@@ -180,7 +180,7 @@ class _ArchiveStorages:
     def __init__(self, records: Mapping[str, Record]) -> None:
         self._records = records
         self._blanks = _Blanks(max((record.nbytes for record in records.values()), default=0))
-        self._storages: dict[str, torch.UntypedStorage] = {}
+        self._storages: dict[str, tuple[torch.UntypedStorage, torch.dtype]] = {}
         self._places: dict[int, Storage] = {}
 
     def load(self, pid: Any) -> object:  # noqa: ANN401  a pickle's argument
@@ -189,12 +189,15 @@ class _ArchiveStorages:
         dtype = _dtype(kind)
         nbytes = count * dtype.itemsize
         record = self._records.get(f"data/{key}")
-        if record is None or nbytes != record.nbytes:
+        if type(key) is not str or record is None or nbytes != record.nbytes:
             raise NotACheckpoint(f"storage {key} of {nbytes} bytes is not in the archive")
-        storage = self._storages.get(key)
-        if storage is None:
-            storage = self._storages[key] = self._blanks.make(nbytes)
+        if key not in self._storages:
+            storage = self._blanks.make(nbytes)
+            self._storages[key] = storage, dtype
             self._places[_identity(storage)] = Storage(record.offset, nbytes)
+        storage, first = self._storages[key]
+        if first is not dtype:
+            raise NotACheckpoint(f"storage {key} has two dtypes")
         return _typed(storage, dtype)
 
     def place(self, storage: torch.UntypedStorage) -> Storage | None:
