@@ -30,7 +30,7 @@ def index_of(fd: int) -> index_format.Index:
     return index_format.parse(examine(fd), file_size=os.fstat(fd).st_size)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(checkpoints())
 @example(OrderedDict())
 @example({"tied": [tensor := torch.arange(6.0), tensor, tensor[2:4], tensor.view(2, 3).t()]})
