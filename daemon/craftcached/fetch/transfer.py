@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["host_of", "Reply", "Transfer"]
 
 BLOCK_BYTES = 1024 * 1024
-"""Bytes gathered before they are written in one step; a killed process loses less than that."""
+"""Bytes gathered before they are written in one step, at most."""
+
+GATHERED_BYTES = 16 * 1024 * 1024
+"""Bytes that all connections together may gather: the more of them, the smaller their blocks."""
 
 BLOCK_SECONDS = 1.0
 """Time after which what came on a slow line is written without waiting for more."""
@@ -71,6 +74,7 @@ class Reply:
         patience: Patience,
         claimant: Claimant,
         *,
+        block_bytes: int,
         is_xet: bool,
     ) -> None:
         self.url = str(response.url)
@@ -83,6 +87,7 @@ class Reply:
         self._left = None if span is None else span.size
         self._patience = patience
         self._claimant = claimant
+        self._block_bytes = block_bytes
         self._fault: Fault | None = None
 
     @property
@@ -91,7 +96,7 @@ class Reply:
         return not self.partial or (self.span is not None and self.span.size == self.total)
 
     async def block(self) -> list[bytes]:
-        """The next bytes of the body: about BLOCK_BYTES, or what came in BLOCK_SECONDS.
+        """The next bytes of the body: about one block, or what came in BLOCK_SECONDS.
 
         Nothing at the end. Before a fault, what came until then; the next call raises it.
 
@@ -104,7 +109,7 @@ class Reply:
         began = loop.time()
         try:
             async with asyncio.timeout(self._patience.left):
-                while size < BLOCK_BYTES and loop.time() < began + BLOCK_SECONDS:
+                while size < self._block_bytes and loop.time() < began + BLOCK_SECONDS:
                     chunk = await self._read()
                     if not chunk:
                         break
@@ -171,6 +176,7 @@ class Transfer:
         self._session = session
         self._settings = settings
         self._check_url = check_url
+        self._block_bytes = min(BLOCK_BYTES, GATHERED_BYTES // settings.max_connections)
 
     @asynccontextmanager
     async def open(
@@ -203,8 +209,15 @@ class Transfer:
         response, is_xet = await self._follow(file, url, headers)
         try:
             covered, total = self._judge(file, response, span)
-            patience = Patience(self._settings.stall_seconds, self._settings.minimum_rate)
-            yield Reply(response, covered, total, patience, claimant, is_xet=is_xet)
+            yield Reply(
+                response,
+                covered,
+                total,
+                Patience(self._settings.stall_seconds, self._settings.minimum_rate),
+                claimant,
+                block_bytes=self._block_bytes,
+                is_xet=is_xet,
+            )
         finally:
             response.close()  # keeps the connection where the body was read to its end
 

@@ -12,7 +12,9 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import statistics
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -155,6 +157,7 @@ def main() -> None:
     parser.add_argument("--huge-mib", type=int, default=20480, help="0 leaves it out")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     base = Path(tempfile.mkdtemp(prefix="bench-fetch-", dir=options.directory))
     try:
         results = run(options, base)
