@@ -217,6 +217,7 @@ class Service:
             warmed.bytes_reused,
             time.monotonic() - started,
         )
+        self._uses.note(manifest_key(source))
         if resident:
             records = warmed.manifest.select(source, names) or ()
             warmed = replace(warmed, resident_bytes=await self._bring_in(source, records, report))
@@ -255,7 +256,11 @@ class Service:
                 report(Progress(source.shown, filename, done, size, "reading"))
 
             await self._residency.bring(self._store.cache.path(record), tell)
-        return await self._resident(records)
+        found = await self._resident(records)
+        if found is not None:
+            size = sum(record.size for record in records)
+            log.info("%s: %d of %d bytes in memory", source.shown, found, size)
+        return found
 
     async def queue_warm(
         self, text: str, filenames: Sequence[str], *, resident: bool = False

@@ -182,3 +182,12 @@ async def test_locks_follow_the_pin_over_revisions_and_restarts(tmp_path: Path) 
         await dropped(newer)
         assert await parts.residency.resident([newer]) == 0
         assert parts.pins.find(key("a")) is not None
+
+
+async def test_a_queued_warm_keeps_whether_it_is_resident(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as parts:
+        for resident in (True, False, True):
+            await parts.records.add_warm_job("org/model", ("a",), resident=resident)
+    async with keeping(tmp_path) as parts:
+        jobs = await parts.records.warm_jobs()
+        assert [(job.filenames, job.resident) for job in jobs] == [(("a",), True), (("a",), False)]

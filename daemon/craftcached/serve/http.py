@@ -46,6 +46,9 @@ FIRST_REQUEST_SECONDS = 0.05
 MAX_SOURCES = 256
 """Sources of one warm."""
 
+MODELS = "/v1/models/"
+PINS = "/v1/pins/"
+
 WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false}'
 PIN_EXAMPLE = '{"lock": true}'
 EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
@@ -73,11 +76,11 @@ class AdminServer:
         app.router.add_get("/v1/health", self._health)
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/v1/models/{source:.+}", self._model)
-        app.router.add_delete("/v1/models/{source:.+}", self._delete)
+        app.router.add_get(MODELS + "{source:.+}", self._model)
+        app.router.add_delete(MODELS + "{source:.+}", self._delete)
         app.router.add_post("/v1/warm", self._warm)
-        app.router.add_put("/v1/pins/{source:.+}", self._pin)
-        app.router.add_delete("/v1/pins/{source:.+}", self._unpin)
+        app.router.add_put(PINS + "{source:.+}", self._pin)
+        app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
         # aiohttp waits for so long twice: for the request, then for the connection.
         self._runner = web.AppRunner(
@@ -111,21 +114,21 @@ class AdminServer:
         return web.json_response({"models": [_state(model) for model in models]})
 
     async def _model(self, request: web.Request) -> web.Response:
-        return web.json_response(_state(await self._service.model(_source(request))))
+        return web.json_response(_state(await self._service.model(_source(request, MODELS))))
 
     async def _delete(self, request: web.Request) -> web.Response:
-        source, shown = self._administered(request, "removing it")
+        source, shown = self._administered(request, MODELS, "removing it")
         freed = await self._service.remove(source)
         return web.json_response({"source": shown, "freed_bytes": freed})
 
     async def _pin(self, request: web.Request) -> web.Response:
-        source, shown = self._administered(request, "pinning it")
+        source, shown = self._administered(request, PINS, "pinning it")
         body = await _body(request, PIN_EXAMPLE) if request.can_read_body else {}
         pin = await self._service.pin(source, lock=_flag(body, "lock", PIN_EXAMPLE))
         return web.json_response({"source": shown, "pinned": True, "locked": pin.is_locked})
 
     async def _unpin(self, request: web.Request) -> web.Response:
-        source, shown = self._administered(request, "unpinning it")
+        source, shown = self._administered(request, PINS, "unpinning it")
         await self._service.unpin(source)
         return web.json_response({"source": shown, "pinned": False, "locked": False})
 
@@ -139,9 +142,9 @@ class AdminServer:
         eviction = await self._service.evict(wanted, dry_run=dry_run)
         return web.json_response(asdict(eviction) | {"dry_run": dry_run})
 
-    def _administered(self, request: web.Request, what: str) -> tuple[str, str]:
+    def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
         """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
-        source = _source(request)
+        source = _source(request, under)
         shown = parse(source).shown
         self._administrators.check(peer_of(request.transport), what, source=shown)
         return source, shown
@@ -252,9 +255,9 @@ def _problem(problem: dict[str, Any]) -> web.Response:
     return web.json_response(problem, status=problem["status"], content_type=PROBLEM)
 
 
-def _source(request: web.Request) -> str:
+def _source(request: web.Request, under: str) -> str:
     """The source in the path as it was sent: percent-encoded, or bare with its query behind it."""
-    text = request.raw_path.partition("/v1/models/")[2]
+    text = request.raw_path.partition(under)[2]
     return text if "://" in text else unquote(text)
 
 
