@@ -18,7 +18,7 @@ from .sources import PARTS
 from .transport import Withdrawal, Withdrawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
 
     import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .load import Fallback
     from .node import CachedModel, WarmedModel
     from .sources import Part
-    from .wire import Progress
+    from .wire import Generation, Progress
 
 __all__ = ["AsyncClient"]
 
@@ -41,8 +41,9 @@ MAX_THREADS = 64
 class AsyncClient:
     """Client for asyncio; see Client for what each method promises and raises.
 
-    Usable from any number of event loops; fork-safe; picklable. Use it as an async context
-    manager to end its threads and close its connections.
+    Usable from any number of event loops; fork-safe; picklable. Making one reads the settings, as
+    making a Client does; no call of it blocks the loop. Use it as an async context manager to end
+    its threads and close its connections.
 
     Args:
         socket_dir: See Client.
@@ -138,6 +139,16 @@ class AsyncClient:
     async def models(self) -> list[CachedModel]:
         """See Client.models."""
         return await self._run(self._do.models)
+
+    async def follow(self, name: str, *, after: int | None = None) -> AsyncIterator[Generation]:
+        """See Client.follow; leaving the loop, or cancelling it, withdraws the request."""
+        has_daemon = False
+        while True:
+            generation = await self._run(
+                partial(self._do.next_generation, name, after, has_daemon=has_daemon)
+            )
+            has_daemon, after = True, generation.number
+            yield generation
 
     async def explain(self, source: str | os.PathLike[str]) -> Explanation:
         """See Client.explain."""
