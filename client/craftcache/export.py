@@ -88,7 +88,7 @@ def parse_device(device: str | int | torch.device) -> torch.device:
 
     try:
         parsed = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # torch raises nearly anything
         raise UnknownDevice(
             f"torch has no device {device!r}", hint="Name one like cpu, cuda, cuda:0 or meta"
         ) from error
@@ -230,7 +230,7 @@ def _check_present(device: torch.device) -> None:
 
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # a backend that is not there raises nearly anything
         lines = str(error).splitlines()
         raise UnknownDevice(
             f"this machine has no usable device {device} ({lines[0] if lines else 'no reason'})",

@@ -21,7 +21,7 @@ from .errors import NotMounted, Offline, Unavailable
 from .local import open_local, resolve_local
 from .node import CachedModel, DaemonAway, Node, WarmedModel, own_token
 from .opened import FileInfo
-from .resolve import Resolver
+from .resolver import Resolver
 from .sources import LocalDirectory, LocalFile, wanted_files
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["open_local", "resolve_local"]
+
+_LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
 def open_local(paths: Mapping[str, Path]) -> OpenFiles:
@@ -48,14 +51,16 @@ def resolve_local(path: Path) -> Path:
 def _open_file(path: Path) -> OpenFile:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise _missing(path) from error
     except PermissionError as error:
         raise AccessDenied(
             "this process may not read the file",
             source=str(path),
             hint="Change the file's permissions",
         ) from error
+    except OSError as error:
+        if error.errno in _LEADS_NOWHERE:
+            raise _missing(path) from error
+        raise
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)

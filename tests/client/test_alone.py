@@ -30,7 +30,7 @@ from craftcache.errors import (
 )
 from craftcache.manifest import manifest_key
 from craftcache.policy import UrlPolicy
-from craftcache.resolve import Resolver
+from craftcache.resolver import Resolver
 from craftcache.sources import HubSource, parse
 from craftcache.stream import Download, download
 from craftcache.verify import Promise

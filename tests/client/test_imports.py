@@ -48,6 +48,20 @@ def test_every_public_name_exists(name: str) -> None:
         assert hasattr(module, public)
 
 
+def test_no_public_name_is_hidden_by_a_module_of_the_same_name() -> None:
+    program = (
+        f"import importlib, types, craftcache\n"
+        f"for name in {MODULES!r}: importlib.import_module(name)\n"
+        "names = [n for n in craftcache.__all__ if "
+        "isinstance(getattr(craftcache, n), types.ModuleType)]\n"
+        "print(names)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.strip() == "[]"
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = craftcache.lode
