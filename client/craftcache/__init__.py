@@ -31,17 +31,19 @@ __version__ = VERSION
 if TYPE_CHECKING:
     from .aio import AsyncClient
     from .client import Client
-    from .default import load, load_into, load_state_dict, models, resolve, status, warm
+    from .default import follow, load, load_into, load_state_dict, models, resolve, status, warm
     from .export import Export
     from .opened import FileInfo
-    from .wire import Progress
+    from .wire import Generation, Progress
 
 __all__ = [
     "AsyncClient",
     "Client",
     "Export",
     "FileInfo",
+    "Generation",
     "Progress",
+    "follow",
     "load",
     "load_into",
     "load_state_dict",
@@ -71,9 +73,11 @@ _HOMES = {
     "Client": "client",
     "Export": "export",
     "FileInfo": "opened",
+    "Generation": "wire",
     "Progress": "wire",
 } | dict.fromkeys(
-    ("load", "load_into", "load_state_dict", "models", "resolve", "status", "warm"), "default"
+    ("follow", "load", "load_into", "load_state_dict", "models", "resolve", "status", "warm"),
+    "default",
 )
 
 

@@ -185,7 +185,7 @@ class AsyncClient:
         except asyncio.CancelledError:
             withdrawal.withdraw()
             if not submitted.cancel():  # it has begun
-                await asyncio.wait([running])
+                await asyncio.gather(running, return_exceptions=True)
             raise
 
     def _pool(self) -> ThreadPoolExecutor:

@@ -10,7 +10,7 @@ from .transport import Withdrawal
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .load import Fallback
     from .node import CachedModel, WarmedModel
     from .sources import Part
-    from .wire import Progress
+    from .wire import Generation, Progress
 
 __all__ = ["Client"]
 
@@ -171,6 +171,29 @@ class Client:
     def models(self) -> list[CachedModel]:
         """What a load would find without asking its origin."""
         return self._do.models(withdrawal=Withdrawal())
+
+    def follow(self, name: str, *, after: int | None = None) -> Iterator[Generation]:
+        """Yield the generations of a watched export directory, each as soon as it is served.
+
+        The one that is served now comes first. None is missed but those that another has replaced
+        before this process came to ask; a rollback yields the earlier one again. The wait costs
+        nothing, and goes on after a restart of the daemon, however long that takes.
+
+        Args:
+            name: Of the watch.
+            after: The number of a generation that is known already and is not to come first.
+
+        Raises:
+            NotFound: There is no such watch, or no more.
+            Unavailable: There is no daemon.
+        """
+        has_daemon = False
+        while True:
+            generation = self._do.next_generation(
+                name, after, has_daemon=has_daemon, withdrawal=Withdrawal()
+            )
+            has_daemon, after = True, generation.number
+            yield generation
 
     def explain(self, source: str | os.PathLike[str]) -> Explanation:
         """What a load of ``source`` would do here, and why; changes nothing, fetches nothing."""

@@ -10,7 +10,7 @@ from .sources import PARTS
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -18,9 +18,18 @@ if TYPE_CHECKING:
     from .export import Export
     from .node import CachedModel, WarmedModel
     from .sources import Part
-    from .wire import Progress
+    from .wire import Generation, Progress
 
-__all__ = ["load", "load_state_dict", "load_into", "resolve", "warm", "status", "models"]
+__all__ = [
+    "load",
+    "load_state_dict",
+    "load_into",
+    "resolve",
+    "warm",
+    "follow",
+    "status",
+    "models",
+]
 
 
 @lru_cache(maxsize=1)
@@ -71,6 +80,11 @@ def warm(
 ) -> list[WarmedModel]:
     """See Client.warm."""
     return _client().warm(sources, filenames=filenames, resident=resident, on_progress=on_progress)
+
+
+def follow(name: str, *, after: int | None = None) -> Iterator[Generation]:
+    """See Client.follow."""
+    return _client().follow(name, after=after)
 
 
 def status() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From a source's name to open, verified files: the resolution order and its fallbacks.
 
-1. an existing local file, 2. an existing local directory: read in this process;
+1. an existing local file, 2. an existing local directory: read in this process, but for an export
+directory that the daemon says it watches, of which the last verified generation is served;
 3. a URL, 4. a Hub id, and watches: asked of the daemon, and had without it where it is absent,
 refuses, goes silent, speaks another protocol or fails by its own fault.
 
@@ -22,7 +23,7 @@ from .local import open_local, resolve_local
 from .node import CachedModel, DaemonAway, Node, WarmedModel, own_token
 from .opened import FileInfo
 from .resolver import Resolver
-from .sources import LocalDirectory, LocalFile, wanted_files
+from .sources import FILENAMES, LocalDirectory, LocalFile, WatchSource, wanted_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from .own_fetch import OwnFetch
     from .sources import RemoteSource, Source
     from .transport import Withdrawal
-    from .wire import Progress
+    from .wire import Generation, Progress
 
 __all__ = ["Fallback", "Loader"]
 
@@ -43,6 +44,10 @@ Fallback: TypeAlias = Literal["origin", "cache", "none"]
 
 COLD_SECONDS = 15.0
 """How long a silent daemon is waited for where only the origin is left."""
+
+FIRST_PAUSE_SECONDS = 0.1
+LAST_PAUSE_SECONDS = 5.0
+"""Between two attempts to reach a daemon that is away while one of its watches is followed."""
 
 WARM_SECONDS = 1.0
 """How long it is waited for where a verified copy is in a cache."""
@@ -99,7 +104,10 @@ class Loader:
             case LocalFile(path):
                 return open_local(dict.fromkeys(names, path))
             case LocalDirectory(path):
-                return open_local({name: path / name for name in names})
+                watch = self._watch_of(path, names, withdrawal)
+                if watch is None:
+                    return open_local({name: path / name for name in names})
+                source = watch
         try:
             return self._node.open(source, names, withdrawal, report)
         except DaemonAway as away:
@@ -182,6 +190,37 @@ class Loader:
                     "origin",
                 )
 
+    def next_generation(
+        self, name: str, after: int | None, *, has_daemon: bool, withdrawal: Withdrawal
+    ) -> Generation:
+        """The generation of a watch that is served, as soon as it is another than ``after``.
+
+        Args:
+            name: Of the watch.
+            after: The number of the one that is known; None for whichever is served.
+            has_daemon: Whether there is known to be a daemon, so that it is waited for.
+            withdrawal: Ends the wait.
+
+        Raises:
+            NotFound: There is no such watch, or no more.
+            Unavailable: There is no daemon, and was none before.
+        """
+        pause = FIRST_PAUSE_SECONDS
+
+        def heard(_progress: Progress) -> None:
+            nonlocal has_daemon, pause
+            has_daemon, pause = True, FIRST_PAUSE_SECONDS
+
+        while True:
+            try:
+                return self._node.follow(name, after, withdrawal, heard)
+            except DaemonAway as away:
+                if not has_daemon:
+                    raise _no_daemon(away, WatchSource(name)) from away
+                log.info("following watch:%s goes on when the daemon is back: %s", name, away)
+            withdrawal.pause(pause)
+            pause = min(pause * 2, LAST_PAUSE_SECONDS)
+
     def status(self, *, withdrawal: Withdrawal) -> dict[str, Any]:
         """What the daemon says of itself.
 
@@ -203,6 +242,18 @@ class Loader:
                 CachedModel(m.source, m.revision, tuple(map(FileInfo.recorded, m.files)))
                 for m in manifests
             ]
+
+    def _watch_of(
+        self, path: Path, names: Sequence[str], withdrawal: Withdrawal
+    ) -> WatchSource | None:
+        """The watch that serves ``names`` of a local directory, if the daemon has one of it."""
+        if not set(names) <= set(FILENAMES.values()):
+            return None
+        try:
+            status = path.stat()
+            return self._node.watch_of(status.st_dev, status.st_ino, withdrawal)
+        except (OSError, DaemonAway):
+            return None
 
     def _open_alone(
         self,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from .errors import AccessDenied, CraftcacheError, NotFound, ProtocolMismatch
 from .opened import FileInfo, OpenFile, OpenFiles
-from .sources import HubSource, UrlSource
+from .sources import HubSource, UrlSource, WatchSource
 from .transport import DaemonFailure, WorkerSocket
-from .wire import Load, Models, Resolve, Status, Warm
+from .wire import Follow, Identify, Load, Models, Resolve, Status, Warm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .sources import RemoteSource
     from .transport import Reply, Withdrawal
-    from .wire import Loaded, Model, Progress, Request, Resolved, ServedFile
+    from .wire import Generation, Loaded, Model, Progress, Request, Resolved, ServedFile
 
 __all__ = ["Node", "DaemonAway", "WarmedModel", "CachedModel", "own_token"]
 
@@ -181,6 +181,23 @@ class Node:
             if not after:
                 return models
 
+    def watch_of(self, device: int, inode: int, withdrawal: Withdrawal) -> WatchSource | None:
+        """The watch of a directory, known by its device and inode; None where it has none."""
+        request = Identify(device, inode)
+        with self._ask(request, None, (), withdrawal, _ignore, patience=lambda: 0.0) as reply:
+            return WatchSource(reply.answer.watch) if reply.answer.watch else None
+
+    def follow(
+        self,
+        name: str,
+        after: int | None,
+        withdrawal: Withdrawal,
+        report: Callable[[Progress], None],
+    ) -> Generation:
+        """The generation of a watch that is served, as soon as it is another than ``after``."""
+        with self._ask(Follow(name, after), None, (), withdrawal, report) as reply:
+            return reply.answer
+
     def _ask(
         self,
         request: Request[AnswerT],
@@ -188,13 +205,15 @@ class Node:
         names: Sequence[str],
         withdrawal: Withdrawal,
         report: Callable[[Progress], None],
+        *,
+        patience: Callable[[], float] | None = None,
     ) -> Reply[AnswerT]:
         if self._socket is None:
             raise DaemonAway("there is no daemon on this machine")
         try:
             return self._socket.ask(
                 request,
-                patience=lambda: self._patience(source, names),
+                patience=patience or (lambda: self._patience(source, names)),
                 on_progress=report,
                 withdrawal=withdrawal,
             )

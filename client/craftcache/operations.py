@@ -23,6 +23,7 @@ from .sources import (
     LocalFile,
     UrlSource,
     check_filename,
+    check_watch_name,
     locate,
     parse,
 )
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from .node import CachedModel, WarmedModel
     from .sources import Part, Source
     from .transport import Withdrawal
-    from .wire import Progress
+    from .wire import Generation, Progress
 
 __all__ = ["Operations", "PathLike", "Device"]
 
@@ -178,6 +179,17 @@ class Operations:
     def models(self, *, withdrawal: Withdrawal) -> list[CachedModel]:
         """See Client.models."""
         return self.loader.models(withdrawal=withdrawal)
+
+    def next_generation(
+        self, name: str, after: int | None, *, has_daemon: bool, withdrawal: Withdrawal
+    ) -> Generation:
+        """See Loader.next_generation."""
+        return self.loader.next_generation(
+            check_watch_name(name.removeprefix("watch:")),
+            after,
+            has_daemon=has_daemon,
+            withdrawal=withdrawal,
+        )
 
     def explain(self, source: PathLike, *, withdrawal: Withdrawal) -> Explanation:
         """See Client.explain."""

@@ -7,14 +7,32 @@ import os
 from typing import TYPE_CHECKING
 
 from craftcache.errors import NotFound
-from craftcache.wire import Loaded, Resolved, ServedFile, StatusReport, Warmed, WarmResult
+from craftcache.wire import (
+    Identified,
+    Loaded,
+    Resolved,
+    ServedFile,
+    StatusReport,
+    Warmed,
+    WarmResult,
+)
 from craftcached.serve.backend import Opened
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
-    from craftcache.wire import Load, Model, Models, Progress, Resolve, Warm
+    from craftcache.wire import (
+        Follow,
+        Generation,
+        Identify,
+        Load,
+        Model,
+        Models,
+        Progress,
+        Resolve,
+        Warm,
+    )
     from craftcached.serve.peers import Peer
 
     Report = Callable[[Progress], None]
@@ -82,3 +100,9 @@ class FunctionBackend:
 
     async def models(self, request: Models, caller: Peer) -> list[Model]:
         return [model for model in self._models if model.source > request.after]
+
+    async def identify(self, request: Identify, caller: Peer) -> Identified:
+        return Identified("")
+
+    async def follow(self, request: Follow, caller: Peer) -> Generation:
+        raise NotFound("no such watch", source=f"watch:{request.name}")

@@ -19,12 +19,17 @@ that follows the hello unread, and the client, which knows from the daemon's hel
 sends it again in the common version.
 
 *Requests.* One at a time on a connection: the next may be sent when the answer to the last was
-received. ``load``, ``resolve``, ``warm``, ``status`` and ``models`` are answered by any number of
-``progress`` and then one ``loaded``, ``resolved``, ``warmed``, ``status_report`` or
-``models_page``, or instead by a ``problem``: an error of the tree as a problem document, with
-``own_fault`` true where the daemon itself failed or is overloaded, and false where the request
-cannot be granted whoever asks. While it works the daemon sends a ``progress`` at least every five
-seconds. Closing the connection, or half of it, withdraws the request.
+received. ``load``, ``resolve``, ``warm``, ``status``, ``models``, ``identify`` and ``follow`` are
+answered by any number of ``progress`` and then one ``loaded``, ``resolved``, ``warmed``,
+``status_report``, ``models_page``, ``identified`` or ``generation``, or instead by a ``problem``:
+an error of the tree as a problem document, with ``own_fault`` true where the daemon itself failed
+or is overloaded, and false where the request cannot be granted whoever asks. While it works the
+daemon sends a ``progress`` at least every five seconds. Closing the connection, or half of it,
+withdraws the request.
+
+*Following.* ``follow`` with the number of a watch's generation waits, however long that takes,
+until another one is served. Who follows asks again with each number that it hears, so it misses
+none but those that were replaced before it had asked, whichever daemon answers.
 
 *Descriptors* come with ``loaded`` alone, by SCM_RIGHTS on the same packet, open for reading: for
 each file in order its blob, then, where ``has_index`` is true, its index. No other packet carries
@@ -51,7 +56,8 @@ from .answers import (
 from .codec import MAX_MESSAGE, decode_answer, decode_request, encode, first_page
 from .fields import MAX_FILES, MAX_WARM_SOURCES, WireError
 from .hello import VERSIONS, Hello, Versions
-from .requests import Load, Models, Request, Resolve, Status, Warm
+from .requests import Follow, Identify, Load, Models, Request, Resolve, Status, Warm
+from .watching import Generation, Identified
 
 __all__ = [
     "MAX_MESSAGE",
@@ -66,6 +72,8 @@ __all__ = [
     "Warm",
     "Status",
     "Models",
+    "Identify",
+    "Follow",
     "Request",
     "State",
     "Progress",
@@ -77,6 +85,8 @@ __all__ = [
     "Warmed",
     "StatusReport",
     "ModelsPage",
+    "Identified",
+    "Generation",
     "Answer",
     "Problem",
     "encode",

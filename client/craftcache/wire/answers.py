@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from .fields import MAX_FILENAME, MAX_FILES, MAX_SOURCE, MAX_WARM_SOURCES, WireError
+from .fields import MAX_FILENAME, MAX_FILES, MAX_PATH, MAX_SOURCE, MAX_WARM_SOURCES, WireError
+from .watching import Generation, Identified
 
 if TYPE_CHECKING:
     from craftcache.errors import CraftcacheError
@@ -35,10 +35,7 @@ message fits; at the last of them every answer does."""
 
 MAX_REVISION = 256
 MAX_ORIGIN = TEXT_LIMITS[0]
-MAX_PATH = 4096
 MAX_MODELS = 4096
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 State: TypeAlias = Literal[
     "queued", "fetching", "verifying", "inspecting", "publishing", "reading", "done", "failed"
@@ -135,12 +132,9 @@ class ServedFile:
     @classmethod
     def parse(cls, fields: Fields) -> ServedFile:
         """The file with these keys."""
-        sha256 = fields.text("sha256", 64)
-        if not _SHA256.fullmatch(sha256):
-            raise WireError("'sha256' is no sha256")
         return cls(
             filename=fields.text("filename", MAX_FILENAME),
-            sha256=sha256,
+            sha256=fields.sha256("sha256"),
             size=fields.integer("size"),
             origin=fields.text("origin", MAX_ORIGIN, empty=True),
             verified_at=fields.seconds("verified_at"),
@@ -392,7 +386,7 @@ class Problem:
         return cls(fields.child("problem").error(), fields.flag("own_fault"))
 
 
-Answer: TypeAlias = Loaded | Resolved | Warmed | StatusReport | ModelsPage
+Answer: TypeAlias = Loaded | Resolved | Warmed | StatusReport | ModelsPage | Identified | Generation
 
 
 def _files(fields: Fields) -> tuple[ServedFile, ...]:

@@ -19,7 +19,8 @@ from .answers import (
 )
 from .fields import Fields, WireError
 from .hello import Hello
-from .requests import Load, Models, Request, Resolve, Status, Warm
+from .requests import Follow, Identify, Load, Models, Request, Resolve, Status, Warm
+from .watching import Generation, Identified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +33,7 @@ MAX_MESSAGE = 64 * 1024
 _PAGE_BYTES = MAX_MESSAGE - 17 * 1024
 """Bytes of models on a page: the rest of the message is for ``next``, a source."""
 
-FromClient: TypeAlias = Hello | Load | Resolve | Warm | Status | Models
+FromClient: TypeAlias = Hello | Load | Resolve | Warm | Status | Models | Identify | Follow
 FromDaemon: TypeAlias = Hello | Progress | Answer | Problem
 Message: TypeAlias = Hello | Request[Any] | Progress | Answer | Problem
 
@@ -51,12 +52,16 @@ _FROM_CLIENT: dict[str, Callable[[Fields], FromClient]] = {
     Warm.TYPE: Warm.parse,
     Status.TYPE: Status.parse,
     Models.TYPE: Models.parse,
+    Identify.TYPE: Identify.parse,
+    Follow.TYPE: Follow.parse,
 }
 
 _FROM_DAEMON: dict[str, Callable[[Fields], FromDaemon]] = {
     Hello.TYPE: Hello.parse,
     Progress.TYPE: Progress.parse,
     Loaded.TYPE: Loaded.parse,
+    Identified.TYPE: Identified.parse,
+    Generation.TYPE: Generation.parse,
     Resolved.TYPE: Resolved.parse,
     Warmed.TYPE: Warmed.parse,
     StatusReport.TYPE: StatusReport.parse,

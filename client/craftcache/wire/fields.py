@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from craftcache.errors import from_problem
@@ -17,6 +18,8 @@ __all__ = [
     "MAX_WARM_SOURCES",
     "MAX_SOURCE",
     "MAX_FILENAME",
+    "MAX_PATH",
+    "MAX_WATCH_NAME",
     "WireError",
     "Fields",
     "text",
@@ -35,10 +38,18 @@ MAX_SOURCE = 4096
 MAX_FILENAME = 1024
 """Characters of a file's name inside a source."""
 
+MAX_PATH = 4096
+"""Characters of a path."""
+
+MAX_WATCH_NAME = 128
+"""Characters of a watch's name."""
+
 MAX_FILENAMES_BYTES = 8 * 1024
 """UTF-8 bytes of all filenames of a request, so that any answer about them fits in a message."""
 
 MAX_INTEGER = 2**63 - 1
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class WireError(Exception):
@@ -66,6 +77,13 @@ class Fields:
     def text(self, key: str, limit: int, *, empty: bool = False) -> str:
         """A string of printable characters, at most ``limit`` of them."""
         return text(self.whole.get(key), key, limit, empty=empty)
+
+    def sha256(self, key: str) -> str:
+        """A sha256 in hex."""
+        digits = self.text(key, 64)
+        if not _SHA256.fullmatch(digits):
+            raise WireError(f"{key!r} is no sha256")
+        return digits
 
     def integer(self, key: str) -> int:
         """A number of bytes or the like: an integer from 0 to 2**63 - 1."""

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from craftcache.sources import check_filename
 
 from .answers import Loaded, ModelsPage, Resolved, StatusReport, Warmed
-from .fields import MAX_FILENAME, MAX_SOURCE, MAX_WARM_SOURCES, WireError, text
+from .fields import (
+    MAX_FILENAME,
+    MAX_SOURCE,
+    MAX_WARM_SOURCES,
+    MAX_WATCH_NAME,
+    WireError,
+    text,
+)
+from .watching import Generation, Identified
 
 if TYPE_CHECKING:
     from .fields import Fields
 
-__all__ = ["Request", "Load", "Resolve", "Warm", "Status", "Models"]
+__all__ = ["Request", "Load", "Resolve", "Warm", "Status", "Models", "Identify", "Follow"]
 
 AnswerT = TypeVar("AnswerT", covariant=True)
 
@@ -165,3 +173,61 @@ class Models(Request[ModelsPage]):
     def parse(cls, fields: Fields) -> Models:
         """The message with these keys."""
         return cls(fields.text("after", MAX_SOURCE, empty=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Identify(Request[Identified]):
+    """Say whether a directory is watched; it is the worker's own, and so known by no path.
+
+    Attributes:
+        device: ``st_dev`` of the directory.
+        inode: Its ``st_ino``.
+    """
+
+    device: int
+    inode: int
+
+    TYPE: ClassVar[str] = "identify"
+    ANSWER: ClassVar[type[Any]] = Identified
+
+    def to_fields(self) -> dict[str, Any]:
+        """See Request.to_fields."""
+        return {"device": self.device, "inode": self.inode}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Identify:
+        """The message with these keys."""
+        return cls(fields.integer("device"), fields.integer("inode"))
+
+
+@dataclass(frozen=True, slots=True)
+class Follow(Request[Generation]):
+    """Wait until another generation of a watch is served than the one known already.
+
+    Attributes:
+        name: Of the watch.
+        after: The number of the generation that is known; None for whichever is served.
+    """
+
+    name: str
+    after: int | None = None
+
+    TYPE: ClassVar[str] = "follow"
+    ANSWER: ClassVar[type[Any]] = Generation
+
+    def to_fields(self) -> dict[str, Any]:
+        """See Request.to_fields."""
+        return {"name": self.name, "after": self.after}
+
+    def is_answered_by(self, answer: object) -> bool:
+        """See Request.is_answered_by; the answer is another generation of the same watch."""
+        return (
+            isinstance(answer, Generation)
+            and answer.name == self.name
+            and answer.number != self.after
+        )
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Follow:
+        """The message with these keys."""
+        return cls(fields.text("name", MAX_WATCH_NAME), fields.optional_integer("after"))

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from typing import Self
 
     from craftcache.wire import (
+        Follow,
+        Generation,
+        Identified,
+        Identify,
         Load,
         Loaded,
         Model,
@@ -103,4 +107,12 @@ class WorkerBackend(Protocol):
 
     async def models(self, request: Models, caller: Peer) -> Iterable[Model]:
         """The models whose source sorts after ``request.after``, in that order."""
+        ...
+
+    async def identify(self, request: Identify, caller: Peer) -> Identified:
+        """Which watch a directory belongs to, if any."""
+        ...
+
+    async def follow(self, request: Follow, caller: Peer) -> Generation:
+        """The generation that is served, as soon as it is another than ``request.after``."""
         ...

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from craftcache.errors import CraftcacheError
+from craftcache.sources import FILENAMES
 from craftcache.wire import (
+    Generation,
+    Identified,
     Loaded,
     Model,
     Resolved,
@@ -22,8 +26,8 @@ from .backend import Opened
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from craftcache.manifest import FileRecord
-    from craftcache.wire import Load, Models, Progress, Resolve, Warm
+    from craftcache.manifest import FileRecord, Manifest
+    from craftcache.wire import Follow, Identify, Load, Models, Progress, Resolve, Warm
     from craftcached.handout import OpenedModel
     from craftcached.service import ModelState, Service
 
@@ -100,6 +104,15 @@ class ServiceBackend:
         models = await self._service.models()
         return [_model(state) for state in models if state.manifest.source > request.after]
 
+    async def identify(self, request: Identify, caller: Peer) -> Identified:  # noqa: ARG002
+        """See WorkerBackend.identify."""
+        return Identified(self._service.watches.find(request.device, request.inode) or "")
+
+    async def follow(self, request: Follow, caller: Peer) -> Generation:  # noqa: ARG002
+        """See WorkerBackend.follow."""
+        served = await self._service.watches.wait_other(request.name, request.after)
+        return _generation(request.name, served)
+
 
 def _model(state: ModelState) -> Model:
     manifest = state.manifest
@@ -111,6 +124,14 @@ def _model(state: ModelState) -> Model:
         is_pinned=state.pin is not None,
         is_locked=state.pin is not None and state.pin.is_locked,
     )
+
+
+def _generation(name: str, served: Manifest) -> Generation:
+    if served.watched is None:
+        raise CraftcacheError("the cache says not what was watched", source=served.source)
+    records = {part: served.file(filename) for part, filename in FILENAMES.items()}
+    digests = {part: record.sha256 for part, record in records.items() if record is not None}
+    return Generation(name, served.watched.generation, digests, Path(served.watched.directory))
 
 
 def _opened(model: OpenedModel, source: str) -> Opened:

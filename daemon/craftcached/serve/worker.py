@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from craftcache.errors import InvalidSource, ProtocolMismatch
 from craftcache.wire import (
     VERSIONS,
+    Follow,
     Hello,
+    Identify,
     Load,
     Models,
     Resolve,
@@ -65,7 +67,7 @@ LINGER_SECONDS = 1.0
 
 _HELLO = encode(Hello())
 
-Grantable: TypeAlias = Load | Resolve | Warm | Status | Models
+Grantable: TypeAlias = Load | Resolve | Warm | Status | Models | Identify | Follow
 
 
 def _share_of_descriptors(share: int) -> int:
@@ -82,7 +84,8 @@ class Limits:
         connections_per_uid: Of one user.
         unread_per_uid: Descriptors sent to one user's workers and not received yet. The kernel
             allows the daemon as many in all as it may have files open.
-        requests: Being worked on at once, of all users; a hit is answered beyond that too.
+        requests: Being worked on at once, of all users; a hit is answered beyond that too, and
+            who follows a watch only waits.
         send_seconds: How long an answer may not fit into a worker's buffer.
         heartbeat_seconds: How often a worker hears that its request is still worked on.
     """
@@ -102,10 +105,12 @@ class Statistics:
     Attributes:
         connections: Workers that are connected, idle ones and those that linger included.
         requests: Requests that are being worked on.
+        followers: Requests that wait for a watch.
     """
 
     connections: int
     requests: int
+    followers: int = 0
 
 
 class WorkerServer:
@@ -130,6 +135,7 @@ class WorkerServer:
         self._users: dict[int, User] = {}
         self._connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._followers: set[asyncio.Task[None]] = set()
         self._is_draining = False
 
     def start(self) -> None:
@@ -146,19 +152,19 @@ class WorkerServer:
         self._is_draining = True
         self._loop.remove_reader(self._listener)
         for connection in self._all_connections():
-            if connection.task is None:
+            if connection.task is None or connection.task in self._followers:
                 self._end(connection)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._followers, return_exceptions=True)
         for connection in self._all_connections():
             self._forget(connection)
 
     def statistics(self) -> Statistics:
         """What the server is doing now."""
-        return Statistics(self._connections, len(self._tasks))
+        return Statistics(self._connections, len(self._tasks), len(self._followers))
 
     # --- Connections come and go ---
 
@@ -313,10 +319,12 @@ class WorkerServer:
         parcel = self._grant_nowait(request, connection.peer)
         if parcel is not None:
             self._answer(connection, parcel)
+        elif isinstance(request, Follow):
+            self._work(connection, self._serve(connection, request), self._followers)
         elif len(self._tasks) >= self._limits.requests:
             self._answer(connection, Parcel.busy("too many requests"))
         else:
-            self._work(connection, self._serve(connection, request))
+            self._work(connection, self._serve(connection, request), self._tasks)
 
     def _grant_nowait(self, request: Grantable, peer: Peer) -> Parcel | None:
         if not isinstance(request, Load):
@@ -341,6 +349,10 @@ class WorkerServer:
                     return Parcel(encode(await backend.status(peer)))
                 case Models():
                     return Parcel(encode(first_page(await backend.models(request, peer))))
+                case Identify():
+                    return Parcel(encode(await backend.identify(request, peer)))
+                case Follow():
+                    return Parcel(encode(await backend.follow(request, peer)))
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker gets an answer
             return Parcel.problem(error)
 
@@ -352,13 +364,19 @@ class WorkerServer:
             parcel = await self._grant(request, connection.peer, report)
         await self._deliver(connection, parcel)
 
-    def _work(self, connection: Connection, coroutine: Coroutine[None, None, None]) -> None:
+    def _work(
+        self,
+        connection: Connection,
+        coroutine: Coroutine[None, None, None],
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
         task = connection.task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
+        tasks.add(task)
         task.add_done_callback(partial(self._worked, connection))
 
     def _worked(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._followers.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
             log.error("a worker gets no answer", exc_info=error)
@@ -372,7 +390,7 @@ class WorkerServer:
         if self._send(connection, parcel):
             parcel.close()
         else:
-            self._work(connection, self._deliver(connection, parcel))
+            self._work(connection, self._deliver(connection, parcel), self._tasks)
 
     async def _deliver(self, connection: Connection, parcel: Parcel) -> None:
         try:
