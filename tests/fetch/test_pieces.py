@@ -12,7 +12,6 @@ from craftcached.fetch.pieces import Pieces
 from craftcached.fetch.spans import Span, SpanSet
 
 TOTAL = 40
-PIECE = 7
 
 spans = st.tuples(st.integers(0, TOTAL), st.integers(0, TOTAL)).map(
     lambda ends: Span(min(ends), max(ends))
@@ -50,13 +49,13 @@ class Download(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pieces = Pieces(TOTAL, PIECE)
+        self.pieces = Pieces(TOTAL)
         self.claims: dict[Span, int] = {}
         self.present = set[int]()
 
-    @rule()
-    def claim(self) -> None:
-        span = self.pieces.claim()
+    @rule(size=st.integers(1, TOTAL))
+    def claim(self, size: int) -> None:
+        span = self.pieces.claim(size)
         missing = set(range(TOTAL)) - self.present
         for held in self.claims:
             missing -= bytes_of(held)
@@ -66,7 +65,7 @@ class Download(RuleBasedStateMachine):
             return
         assert span.start == min(missing)
         assert bytes_of(span) <= missing
-        assert span.start // PIECE == (span.stop - 1) // PIECE
+        assert 0 < span.size <= size
         self.claims[span] = span.start
 
     @precondition(lambda self: self.claims)
@@ -99,9 +98,9 @@ TestDownload = Download.TestCase
 @given(st.lists(spans))
 def test_what_an_earlier_run_left_is_not_claimed(present: list[Span]) -> None:
     kept = SpanSet(present)
-    pieces = Pieces(TOTAL, PIECE, kept)
+    pieces = Pieces(TOTAL, kept)
     claimed = set[int]()
-    while claim := pieces.claim():
+    while claim := pieces.claim(7):
         claimed |= bytes_of(claim)
         pieces.written(claim)
     assert claimed == set(range(TOTAL)) - set().union(*map(bytes_of, kept))

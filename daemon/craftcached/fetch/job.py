@@ -142,7 +142,7 @@ class Job:
             async with assembly.at_work():
                 if head:
                     present = (*present, await assembly.put(0, head))
-                pieces = Pieces(size, bench.settings.piece_bytes, present)
+                pieces = Pieces(size, present)
                 await RangedDownload(order, bench, pieces, assembly, etag=etag, url=url).run()
                 digests = await assembly.finish()
             return await self._sealed(part, digests, etag, reused)

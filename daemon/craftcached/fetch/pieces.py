@@ -25,13 +25,11 @@ class Pieces:
 
     Args:
         total: The file's size in bytes.
-        piece_bytes: The most that one claim covers.
         present: What an earlier run left behind.
     """
 
-    def __init__(self, total: int, piece_bytes: int, present: Iterable[Span] = ()) -> None:
+    def __init__(self, total: int, present: Iterable[Span] = ()) -> None:
         self._total = total
-        self._piece_bytes = piece_bytes
         self._present = SpanSet(present)
         self._taken = SpanSet(self._present)
         """Present or under way."""
@@ -57,16 +55,15 @@ class Pieces:
         """Whether there is something to claim."""
         return next(self._taken.gaps(Span(0, self._total)), None) is not None
 
-    def claim(self) -> Span | None:
-        """Take the first missing range, up to the end of its piece; None if nothing is missing.
+    def claim(self, size: int) -> Span | None:
+        """Take the first missing bytes, at most ``size``; None if nothing is missing.
 
         Lowest first, because the hash wants the bytes in order.
         """
         gap = next(self._taken.gaps(Span(0, self._total)), None)
         if gap is None:
             return None
-        end_of_piece = (gap.start // self._piece_bytes + 1) * self._piece_bytes
-        span = Span(gap.start, min(gap.stop, end_of_piece))
+        span = Span(gap.start, min(gap.stop, gap.start + size))
         self._taken.add(span)
         return span
 

@@ -24,6 +24,13 @@ __all__ = ["RangedDownload"]
 
 log = logging.getLogger("craftcached")
 
+MIN_PIECE_BYTES = 1024 * 1024
+"""Bytes asked for in one request while nearly nothing has come."""
+
+AFFORDABLE_SHARE = 12
+"""All requests under way may ask for this part of what came in this run. On average half of it is
+missing when the process is killed: less than a twentieth of the run's bytes is asked for again."""
+
 PROGRESS_BYTES = 64 * 1024
 """Bytes that a broken request must have brought to count as progress rather than as a failure."""
 
@@ -107,7 +114,7 @@ class RangedDownload:
     async def _work(self) -> None:
         failures = 0
         try:
-            while self._workers <= self._ramp.wanted and (claim := self._pieces.claim()):
+            while self._workers <= self._ramp.wanted and (claim := self._claim()):
                 try:
                     await self._bring(claim)
                     failures = 0
@@ -119,6 +126,12 @@ class RangedDownload:
                     await self._wait_out(fault, failures)
         finally:
             self._workers -= 1
+
+    def _claim(self) -> Span | None:
+        """The next range to ask for: no larger than a kill at that moment may cost."""
+        affordable = self._order.claimant.received // (AFFORDABLE_SHARE * self._ramp.wanted)
+        most = self._bench.settings.piece_bytes
+        return self._pieces.claim(min(max(affordable, MIN_PIECE_BYTES), most))
 
     async def _bring(self, claim: Span) -> None:
         """Make one request for ``claim``."""

@@ -17,7 +17,8 @@ class EngineSettings:
     Attributes:
         max_connections: Requests in flight at once, over all downloads.
         max_connections_per_host: Requests in flight at once to one host.
-        piece_bytes: Bytes asked for in one request where the server speaks ranges.
+        piece_bytes: The most that one request asks for where the server speaks ranges; the
+            first ones ask for less.
         connect_seconds: Patience for a connection, its name look-up and its TLS handshake.
         stall_seconds: How long a request may bring less than ``minimum_rate`` before it is
             dropped and its range asked for again.
