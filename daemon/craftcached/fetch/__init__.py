@@ -1,4 +1,14 @@
-"""Fetching: from an origin's promise to verified, durable bytes in staging."""
+"""Fetching: from an origin's promise to verified, durable bytes in staging.
+
+From the outside in: an `engine` carries out *orders*, each by a `job`, which chooses how; `ranges`
+makes requests by `transfer` for what `pieces` says is missing, as many at once as the `ramp` finds
+worthwhile and the `limits` allow; an `assembly` writes what comes into a `part`, hashes it in
+order by `hashing` and notes it in a `journal`. What goes wrong with a request is one of `faults`,
+and `retry` says whether and when to try again. What they all share lies on the `workbench`.
+
+States of a file: arriving (``<key>.part``, mode 0600, with its journal) -> sealed (verified,
+fsynced, 0444) -> the caller's. Nothing else is handed out, and only an arriving file is resumed.
+"""
 
 from .engine import Engine
 from .settings import EngineSettings

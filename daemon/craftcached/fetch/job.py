@@ -202,7 +202,9 @@ class Job:
                 await bench.threads.run(self._names.remove)
             raise
         finally:
-            part.close()
+            await bench.threads.run(
+                part.close
+            )  # frees the space of what was removed: may take long
 
     async def _sealed(self, part: Part, digests: Digests, etag: str | None, reused: int) -> Fetched:
         try:
