@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .explain import Explanation
     from .export import Export
-    from .load import Fallback
+    from .loader import Fallback
     from .node import CachedModel, WarmedModel
     from .sources import Part
     from .wire import Generation, Progress

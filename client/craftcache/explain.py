@@ -18,7 +18,7 @@ from .sources import (
 )
 
 if TYPE_CHECKING:
-    from .load import Loader
+    from .loader import Loader
     from .node import CachedModel
     from .opened import FileInfo, ServedBy
     from .sources import RemoteSource, Source

@@ -17,7 +17,7 @@ from .export import (
     to_export,
     to_object,
 )
-from .load import Loader
+from .loader import Loader
 from .sources import (
     FILENAMES,
     LocalFile,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from .explain import Explanation
     from .export import Export
-    from .load import Fallback
+    from .loader import Fallback
     from .node import CachedModel, WarmedModel
     from .sources import Part, Source
     from .transport import Withdrawal

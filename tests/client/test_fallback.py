@@ -28,7 +28,7 @@ from craftcache.errors import (
     Unavailable,
     UnsafeCheckpoint,
 )
-from craftcache.load import Loader
+from craftcache.loader import Loader
 from craftcache.sources import HubSource
 from craftcache.transport import Withdrawal
 from craftcache.wire import Hello, Loaded, Problem, ServedFile, Versions, encode

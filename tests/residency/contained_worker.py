@@ -16,7 +16,7 @@ from pathlib import Path
 import craftcache.tensors
 import craftcache.weights_only  # noqa: F401
 from craftcache import Client
-from craftcache.load import Loader
+from craftcache.loader import Loader
 from craftcache.sources import FILENAMES, parse
 from craftcache.transport import Withdrawal
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from craftcache.admin import AdminClient
-from craftcache.load import Loader
+from craftcache.loader import Loader
 from craftcache.sources import FILENAMES, parse
 from craftcache.transport import Withdrawal
 from daemons import EXPORT_FILES, DaemonProcess
