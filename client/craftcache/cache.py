@@ -106,6 +106,10 @@ class CacheDir:
         """Where the bytes of a URL's or a watch's file stand."""
         return self._blobs / sha256
 
+    def url_blobs(self) -> Iterator[Path]:
+        """Every file that stands where url_blob says, named by a manifest or not."""
+        return self._blobs.glob("*")
+
     def index_path(self, sha256: str) -> Path:
         """Where the index of the checkpoint with that sha256 stands."""
         return self._indexes / f"{sha256}.json"
@@ -128,10 +132,13 @@ class CacheDir:
 
     def published(self) -> Iterator[tuple[str, Manifest]]:
         """All published manifests with their keys, in no order."""
-        with contextlib.suppress(FileNotFoundError):
-            for path in self._manifests.iterdir():
-                if path.suffix == ".json" and (manifest := _read_manifest(path)):
-                    yield path.stem, manifest
+        for key in self.manifest_keys():
+            if manifest := self.manifest_at(key):
+                yield key, manifest
+
+    def manifest_keys(self) -> list[str]:
+        """The keys of all manifests, of those too that this release cannot read."""
+        return [path.stem for path in self._manifests.glob("*.json")]
 
     def is_intact(self, record: FileRecord) -> bool:
         """Whether the blob is there and untouched since it was verified (one stat)."""

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from craftcache.sources import WatchSource, parse
+
 from .eviction import Blob, CachedModel, plan_eviction, used_bytes
 from .leases import is_in_use
 
@@ -152,6 +154,8 @@ class Evictor:
     def _reason(self, model: CachedModel) -> str:
         if self._pins.find(model.key):
             return "pinned"
+        if _is_served_by_watch(model.source):
+            return "served by a watch"
         if model.source.startswith("watch:"):
             return "watched"
         if model.is_kept:
@@ -186,6 +190,7 @@ class Evictor:
                 blobs=blobs[key],
                 last_use=last_uses[key],
                 is_kept=self._pins.find(key) is not None
+                or _is_served_by_watch(manifest.source)
                 or key in spared
                 or _is_served_watch(manifest)
                 or max(now - last_uses[key], 0.0) < handover,  # the clock may have been set back
@@ -213,6 +218,12 @@ class Evictor:
                 held[key].append(file)
         blobs = {id(file): file.blob(now) for file in files.values()}
         return {key: frozenset(blobs[id(file)] for file in held[key]) for key in held}
+
+
+def _is_served_by_watch(source: str) -> bool:
+    """Whether it is the state of a directory that moves on: no origin has it any more."""
+    parsed = parse(source)
+    return isinstance(parsed, WatchSource) and parsed.generation is None
 
 
 @dataclass(slots=True)

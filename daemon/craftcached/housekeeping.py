@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -21,8 +22,14 @@ PERIOD_SECONDS = 60.0
 """How often it looks when nothing was published or removed: what was in use may be free now."""
 
 
+LEFTOVER_SECONDS = 3600.0
+"""How long a blob may stand without a manifest: far longer than its publication takes."""
+
+
 class Housekeeping:
-    """Keeps locks, the limit of the cache and the record of uses; an async context manager.
+    """Keeps locks, the limit of the cache, its order and the record of uses.
+
+    An async context manager: it works until it is left.
 
     Args:
         store: Says when it has changed.
@@ -33,7 +40,7 @@ class Housekeeping:
 
     def __init__(self, *, store: Store, pins: Pins, evictor: Evictor, uses: Uses) -> None:
         self._store = store
-        self._duties = (pins.apply_locks, evictor.trim, uses.save)
+        self._duties = (pins.apply_locks, evictor.trim, self._sweep, uses.save)
         self._task: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
@@ -43,6 +50,11 @@ class Housekeeping:
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
         await asyncio.wait([self._task])
+
+    async def _sweep(self) -> None:
+        freed = await self._store.sweep(before=time.time() - LEFTOVER_SECONDS)
+        if freed:
+            log.info("swept blobs that no model has: %d bytes freed", freed)
 
     async def _run(self) -> None:
         while True:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from craftcache.hub_cache import HubTree
     from craftcache.manifest import FileRecord, Manifest
 
-__all__ = ["remove"]
+__all__ = ["remove", "sweep"]
 
 
 def remove(cache: CacheDir, key: str, manifest: Manifest) -> int:
@@ -57,6 +57,33 @@ def remove(cache: CacheDir, key: str, manifest: Manifest) -> int:
         cache.index_path(sha256).unlink(missing_ok=True)
     if isinstance(source, HubSource):
         _remove_empty(cache.hub_tree(source.repo_id).root)
+    return freed
+
+
+def sweep(cache: CacheDir, *, before: float) -> int:
+    """Remove blobs that no model names, as a new revision of a URL or a kill leaves them.
+
+    huggingface_hub's own snapshots are left alone: programs may name them by their commit.
+
+    Args:
+        cache: Where to look.
+        before: Seconds since the epoch; what was linked later may be about to be published.
+
+    Returns:
+        Bytes freed on the disk, or when the last worker closes them.
+    """
+    keys = cache.manifest_keys()
+    manifests = [manifest for key in keys if (manifest := cache.manifest_at(key))]
+    if len(manifests) < len(keys):
+        return 0  # one may have been written by another release, and nobody knows what it names
+    kept = {record.path for manifest in manifests for record in manifest.files}
+    freed = 0
+    for path in cache.url_blobs():
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            if status.st_ctime < before and cache.relative(path) not in kept:
+                path.unlink()
+                freed += status.st_size if status.st_nlink == 1 else 0
     return freed
 
 

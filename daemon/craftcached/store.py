@@ -23,7 +23,7 @@ from craftcache.publish import (
 )
 from craftcache.verify import Digest, Digests, Promise, hash_file
 
-from .removal import remove
+from .removal import remove, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -247,6 +247,10 @@ class Store:
         if digests.sha256 != record.sha256:
             return None
         return Verified(path, digests, record.etag, 0, digests.size)
+
+    async def sweep(self, *, before: float) -> int:
+        """Remove blobs that no model names; see removal.sweep."""
+        return await asyncio.to_thread(sweep, self.cache, before=before)
 
     def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from craftcache.errors import NotFound, PolicyDenied
+from craftcache.sources import parse
 from craftcached.evictor import HANDOVER_SECONDS, Eviction, Kept
 from craftcached.leases import is_in_use
 from residency.published import keeping, key, source
@@ -191,3 +193,32 @@ async def test_a_queued_warm_keeps_whether_it_is_resident(tmp_path: Path) -> Non
     async with keeping(tmp_path) as parts:
         jobs = await parts.records.warm_jobs()
         assert [(job.filenames, job.resident) for job in jobs] == [(("a",), True), (("a",), False)]
+
+
+async def test_what_a_watch_serves_stays_and_its_other_generations_go(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as parts:
+        for name, content in (("watch:run", b"3"), ("watch:run@2", b"2")):
+            manifest = await parts.publish("state", file=bytes_of(content))
+            watched = replace(manifest, source=name)
+            parts.store.cache.write_manifest(parse(name), watched)
+        await parts.store.remove(key("state"))
+        eviction = await parts.evictor.evict(ALL, dry_run=False)
+        assert eviction.removed == ("watch:run@2",)
+        assert eviction.kept == (Kept("watch:run", "served by a watch"),)
+
+
+async def test_a_blob_that_a_new_revision_left_behind_is_swept(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as parts:
+        older = parts.path(await parts.publish("a", file=bytes_of(b"1")))
+        newer = parts.path(await parts.publish("a", file=bytes_of(b"2")))
+        linked = older.stat().st_ctime
+        assert await parts.store.sweep(before=linked) == 0
+        assert older.exists()  # it may be about to be published
+        foreign = parts.store.cache.manifest_path("0" * 64)
+        foreign.write_text('{"version": 99}')  # and may name it
+        assert await parts.store.sweep(before=linked + 1000) == 0
+        foreign.unlink()
+        assert await parts.store.sweep(before=linked + 1000) == KB
+        assert not older.exists()
+        assert newer.read_bytes() == bytes_of(b"2")
+        assert await parts.store.sweep(before=linked + 1000) == 0
