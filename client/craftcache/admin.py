@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .errors import CraftcacheError, PolicyDenied, Unavailable, from_problem
+from .sources import check_watch_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     import httpx
+
+    from .watch_rule import WatchRule
 
 __all__ = ["AdminClient", "Eviction", "KeptModel", "QueuedWarm"]
 
@@ -155,6 +158,56 @@ class AdminClient:
         }
         answer = self._request("POST", "/v1/warm", body)
         return [QueuedWarm(job["id"], job["source"]) for job in answer["jobs"]]
+
+    def put_watch(self, rule: WatchRule) -> None:
+        """Watch a directory, or change how it is watched.
+
+        Raises:
+            InvalidSource: The daemon cannot watch it so.
+            PolicyDenied: The settings have a watch of that name, or this user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        self._request("PUT", f"/v1/watches/{rule.name}", rule.to_fields())
+
+    def watches(self) -> dict[str, Any]:
+        """What is watched: the daemon's document, with ``watches`` and ``patterns``.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        return self._request("GET", "/v1/watches")
+
+    def remove_watch(self, name: str) -> int:
+        """Watch a directory no more and remove its generations; returns the bytes freed.
+
+        Raises:
+            NotFound: There is no such watch.
+            PolicyDenied: It stands in the settings, or this user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("DELETE", f"/v1/watches/{check_watch_name(name)}")
+        return int(answer["freed_bytes"])
+
+    def roll_back_watch(self, name: str, number: int | None) -> dict[str, Any]:
+        """Serve an earlier generation, by default the one before; returns how the watch is.
+
+        Raises:
+            NotFound: There is no such watch, or generation.
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        body = {} if number is None else {"generation": number}
+        return self._request("POST", f"/v1/watches/{check_watch_name(name)}/rollback", body)
+
+    def resume_watch(self, name: str) -> dict[str, Any]:
+        """Serve the newest generation again; returns how the watch is.
+
+        Raises:
+            NotFound: There is no such watch.
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        return self._request("POST", f"/v1/watches/{check_watch_name(name)}/resume")
 
     def _request(
         self, method: str, path: str, body: object = None, *, seconds: float = ANSWER_SECONDS

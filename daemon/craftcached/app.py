@@ -163,6 +163,7 @@ class Daemon:
             uses=uses,
             evictor=self._evictor,
             watches=self._watches,
+            events=self._events,
         )
         life.push_async_callback(service.close)
         await life.enter_async_context(self._watches.running(service.queue_warm))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from craftcache.manifest import FileRecord, Manifest
     from craftcache.sources import RemoteSource
 
+    from .events import Events
     from .evictor import Eviction, Evictor
     from .handout import Handout, OpenedModel
     from .pins import Pins
@@ -104,9 +105,11 @@ class Service:
         uses: What was used when.
         evictor: What makes room.
         watches: See the attribute.
+        events: See the attribute.
 
     Attributes:
         watches: What is brought from directories of this node.
+        events: What happens.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class Service:
         uses: Uses,
         evictor: Evictor,
         watches: Watches,
+        events: Events,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -133,6 +137,7 @@ class Service:
         self._uses = uses
         self._evictor = evictor
         self.watches = watches
+        self.events = events
         self._started_at = time.time()
         self._jobs: dict[int, asyncio.Task[None]] = {}
 

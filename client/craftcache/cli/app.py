@@ -16,6 +16,7 @@ from .environment import env, run
 from .keep import evict, pin, unpin
 from .load import load
 from .warm import warm
+from .watch import follow, watch
 
 __all__ = ["main"]
 
@@ -57,6 +58,8 @@ for command in (
     unpin,
     rm,
     evict,
+    watch,
+    follow,
     env,
     run,
     doctor,

@@ -19,8 +19,10 @@ from aiohttp import web
 from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.sources import parse
 
+from .bodies import json_body
 from .peers import Administrators, peer_of
 from .sockets import BACKLOG
+from .watch_routes import WatchRoutes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -82,6 +84,7 @@ class AdminServer:
         app.router.add_put(PINS + "{source:.+}", self._pin)
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
+        WatchRoutes(service.watches, service.events, administrators).add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.
         self._runner = web.AppRunner(
             app,
@@ -123,7 +126,7 @@ class AdminServer:
 
     async def _pin(self, request: web.Request) -> web.Response:
         source, shown = self._administered(request, PINS, "pinning it")
-        body = await _body(request, PIN_EXAMPLE) if request.can_read_body else {}
+        body = await json_body(request, PIN_EXAMPLE) if request.can_read_body else {}
         pin = await self._service.pin(source, lock=_flag(body, "lock", PIN_EXAMPLE))
         return web.json_response({"source": shown, "pinned": True, "locked": pin.is_locked})
 
@@ -134,7 +137,7 @@ class AdminServer:
 
     async def _evict(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "evicting")
-        body = await _body(request, EVICT_EXAMPLE) if request.can_read_body else {}
+        body = await json_body(request, EVICT_EXAMPLE) if request.can_read_body else {}
         wanted = body.get("bytes")
         if wanted is not None and (type(wanted) is not int or wanted < 0):
             raise InvalidSource("bytes must be a whole number", hint=f"Send {EVICT_EXAMPLE}")
@@ -150,7 +153,7 @@ class AdminServer:
         return source, shown
 
     async def _warm(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request, WARM_EXAMPLE)
+        body = await json_body(request, WARM_EXAMPLE)
         sources = _strings(body, "sources", required=True)
         files = _strings(body, "files", required=False)
         resident = _flag(body, "resident", WARM_EXAMPLE)
@@ -259,16 +262,6 @@ def _source(request: web.Request, under: str) -> str:
     """The source in the path as it was sent: percent-encoded, or bare with its query behind it."""
     text = request.raw_path.partition(under)[2]
     return text if "://" in text else unquote(text)
-
-
-async def _body(request: web.Request, example: str) -> dict[str, Any]:
-    try:
-        body = await request.json()
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise InvalidSource("the body is not a JSON object", hint=f"Send {example}")
-    return body
 
 
 def _flag(body: dict[str, Any], name: str, example: str, *, default: bool = False) -> bool:

@@ -18,6 +18,7 @@ longer than the settle time, the pair as it stands is the next generation; a mar
 is for writers of whom that can be expected.
 """
 
+from .watcher import Report
 from .watches import Watches
 
-__all__ = ["Watches"]
+__all__ = ["Report", "Watches"]

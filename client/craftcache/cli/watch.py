@@ -1,0 +1,196 @@
+"""``watch`` and ``follow``: export directories that training writes into."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from craftcache.watch_rule import WatchRule, default_watch_name
+
+from .context import Place, json_option, pass_place
+from .output import NOT_KNOWN, print_columns, print_json, size_text
+
+if TYPE_CHECKING:
+    from craftcache import Generation
+
+__all__ = ["watch", "follow"]
+
+
+@click.group()
+def watch() -> None:
+    """Watch export directories, and serve their last verified state as watch:NAME."""
+
+
+@watch.command()
+@click.argument("directory")
+@click.option("--name", help="Of the watch; the run's directory by default.")
+@click.option(
+    "--settle",
+    type=float,
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long both files must be quiet.",
+)
+@click.option("--marker", metavar="FILE", help="Wait for this file, made after the pair.")
+@click.option(
+    "--gate", metavar="CMD", help="Publish only if CMD, given the candidate's directory, exits 0."
+)
+@click.option(
+    "--keep", type=int, default=2, show_default=True, help="Generations beside the newest."
+)
+@click.option("--poll", is_flag=True, help="Look in intervals, whatever the file system.")
+@json_option
+@pass_place
+def add(
+    place: Place,
+    directory: str,
+    name: str | None,
+    settle: float,
+    marker: str | None,
+    gate: str | None,
+    keep: int,
+    *,
+    poll: bool,
+    as_json: bool,
+) -> None:
+    """Watch DIRECTORY, or each that a quoted pattern like 'runs/*/export' stands for."""
+    directory = os.path.abspath(directory)
+    rule = WatchRule(
+        name=name or default_watch_name(directory),
+        directory=directory,
+        settle=settle,
+        marker=marker,
+        gate=gate,
+        keep=keep,
+        poll=poll,
+    )
+    place.admin().put_watch(rule)
+    if as_json:
+        print_json(rule.to_fields())
+    else:
+        named = f"watch:{rule.name}-..." if rule.is_pattern else f"watch:{rule.name}"
+        click.echo(f"{directory}: watched as {named}")
+
+
+@watch.command()
+@json_option
+@pass_place
+def ls(place: Place, *, as_json: bool) -> None:
+    """List what is watched, how it is and which generation is served."""
+    answer = place.admin().watches()
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (
+            each["name"],
+            each["state"],
+            _served(each),
+            ",".join(map(str, each["generations"])) or NOT_KNOWN,
+            each["directory"],
+        )
+        for each in answer["watches"]
+    ]
+    rows += [(each["name"], "pattern", "", "", each["directory"]) for each in answer["patterns"]]
+    print_columns(("NAME", "STATE", "SERVED", "GENERATIONS", "DIRECTORY"), rows)
+    for each in answer["watches"]:
+        for note in (each["detail"], each["polled"] and f"polled: {each['polled']}"):
+            if note:
+                click.echo(f"{each['name']}: {note}", err=True)
+
+
+@watch.command()
+@click.argument("name")
+@json_option
+@pass_place
+def rm(place: Place, name: str, *, as_json: bool) -> None:
+    """Watch NAME no more, and remove its generations."""
+    freed = place.admin().remove_watch(name)
+    if as_json:
+        print_json({"name": name, "freed_bytes": freed})
+    else:
+        click.echo(f"watch:{name}: removed, {size_text(freed)} freed")
+
+
+@watch.command()
+@click.argument("name")
+@click.argument("number", type=click.IntRange(1), required=False)
+@json_option
+@pass_place
+def rollback(place: Place, name: str, number: int | None, *, as_json: bool) -> None:
+    """Serve generation NUMBER of NAME, or the one before, until `watch resume`."""
+    _print_watch(place.admin().roll_back_watch(name, number), as_json=as_json)
+
+
+@watch.command()
+@click.argument("name")
+@json_option
+@pass_place
+def resume(place: Place, name: str, *, as_json: bool) -> None:
+    """Serve the newest generation of NAME again, and each new one."""
+    _print_watch(place.admin().resume_watch(name), as_json=as_json)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--after", type=click.IntRange(1), help="The number of a generation known already.")
+@click.option("--once", is_flag=True, help="End after one generation.")
+@json_option
+@pass_place
+def follow(
+    place: Place,
+    name: str,
+    command: tuple[str, ...],
+    after: int | None,
+    *,
+    once: bool,
+    as_json: bool,
+) -> None:
+    """Print each generation of a watch as soon as it is served, the present one first.
+
+    With a COMMAND after --, run it for each: CRAFTCACHE_SOURCE in its environment is what to load.
+    What is replaced while it runs is skipped.
+    """
+    for generation in place.client().follow(name, after=after):
+        if as_json:
+            print_json(generation)
+        else:
+            digests = " ".join(f"{part}={sha256}" for part, sha256 in generation.sha256.items())
+            click.echo(f"watch:{generation.name}@{generation.number} {digests}")
+        sys.stdout.flush()
+        status = _run(command, generation) if command else 0
+        if status:
+            click.echo(f"{command[0]}: exit status {status}", err=True)
+        if once:
+            raise SystemExit(status)
+
+
+def _run(command: tuple[str, ...], generation: Generation) -> int:
+    environment = {
+        "CRAFTCACHE_SOURCE": f"watch:{generation.name}@{generation.number}",
+        "CRAFTCACHE_WATCH": generation.name,
+        "CRAFTCACHE_GENERATION": str(generation.number),
+    }
+    try:
+        return subprocess.run(command, env=os.environ | environment, check=False).returncode  # noqa: S603  # what this command is for
+    except OSError as error:
+        raise click.UsageError(f"{command[0]}: {error.strerror}") from error
+
+
+def _print_watch(watch: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(watch)
+    else:
+        click.echo(f"watch:{watch['name']}: serves {_served(watch)}")
+
+
+def _served(watch: dict[str, Any]) -> str:
+    if watch["served"] is None:
+        return NOT_KNOWN
+    return f"{watch['served']['generation']}{' (held)' if watch['held'] else ''}"

@@ -1,0 +1,145 @@
+"""HTTP for watches and events: ``/v1/watches`` and ``/v1/events``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from craftcache.errors import InvalidSource, PolicyDenied
+from craftcache.sources import FILENAMES, check_watch_name
+from craftcache.watch_rule import WatchRule
+
+from .bodies import json_body
+from .peers import peer_of
+
+if TYPE_CHECKING:
+    from craftcache.manifest import Manifest
+    from craftcached.events import Events
+    from craftcached.watch import Report, Watches
+
+    from .peers import Administrators
+
+__all__ = ["WatchRoutes"]
+
+NDJSON = "application/x-ndjson"
+EXAMPLE = '{"directory": "/runs/a/export", "settle": 10, "marker": null, "gate": null, "keep": 2}'
+ROLLBACK_EXAMPLE = '{"generation": 3}'
+
+
+class WatchRoutes:
+    """Decodes and encodes; what is done is the watches' and the events'.
+
+    Args:
+        watches: Of this daemon.
+        events: Of this daemon.
+        administrators: Who may change watches.
+    """
+
+    def __init__(self, watches: Watches, events: Events, administrators: Administrators) -> None:
+        self._watches = watches
+        self._events = events
+        self._administrators = administrators
+
+    def add_to(self, app: web.Application) -> None:
+        """Serve them as part of ``app``."""
+        app.router.add_get("/v1/watches", self._list)
+        app.router.add_get("/v1/watches/{name}", self._show)
+        app.router.add_put("/v1/watches/{name}", self._put)
+        app.router.add_delete("/v1/watches/{name}", self._delete)
+        app.router.add_post("/v1/watches/{name}/rollback", self._rollback)
+        app.router.add_post("/v1/watches/{name}/resume", self._resume)
+        app.router.add_get("/v1/events", self._stream)
+        app.on_shutdown.append(self._end)
+
+    async def _list(self, _request: web.Request) -> web.Response:
+        patterns = [rule.to_fields() for rule in self._watches.patterns()]
+        watches = [_document(report) for report in self._watches.reports()]
+        return web.json_response({"watches": watches, "patterns": patterns})
+
+    async def _show(self, request: web.Request) -> web.Response:
+        return web.json_response(_document(self._watches.report(_name(request))))
+
+    async def _put(self, request: web.Request) -> web.Response:
+        name = self._administered(request, "watching it")
+        rule = WatchRule.parse(await json_body(request, EXAMPLE) | {"name": name})
+        if rule.gate is not None and peer_of(request.transport).uid not in (0, os.geteuid()):
+            raise PolicyDenied(
+                "a gate is a command that the daemon's user runs, so only that user may set one",
+                source=f"watch:{name}",
+                hint="Ask root, or put the watch into the configuration file",
+            )
+        await self._watches.put(rule)
+        return web.json_response(rule.to_fields())
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        name = self._administered(request, "removing it")
+        return web.json_response({"name": name, "freed_bytes": await self._watches.remove(name)})
+
+    async def _rollback(self, request: web.Request) -> web.Response:
+        name = self._administered(request, "rolling it back")
+        body = await json_body(request, ROLLBACK_EXAMPLE) if request.can_read_body else {}
+        number = body.get("generation")
+        if number is not None and (type(number) is not int or number < 1):
+            raise InvalidSource(
+                "generation must be a number from 1", hint=f"Send {ROLLBACK_EXAMPLE}"
+            )
+        await self._watches.rollback(name, number)
+        return web.json_response(_document(self._watches.report(name)))
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        name = self._administered(request, "resuming it")
+        await self._watches.resume(name)
+        return web.json_response(_document(self._watches.report(name)))
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        """One line for each event from now on, until the client or the daemon goes away."""
+        response = web.StreamResponse(headers={"Content-Type": NDJSON})
+        with self._events.listening() as events:
+            await response.prepare(request)
+            while (event := await events.get()) is not None:
+                await response.write(json.dumps(event).encode() + b"\n")
+        await response.write_eof()
+        return response
+
+    async def _end(self, _app: web.Application) -> None:
+        self._events.end()
+
+    def _administered(self, request: web.Request, what: str) -> str:
+        """The watch in the path, for a peer who may do ``what`` to it."""
+        name = _name(request)
+        self._administrators.check(peer_of(request.transport), what, source=f"watch:{name}")
+        return name
+
+
+def _name(request: web.Request) -> str:
+    return check_watch_name(request.match_info["name"])
+
+
+def _document(report: Report) -> dict[str, Any]:
+    return report.rule.to_fields() | {
+        "state": report.state,
+        "detail": report.detail,
+        "since": datetime.fromtimestamp(report.since, UTC).isoformat(timespec="milliseconds"),
+        "polled": report.polled,
+        "served": _generation(report.served),
+        "newest": _generation(report.newest),
+        "generations": report.numbers,
+        "held": report.is_held,
+    }
+
+
+def _generation(manifest: Manifest | None) -> dict[str, Any] | None:
+    if manifest is None or manifest.watched is None:
+        return None
+    records = {part: manifest.file(filename) for part, filename in FILENAMES.items()}
+    return asdict(manifest.watched) | {
+        "revision": manifest.revision,
+        "published_at": manifest.published_at.isoformat(),
+        "size": manifest.size,
+        "sha256": {part: record.sha256 for part, record in records.items() if record},
+    }
