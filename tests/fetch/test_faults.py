@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from craftcache.errors import (
     NotFound,
     Unavailable,
 )
+from craftcached.fetch import Priority
 from fetch.rig import IMPATIENT, MIB, QUICK, cdn_file, hub_file, remote, rig_at, sha256_of
 from hub import (
     CloseEarly,
@@ -309,6 +311,41 @@ def test_any_mixture_gives_the_right_bytes_or_a_typed_error(
 
     with tempfile.TemporaryDirectory() as base:
         asyncio.run(example(Path(base)))
+
+
+@given(cuts=st.lists(st.integers(0, 12), min_size=1, max_size=4), ranges=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_cancelled_at_any_moment_it_goes_on_or_begins_again(cuts: list[int], ranges: bool) -> None:
+    async def example(base: Path) -> None:
+        async with TestHub() as hub, rig_at(base, replace(QUICK, max_connections=1)) as rig:
+            hub.files["/w.bin"] = Hosted(CONTENT, etag="v1", ranges=ranges)
+            file = remote(CONTENT, hub.cdn_url("/w.bin"))
+            for cut in cuts:
+                await cancelled_after(rig, file, cut)
+                assert rig.left in ([], ["k.journal", "k.part"], ["k.part"])
+            fetched = await rig.fetch(file)
+            assert sha256_of(fetched.path) == CONTENT.sha256
+
+    with tempfile.TemporaryDirectory() as base:
+        asyncio.run(example(Path(base)))
+
+
+async def cancelled_after(rig: Rig, file: RemoteFile, requests_and_reports: int) -> None:
+    """Cancel a fetch once so many of its steps are seen; it may be done before."""
+    left = requests_and_reports
+    fetching = asyncio.create_task(
+        rig.engine.fetch(file, priority=Priority.BACKGROUND, report=lambda *_: step())
+    )
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            fetching.cancel()
+
+    step()
+    with contextlib.suppress(asyncio.CancelledError):
+        await fetching
 
 
 def is_later(request: Request) -> bool:
