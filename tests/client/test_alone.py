@@ -399,6 +399,7 @@ def test_plain_http_is_refused_before_anything_is_asked(
     alone: Client, threaded_hub: TestHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
+    monkeypatch.delenv("CRAFTCACHE_INSECURE_HOSTS", raising=False)
     url = threaded_hub.cdn_url("/x.th")
     with pytest.raises(PolicyDenied):
         alone.load_state_dict(url)

@@ -141,6 +141,7 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) ->
 def test_insecure_hosts_come_from_the_environment_or_the_file(
     config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("CRAFTCACHE_INSECURE_HOSTS", raising=False)
     assert choose_insecure_hosts() == frozenset()
     config_file.write_text('insecure_hosts = ["a", "b"]')
     assert choose_insecure_hosts() == {"a", "b"}
@@ -148,7 +149,10 @@ def test_insecure_hosts_come_from_the_environment_or_the_file(
     assert choose_insecure_hosts() == {"c", "d"}
 
 
-def test_insecure_hosts_of_another_type_are_an_error(config_file: Path) -> None:
+def test_insecure_hosts_of_another_type_are_an_error(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CRAFTCACHE_INSECURE_HOSTS", raising=False)
     config_file.write_text('insecure_hosts = "host"')
     with pytest.raises(ConfigError, match="insecure_hosts"):
         choose_insecure_hosts()
