@@ -7,6 +7,7 @@ import contextlib
 import grp
 import logging
 import os
+import sqlite3
 from typing import TYPE_CHECKING, Self
 
 from craftcache.cache import CacheDir
@@ -110,8 +111,10 @@ class Daemon:
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
         settings = self._settings
         cache = CacheDir(settings.cache_dir)
-        store = await life.enter_async_context(Store(cache))
-        records = await life.enter_async_context(Records(settings.state_dir))
+        with _naming("cache_dir", settings.cache_dir):
+            store = await life.enter_async_context(Store(cache))
+        with _naming("state_dir", settings.state_dir):
+            records = await life.enter_async_context(Records(settings.state_dir))
         inspector = await life.enter_async_context(Inspector())
         engine = await life.enter_async_context(
             Engine(
@@ -218,6 +221,19 @@ class Daemon:
         path = listener.getsockname()
         life.callback(_remove, listener, path)
         return listener
+
+
+@contextlib.contextmanager
+def _naming(setting: str, directory: Path) -> Iterator[None]:
+    """Say which setting names the directory that cannot be used."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise Unavailable(
+            f"{setting} {directory} cannot be used: {error}",
+            hint=f"Make it a directory that uid {os.geteuid()} may write, or choose another",
+            retryable=False,
+        ) from error
 
 
 def _remove(listener: socket.socket, path: str) -> None:

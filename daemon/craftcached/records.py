@@ -7,8 +7,11 @@ last used, and which directories are watched.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["Pin", "Records", "WarmJob"]
+
+log = logging.getLogger("craftcached")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS warm_jobs (
@@ -98,9 +103,14 @@ class Records:
     async def __aenter__(self) -> Self:
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._state_dir / "craftcached.sqlite"
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._connection = await aiosqlite.connect(path)
-        await self._connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
+        try:
+            self._connection = await _open(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # the disk's fault, not the content's
+                raise
+            log.warning("%s is broken and set aside; new records begin: %s", path, error)
+            _set_aside(path)
+            self._connection = await _open(path)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -205,3 +215,21 @@ class Records:
         """Forget that it was."""
         await self._connection.execute("DELETE FROM held_watches WHERE name = ?", (name,))
         await self._connection.commit()
+
+
+async def _open(path: Path) -> aiosqlite.Connection:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    connection = await aiosqlite.connect(path)
+    try:
+        await connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
+    except BaseException:
+        await connection.close()  # or its thread keeps the process from ending
+        raise
+    return connection
+
+
+def _set_aside(path: Path) -> None:
+    os.replace(path, f"{path}.broken")
+    for suffix in ("-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{path}{suffix}")

@@ -7,9 +7,11 @@ The states of a file and the meaning of each directory are described in craftcac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
+import time
 from typing import TYPE_CHECKING, Self
 
 from craftcache.errors import Unavailable
@@ -27,12 +29,16 @@ from .removal import remove, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from craftcache.cache import CacheDir
     from craftcache.manifest import FileRecord, Manifest, Watched
     from craftcache.sources import HubSource, RemoteSource, UrlSource
 
 __all__ = ["Store"]
+
+LEFTOVER_SECONDS = 3600.0
+"""Without a write to it, after which a file in staging that cannot be resumed is of no use."""
 
 
 class Store:
@@ -56,6 +62,7 @@ class Store:
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self.cache.create)
+        await asyncio.to_thread(_clear_leftovers, self.cache.staging)
         self._lock_fd = _lock(self.cache)
         return self
 
@@ -256,6 +263,15 @@ class Store:
         """Remove a file's name in staging; what was published keeps its own names."""
         if verified.path.is_relative_to(self.cache.staging):
             verified.path.unlink(missing_ok=True)
+
+
+def _clear_leftovers(staging: Path) -> None:
+    """Remove what a killed writer left, and nothing that a worker may be fetching by itself."""
+    too_old = time.time() - LEFTOVER_SECONDS
+    for path in staging.glob("*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_mtime < too_old:
+                path.unlink()
 
 
 def _lock(cache: CacheDir) -> int:
