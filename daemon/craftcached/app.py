@@ -39,7 +39,8 @@ from .watch import Watches
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from craftcache.wire import Progress
 
