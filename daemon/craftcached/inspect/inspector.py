@@ -72,6 +72,11 @@ class Inspector:
         if not self._parent.cancelled() and self._parent.exception() is None:
             await self._parent.result().close()
 
+    def prepare(self) -> None:
+        """Start the warm parent, so that a file that comes soon need not wait for it."""
+        if not self._closed:
+            self._begin_parent()
+
     async def inspect(self, path: Path, *, source: str) -> bytes:
         """The index of the checkpoint at ``path``, as ``craftcache.index.parse`` reads it.
 
@@ -109,13 +114,17 @@ class Inspector:
     async def _warm_parent(self) -> _Parent:
         if self._closed:
             raise Unavailable("inspection has been shut down")
+        return await asyncio.shield(self._begin_parent())
+
+    def _begin_parent(self) -> asyncio.Task[_Parent]:
+        """The parent that is there or on its way, started if there is none."""
         if self._parent is not None and self._parent.done():
             failed = self._parent.cancelled() or self._parent.exception() is not None
             if failed or not self._parent.result().alive:
                 self._parent = None
         if self._parent is None:
             self._parent = asyncio.create_task(_Parent.start(), name="inspection parent")
-        return await asyncio.shield(self._parent)
+        return self._parent
 
 
 class _ParentDied(Exception):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .looking import Pair
 
-__all__ = ["Generations", "numbers_by_watch", "pair_of"]
+__all__ = ["Generations", "numbers_by_watch", "directories_by_watch", "pair_of"]
 
 
 class Generations:
@@ -126,6 +126,15 @@ def numbers_by_watch(manifests: Iterable[Manifest]) -> dict[str, set[int]]:
         if isinstance(source, WatchSource) and source.generation is not None:
             numbers.setdefault(source.name, set()).add(source.generation)
     return numbers
+
+
+def directories_by_watch(manifests: Iterable[Manifest]) -> dict[str, str]:
+    """The directory that each watch's served generation comes from, by the watch's name."""
+    return {
+        manifest.source.removeprefix("watch:"): manifest.watched.directory
+        for manifest in manifests
+        if manifest.watched and "@" not in manifest.source
+    }
 
 
 def pair_of(manifest: Manifest | None, directory: str) -> Pair | None:

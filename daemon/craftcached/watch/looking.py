@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from craftcache.watch_rule import WatchRule
 
-__all__ = ["Pair", "Target", "Look", "look", "stamp", "expand"]
+__all__ = ["Pair", "Target", "Look", "look", "stamp", "expand", "matching"]
 
 Pair: TypeAlias = tuple[tuple[str, str], ...]
 """Each file of an export and its stamp: two equal pairs are the same files, untouched."""
@@ -120,21 +120,34 @@ def expand(rule: WatchRule) -> tuple[dict[str, Target], tuple[str, ...]]:
         The targets, by what is to be added to the rule's name; and the directories in which a new
         one would appear.
     """
-    parts = rule.directory.strip("/").split("/")
-    first = next(n for n, part in enumerate(parts) if set(part) & set("*?["))
-    root = "/" + "/".join(parts[:first])
+    root, parts = _split(rule.directory)
     found: dict[str, Target] = {}
     parents = [root]
     level: list[tuple[str, ...]] = [()]
-    for depth, part in enumerate(parts[first:], start=first):
+    for depth, part in enumerate(parts):
         inner = [(*steps, name) for steps in level for name in _matching(root, steps, part)]
         level = inner[:MAX_DIRECTORIES]
         if depth < len(parts) - 1:
             parents += (os.path.join(root, *steps) for steps in level)
-    wild = [n for n, part in enumerate(parts[first:]) if set(part) & set("*?[")]
+    wild = [n for n, part in enumerate(parts) if set(part) & set("*?[")]
     for steps in level:
         found.setdefault("-".join(steps[n] for n in wild), Target(root, steps))
     return found, tuple(parents)
+
+
+def matching(rule: WatchRule, directory: str) -> Target | None:
+    """The target that ``directory`` is if a pattern stands for it, whether it is there or not."""
+    root, wanted = _split(rule.directory)
+    steps = tuple(os.path.relpath(directory, root).split("/"))
+    is_one = len(steps) == len(wanted) and all(map(fnmatch.fnmatchcase, steps, wanted))
+    return Target(root, steps) if is_one and ".." not in steps else None
+
+
+def _split(pattern: str) -> tuple[str, tuple[str, ...]]:
+    """The part of a pattern that is none, and the steps from there on."""
+    parts = pattern.strip("/").split("/")
+    first = next(n for n, part in enumerate(parts) if set(part) & set("*?["))
+    return "/" + "/".join(parts[:first]), tuple(parts[first:])
 
 
 def _look_into(directory: int, marker: str | None) -> Look:

@@ -44,6 +44,9 @@ class PatternWatcher:
         observer: Gives hints of new directories.
         found: Called with each directory's own rule and the directory, once for each.
         threads: For searching.
+
+    Attributes:
+        searched: Set when all directories are known that were there at the start.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class PatternWatcher:
         self._rule = rule
         self._found = found
         self._threads = threads
+        self.searched = asyncio.Event()
         self._known: set[str] = set()
         self._hinted = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -71,6 +75,7 @@ class PatternWatcher:
                 for suffix in found.keys() - self._known:
                     self._known.add(suffix)
                     self._watch(suffix, found[suffix])
+                self.searched.set()
                 await asyncio.sleep(PAUSE_SECONDS)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(REVIEW_SECONDS, self._rule.settle)):

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from craftcache.errors import (
@@ -18,8 +19,8 @@ from craftcache.errors import (
 )
 from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
 
-from .generations import Generations, numbers_by_watch
-from .looking import Target
+from .generations import Generations, directories_by_watch, numbers_by_watch
+from .looking import Target, matching
 from .making import Maker
 from .observing import Observer
 from .pattern import PatternWatcher
@@ -42,6 +43,9 @@ __all__ = ["Watches"]
 log = logging.getLogger("craftcached")
 
 LOOKING_THREADS = 8
+
+SEARCH_SECONDS = 5.0
+"""For the first search of patterns, before anybody is served."""
 
 CODEC_FILES = ("config.json", "model.safetensors")
 """What transformers' EncodecModel loads of a codec that is referred to by its Hub id."""
@@ -77,6 +81,8 @@ class Watches:
         self._added: dict[str, WatchRule] = {}
         self._held: set[str] = set()
         self._numbers: dict[str, set[int]] = {}
+        self._known: dict[str, str] = {}
+        self._searching: list[PatternWatcher] = []
         self._watchers: dict[str, Watcher] = {}
         self._tasks: defaultdict[str, list[asyncio.Task[None]]] = defaultdict(list)
         self._owned: defaultdict[str, list[str]] = defaultdict(list)
@@ -99,11 +105,16 @@ class Watches:
         await asyncio.to_thread(self._maker.clear)
         self._added = {rule.name: rule for rule in await self._records.watch_rules()}
         self._held = await self._records.held_watches()
-        self._numbers = numbers_by_watch(await self._store.manifests())
+        manifests = await self._store.manifests()
+        self._numbers = numbers_by_watch(manifests)
+        self._known = directories_by_watch(manifests)
         with self._threads, self._observer:
             try:
                 for rule in self._rules().values():
                     self._start(rule)
+                with contextlib.suppress(TimeoutError):  # a file system may hang
+                    async with asyncio.timeout(SEARCH_SECONDS):
+                        await asyncio.gather(*(each.searched.wait() for each in self._searching))
                 yield
             finally:
                 await asyncio.gather(*map(self._stop, tuple(self._tasks)))
@@ -250,6 +261,8 @@ class Watches:
     def situation_changed(self, watcher: Watcher) -> None:
         """See watcher.Hears."""
         report = watcher.report()
+        if report.state == "settling":
+            self._maker.prepare()
         log.info(
             "watch %s: %s%s", report.rule.name, report.state, f", {report.detail}".rstrip(", ")
         )
@@ -342,19 +355,23 @@ class Watches:
         if not rule.is_pattern:
             self._watch(rule.name, rule, Target.of(rule.directory))
             return
+        for name, directory in self._known.items():
+            target = matching(rule, directory)
+            if target is not None and name.startswith(f"{rule.name}-"):
+                self._watch(rule.name, replace(rule, name=name, directory=directory), target)
         searching = PatternWatcher(
             rule,
             observer=self._observer,
             found=lambda found, target: self._watch(rule.name, found, target),
             threads=self._threads,
         )
+        self._searching.append(searching)
         self._spawn(rule.name, searching.run())
 
     def _watch(self, owner: str, rule: WatchRule, target: Target) -> None:
-        if rule.name in self._watchers:
-            log.warning(
-                "%s is not watched: %s has its name", rule.directory, self._owner(rule.name)
-            )
+        if watcher := self._watchers.get(rule.name):
+            if watcher.rule.directory != rule.directory:
+                log.warning("%s is not watched: %s is", rule.directory, watcher.rule.directory)
             return
         watcher = Watcher(
             rule,
