@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download
 from checkpoints import assert_same, saved
 from craftcache import Client, default
 from craftcache.errors import (
+    IntegrityError,
     InvalidSource,
     NotACheckpoint,
     NotFound,
@@ -22,6 +23,7 @@ from craftcache.errors import (
     UnsafeCheckpoint,
 )
 from daemons import EXPORT
+from hub import Data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,6 +192,23 @@ def test_the_module_has_a_client_of_its_own(node: Node, monkeypatch: pytest.Monk
         assert craftcache.models()
     finally:
         default._client.cache_clear()
+
+
+def test_a_digest_in_a_url_is_checked_by_the_daemon_whatever_is_warm(
+    client: Client, node: Node
+) -> None:
+    content = Data(saved(["checked"]))
+    node.hub.files["/checked.th"] = content
+    url = node.hub.cdn_url("/checked.th")
+    for named in (url, f"{url}#sha256={content.sha256}"):
+        assert client.load_state_dict(named) == ["checked"]
+    for wrong in (f"{url}#sha256={'0' * 64}", f"{url}#sha256={content.sha256[::-1]}"):
+        with pytest.raises(IntegrityError):
+            client.load_state_dict(wrong)
+        with pytest.raises(IntegrityError):
+            client.warm(wrong)
+    assert client.load_state_dict(url) == ["checked"]
+    assert client.load(url, parts=("lm",)).served_by == "daemon"
 
 
 # --- Paths ---
