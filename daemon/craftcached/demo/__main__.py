@@ -16,8 +16,6 @@ from craftcache.cli.context import exit_code, show_error
 from craftcache.cli.output import NOT_KNOWN, print_json, size_text
 from craftcache.cli.progress import make_display
 
-from .steps import demonstration
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,7 +37,7 @@ def main(source: str | None, workers: int, *, as_json: bool) -> None:
     except CraftcacheError as error:
         failure = error
     except asyncio.CancelledError:
-        sys.exit("craftcache: terminated")
+        sys.exit("craftcache: interrupted")
     kept = failure is None and not any(step.broken for step in steps)
     if as_json:
         print_json({"kept": kept, "steps": steps})
@@ -54,9 +52,19 @@ def main(source: str | None, workers: int, *, as_json: bool) -> None:
 
 async def _run(source: str | None, workers: int, steps: list[Step], *, quiet: bool) -> None:
     """Append each step that is done to ``steps``, whatever becomes of the next."""
+    from .steps import (
+        demonstration,
+    )  # with torch, whose import takes seconds and may be interrupted
+
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in a task
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def stop() -> None:
+        if not task.cancelling():  # impatience must not cut the cleaning up short
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
     async with demonstration(source, workers) as demo:
         with make_display(quiet=quiet) as display:
             async for step in demo.steps(display.report):
