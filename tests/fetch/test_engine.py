@@ -333,7 +333,7 @@ async def test_a_deadline_ends_all_patience(hub: TestHub, tmp_path: Path) -> Non
 
 
 async def test_a_running_fetch_can_be_hurried(hub: TestHub, tmp_path: Path) -> None:
-    slow, fast = Generated(3 * MIB, seed=1), Generated(3 * MIB, seed=2)
+    slow, fast = Generated(32 * MIB, seed=1), Generated(2 * MIB, seed=2)
     settings = replace(QUICK, max_connections=1)
     done: list[str] = []
     gate = Gate()

@@ -45,6 +45,9 @@ THREADS = 8
 SYNC_THREADS = 2
 """For fsync, which may take seconds: it must not hold up the writes of other downloads."""
 
+READ_AHEAD_BYTES = 128 * 1024
+"""Of each connection, beside the kernel's own buffers, while its last block is written."""
+
 SWEEP_SECONDS = 3600.0
 
 
@@ -144,6 +147,7 @@ class Engine:
             headers={"User-Agent": settings.user_agent},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_seconds),
             auto_decompress=False,
+            read_bufsize=READ_AHEAD_BYTES,
             trust_env=True,
         )
         await stack.enter_async_context(session)
