@@ -80,6 +80,8 @@ def _for_tests(home: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
+        # The test hub and its CDN speak plain HTTP there.
+        "CRAFTCACHE_INSECURE_HOSTS": "127.0.0.1",
     }
 
 

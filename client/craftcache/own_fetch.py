@@ -113,6 +113,7 @@ def fetch_url(
         files: dict[str, tuple[Verified, str]] = {}
         for name in names:
             url = source.file_url(name)
+            _policy().check_source(url)
             wanted = Download(source.shown, url, Promise(digest=source.file_digest(name)))
             verified = _download(stack, cache, wanted, name, report, etag=None)
             files[name] = (verified, shown_url(url))
@@ -173,16 +174,19 @@ def _download(
     """One file into staging, verified and safe to load; ``stack`` removes it from there."""
     from .stream import download
 
-    policy = UrlPolicy(insecure_hosts=choose_insecure_hosts(), hub_endpoint=hub_endpoint())
     fetched = download(
         wanted,
         staging=cache.staging,
-        check_url=policy.check_url,
+        check_url=_policy().check_url,
         report=lambda done, total: report(Progress(wanted.source, name, done, total, "fetching")),
     )
     stack.callback(fetched.path.unlink, missing_ok=True)
     _inspect(fetched.path, wanted.source)
     return Verified(fetched.path, fetched.digests, etag or fetched.etag, fetched.digests.size, 0)
+
+
+def _policy() -> UrlPolicy:
+    return UrlPolicy(insecure_hosts=choose_insecure_hosts(), hub_endpoint=hub_endpoint())
 
 
 def _inspect(path: Path, source: str) -> None:

@@ -102,8 +102,13 @@ class UrlOrigin:
         self._policy = policy
 
     def remote_file(self, source: UrlSource, filename: str) -> RemoteFile:
-        """The file as the fetch engine takes it; its validator comes with its first bytes."""
+        """The file as the fetch engine takes it; its validator comes with its first bytes.
+
+        Raises:
+            PolicyDenied: Its URL may not be asked.
+        """
         url = source.file_url(filename)
+        self._policy.check_source(url)
         return RemoteFile(
             source=source.shown,
             url=url,
