@@ -11,6 +11,7 @@ publishes it before that, or it leaves no trace.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -53,10 +54,18 @@ class Teller:
 
 @dataclass(frozen=True, slots=True)
 class _Obtained:
-    """A verified file, and the lock that keeps others from fetching it before it is published."""
+    """A verified file, and the lock that keeps others from fetching it before it is published.
+
+    The file is held open, and so is in use: the model that has it now is not evicted meanwhile.
+    """
 
     file: Verified
+    descriptor: int
     lock: HubLock | None = None
+
+    @classmethod
+    def hold(cls, file: Verified, lock: HubLock | None = None) -> _Obtained:
+        return cls(file, os.open(file.path, os.O_RDONLY | os.O_CLOEXEC), lock)
 
 
 class Obtainer:
@@ -161,7 +170,7 @@ class Obtainer:
         present = await self._present(teller, source, file)
         if present is not None:
             await self._inspect(teller, file.filename, present)
-            return _Obtained(present)
+            return _Obtained.hold(present)
         lock = HubLock(self._store.cache.hub_tree(source.repo_id), file.etag)
         try:
             if await lock.acquire():
@@ -172,10 +181,10 @@ class Obtainer:
                     teller, remote, file.filename, etag=file.etag, progressed=lock.progressed
                 )
             await self._inspect(teller, file.filename, present)
+            return _Obtained.hold(present, lock)
         except BaseException:
             lock.release()
             raise
-        return _Obtained(present, lock)
 
     async def _obtain_url(
         self, teller: Teller, source: UrlSource, filename: str, *, refresh: bool
@@ -185,7 +194,7 @@ class Obtainer:
         if present is None:
             present = await self._fetch(teller, remote, filename, etag=None)
         await self._inspect(teller, filename, present)
-        return _Obtained(present)
+        return _Obtained.hold(present)
 
     async def _present(self, teller: Teller, source: HubSource, file: HubFile) -> Verified | None:
         """The file as it is in the cache already: verified by us, in the Hub's tree, elsewhere."""
@@ -268,6 +277,7 @@ class Obtainer:
         await self._store.write_index(file.digests.sha256, index)
 
     def _release(self, obtained: _Obtained) -> None:
+        os.close(obtained.descriptor)
         self._store.discard(obtained.file)
         if obtained.lock is not None:
             obtained.lock.release()

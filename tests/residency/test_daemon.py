@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from craftcache.admin import AdminClient, Eviction
 from craftcache.errors import NotFound, PolicyDenied
 from craftcached.pages import resident_bytes
 from daemons import EXPORT_FILES, DaemonProcess
+from hub import Gate, Stall
 
 if TYPE_CHECKING:
     from craftcache.wire import Progress
@@ -147,6 +149,28 @@ def test_the_limit_is_kept_by_the_daemon_itself(
         assert admin.evict(None, dry_run=True).removed == ("org/model",)
         assert admin.evict().removed == ("org/model",)
         assert [model.source for model in client.models()] == ["org/other"]
+
+
+def test_a_model_is_not_evicted_while_another_takes_over_its_files(
+    daemon: DaemonProcess, threaded_hub: TestHub
+) -> None:
+    other = io.BytesIO()
+    torch.save({"best_state": {"weight": torch.arange(1000)}}, other)
+    threaded_hub.repo("org/other").commit({**EXPORT_FILES, "state_dict.bin": other.getvalue()})
+    admin = AdminClient(daemon.socket_dir)
+    gate = Gate()
+    with daemon.client() as client, ThreadPoolExecutor(1) as thread:
+        client.warm("org/model")
+        threaded_hub.inject(Stall(gate, after=100), path="*/state_dict.bin", origin="cdn")
+        warming = thread.submit(client.warm, "org/other")
+        gate.reached.wait_blocking()
+        eviction = admin.evict(1)
+        gate.open()
+        [warmed] = warming.result()
+        export = client.load("org/other")
+    assert warmed.bytes_fetched == len(other.getvalue())
+    assert [(kept.source, kept.reason) for kept in eviction.kept] == [("org/model", "in use")]
+    assert torch.equal(export.lm["best_state"]["weight"], torch.arange(1000))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
