@@ -22,7 +22,10 @@ __all__ = ["watch", "follow"]
 
 @click.group()
 def watch() -> None:
-    """Watch export directories, and serve their last verified state as watch:NAME."""
+    """Watch export directories.
+
+    The last verified state of each is served as watch:NAME.
+    """
 
 
 @watch.command()
@@ -152,10 +155,10 @@ def follow(
     once: bool,
     as_json: bool,
 ) -> None:
-    """Print each generation of a watch as soon as it is served, the present one first.
+    """Print each generation of a watch as it is served.
 
-    With a COMMAND after --, run it for each: CRAFTCACHE_SOURCE in its environment is what to load.
-    What is replaced while it runs is skipped.
+    The present one comes first. With a COMMAND after --, run it for each: CRAFTCACHE_SOURCE in its
+    environment is what to load. What is replaced while it runs is skipped.
     """
     for generation in place.client().follow(name, after=after):
         if as_json:
