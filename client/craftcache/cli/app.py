@@ -13,6 +13,7 @@ from .context import Commands, Place
 from .demo import demo
 from .doctor import doctor
 from .environment import env, run
+from .export import export, publish
 from .keep import evict, pin, unpin
 from .load import load
 from .warm import warm
@@ -60,6 +61,8 @@ for command in (
     evict,
     watch,
     follow,
+    export,
+    publish,
     env,
     run,
     doctor,

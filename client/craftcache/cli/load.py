@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.contents import Contents
 from craftcache.sources import PARTS, LocalDirectory, LocalFile, locate
 
-from .contents import Contents
 from .context import Place, json_option, pass_place
 from .output import NOT_KNOWN, print_columns, print_json, short_revision, size_text
 
