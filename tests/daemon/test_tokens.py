@@ -31,8 +31,8 @@ def daemon(inspected: Path, threaded_hub: TestHub) -> Iterator[DaemonProcess]:
 
 def everything_shown(api: Api, daemon: DaemonProcess) -> Iterator[str]:
     """All texts in which a token might turn up."""
-    for path in ("/status", "/models"):
-        yield api.request("GET", path).text
+    for target in ("/status", "/models"):
+        yield api.request("GET", target).text
     daemon.terminate()
     yield daemon.log
     for directory in (daemon.cache_dir, daemon.state_dir):
