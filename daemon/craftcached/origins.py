@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 import aiohttp
+from yarl import URL
 
 from craftcache.errors import Unavailable
 from craftcache.hub import HubFile, describe
@@ -129,7 +130,8 @@ class UrlOrigin:
             async with aiohttp.ClientSession(trust_env=True, timeout=timeout) as session:
                 for _ in range(MAX_REDIRECTS):
                     self._policy.check_url(url)
-                    async with session.head(url, allow_redirects=False) as answer:
+                    target = URL(url, encoded=True)  # as the server signed it
+                    async with session.head(target, allow_redirects=False) as answer:
                         if answer.status not in (301, 302, 303, 307, 308):
                             return _strong(answer.headers.get("ETag")) if answer.ok else None
                         url = urljoin(url, answer.headers.get("Location", ""))

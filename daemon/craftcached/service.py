@@ -383,5 +383,9 @@ class Service:
                 if error.retryable:
                     await asyncio.sleep(error.retry_after or RETRY_SECONDS)
                     continue
+            except Exception:
+                log.exception("queued warm of %s failed", parse(job.source).shown)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             break
         await self._records.finish_warm_job(job)
