@@ -176,15 +176,24 @@ def _parsed(name: str, text: str) -> object:
     return text
 
 
+_LEAST = {
+    "hub_timeout": 0.1,
+    "max_connections": 1,
+    "max_connections_per_host": 1,
+    "max_clients_per_uid": 1,
+}
+"""What a number must be at least, where that is not nothing."""
+
+
 def _typed(name: str, value: object, where: str) -> object:
     kind = _KINDS[name]
     match kind, value:
         case "Path" | "str", str():
             return Path(os.path.expanduser(value)) if kind == "Path" else value
         case "int", int() if not isinstance(value, bool):
-            return value
+            return _large_enough(name, value, where)
         case "float", int() | float() if not isinstance(value, bool):
-            return float(value)
+            return _large_enough(name, float(value), where)
         case "tuple[str, ...]", list() if all(isinstance(item, str) for item in value):
             return tuple(value)
         case "tuple[WatchRule, ...]", list() if all(isinstance(item, str | dict) for item in value):
@@ -200,6 +209,13 @@ def _typed(name: str, value: object, where: str) -> object:
         f"{where} must be {wanted.get(kind, 'a list of strings')}, not {value!r}",
         hint="Correct it",
     )
+
+
+def _large_enough(name: str, value: float, where: str) -> float:
+    least = _LEAST.get(name, 0)
+    if not value >= least:  # not a number, among others
+        raise ConfigError(f"{where} must be at least {least}, not {value!r}", hint="Correct it")
+    return value
 
 
 def _watches(items: list[str | dict[str, Any]], where: str) -> tuple[WatchRule, ...]:

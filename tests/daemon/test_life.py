@@ -222,6 +222,22 @@ def test_a_socket_path_that_is_too_long_is_named(base: Path) -> None:
     assert "socket_dir" in said
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("CRAFTCACHE_MAX_CONNECTIONS", "many", "a whole number"),
+        ("CRAFTCACHE_MAX_CONNECTIONS", "0", "at least 1"),
+        ("CRAFTCACHE_DRAIN_SECONDS", "-1", "at least 0"),
+        ("CRAFTCACHE_ADMIN_SOCKET_MODE", "rw", "a whole number"),
+        ("CRAFTCACHE_NO_SUCH", "1", "unknown setting"),
+    ],
+)
+def test_a_bad_setting_is_named(base: Path, variable: str, value: str, words: str) -> None:
+    said = refusal(base, **{variable: value})
+    assert variable in said
+    assert words in said
+
+
 def test_broken_records_are_set_aside(base: Path, threaded_hub: TestHub) -> None:
     (base / "state").mkdir()
     (base / "state/craftcached.sqlite").write_bytes(b"no database" * 1000)
