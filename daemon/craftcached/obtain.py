@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["Obtainer", "Teller"]
 
 
+PLAIN_SUFFIXES = (".json", ".safetensors")
+"""Files that nobody unpickles, so that there is nothing in them to inspect."""
+
+
 @dataclass(frozen=True, slots=True)
 class Teller:
     """Whose work is done, and who hears of it."""
@@ -166,6 +170,18 @@ class Obtainer:
             await self._inspect(teller, filename, verified)
         return files
 
+    async def inspect(
+        self, source: RemoteSource, record: FileRecord, report: Callable[[Progress], None]
+    ) -> None:
+        """See that a published file was inspected, whoever published it.
+
+        Raises:
+            UnsafeCheckpoint, NotACheckpoint: It must not be served.
+        """
+        await self._inspect(
+            Teller(source, report), record.filename, self._store.as_verified(record)
+        )
+
     async def _obtain_hub(self, teller: Teller, source: HubSource, file: HubFile) -> _Obtained:
         present = await self._present(teller, source, file)
         if present is not None:
@@ -266,7 +282,7 @@ class Obtainer:
 
     async def _inspect(self, teller: Teller, filename: str, file: Verified) -> None:
         """Refuse what cannot be loaded safely; write the index of what can."""
-        if await self._store.has_index(file.digests.sha256):
+        if filename.endswith(PLAIN_SUFFIXES) or await self._store.has_index(file.digests.sha256):
             return
         teller.tell(filename, file.digests.size, file.digests.size, "inspecting")
         try:

@@ -88,7 +88,7 @@ class WatchRoutes:
             raise InvalidSource(
                 "generation must be a number from 1", hint=f"Send {ROLLBACK_EXAMPLE}"
             )
-        await self._watches.rollback(name, number)
+        await self._watches.roll_back(name, number)
         return web.json_response(_document(self._watches.report(name)))
 
     async def _resume(self, request: web.Request) -> web.Response:

@@ -1,6 +1,7 @@
 """Watched export directories: training writes into them, and workers are served what is right.
 
-    watches     all of them: rules, who follows, what is served
+    watches     all of them: which there are, and how each is
+    serving     what each of them serves: publication, rollback, and who waits for it
     pattern     finds the directories that a pattern stands for
     watcher     one directory: looks at it, takes it when it is quiet
     observing   hints from the kernel that something may have changed

@@ -17,25 +17,26 @@ from craftcache.errors import (
     PolicyDenied,
     Unavailable,
 )
-from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
 
 from .generations import Generations, directories_by_watch, numbers_by_watch
 from .looking import Target, matching
 from .making import Maker
 from .observing import Observer
 from .pattern import PatternWatcher
+from .serving import Serving
 from .watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from craftcache.manifest import Manifest
+    from craftcache.sources import WatchSource
     from craftcache.watch_rule import WatchRule
     from craftcached.events import Events
     from craftcached.records import Records
     from craftcached.store import Store
 
-    from .making import Candidate, Inspects
+    from .making import Inspects
     from .watcher import Report
 
 __all__ = ["Watches"]
@@ -46,9 +47,6 @@ LOOKING_THREADS = 8
 
 SEARCH_SECONDS = 5.0
 """For the first search of patterns, before anybody is served."""
-
-CODEC_FILES = ("config.json", "model.safetensors")
-"""What transformers' EncodecModel loads of a codec that is referred to by its Hub id."""
 
 
 class Watches:
@@ -75,21 +73,18 @@ class Watches:
     ) -> None:
         self._store = store
         self._records = records
-        self._events = events
         self._maker = Maker(store, inspector)
+        self._serving = Serving(store, self._maker, records, events)
         self._configured = {rule.name: rule for rule in rules}
         self._added: dict[str, WatchRule] = {}
-        self._held: set[str] = set()
         self._numbers: dict[str, set[int]] = {}
         self._known: dict[str, str] = {}
         self._searching: list[PatternWatcher] = []
         self._watchers: dict[str, Watcher] = {}
         self._tasks: defaultdict[str, list[asyncio.Task[None]]] = defaultdict(list)
         self._owned: defaultdict[str, list[str]] = defaultdict(list)
-        self._turns: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._observer = Observer()
         self._threads = ThreadPoolExecutor(LOOKING_THREADS, thread_name_prefix="watch")
-        self._warm: Callable[[str, tuple[str, ...]], Awaitable[object]]
 
     @contextlib.asynccontextmanager
     async def running(
@@ -101,10 +96,9 @@ class Watches:
             warm: Called for the files of a codec that a generation refers to; promises to bring
                 them, and returns at once.
         """
-        self._warm = warm
+        await self._serving.begin(warm)
         await asyncio.to_thread(self._maker.clear)
         self._added = {rule.name: rule for rule in await self._records.watch_rules()}
-        self._held = await self._records.held_watches()
         manifests = await self._store.manifests()
         self._numbers = numbers_by_watch(manifests)
         self._known = directories_by_watch(manifests)
@@ -170,7 +164,7 @@ class Watches:
         await self._stop(name)
         freed = 0
         for watcher in owned:
-            await self._release(watcher)
+            await self._serving.release(watcher)
             freed += await watcher.generations.remove_all()
         return freed
 
@@ -191,32 +185,21 @@ class Watches:
         """
         return self._watcher(name).report()
 
-    async def rollback(self, name: str, number: int | None) -> Manifest:
+    async def roll_back(self, name: str, number: int | None) -> None:
         """Serve an earlier generation until ``resume``; the one before by default.
 
         Raises:
             NotFound: There is no such watch, or generation.
         """
-        watcher = self._watcher(name)
-        if number is None:
-            number = _before(watcher)
-        manifest = await watcher.generations.serve(number)
-        watcher.is_held = True
-        self._held.add(name)
-        await self._records.hold_watch(name)
-        self._served(watcher, manifest)
-        return manifest
+        await self._serving.roll_back(self._watcher(name), number)
 
-    async def resume(self, name: str) -> Manifest | None:
-        """Serve the newest generation again, and each new one; returns what is served now.
+    async def resume(self, name: str) -> None:
+        """Serve the newest generation again, and each new one.
 
         Raises:
             NotFound: There is no such watch.
         """
-        watcher = self._watcher(name)
-        await self._release(watcher)
-        await self._serve_newest(watcher)
-        return watcher.generations.served
+        await self._serving.resume(self._watcher(name))
 
     async def wait_other(self, name: str, after: int | None) -> Manifest:
         """The generation that is served, as soon as that is another one than ``after``.
@@ -225,11 +208,10 @@ class Watches:
             NotFound: There is no such watch, or no more.
         """
         while True:
-            turn = self._turns[name]
             served = self._watcher(name).generations.served
             if served is not None and served.watched and served.watched.generation != after:
                 return served
-            await turn.wait()
+            await self._serving.wait_turn(name)
 
     def find(self, device: int, inode: int) -> str | None:
         """The name of the watch of a directory, known by its device and inode; or None."""
@@ -257,74 +239,6 @@ class Watches:
             hint="Try again when both files are written and quiet",
             retry_after=report.rule.settle,
         )
-
-    def situation_changed(self, watcher: Watcher) -> None:
-        """See watcher.Hears."""
-        report = watcher.report()
-        if report.state == "settling":
-            self._maker.prepare()
-        log.info(
-            "watch %s: %s%s", report.rule.name, report.state, f", {report.detail}".rstrip(", ")
-        )
-        self._events.tell(
-            "watch",
-            name=report.rule.name,
-            directory=report.rule.directory,
-            state=report.state,
-            detail=report.detail,
-        )
-
-    async def candidate_verified(self, watcher: Watcher, candidate: Candidate) -> None:
-        """See watcher.Hears."""
-        rule, generations = watcher.rule, watcher.generations
-        if not self._is_newest(watcher, candidate):
-            manifest = await generations.add(rule.directory, candidate.files)
-            log.info("watch %s: %s is generation %s", rule.name, rule.directory, manifest.source)
-        if candidate.reference is not None:
-            await self._warm_codec(rule.name, candidate.reference)
-        if not watcher.is_held:
-            await self._serve_newest(watcher)
-        await generations.prune(rule.keep)
-
-    def _is_newest(self, watcher: Watcher, candidate: Candidate) -> bool:
-        """Whether the newest generation has these very bytes, and has them still."""
-        newest = watcher.generations.newest
-        if newest is None or newest.watched is None:
-            return False
-        source = WatchSource(watcher.rule.name, newest.watched.generation)
-        digests = {record.filename: record.sha256 for record in newest.files}
-        is_intact = self._store.intact(source, FILENAMES.values()) is not None
-        return is_intact and digests == candidate.digests
-
-    async def _warm_codec(self, name: str, reference: str) -> None:
-        """Have the codec brought that a pair only names; what is no Hub id is not ours to bring."""
-        with contextlib.suppress(InvalidSource):
-            source = parse(reference)
-            if isinstance(source, HubSource) and "/" in source.repo_id:
-                await self._warm(reference, CODEC_FILES)
-                return
-        log.info("watch %s: the codec %s comes with AudioCraft, not from here", name, reference)
-
-    async def _serve_newest(self, watcher: Watcher) -> None:
-        newest, served = watcher.generations.newest, watcher.generations.served
-        if newest is None or newest.watched is None:
-            return
-        if served is None or served.watched != newest.watched:
-            manifest = await watcher.generations.serve(newest.watched.generation)
-            self._served(watcher, manifest)
-
-    def _served(self, watcher: Watcher, manifest: Manifest) -> None:
-        """Tell everybody that another generation is served."""
-        name = watcher.rule.name
-        number = manifest.watched.generation if manifest.watched else 0
-        log.info("watch %s: generation %d is served", name, number)
-        self._events.tell("generation", name=name, generation=number, revision=manifest.revision)
-        self._turn(name)
-
-    async def _release(self, watcher: Watcher) -> None:
-        watcher.is_held = False
-        self._held.discard(watcher.rule.name)
-        await self._records.release_watch(watcher.rule.name)
 
     def _rules(self) -> dict[str, WatchRule]:
         return self._added | self._configured
@@ -379,17 +293,15 @@ class Watches:
             generations=Generations(self._store, rule.name, self._numbers.get(rule.name, ())),
             maker=self._maker,
             observer=self._observer,
-            hears=self,
+            hears=self._serving,
             threads=self._threads,
         )
-        watcher.is_held = rule.name in self._held and watcher.generations.served is not None
         self._watchers[rule.name] = watcher
         self._owned[owner].append(rule.name)
         self._spawn(owner, self._run(watcher))
 
     async def _run(self, watcher: Watcher) -> None:
-        if not watcher.is_held:
-            await self._serve_newest(watcher)  # a kill may have come before
+        await self._serving.take_up(watcher)
         await watcher.run()
 
     async def _stop(self, owner: str) -> None:
@@ -401,12 +313,7 @@ class Watches:
         for name in self._owned.pop(owner, []):
             watcher = self._watchers.pop(name)
             self._numbers[name] = set(watcher.generations.numbers)
-            self._turn(name)
-
-    def _turn(self, name: str) -> None:
-        """Wake all who wait for something else to be served under that name."""
-        if turn := self._turns.pop(name, None):
-            turn.set()
+            self._serving.turn(name)
 
     def _spawn(self, owner: str, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -417,20 +324,6 @@ class Watches:
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("a watch ended", exc_info=error)
-
-
-def _before(watcher: Watcher) -> int:
-    """The number of the generation before the one that is served."""
-    served = watcher.generations.served
-    number = served.watched.generation if served and served.watched else 0
-    earlier = [each for each in watcher.generations.numbers if each < number]
-    if not earlier:
-        raise NotFound(
-            "there is no generation before the one that is served",
-            source=f"watch:{watcher.rule.name}",
-            hint="craftcache watch ls shows which there are",
-        )
-    return earlier[-1]
 
 
 def _no_watch(name: str) -> NotFound:
