@@ -147,6 +147,10 @@ class CacheDir:
         except OSError:
             return False
 
+    def is_ready(self, record: FileRecord) -> bool:
+        """Whether the blob is intact and was inspected."""
+        return self.is_intact(record) and self.index_path(record.sha256).is_file()
+
     def is_trusted(self, path: Path) -> bool:
         """Whether nobody but a trusted owner can have written ``path``.
 

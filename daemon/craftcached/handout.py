@@ -34,13 +34,13 @@ class OpenedModel:
         manifest: What they are part of.
         records: In the order of the request.
         blobs: Descriptors, one a record.
-        indexes: Descriptors, one a record; None where a checkpoint has no index.
+        indexes: Descriptors, one a record.
     """
 
     manifest: Manifest
     records: tuple[FileRecord, ...]
     blobs: list[int] = field(default_factory=list)
-    indexes: list[int | None] = field(default_factory=list)
+    indexes: list[int] = field(default_factory=list)
 
     def is_intact(self) -> bool:
         """Whether what was opened is what was verified."""
@@ -52,8 +52,7 @@ class OpenedModel:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """All that are open."""
-        indexes = (descriptor for descriptor in self.indexes if descriptor is not None)
-        return (*self.blobs, *indexes)
+        return (*self.blobs, *self.indexes)
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -106,7 +105,7 @@ class Handout:
             probe.unlink()
 
     def open(self, manifest: Manifest, records: Sequence[FileRecord]) -> OpenedModel | None:
-        """Open published files; None if one of them is not there any more as it was verified.
+        """Open published files; None if one is not there as it was verified, or not inspected.
 
         Raises:
             CraftcacheError: ``serve_dir`` does not show what the cache holds, read-only.
@@ -116,7 +115,7 @@ class Handout:
         try:
             for record in records:
                 opened.blobs.append(_open(self._served.path(record)))
-                opened.indexes.append(_open_if_there(self._served.index_path(record.sha256)))
+                opened.indexes.append(_open(self._served.index_path(record.sha256)))
             if self._serve_dir is not None:
                 self._check_read_only(opened)
             if opened.is_intact():
@@ -127,7 +126,7 @@ class Handout:
             opened.close()
             raise
         opened.close()
-        if self._serve_dir is not None and all(map(self._cache.is_intact, records)):
+        if self._serve_dir is not None and all(map(self._cache.is_ready, records)):
             raise self._broken("lacks published files")
         return None
 
@@ -150,10 +149,3 @@ class Handout:
 
 def _open(path: os.PathLike[str]) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _open_if_there(path: os.PathLike[str]) -> int | None:
-    try:
-        return _open(path)
-    except FileNotFoundError:
-        return None

@@ -171,7 +171,7 @@ class Obtainer:
         return files
 
     async def inspect(
-        self, source: RemoteSource, record: FileRecord, report: Callable[[Progress], None]
+        self, source: HubSource | UrlSource, record: FileRecord, report: Callable[[Progress], None]
     ) -> None:
         """See that a published file was inspected, whoever published it.
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from craftcache.errors import CraftcacheError, NotFound, PolicyDenied
+from craftcache.errors import CraftcacheError, NotFound, PolicyDenied, Unavailable
 from craftcache.manifest import manifest_key
 from craftcache.sources import HubSource, WatchSource, check_filename, parse, wanted_files
 from craftcache.version import VERSION
@@ -91,6 +91,10 @@ class ModelState:
     pin: Pin | None
 
 
+OPEN_ATTEMPTS = 4
+"""How often a model may be removed between being brought and being opened."""
+
+
 class Service:
     """The daemon's capabilities, decided here and nowhere else.
 
@@ -162,11 +166,15 @@ class Service:
             CraftcacheError: See Warmer.ensure.
         """
         source, names = self._parse(text, filenames)
-        opened = self.open_nowait(text, filenames)
-        while opened is None:
+        for _ in range(OPEN_ATTEMPTS):
+            if opened := self.open_nowait(text, filenames):
+                return opened
             await self._ensure(source, names, Priority.WAITED_FOR, report)
-            opened = self.open_nowait(text, filenames)  # None again only if removed in between
-        return opened
+        raise Unavailable(
+            "it is removed as often as it is brought",
+            source=source.shown,
+            hint="See who removes it; the daemon's log says when",
+        )
 
     def open_nowait(self, text: str, filenames: Sequence[str]) -> OpenedModel | None:
         """Open the files of a source if all are published and untouched; None otherwise."""

@@ -122,6 +122,9 @@ class Warmer:
         """
         names = wanted_files(source, filenames)
         if not refresh and (manifest := self._store.intact(source, names)):
+            # A worker that had no daemon publishes without an index.
+            for record in manifest.select(source, names) or ():
+                await self._obtainer.inspect(source, record, report)
             return Warmed(manifest, 0, manifest.size)
         self._check_allowed(source)
         key = (source, frozenset(names), refresh)

@@ -150,6 +150,7 @@ async def test_a_serve_dir_that_stops_showing_the_cache_is_the_daemon_s_own_faul
     async with keeping(tmp_path) as parts:
         manifest = await parts.publish("a", file=b"bytes")
         cache = parts.store.cache
+        cache.write_index(manifest.files[0].sha256, b"{}")
         opened = Handout(cache, None).open(manifest, manifest.files)
         assert opened is not None
         opened.close()

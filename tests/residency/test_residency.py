@@ -62,7 +62,8 @@ async def test_a_file_is_brought_into_memory(cold: Path) -> None:
     async with Residency(lambda: PLENTY) as residency:
         assert await residency.resident([cold]) == 0
         await residency.bring(cold, steps.append)
-        assert await residency.resident([cold]) == SIZE
+        # A kernel that reclaims what nobody has used yet may have begun to.
+        assert await residency.resident([cold]) == pytest.approx(SIZE, rel=0.1)
     assert steps == [0, pages.WINDOW, 2 * pages.WINDOW, 3 * pages.WINDOW]
 
 
@@ -149,7 +150,7 @@ async def test_two_who_ask_at_once_share_one_reading(cold: Path) -> None:
         gate.may_go_on.release(4)
         await tasks[1]
         assert gate.asked == 4
-        assert await residency.resident([cold]) == SIZE
+        assert await residency.resident([cold]) == pytest.approx(SIZE, rel=0.1)
     with pytest.raises(asyncio.CancelledError):
         await tasks[0]
 

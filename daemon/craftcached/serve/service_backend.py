@@ -135,12 +135,9 @@ def _generation(name: str, served: Manifest) -> Generation:
 
 
 def _opened(model: OpenedModel, source: str) -> Opened:
-    files = tuple(
-        _served(record, has_index=index is not None)
-        for record, index in zip(model.records, model.indexes, strict=True)
-    )
+    files = tuple(_served(record, has_index=True) for record in model.records)
     pairs = zip(model.blobs, model.indexes, strict=True)
-    descriptors = [fd for pair in pairs for fd in pair if fd is not None]
+    descriptors = [descriptor for pair in pairs for descriptor in pair]
     return Opened(Loaded(source, model.manifest.revision, files), descriptors)
 
 
