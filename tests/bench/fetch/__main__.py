@@ -118,32 +118,29 @@ def run(options: argparse.Namespace, base: Path) -> dict[str, Any]:
             ("uncapped", UNCAPPED, options.rounds),
             ("capped", CAPPED, options.capped_rounds),
         ):
-            costs = (
-                contest(contenders, rounds, origin, file, base, capped=title == "capped")
-                if rounds
-                else {}
-            )
-            if costs:
+            if rounds:
+                costs = contest(contenders, rounds, origin, file, base, capped=title == "capped")
                 results[title] = summary(costs, file)
                 show(f"{options.mib} MiB, {title}", results[title])
         if options.kills:
             with empty(base) as target:
                 chance = random.Random(options.seed)
                 killed = kill_repeatedly(origin, file, Path(target), options.kills, chance)
-            results["killed"] = asdict(killed)
-            print(f"\nkilled {options.kills} times: {results['killed']}")
+            results["killed"] = {name: round(value, 3) for name, value in asdict(killed).items()}
+            print(
+                f"\nkilled {killed.kills} times, by the file's size: asked for "
+                f"{killed.asked_ratio:.3f}, sent {killed.sent_ratio:.3f}, of what was down asked "
+                f"for again {killed.lost_ratio:.3f}"
+            )
     file.path.unlink()
     if options.huge_mib:
-        results["huge"] = huge(options.huge_mib * MIB, base)
-        print(f"\n{options.huge_mib} MiB: {results['huge']}")
+        size = options.huge_mib * MIB
+        file = LargeFile.make(base / "huge", size, sparse=True)
+        with Origin(base / "huge-origin", file) as origin:
+            costs = contest((ENGINE,), 1, origin, file, base, capped=False)
+        results["huge"] = summary(costs, file)
+        show(f"{options.huge_mib} MiB", results["huge"])
     return results
-
-
-def huge(size: int, base: Path) -> dict[str, Any]:
-    """What a file takes that is much larger than all memory there should be for it."""
-    file = LargeFile.make(base / "huge", size, sparse=True)
-    with Origin(base / "huge-origin", file) as origin, empty(base) as target:
-        return asdict(ENGINE.fetch(origin, file, Path(target), capped=False))
 
 
 def main() -> None:
