@@ -1,0 +1,152 @@
+"""What the tests of watches share: pairs, writers, and watches without the rest of the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from checkpoints import saved
+from craftcache.cache import CacheDir
+from craftcache.sources import FILENAMES, Part
+from craftcache.watch_rule import WatchRule
+from craftcached.events import Events
+from craftcached.inspect.examine import examine
+from craftcached.records import Records
+from craftcached.store import Store
+from craftcached.watch import Report, Watches
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from craftcache.manifest import Manifest
+
+SETTLE = 0.15
+"""Seconds; longer than any pause between two writes of these tests."""
+
+
+@lru_cache(maxsize=64)
+def content(part: Part, value: int, size: int = 1000) -> bytes:
+    """A checkpoint of one part of which every number is ``value``."""
+    return saved(
+        {
+            "best_state": {"x": torch.full((size,), float(value))},
+            "xp.cfg": f"part: {part}\nvalue: {value}\n",
+            "version": "1.3.0",
+            "exported": True,
+        }
+    )
+
+
+def write(directory: Path, part: Part, data: bytes) -> None:
+    """Overwrite one file in place, as torch.save does: truncated first."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / FILENAMES[part]).open("wb") as file:
+        file.write(data)
+
+
+def write_pair(directory: Path, value: int) -> None:
+    """Overwrite both files in place."""
+    write(directory, "lm", content("lm", value))
+    write(directory, "compression", content("compression", value))
+
+
+def digests(manifest: Manifest) -> dict[str, str]:
+    """The sha256 of each file."""
+    return {record.filename: record.sha256 for record in manifest.files}
+
+
+class Examiner:
+    """Inspects as the daemon's confined children do, in this process, which has torch already."""
+
+    def prepare(self) -> None:
+        pass
+
+    async def inspect(self, path: Path, *, source: str) -> bytes:
+        def look() -> bytes:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                return examine(descriptor)
+            finally:
+                os.close(descriptor)
+
+        return await asyncio.to_thread(look)
+
+
+@dataclass
+class Rig:
+    """Running watches, and what becomes of them."""
+
+    watches: Watches
+    store: Store
+    records: Records
+    happened: asyncio.Queue[dict[str, Any] | None]
+    warmed: list[tuple[str, tuple[str, ...]]]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, looked at after each event."""
+        while not condition():
+            await self.happened.get()
+
+    async def until_state(self, name: str, state: str, detail: str = "") -> Report:
+        """Wait until a watch is in a state whose detail has these words."""
+
+        def reached() -> bool:
+            names = {report.rule.name: report for report in self.watches.reports()}
+            report = names.get(name)
+            return report is not None and report.state == state and detail in report.detail
+
+        await self.until(reached)
+        return self.watches.report(name)
+
+    async def until_served(self, name: str, number: int) -> Manifest:
+        """Wait until a generation is served and its watch has nothing more to do."""
+
+        def reached() -> bool:
+            served = self.watches.report(name).served
+            return served is not None and _number(served) == number
+
+        await self.until(reached)
+        await self.until_state(name, "ready")
+        served = self.watches.report(name).served
+        assert served is not None
+        return served
+
+    def number(self, name: str) -> int | None:
+        """Of the generation that is served."""
+        served = self.watches.report(name).served
+        return None if served is None else _number(served)
+
+
+def _number(manifest: Manifest) -> int:
+    assert manifest.watched is not None
+    return manifest.watched.generation
+
+
+def rule(directory: Path | str, name: str = "run", **options: Any) -> WatchRule:
+    """A watch of the tests."""
+    return WatchRule(name=name, directory=str(directory), **({"settle": SETTLE} | options))
+
+
+@contextlib.asynccontextmanager
+async def watching(base: Path, *rules: WatchRule) -> AsyncIterator[Rig]:
+    """Watches upon a real store and real records below ``base``."""
+    warmed: list[tuple[str, tuple[str, ...]]] = []
+
+    async def warm(source: str, files: tuple[str, ...]) -> None:
+        warmed.append((source, files))
+
+    events = Events()
+    async with Store(CacheDir(base / "cache")) as store, Records(base / "state") as records:
+        watches = Watches(
+            store=store, inspector=Examiner(), records=records, events=events, rules=rules
+        )
+        with events.listening() as happened:
+            async with watches.running(warm):
+                yield Rig(watches, store, records, happened, warmed)
