@@ -12,9 +12,9 @@ import errno
 import fcntl
 import os
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
-from craftcache.errors import Unavailable
+from craftcache.errors import StorageFull, Unavailable
 from craftcache.manifest import manifest_key
 from craftcache.publish import (
     Verified,
@@ -28,7 +28,7 @@ from craftcache.verify import Digest, Digests, Promise, hash_file
 from .removal import remove, sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from craftcache.cache import CacheDir
@@ -39,6 +39,13 @@ __all__ = ["Store"]
 
 LEFTOVER_SECONDS = 3600.0
 """Without a write to it, after which a file in staging that cannot be resumed is of no use."""
+
+
+SMALL_FILES_BYTES = 1024 * 1024
+"""Room that indexes, manifests and names of one model need at most, about."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Store:
@@ -164,7 +171,7 @@ class Store:
 
     async def write_index(self, sha256: str, index: bytes) -> None:
         """Publish the index of a checkpoint; comes before the checkpoint itself."""
-        await asyncio.to_thread(self.cache.write_index, sha256, index)
+        await self._write(self.cache.write_index, sha256, index)
 
     async def published_elsewhere(
         self, source: HubSource, filenames: Iterable[str]
@@ -192,17 +199,13 @@ class Store:
         origin: str,
     ) -> Manifest:
         """Publish files of one commit; see craftcache.publish."""
-        manifest = await asyncio.to_thread(publish_hub, self.cache, source, commit, files, origin)
-        self.changed.set()
-        return manifest
+        return await self._write(publish_hub, self.cache, source, commit, files, origin)
 
     async def publish_url(
         self, source: UrlSource, files: Mapping[str, tuple[Verified, str]]
     ) -> Manifest:
         """Publish files of a URL; see craftcache.publish."""
-        manifest = await asyncio.to_thread(publish_url, self.cache, source, files)
-        self.changed.set()
-        return manifest
+        return await self._write(publish_url, self.cache, source, files)
 
     async def manifest_at(self, key: str) -> Manifest | None:
         """The manifest with that key as it stands now."""
@@ -212,15 +215,30 @@ class Store:
         self, name: str, watched: Watched, files: Mapping[str, Verified]
     ) -> Manifest:
         """Publish a state of a watched directory; see craftcache.publish."""
-        manifest = await asyncio.to_thread(publish_generation, self.cache, name, watched, files)
-        self.changed.set()
-        return manifest
+        return await self._write(publish_generation, self.cache, name, watched, files)
 
     async def serve_generation(self, name: str, generation: Manifest) -> Manifest:
         """Make it the one that is served; see craftcache.publish."""
-        manifest = await asyncio.to_thread(serve_generation, self.cache, name, generation)
-        self.changed.set()
-        return manifest
+        return await self._write(serve_generation, self.cache, name, generation)
+
+    async def _write(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Let ``write`` change the cache directory, in a thread.
+
+        Raises:
+            StorageFull: There is no room for what it writes; these are small files, and names.
+        """
+        try:
+            return await asyncio.to_thread(write, *args, **kwargs)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StorageFull(
+                "the cache's file system has no room left to publish in",
+                missing_bytes=SMALL_FILES_BYTES,
+                hint="Evict models, or give the cache more room",
+            ) from error
+        finally:
+            self.changed.set()
 
     async def published(self) -> list[tuple[str, Manifest]]:
         """All published manifests with their keys, by source."""
