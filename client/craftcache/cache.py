@@ -163,9 +163,14 @@ class CacheDir:
             if not resolved.is_relative_to(root):
                 return False
             steps = (resolved, *(p for p in resolved.parents if p.is_relative_to(root)))
-            return all(self._is_ours(os.lstat(step)) for step in steps)
+            return all(self.is_ours(os.lstat(step)) for step in steps)
         except OSError:
             return False
+
+    def is_ours(self, status: os.stat_result) -> bool:
+        """Whether a file with this stat can have been written by a trusted owner only."""
+        others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return status.st_uid in self.trusted_uids and not others_may_write
 
     def is_writable(self) -> bool:
         """Whether this process's own user owns the cache, or may still create it."""
@@ -215,10 +220,6 @@ class CacheDir:
         path = self.manifest_path(manifest_key(source))
         make_directory(path.parent)
         write_file(path, manifest.dump(), staging=self.staging)
-
-    def _is_ours(self, status: os.stat_result) -> bool:
-        others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        return status.st_uid in self.trusted_uids and not others_may_write
 
 
 def _trusted_uids() -> frozenset[int]:

@@ -77,7 +77,10 @@ class Store:
         os.close(self._lock_fd)
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
-        """The manifest of ``source`` as it stands now: one stat, and a read only if it changed."""
+        """The manifest of ``source`` as it stands now: one stat, and a read only if it changed.
+
+        One that another user wrote says nothing: what it names is brought and verified anew.
+        """
         path = self.cache.manifest_path(manifest_key(source))
         try:
             status = path.stat()
@@ -88,7 +91,7 @@ class Store:
         known = self._by_source.get(path.stem)
         if known is not None and known[0] == version:
             return known[1]
-        manifest = self.cache.manifest(source)
+        manifest = self.cache.manifest(source) if self.cache.is_ours(status) else None
         if manifest is not None:
             self._by_source[path.stem] = (version, manifest)
         return manifest
