@@ -1,4 +1,4 @@
-"""What a worker published while there was no daemon has no index until a daemon serves it."""
+"""Manifests that the daemon did not write: a worker's own, and another user's."""
 
 from __future__ import annotations
 
