@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +57,6 @@ def write_pair(directory: Path, value: int) -> None:
     write(directory, "compression", content("compression", value))
 
 
-def digests(manifest: Manifest) -> dict[str, str]:
-    """The sha256 of each file."""
-    return {record.filename: record.sha256 for record in manifest.files}
-
-
 class Examiner:
     """Inspects as the daemon's confined children do, in this process, which has torch already."""
 
@@ -85,21 +80,20 @@ class Rig:
 
     watches: Watches
     store: Store
-    records: Records
     happened: asyncio.Queue[dict[str, Any] | None]
     warmed: list[tuple[str, tuple[str, ...]]]
+    _states: list[str] = field(default_factory=list)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition, looked at after each event."""
         while not condition():
-            await self.happened.get()
+            self._note(await self.happened.get())
 
     async def until_state(self, name: str, state: str, detail: str = "") -> Report:
         """Wait until a watch is in a state whose detail has these words."""
 
         def reached() -> bool:
-            names = {report.rule.name: report for report in self.watches.reports()}
-            report = names.get(name)
+            report = self._report(name)
             return report is not None and report.state == state and detail in report.detail
 
         await self.until(reached)
@@ -109,14 +103,28 @@ class Rig:
         """Wait until a generation is served and its watch has nothing more to do."""
 
         def reached() -> bool:
-            served = self.watches.report(name).served
+            report = self._report(name)
+            served = report.served if report else None
             return served is not None and _number(served) == number
 
         await self.until(reached)
-        await self.until_state(name, "ready")
-        served = self.watches.report(name).served
-        assert served is not None
-        return served
+        report = await self.until_state(name, "ready")
+        assert report.served is not None
+        return report.served
+
+    def states(self) -> list[str]:
+        """All that the watches have been in, as they were told."""
+        while not self.happened.empty():
+            self._note(self.happened.get_nowait())
+        return self._states
+
+    def _note(self, event: dict[str, Any] | None) -> None:
+        if event is not None and event["event"] == "watch":
+            self._states.append(event["state"])
+
+    def _report(self, name: str) -> Report | None:
+        names = {report.rule.name: report for report in self.watches.reports()}
+        return names.get(name)
 
     def number(self, name: str) -> int | None:
         """Of the generation that is served."""
@@ -149,4 +157,4 @@ async def watching(base: Path, *rules: WatchRule) -> AsyncIterator[Rig]:
         )
         with events.listening() as happened:
             async with watches.running(warm):
-                yield Rig(watches, store, records, happened, warmed)
+                yield Rig(watches, store, happened, warmed)
