@@ -24,7 +24,7 @@ from hub import Data, Gate, Generated, Hosted, NoLength, Redirect, Stall, matchi
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hub import TestHub
+    from hub import Request, TestHub
 
 SEVERAL_PIECES = Generated(3 * MIB + 12345)
 
@@ -235,6 +235,30 @@ async def test_after_a_power_loss_only_what_was_synced_is_believed(
         fetched = await rig.fetch(file)
     assert fetched.bytes_reused == 0
     assert fetched.digests.sha256 == SEVERAL_PIECES.sha256
+
+
+async def test_what_was_synced_outlives_a_power_loss(hub: TestHub, tmp_path: Path) -> None:
+    content = Generated(80 * MIB)
+    file = cdn_file(hub, content)
+    gate = Gate()
+
+    def starts_late(request: Request) -> bool:
+        return int((request.range or "=0-").partition("=")[2].partition("-")[0]) >= 72 * MIB
+
+    rule = hub.inject(Stall(gate), when=starts_late, times=None)
+    settings = replace(QUICK, piece_bytes=4 * MIB, max_connections=1)
+    async with rig_at(tmp_path, settings, boot_id="before") as rig:
+        fetching = asyncio.create_task(rig.fetch(file))
+        await gate.reached.wait()
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+    rule.cancel()
+    gate.open()
+    async with rig_at(tmp_path, settings, boot_id="after") as rig:
+        fetched = await rig.fetch(file)
+    assert fetched.digests.sha256 == content.sha256
+    assert 60 * MIB < fetched.bytes_reused < 80 * MIB
 
 
 async def test_a_new_version_at_the_origin_is_not_mixed_with_kept_bytes(

@@ -54,6 +54,8 @@ SWEEP_SECONDS = 3600.0
 class Engine:
     """Fetches files into ``staging``; an async context manager, to be entered once.
 
+    To be left when no fetch is running any more; cancelled ones go on at the next start.
+
     Args:
         staging: Directory of partial files, on the file system of the cache; no two engines
             may share one.
