@@ -45,7 +45,7 @@ async def test_an_overwrite_in_place_changes_no_byte_of_what_was_published(base:
         second = await rig.until_served("run", 2)
     for manifest, value in ((first, 1), (second, 2)):
         for part, record in zip(("compression", "lm"), manifest.files, strict=True):
-            assert (base / "cache" / record.path).read_bytes() == content(part, value)  # type: ignore[arg-type]  # zip widens the literals
+            assert (base / "cache" / record.path).read_bytes() == content(part, value)
 
 
 async def test_equal_files_are_one_blob_and_no_new_generation(base: Path) -> None:
@@ -101,7 +101,7 @@ async def test_files_replaced_by_rename_are_followed(base: Path) -> None:
     async with watching(base, rule(export)) as rig:
         await rig.until_served("run", 1)
         for part, name in (("lm", "state_dict.bin"), ("compression", "compression_state_dict.bin")):
-            (export / "new").write_bytes(content(part, 2))  # type: ignore[arg-type]  # a literal
+            (export / "new").write_bytes(content(part, 2))
             os.replace(export / "new", export / name)
         await rig.until_served("run", 2)
 

@@ -33,6 +33,9 @@ PAUSE_SECONDS = 0.1
 REVIEW_SECONDS = 30.0
 """Between two searches at most."""
 
+POLL_SECONDS = 5.0
+"""Likewise, where hints cannot be relied upon."""
+
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -78,10 +81,14 @@ class PatternWatcher:
                 self.searched.set()
                 await asyncio.sleep(PAUSE_SECONDS)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(REVIEW_SECONDS, self._rule.settle)):
+                    async with asyncio.timeout(self._interval()):
                         await self._hinted.wait()
         finally:
             self._attention.close()
+
+    def _interval(self) -> float:
+        is_blind = self._rule.poll or self._attention.blind_spot is not None
+        return POLL_SECONDS if is_blind else REVIEW_SECONDS
 
     def _hint(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
