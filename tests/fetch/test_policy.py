@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from craftcached.fetch.faults import Fault, Trouble
-from craftcached.fetch.ramp import SETTLED_INTERVALS, Ramp
+from craftcached.fetch.ramp import LONGEST_STAY, Ramp
 from craftcached.fetch.retry import RetryPolicy, requested_wait
 
 POLICY = RetryPolicy(attempts=5, backoff_seconds=1.0, max_backoff_seconds=6.0)
@@ -76,12 +77,24 @@ def test_connections_double_while_the_throughput_grows() -> None:
 
 
 def test_connections_that_bring_nothing_are_given_up() -> None:
-    assert climb(32, line=80)[:3] == [2, 4, 2]
-    assert set(climb(32, line=80)[2:]) == {2}
+    assert climb(32, line=80)[:4] == [2, 4, 2, 2]
 
 
-def test_one_more_is_tried_now_and_again() -> None:
-    assert 3 in climb(32, line=80, steps=SETTLED_INTERVALS + 4)
+def test_more_is_tried_again_more_and_more_seldom() -> None:
+    numbers = climb(32, line=80, steps=200)
+    assert set(numbers[1:]) == {2, 4}
+    trials = [index for index, number in enumerate(numbers) if number == 4]
+    waits = [later - earlier for earlier, later in pairwise(trials)]
+    assert waits == sorted(waits)
+    assert waits[0] < waits[-1] <= LONGEST_STAY + 2
+
+
+@pytest.mark.parametrize("wrong", range(4))
+def test_one_wrong_measurement_costs_little(wrong: int) -> None:
+    ramp = Ramp(8)
+    for interval in range(8):
+        ramp.observe(1.0 if interval == wrong else ramp.wanted * 40.0)
+    assert ramp.wanted == 8
 
 
 def test_a_complaint_halves() -> None:
