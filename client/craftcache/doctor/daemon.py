@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from craftcache.client import Client
 from craftcache.config import choose_cache_dir, choose_socket_dir
 from craftcache.errors import CraftcacheError
+from craftcache.node import DaemonAway, Node
+from craftcache.transport import Withdrawal
 from craftcache.version import VERSION
 
 from .finding import Finding
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["check_sockets", "Report"]
 
 CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 3.0
 
 START = "systemctl enable --now craftcache.socket, or run craftcached"
 
@@ -81,20 +83,22 @@ class Report:
 
     Attributes:
         status: Its status; empty where it does not answer.
-        error: Why it does not answer.
+        error: Why it does not answer; empty where it does.
     """
 
     status: dict[str, Any]
-    error: CraftcacheError | None = None
+    error: str = ""
 
     @classmethod
-    def ask(cls, socket_dir: Path | None, cache_dir: Path | None) -> Report:
+    def ask(cls, socket_dir: Path | None) -> Report:
         """Ask the daemon on its worker socket, as loads do."""
+        node = Node(choose_socket_dir(socket_dir), lambda *_: ANSWER_SECONDS)
         try:
-            with Client(socket_dir=socket_dir, cache_dir=cache_dir, fallback="none") as client:
-                return cls(client.status())
-        except CraftcacheError as error:
-            return cls({}, error)
+            return cls(node.status(Withdrawal()))
+        except (DaemonAway, CraftcacheError) as error:
+            return cls({}, str(error))
+        finally:
+            node.close()
 
     @property
     def pid(self) -> int | None:
@@ -103,14 +107,14 @@ class Report:
 
     def finding(self) -> Finding:
         """Whether it answers."""
-        if self.error is not None:
+        if self.error:
             remedy = "journalctl -u craftcached says why"
-            return Finding("daemon", "problem", self.error.message, remedy)
+            return Finding("daemon", "problem", self.error, remedy)
         return Finding("daemon", "ok", f"answers, pid {self.pid}")
 
     def check(self, cache_dir: Path | None) -> Iterator[Finding]:
         """Whether it is of this release, on this cache, and has what it needs."""
-        if self.error is None:
+        if not self.error:
             yield self._check_version()
             yield self._check_cache_dir(cache_dir)
             yield self._check_token()
