@@ -52,9 +52,18 @@ MODEL_FILES = {
 LARGE = saved({"best_state": {"weight": torch.arange(2**23, dtype=torch.int32)}})
 """One whose download can be interrupted: 32 MiB."""
 
+SET_UP_SECONDS = 300.0
+
 CACHE = "/var/cache/craftcache"
 SOCKETS = "/run/craftcache"
 SERVICE = "craftcached.service"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first of these tests also builds the wheel and sets up the machine for all others."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(SET_UP_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)
