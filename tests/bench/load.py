@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 FILENAME = "state_dict.bin"
 
+TURN_SECONDS = 0.1
+"""The least time that a loader is timed for at a stretch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -88,16 +91,23 @@ class Timing:
 
 
 def time_in_turn(loaders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median seconds of each, each round in turn; what is returned is freed in between."""
+    """The median seconds of each loader; what is returned is freed in between.
+
+    The loaders take turns. A turn is one load, or as many as fit into TURN_SECONDS: a load of a
+    millisecond would otherwise be timed by how cold the peers leave the processor's caches.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for name, load in loaders.items():
             gc.collect()
-            start = time.perf_counter()
-            result = load()
-            seconds[name].append(time.perf_counter() - start)
-            del result
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+            spent = 0.0
+            while spent < TURN_SECONDS:
+                start = time.perf_counter()
+                result = load()
+                seconds[name].append(time.perf_counter() - start)
+                spent += seconds[name][-1]
+                del result
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def build_module(state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
