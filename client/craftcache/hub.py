@@ -18,6 +18,7 @@ from .errors import (
     Offline,
     Unavailable,
 )
+from .sources import is_commit
 from .verify import Digest, Promise
 
 if TYPE_CHECKING:
@@ -86,9 +87,10 @@ def describe(
         raise _translated(error, source, filename, revision, has_token=bool(token)) from error
     commit, etag = metadata.commit_hash, metadata.etag
     digest = Digest.from_hub_etag(etag or "")
-    if commit is None or etag is None or digest is None:
+    # The commit becomes a directory's name and the etag a file's: neither is taken on trust.
+    if commit is None or not is_commit(commit) or etag is None or digest is None:
         raise Unavailable(
-            f"the Hub's answer for {filename} lacks a commit or a digest",
+            f"the Hub's answer for {filename} lacks a commit or a digest, or they are malformed",
             source=source.shown,
             hint="Is HF_ENDPOINT a Hub, or a proxy that drops its headers?",
             retryable=False,

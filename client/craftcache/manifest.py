@@ -5,7 +5,7 @@ moment at which a model exists for craftcache. Format, version 1::
 
     {"version": 1,
      "source": "org/name",            as shown to people; a URL's query is left out
-     "revision": "<commit>",          of a URL or a watch: a digest over its files
+     "revision": "<40 hex>",          a commit; of a URL or a watch, a digest over its files
      "published_at": "2026-01-31T12:00:00Z",
      "files": [{"filename": "state_dict.bin",
                 "path": "models--org--name/blobs/<etag>",   below the cache directory
@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from .sources import UrlSource, check_filename
+from .sources import UrlSource, check_filename, is_commit
 from .verify import Digest, Promise
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class Manifest:
                 raise ManifestError(f"manifest version {raw['version']!r} is not {VERSION}")
             return cls(
                 source=_text(raw["source"]),
-                revision=_text(raw["revision"]),
+                revision=_revision(raw["revision"]),
                 files=tuple(_record(item) for item in raw["files"]),
                 published_at=_time(raw["published_at"]),
                 watched=_watched(raw.get("watched")),
@@ -282,6 +282,14 @@ def _record(raw: dict[str, Any]) -> FileRecord:
 
 def _watched(raw: dict[str, Any] | None) -> Watched | None:
     return None if raw is None else Watched(_text(raw["directory"]), _count(raw["generation"]))
+
+
+def _revision(value: object) -> str:
+    """A revision; of the Hub's it becomes part of a path."""
+    revision = _text(value)
+    if not is_commit(revision):
+        raise ManifestError(f"{revision!r} is no revision")
+    return revision
 
 
 def _text(value: object) -> str:

@@ -40,6 +40,7 @@ __all__ = [
     "wanted_files",
     "check_filename",
     "check_watch_name",
+    "is_commit",
     "shown_url",
     "url_digest",
 ]
@@ -93,7 +94,7 @@ class HubSource:
     @property
     def is_pinned(self) -> bool:
         """Whether the revision is a commit, which never moves."""
-        return _COMMIT.fullmatch(self.revision) is not None
+        return is_commit(self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +298,11 @@ def check_watch_name(name: str) -> str:
             hint="craftcache watch ls lists the names",
         )
     return name
+
+
+def is_commit(revision: str) -> bool:
+    """Whether ``revision`` is written as a full commit."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def shown_url(url: str) -> str:

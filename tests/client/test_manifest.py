@@ -35,10 +35,12 @@ RECORDS = st.builds(
 MANIFESTS = st.builds(
     Manifest,
     source=st.text(),
-    revision=st.text(),
+    revision=st.text("0123456789abcdef", min_size=40, max_size=40),
     files=st.lists(RECORDS, max_size=3).map(tuple),
     published_at=MOMENTS,
 )
+
+C1, C2 = "c1" * 20, "c2" * 20
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -52,7 +54,7 @@ def record(filename: str, sha256: str = "a" * 64) -> FileRecord:
     return FileRecord(filename, f"blobs/{filename}", sha256, 5, "https://host", moment, 1, 2)
 
 
-def manifest(*files: FileRecord, revision: str = "c1") -> Manifest:
+def manifest(*files: FileRecord, revision: str = C1) -> Manifest:
     return Manifest("org/name", revision, files, datetime(2026, 1, 31, 12, tzinfo=UTC))
 
 
@@ -107,9 +109,15 @@ def test_a_path_that_leads_out_of_the_cache_is_refused(key: str, path: str) -> N
         Manifest.parse(json.dumps(fields).encode())
 
 
+@pytest.mark.parametrize("revision", ["", "main", "../" * 14, "A" * 40, "a" * 39, "a" * 40 + "\n"])
+def test_a_revision_that_is_no_commit_is_refused(revision: str) -> None:
+    with pytest.raises(ManifestError):
+        Manifest.parse(manifest(revision=revision).dump())
+
+
 def test_times_keep_their_moment_whatever_their_zone() -> None:
     zoned = datetime(2026, 1, 31, 14, tzinfo=timezone(timedelta(hours=2)))
-    written = Manifest("org/name", "c1", (), zoned)
+    written = Manifest("org/name", C1, (), zoned)
     assert b"2026-01-31T12:00:00Z" in written.dump()
     assert Manifest.parse(written.dump()).published_at == zoned
 
@@ -125,10 +133,10 @@ def test_files_of_one_revision_come_together_and_those_of_another_go() -> None:
     source = HubSource("org/name")
     known = manifest(record("a"), record("b"))
     newer = record("b", "b" * 64)
-    same = Manifest.merged(known, source, "c1", [newer, record("c")])
+    same = Manifest.merged(known, source, C1, [newer, record("c")])
     assert same.files == (record("a"), newer, record("c"))
-    assert Manifest.merged(known, source, "c2", [newer]).files == (newer,)
-    assert Manifest.merged(None, source, "c1", [newer]).files == (newer,)
+    assert Manifest.merged(known, source, C2, [newer]).files == (newer,)
+    assert Manifest.merged(None, source, C1, [newer]).files == (newer,)
 
 
 def test_a_url_has_its_files_for_a_revision() -> None:
