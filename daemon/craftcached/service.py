@@ -279,7 +279,8 @@ class Service:
         self, text: str, filenames: Sequence[str], *, resident: bool = False
     ) -> WarmJob:
         """Promise a warm; it outlives the request and a restart of the daemon."""
-        self._parse(text, filenames)
+        source, _ = self._parse(text, filenames)
+        self._warmer.check_allowed(source)
         job = await self._records.add_warm_job(text, tuple(filenames), resident=resident)
         self._start(job)
         return job

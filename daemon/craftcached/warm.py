@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fnmatch
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,6 +23,7 @@ from craftcache.sources import (
     wanted_files,
 )
 
+from .allow import is_allowed
 from .fetch import Priority
 from .flights import Flights
 from .obtain import Teller
@@ -126,7 +126,7 @@ class Warmer:
             for record in manifest.select(source, names) or ():
                 await self._obtainer.inspect(source, record, report)
             return Warmed(manifest, 0, manifest.size)
-        self._check_allowed(source)
+        self.check_allowed(source)
         key = (source, frozenset(names), refresh)
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -150,8 +150,9 @@ class Warmer:
         async with self._publication(parse(shown), key):
             return await self._store.remove(key)
 
-    def _check_allowed(self, source: RemoteSource) -> None:
-        if not any(fnmatch.fnmatchcase(str(source), pattern) for pattern in self._allow):
+    def check_allowed(self, source: RemoteSource) -> None:
+        """Raise PolicyDenied unless this node may fetch ``source``."""
+        if not any(is_allowed(source, pattern) for pattern in self._allow):
             raise PolicyDenied(
                 "this node does not fetch it",
                 source=source.shown,
