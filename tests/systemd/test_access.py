@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .conftest import CACHE, MODEL, SERVICE, Node
+from .conftest import CACHE, MODEL, MODEL_FILES, SERVICE, Node
 
 LOAD = """
 import sys
@@ -140,6 +140,23 @@ def test_a_drop_in_puts_the_cache_on_another_disk(node: Node) -> None:
     assert "FAIL" not in node.craftcache("doctor", user="worker").stdout.replace(
         "FAIL  administration", ""
     )
+
+
+def test_a_drop_in_lets_the_daemon_watch_what_only_a_group_may_read(node: Node) -> None:
+    directory = "/home/alice/run-1"
+    node.machine.run("groupadd", "research")
+    node.machine.run("install", "-d", "-m", "2750", "-g", "research", "/home/alice", directory)
+    for name, content in MODEL_FILES.items():
+        (node.machine.path(directory) / name).write_bytes(content)
+    node.machine.run("chmod", "-R", "o-rwx", directory)
+    node.machine.run("chgrp", "-R", "research", directory)
+    watch = f'[[watches]]\nname = "run-1"\ndirectory = "{directory}"\nsettle = 0.1\n'
+    node.machine.write("/etc/craftcache/config.toml", watch)
+    install_drop_in(node, "private-exports.conf", SERVICE)
+    node.machine.systemctl("start", SERVICE)
+    node.machine.wait_journal(SERVICE, "watch run-1: generation 1 is served")
+    assert node.python("worker", LOAD, "watch:run-1").stdout == "daemon 64\n"
+    assert node.as_user("worker", "ls", directory).returncode != 0
 
 
 def install_drop_in(node: Node, name: str, unit: str) -> None:
