@@ -106,6 +106,12 @@ def test_a_warm_of_several_tries_every_one(api: Api, threaded_hub: TestHub) -> N
     assert {model["source"] for model in api.get("/models")["models"]} == {"org/model", plain}
 
 
+def test_a_source_that_is_named_twice_is_warmed_once(api: Api) -> None:
+    assert len(api.warm("org/model", "org/model").json()["results"]) == 1
+    with api.warming("org/model", "org/model") as lines:
+        assert [event["event"] for event in lines].count("result") == 1
+
+
 def test_a_stream_tells_each_step_and_ends_with_the_result(api: Api, threaded_hub: TestHub) -> None:
     with api.warming("org/model", "org/none") as lines:
         events = list(lines)

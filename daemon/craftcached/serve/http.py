@@ -22,6 +22,7 @@ from craftcache.sources import parse
 from .bodies import json_body
 from .peers import Administrators, peer_of
 from .sockets import BACKLOG
+from .steps import Steps
 from .watch_routes import WatchRoutes
 
 if TYPE_CHECKING:
@@ -178,10 +179,7 @@ class AdminServer:
         """One line for each step, as it happens; the last line of a source is its result."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
         await response.prepare(request)
-        lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-
-        def report(progress: Progress) -> None:
-            lines.put_nowait({"event": "progress"} | asdict(progress))
+        steps = Steps()
 
         async def warm_all() -> None:
             try:
@@ -189,17 +187,18 @@ class AdminServer:
                     for source in sources:
                         group.create_task(warm_one(source))
             finally:
-                lines.put_nowait(None)
+                steps.end()
 
         async def warm_one(source: str) -> None:
-            outcome = await warm(source, report=report)
+            outcome = await warm(source, report=steps.report)
             kind = "problem" if isinstance(outcome, CraftcacheError) else "result"
-            lines.put_nowait({"event": kind} | _result(outcome))
+            steps.conclude({"event": kind} | _result(outcome))
 
         work = asyncio.create_task(warm_all())
         try:
-            while (line := await lines.get()) is not None:
-                await response.write(json.dumps(line).encode() + b"\n")
+            async for batch in steps.batches():
+                lines = (json.dumps(event).encode() + b"\n" for event in batch)
+                await response.write(b"".join(lines))
         finally:
             work.cancel()
             await asyncio.wait([work])
@@ -272,6 +271,7 @@ def _flag(body: dict[str, Any], name: str, example: str, *, default: bool = Fals
 
 
 def _strings(body: dict[str, Any], name: str, *, required: bool) -> list[str]:
+    """A list of strings in the body, each of them once."""
     items = body.get(name, [])
     if (
         not isinstance(items, list)
@@ -283,7 +283,7 @@ def _strings(body: dict[str, Any], name: str, *, required: bool) -> list[str]:
             f"{name} must be a list of {1 if required else 0} to {MAX_SOURCES} strings",
             hint=f"Send {WARM_EXAMPLE}",
         )
-    return items
+    return list(dict.fromkeys(items))
 
 
 def _model(manifest: Manifest) -> dict[str, Any]:
