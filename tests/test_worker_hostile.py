@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -283,6 +284,37 @@ def test_a_worker_that_reads_late_gets_its_answer(tmp_path: Path) -> None:
         assert isinstance(worker.ask(Load("hot")), Loaded)
 
 
+def test_who_connects_as_an_unread_answer_is_given_up_is_served(tmp_path: Path) -> None:
+    flooded = threading.Event()
+
+    async def flood(backend: FunctionBackend, request: Load, report: Any) -> Opened:
+        for i in range(2000):
+            report(Progress("cold" * 1000, f"{i}", 0, None, "fetching"))
+        flooded.set()
+        return backend.opened(request.source)
+
+    with (
+        serving(tmp_path, FunctionBackend(tmp_path, cold=flood)) as running,
+        greeted(running) as leaving,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as coming,
+    ):
+        leaving.say(Load("cold"))
+        assert flooded.wait(SECONDS)
+        running.settle()
+
+        async def change_places() -> None:
+            """In one step: the server learns of both at once, and has a number to give again."""
+            leaving.sock.shutdown(socket.SHUT_RDWR)
+            coming.connect(os.fspath(running.path))
+            coming.send(encode(Hello()))
+
+        coming.settimeout(SECONDS)
+        running.run(change_places())
+        assert coming.recv(1000) == encode(Hello())
+        running.settle()
+        assert running.statistics() == Statistics(connections=1, requests=0)
+
+
 # --- Exhaustion ---
 
 
@@ -309,6 +341,29 @@ def test_a_server_without_descriptors_accepts_again_when_it_has_some(server: Ser
         unused.settimeout(SECONDS)
         unused.send(encode(Hello()))
         assert unused.recv(1000) == encode(Hello())
+
+
+class ScarceLoop(asyncio.SelectorEventLoop):
+    """An event loop that cannot watch one more socket after those that it has, until it may."""
+
+    is_full = False
+
+    def add_reader(self, *arguments: Any) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "as many sockets as epoll may watch for this user")
+        super().add_reader(*arguments)
+
+
+def test_a_connection_that_cannot_be_watched_ends(tmp_path: Path) -> None:
+    loop = ScarceLoop()
+    with serving(tmp_path, FunctionBackend(tmp_path), loop=loop) as running:
+        running.settle()
+        loop.is_full = True
+        with RawWorker(running.path) as turned_away:
+            assert turned_away.hear() is None
+        assert running.statistics() == Statistics(connections=0, requests=0)
+        loop.is_full = False
+        check_others_are_served(running)
 
 
 @pytest.mark.skipif(

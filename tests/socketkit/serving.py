@@ -59,11 +59,15 @@ class Serving:
 
 @contextlib.contextmanager
 def serving(
-    directory: Path, backend: WorkerBackend, limits: Limits | None = None
+    directory: Path,
+    backend: WorkerBackend,
+    limits: Limits | None = None,
+    *,
+    loop: asyncio.AbstractEventLoop | None = None,
 ) -> Iterator[Serving]:
     """A server on a socket under ``directory`` until the block ends."""
     with bind_worker_socket(directory) as listener:
-        loop = asyncio.new_event_loop()
+        loop = loop or asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever)
         thread.start()
         try:

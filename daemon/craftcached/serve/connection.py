@@ -104,6 +104,14 @@ class Connection:
             self.unread = 0
         return not self.unread
 
+    def is_over(self) -> bool:
+        """Whether the socket may be closed, and its number given to another.
+
+        Not while a task waits on it: the event loop knows sockets by number, and what the task
+        takes back at its end would be the next one's.
+        """
+        return self.is_closing and self.task is None and self.has_received()
+
     def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> bool:
         """Send a packet; False where the worker has left too much unread for it to fit.
 

@@ -179,18 +179,31 @@ class WorkerServer:
                 self._loop.remove_reader(self._listener)
                 self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_again)
                 return
-            sock.setblocking(False)
-            peer = Peer.of(sock)
-            user = self._users.setdefault(peer.uid, User())
-            self._welcome(Connection(sock, peer, user))
+            self._admit(sock)
 
     def _accept_again(self) -> None:
         if not self._is_draining:
             self._loop.add_reader(self._listener, self._accept)
 
-    def _welcome(self, connection: Connection) -> None:
+    def _admit(self, sock: socket.socket) -> None:
+        """Count the connection and hear it; one that cannot be set up ends, and only that."""
+        sock.setblocking(False)
+        try:
+            peer = Peer.of(sock)
+        except OSError as error:
+            log.warning("a worker of an unknown user is turned away: %s", error)
+            sock.close()
+            return
+        connection = Connection(sock, peer, self._users.setdefault(peer.uid, User()))
         connection.user.connections.add(connection)
         self._connections += 1
+        try:
+            self._welcome(connection)
+        except Exception:
+            log.exception("a worker of uid %d is turned away", peer.uid)
+            self._end(connection)
+
+    def _welcome(self, connection: Connection) -> None:
         if self._is_crowded(connection.user):
             self._send(connection, Parcel(_HELLO))
             self._send(connection, Parcel.busy("too many connections"))
@@ -200,7 +213,7 @@ class WorkerServer:
         self._read(connection)  # as a rule hello and request are there already
 
     def _end(self, connection: Connection) -> None:
-        """Hear and say no more; forget the connection as soon as nothing of it is in flight."""
+        """Hear and say no more; forget the connection as soon as nothing of it is left."""
         if connection.is_closing:
             return
         connection.is_closing = True
@@ -214,9 +227,9 @@ class WorkerServer:
     def _linger(self, connection: Connection) -> None:
         if connection.sock.fileno() < 0:
             return
-        if connection.has_received():
+        if connection.is_over():
             self._forget(connection)
-        else:
+        elif connection.task is None:
             self._loop.call_later(LINGER_SECONDS, self._linger, connection)
 
     def _forget(self, connection: Connection) -> None:
@@ -250,7 +263,7 @@ class WorkerServer:
     def _look_again(self, user: User) -> None:
         """Find out which descriptors have been received meanwhile."""
         for connection in list(user.connections):
-            if connection.has_received() and connection.is_closing:
+            if connection.has_received() and connection.is_over():
                 self._forget(connection)
 
     def _all_connections(self) -> list[Connection]:
@@ -380,7 +393,11 @@ class WorkerServer:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             log.error("a worker gets no answer", exc_info=error)
-        if task.cancelled() or error is not None or self._is_draining:
+        if connection.task is task:
+            connection.task = None
+        if connection.is_closing:
+            self._linger(connection)
+        elif task.cancelled() or error is not None or self._is_draining:
             self._end(connection)
 
     # --- Answers ---
