@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 WORKERS = 4
-BURSTS = 20
-PAIRS_PER_BURST = 50
+BURSTS = 12
+PAIRS_PER_BURST = 84
 LAST = -1
 
 

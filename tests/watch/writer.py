@@ -15,7 +15,7 @@ import torch
 def save(directory: Path, value: int) -> None:
     for part, name in (("lm", "state_dict.bin"), ("compression", "compression_state_dict.bin")):
         package = {
-            "best_state": {"x": torch.full((50_000,), float(value))},
+            "best_state": {"x": torch.full((20_000,), float(value))},
             "xp.cfg": f"part: {part}\nvalue: {value}\n",
             "version": "1.3.0",
             "exported": True,
