@@ -39,7 +39,7 @@ from .watch import Watches
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from craftcache.wire import Progress
@@ -62,10 +62,18 @@ class Daemon:
         settings: In force.
         inherited: Sockets that a service manager listens on; what is not among them, the daemon
             makes itself.
+        xet: How to start the process that fetches from Xet storage; None fetches all by HTTP.
     """
 
-    def __init__(self, settings: Settings, inherited: InheritedSockets | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        inherited: InheritedSockets | None = None,
+        *,
+        xet: Sequence[str] | None = None,
+    ) -> None:
         self._settings = settings
+        self._xet = xet
         self._inherited = inherited or InheritedSockets()
         self._life = contextlib.AsyncExitStack()
         self._policy = UrlPolicy(
@@ -126,6 +134,7 @@ class Daemon:
                     bandwidth=settings.max_bytes_per_second or None,
                 ),
                 check_url=self._policy.check_url,
+                xet=self._xet,
             )
         )
         hub = HubOrigin(

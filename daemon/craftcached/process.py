@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from craftcache.errors import CraftcacheError
 
 from .app import Daemon
+from .fetch import xet_command
 from .settings import LIVE
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ async def run(
         OSError: Likewise.
     """
     settings = read_settings()
-    daemon = Daemon(settings, inherited)
+    daemon = Daemon(settings, inherited, xet=xet_command())
     loop = asyncio.get_running_loop()
     life = asyncio.current_task()
     assert life is not None  # noqa: S101  # a coroutine runs in a task
