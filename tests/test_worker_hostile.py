@@ -394,20 +394,49 @@ def test_a_user_who_takes_all_leaves_the_others_theirs() -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.chmod(0o755)
         running = stack.enter_context(serving(directory, FunctionBackend(directory), limits))
-        program = Path(__file__).parent / "socketkit" / "flooding.py"
-        flooder = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, program, running.path, "65534"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-        )
+        with flooded_by(running, "65534", "hot"):
+            for _ in range(20):
+                check_others_are_served(running)
+            running.settle()
+            assert running.statistics().connections <= 50
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user takes root")
+def test_users_who_want_more_than_can_be_worked_on_leave_the_others_a_share() -> None:
+    begun = threading.Semaphore(0)
+
+    async def hang(_backend: FunctionBackend, _request: Load, _report: Any) -> Opened:
+        begun.release()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    def wait_begun(count: int) -> None:
+        for _ in range(count):
+            assert begun.acquire(timeout=SECONDS)
+
+    limits = Limits(requests=20)
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        directory.chmod(0o755)
+        backend = FunctionBackend(directory, cold=hang)
+        running = stack.enter_context(serving(directory, backend, limits))
+        for uid, share in (("65534", 10), ("65533", 5)):  # half of what is left, each
+            stack.enter_context(flooded_by(running, uid, "cold"))
+            wait_begun(share)
+        with greeted(running) as worker:
+            worker.say(Load("cold"))
+            wait_begun(1)
+            assert running.statistics().requests == 16
+
+
+@contextlib.contextmanager
+def flooded_by(running: Serving, uid: str, source: str) -> Iterator[None]:
+    program = Path(__file__).parent / "socketkit" / "flooding.py"
+    command = [sys.executable, program, running.path, uid, source]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as flooder:
         assert flooder.stdout is not None
         assert flooder.stdout.readline() == b"holding 200\n"
-        for _ in range(20):
-            check_others_are_served(running)
-        running.settle()
-        assert running.statistics().connections <= 50
+        yield
         flooder.communicate(timeout=SECONDS)
         assert flooder.returncode == 0
 

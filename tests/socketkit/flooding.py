@@ -1,7 +1,7 @@
 """A program of another user that takes all it can get and gives nothing back.
 
-Arguments: the socket and the uid to become, which needs root. It holds on to what it has until
-its standard input ends.
+Arguments: the socket, the uid to become, which needs root, and what to load. It holds on to what
+it has until its standard input ends.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import sys
 
 from craftcache.wire import Hello, Load, encode
 
-PATH, UID = sys.argv[1], int(sys.argv[2])
+PATH, UID, SOURCE = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 os.setresuid(UID, UID, UID)
 
-hello, load = encode(Hello()), encode(Load("hot"))
+hello, load = encode(Hello()), encode(Load(SOURCE))
 held = []
 for _ in range(200):
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

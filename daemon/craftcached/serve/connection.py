@@ -49,10 +49,12 @@ class User:
     Attributes:
         connections: All that stand, and those that ended with unread descriptors.
         unread: The sum of their unread descriptors.
+        requests: How many of theirs are being worked on, those that only wait not counted.
     """
 
     connections: set[Connection] = field(default_factory=set)
     unread: int = 0
+    requests: int = 0
 
 
 class Connection:

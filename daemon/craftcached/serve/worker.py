@@ -84,8 +84,9 @@ class Limits:
         connections_per_uid: Of one user.
         unread_per_uid: Descriptors sent to one user's workers and not received yet. The kernel
             allows the daemon as many in all as it may have files open.
-        requests: Being worked on at once, of all users; a hit is answered beyond that too, and
-            who follows a watch only waits.
+        requests: Being worked on at once, of all users. One user may have as many as there are
+            left, so that there are always some left for the next. A hit is answered beyond that
+            too, and who follows a watch only waits.
         send_seconds: How long an answer may not fit into a worker's buffer.
         heartbeat_seconds: How often a worker hears that its request is still worked on.
     """
@@ -334,7 +335,7 @@ class WorkerServer:
             self._answer(connection, parcel)
         elif isinstance(request, Follow):
             self._work(connection, self._serve(connection, request), self._followers)
-        elif len(self._tasks) >= self._limits.requests:
+        elif connection.user.requests >= self._limits.requests - len(self._tasks):
             self._answer(connection, Parcel.busy("too many requests"))
         else:
             self._work(connection, self._serve(connection, request), self._tasks)
@@ -385,9 +386,13 @@ class WorkerServer:
     ) -> None:
         task = connection.task = self._loop.create_task(coroutine)
         tasks.add(task)
+        if tasks is self._tasks:
+            connection.user.requests += 1
         task.add_done_callback(partial(self._worked, connection))
 
     def _worked(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        if task in self._tasks:
+            connection.user.requests -= 1
         self._tasks.discard(task)
         self._followers.discard(task)
         error = None if task.cancelled() else task.exception()
