@@ -6,7 +6,12 @@ import json
 
 from .conftest import MODEL, SERVICE, Node
 
-UNITS = ("craftcache.socket", SERVICE, "craftcache-warm@.service")
+UNITS = (
+    "craftcache.socket",
+    SERVICE,
+    "craftcache-warm@.service",
+    "/opt/craftcache/share/craftcache/systemd/examples/craftcache-warm@.timer",
+)
 
 
 def test_after_a_boot_it_serves_what_was_warmed(node: Node) -> None:
