@@ -59,17 +59,35 @@ def explain(loader: Loader, text: str, *, withdrawal: Withdrawal) -> Explanation
     """
     source = locate(text)
     match source:
-        case LocalFile() | LocalDirectory():
-            return _explain_local(source)
+        case LocalFile():
+            return _explain_file(source)
+        case LocalDirectory():
+            return _explain_directory(loader, source, withdrawal)
         case _:
             return _explain_remote(loader, source, withdrawal)
 
 
-def _explain_local(source: LocalFile | LocalDirectory) -> Explanation:
-    if isinstance(source, LocalFile):
-        steps = ["a file of that name exists, so it is loaded as it is"]
-        return Explanation(str(source), "file", tuple(steps), "local", None, ())
+def _explain_file(source: LocalFile) -> Explanation:
+    steps = ["a file of that name exists, so it is loaded as it is"]
+    return Explanation(str(source), "file", tuple(steps), "local", None, ())
+
+
+def _explain_directory(
+    loader: Loader, source: LocalDirectory, withdrawal: Withdrawal
+) -> Explanation:
     steps = ["a directory of that name exists, so it wins over a Hub id of the same name"]
+    names = tuple(FILENAMES.values())
+    if watch := loader.watch_of(source.path, names, withdrawal=withdrawal):
+        steps.append(f"the daemon watches it as {watch}, and serves its last verified generation")
+        model = _cached(loader.models(withdrawal=withdrawal), watch, names)
+        return Explanation(
+            str(source),
+            "directory",
+            tuple(steps),
+            "daemon" if model else None,
+            model.revision if model else None,
+            model.files if model else (),
+        )
     missing = [name for name in FILENAMES.values() if not (source.path / name).is_file()]
     steps += [f"{name} is missing in it" for name in missing]
     return Explanation(
@@ -93,10 +111,13 @@ def _explain_remote(loader: Loader, source: RemoteSource, withdrawal: Withdrawal
         served_by: ServedBy | None = "daemon" if has_daemon else "cache"
         return _explanation(source, steps, served_by, model)
     steps.append("it is not cached" if has_daemon else f"it is not in {loader.cache_dir}")
+    if isinstance(source, WatchSource):
+        steps.append("it can be loaded as soon as the daemon has verified a pair in its directory")
+        return _explanation(source, steps, None, None)
     if has_daemon:
         steps.append("the daemon would fetch and verify it first")
         return _explanation(source, steps, "daemon", None)
-    if loader.fallback == "origin" and not isinstance(source, WatchSource):
+    if loader.fallback == "origin":
         steps.append("this process would fetch and verify it by itself")
         return _explanation(source, steps, "origin", None)
     steps.append(f"fallback={loader.fallback!r} forbids to fetch it")

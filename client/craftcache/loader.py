@@ -104,7 +104,7 @@ class Loader:
             case LocalFile(path):
                 return open_local(dict.fromkeys(names, path))
             case LocalDirectory(path):
-                watch = self._watch_of(path, names, withdrawal)
+                watch = self.watch_of(path, names, withdrawal=withdrawal)
                 if watch is None:
                     return open_local({name: path / name for name in names})
                 source = watch
@@ -243,8 +243,8 @@ class Loader:
                 for m in manifests
             ]
 
-    def _watch_of(
-        self, path: Path, names: Sequence[str], withdrawal: Withdrawal
+    def watch_of(
+        self, path: Path, names: Sequence[str], *, withdrawal: Withdrawal
     ) -> WatchSource | None:
         """The watch that serves ``names`` of a local directory, if the daemon has one of it."""
         if not set(names) <= set(FILENAMES.values()):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ class Status:
         resident_bytes: Of all cached models, that are in memory; None where the kernel does not
             say.
         has_token: Whether it can ask the Hub for what is not public.
+        watches: How many watched directories are in which state.
     """
 
     version: str
@@ -74,6 +76,7 @@ class Status:
     queued: int
     resident_bytes: int | None
     has_token: bool
+    watches: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +355,7 @@ class Service:
                 {record.path: record for model in manifests for record in model.files}.values()
             ),
             has_token=self._settings.hub_token is not None,
+            watches=dict(Counter(report.state for report in self.watches.reports())),
         )
 
     def _published(self, source: RemoteSource) -> tuple[str, Manifest]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
+from craftcache import AsyncClient
 from craftcached.app import Daemon
 from craftcached.settings import Settings
 from daemon.api import Api
@@ -125,6 +126,24 @@ async def test_two_repositories_with_the_same_files_fetch_them_once(
         (mine,), (theirs,) = await first, await second
     assert bytes_sent(hub) == SIZE
     assert (mine["source"], theirs["source"]) == ("org/model", "org/copy")
+
+
+async def test_a_load_and_a_warm_of_a_new_url_fetch_it_once(service: str, hub: TestHub) -> None:
+    lm = EXPORT_FILES["state_dict.bin"]
+    hub.files["/model.th"] = OnDisk(lm)
+    url = hub.cdn_url("/model.th")
+    gate = Gate()
+    hub.inject(Stall(gate, after=1000), path="/model.th")
+    async with connected(service) as session, AsyncClient(socket_dir=service) as client:
+        loading = asyncio.create_task(client.load_state_dict(url))
+        await gate.reached.wait()
+        warming = asyncio.create_task(warm(session, url))
+        async with session.get("/v1/health"):
+            pass
+        gate.open()
+        assert "best_state" in await loading
+        (result,) = await warming
+    assert result["bytes_fetched"] == lm.stat().st_size == hub.bytes_sent("/model.th")
 
 
 async def test_each_request_hears_of_its_own_source(service: str, hub: TestHub) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -47,8 +48,9 @@ class Rig:
 
     @property
     def left(self) -> list[str]:
-        """What lies in staging."""
-        return sorted(path.name for path in self.staging.iterdir())
+        """What lies in staging; what is random in the names of taken files is left out."""
+        names = (path.name for path in self.staging.iterdir())
+        return sorted(re.sub(r"-[0-9a-f]{16}\.whole$", ".whole", name) for name in names)
 
 
 @asynccontextmanager

@@ -36,7 +36,7 @@ async def test_a_large_file_comes_whole_sealed_and_in_ranges(hub: TestHub, tmp_p
     assert fetched.digests.size == fetched.bytes_fetched == SEVERAL_PIECES.size
     assert fetched.bytes_reused == 0
     assert fetched.path.stat().st_mode & 0o777 == 0o444
-    assert rig.left == ["k.part"]
+    assert rig.left == ["k.whole"]
     assert rig.reports[-1] == (SEVERAL_PIECES.size, SEVERAL_PIECES.size)
     assert hub.bytes_sent(origin="cdn") == SEVERAL_PIECES.size
     assert hub.count("GET", origin="cdn") > 5
@@ -77,7 +77,7 @@ async def test_a_small_hub_file_is_checked_by_its_git_digest(hub: TestHub, tmp_p
         wrong = replace(promise, digest=Digest("git-sha1", "0" * 40))
         with pytest.raises(IntegrityError):
             await rig.fetch(RemoteFile("s", hub.cdn_url("/config.json"), wrong, "other"))
-        assert rig.left == ["k.part"]
+        assert rig.left == ["k.whole"]
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -174,9 +174,10 @@ async def test_two_fetches_of_one_key_follow_each_other(hub: TestHub, tmp_path: 
     file = cdn_file(hub, SEVERAL_PIECES)
     async with rig_at(tmp_path) as rig:
         first, second = await asyncio.gather(rig.fetch(file), rig.fetch(file))
-    assert first.path == second.path
-    assert second.bytes_reused == SEVERAL_PIECES.size
-    assert hub.bytes_sent() == SEVERAL_PIECES.size
+        assert rig.left == ["k.whole", "k.whole"]
+    assert sha256_of(first.path) == sha256_of(second.path) == SEVERAL_PIECES.sha256
+    ranges = [request.range for request in hub.requests]
+    assert ranges[: len(ranges) // 2].count("bytes=0-1048575") == 1
 
 
 async def test_a_cancelled_fetch_goes_on_later(hub: TestHub, tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ async def test_a_cancelled_fetch_goes_on_later(hub: TestHub, tmp_path: Path) -> 
         fetched = await rig.fetch(file)
         assert fetched.bytes_reused == MIB
         assert fetched.digests.sha256 == SEVERAL_PIECES.sha256
-        assert rig.left == ["k.part"]
+        assert rig.left == ["k.whole"]
     gate.open()
 
 
@@ -284,7 +285,7 @@ async def test_kept_bytes_that_went_bad_are_fetched_again(hub: TestHub, tmp_path
     assert fetched.bytes_reused == 0
 
 
-async def test_a_sealed_part_that_nobody_took_is_hashed_and_used(
+async def test_what_a_crash_left_sealed_is_hashed_and_used(
     hub: TestHub, tmp_path: Path
 ) -> None:
     file = cdn_file(hub, SEVERAL_PIECES)
@@ -296,22 +297,42 @@ async def test_a_sealed_part_that_nobody_took_is_hashed_and_used(
         assert fetched.bytes_reused == SEVERAL_PIECES.size
         assert hub.count(None) == before
         assert fetched.path.stat().st_mode & 0o777 == 0o444
-        fetched.path.chmod(0o644)
-        fetched.path.write_bytes(b"x" * SEVERAL_PIECES.size)
-        fetched.path.chmod(0o444)
+    fetched.path.chmod(0o644)
+    fetched.path.write_bytes(b"x" * SEVERAL_PIECES.size)
+    fetched.path.chmod(0o444)
+    async with rig_at(tmp_path) as rig:
         again = await rig.fetch(file)
         assert sha256_of(again.path) == SEVERAL_PIECES.sha256
 
 
-async def test_a_sealed_part_that_is_published_already_is_not_touched(
+async def test_a_file_that_was_handed_out_is_not_touched_by_the_next_fetch_of_its_key(
+    hub: TestHub, tmp_path: Path
+) -> None:
+    gate = Gate()
+    file = cdn_file(hub, SEVERAL_PIECES, promised=False)
+    async with rig_at(tmp_path) as rig:
+        mine = await rig.fetch(file)
+        hub.inject(Stall(gate, after=1), times=None)
+        fetching = asyncio.create_task(rig.fetch(file))
+        await gate.reached.wait()
+        assert sha256_of(mine.path) == SEVERAL_PIECES.sha256
+        assert mine.path.stat().st_mode & 0o777 == 0o444
+        gate.open()
+        theirs = await fetching
+        assert theirs.path != mine.path
+        assert sha256_of(theirs.path) == sha256_of(mine.path)
+
+
+async def test_what_a_crash_left_sealed_and_published_is_not_touched(
     hub: TestHub, tmp_path: Path
 ) -> None:
     file = cdn_file(hub, SEVERAL_PIECES)
     published = tmp_path / "published"
     async with rig_at(tmp_path) as rig:
         published.hardlink_to((await rig.fetch(file)).path)
-        before = published.stat()
-        await rig.fetch(file)
+    before = published.stat()
+    async with rig_at(tmp_path) as rig:
+        assert (await rig.fetch(file)).bytes_fetched == 0
     after = published.stat()
     assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
 
@@ -325,13 +346,13 @@ async def test_what_nobody_asks_for_again_is_removed(hub: TestHub, tmp_path: Pat
 
     async with rig_at(tmp_path) as rig:
         await rig.fetch(cdn_file(hub, Data(b"y"), "/y", key="y"))
-        assert rig.left == ["k.journal", "k.part", "not-ours", "y.part"]
+        assert rig.left == ["k.journal", "k.part", "not-ours", "y.whole"]
     week_ago = time.time() - QUICK.journal_retention_seconds - 60
     for path in staging.iterdir():
         os.utime(path, (week_ago, week_ago))
     async with rig_at(tmp_path) as rig:
         await rig.fetch(cdn_file(hub, Data(b"z"), "/z", key="z"))
-        assert rig.left == ["not-ours", "z.part"]
+        assert rig.left == ["not-ours", "z.whole"]
 
 
 async def test_no_byte_is_fetched_without_room(hub: TestHub, tmp_path: Path) -> None:
@@ -400,6 +421,7 @@ async def test_the_event_loop_is_never_blocked(hub: TestHub, tmp_path: Path) -> 
     with blockbuster_ctx("craftcached"):
         async with rig_at(tmp_path) as rig:
             fetched = await rig.fetch(file, priority=Priority.WAITED_FOR)
+        async with rig_at(tmp_path) as rig:
             again = await rig.fetch(file)
     assert again.bytes_reused == fetched.bytes_fetched
 

@@ -50,7 +50,8 @@ def test_killed_again_and_again_it_never_fetches_twice_what_it_had(
     assert result["sha256"] == CONTENT.sha256
     assert result["reused"] >= known
     assert result["reused"] + result["fetched"] == CONTENT.size
-    assert sha256_of(tmp_path / "k.part") == CONTENT.sha256
+    [whole] = tmp_path.glob("k-*.whole")
+    assert sha256_of(whole) == CONTENT.sha256
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ async def test_the_process_brings_the_file(hub: TestHub, tmp_path: Path) -> None
     async with rig_with(tmp_path, python(copy)) as engine:
         rig = Rig(engine, tmp_path / "staging")
         fetched = await rig.fetch(hub_file(hub, CONTENT))
-        assert rig.left == ["k.part"]
+        assert rig.left == ["k.whole"]
     assert sha256_of(fetched.path) == CONTENT.sha256 == fetched.digests.sha256
     assert fetched.path.stat().st_mode & 0o777 == 0o444
     assert fetched.bytes_reused == 0
@@ -75,7 +75,7 @@ async def test_whatever_goes_wrong_the_file_comes_by_http(
     async with rig_with(tmp_path, child, stall_seconds=stall_seconds) as engine:
         rig = Rig(engine, tmp_path / "staging")
         fetched = await rig.fetch(hub_file(hub, CONTENT))
-        assert rig.left == ["k.part"]
+        assert rig.left == ["k.whole"]
     assert sha256_of(fetched.path) == CONTENT.sha256
 
 

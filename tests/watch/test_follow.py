@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from checkpoints import saved
 from craftcache.errors import NotFound, Unavailable
+from daemons import DaemonProcess
 from watch.kit import content, write, write_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from craftcache import Export, Generation
-    from daemons import DaemonProcess
+    from hub import TestHub
 
 
 def values(export: Export) -> set[float]:
@@ -167,3 +169,34 @@ def test_a_rollback_is_a_generation_to_followers(daemon: DaemonProcess, export: 
     assert values(client.load("watch:run")) == {1.0}
     assert admin.resume_watch("run")["served"]["generation"] == 2
     assert next(following).number == 2
+
+
+def test_a_codec_that_a_pair_refers_to_is_warmed_with_it(
+    base: Path, export: Path, config: Path, threaded_hub: TestHub
+) -> None:
+    codec = {"config.json": b"{}", "model.safetensors": b"tensors"}
+    threaded_hub.repo("org/codec").commit(codec)
+    write(export, "lm", content("lm", 1))
+    write(export, "compression", saved({"pretrained": "org/codec", "exported": True}))
+    endpoint = {"HF_ENDPOINT": threaded_hub.endpoint}
+    with DaemonProcess(base, "--config", str(config), **endpoint) as daemon:
+        client = daemon.client()
+        next(client.follow("run"))
+        assert client.load("watch:run").compression["pretrained"] == "org/codec"
+        client.warm("org/codec", filenames=tuple(codec))  # joins the one under way
+        (model,) = [each for each in client.models() if each.source == "org/codec"]
+    assert {file.filename for file in model.files} == set(codec)
+    gets = [r for r in threaded_hub.requests if r.method == "GET"]
+    assert len(gets) == len(codec)
+
+
+def test_explain_says_that_a_directory_is_watched(daemon: DaemonProcess, export: Path) -> None:
+    client = daemon.client()
+    export.mkdir(parents=True)
+    assert client.explain("watch:run").served_by is None
+    write_pair(export, 1)
+    next(client.follow("run"))
+    explained = client.explain(export)
+    assert (explained.kind, explained.served_by) == ("directory", "daemon")
+    assert explained.revision == client.load("watch:run").revision
+    assert client.status()["watches"] == {"ready": 1}
