@@ -1,5 +1,6 @@
 # make demo    the whole promise on this machine, with no network beyond the package registry
 # make test    the tests
+# make test-lowest  some of them with the oldest libraries that are supported
 # make check   linters, types and the border between the two packages
 # make bench   the benchmarks
 #
@@ -9,18 +10,26 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
 	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 VENV := .venv
+CONSTRAINTS := constraints.txt
+EXTRAS := test,lint
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCHES := load worker_socket fetch
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-lowest check bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/craftcache demo $(SOURCE)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+# What depends on other libraries, with the oldest of them that pyproject.toml admits.
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt EXTRAS=test \
+		ARGS="tests/test_main_job.py tests/client tests/coexistence tests/daemon/test_http.py tests/daemon/test_update.py \
+		tests/test_worker_client.py tests/test_worker_server.py"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
@@ -33,12 +42,12 @@ bench: $(INSTALLED)
 	for name in $(BENCHES); do PYTHONPATH=tests $(BIN)/python -m bench.$$name || exit; done
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv .venv-lowest
 
 # The build backend is installed first and used as it is, so that it is pinned as well.
-$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --constraint constraints.txt hatchling editables
-	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[test,lint]'
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) install --constraint $(CONSTRAINTS) hatchling editables
+	$(PIP) install --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[$(EXTRAS)]'
 	touch $@
 
 # Debian ships venv without ensurepip; its own pip can then install one.
@@ -48,5 +57,5 @@ $(BIN)/python:
 		$(PYTHON) -m venv $(VENV); \
 	else \
 		$(PYTHON) -m venv --without-pip $(VENV) && \
-		$(PYTHON) -m pip --python $(VENV)/bin/python install --constraint constraints.txt pip; \
+		$(PYTHON) -m pip --python $(VENV)/bin/python install --constraint $(CONSTRAINTS) pip; \
 	fi

@@ -77,8 +77,8 @@ class Settings:
     user: str = "craftcache"
     worker_socket_mode: int = 0o666
     admin_socket_mode: int = 0o660
-    max_connections: int = 32
-    max_connections_per_host: int = 16
+    max_connections: int = 16
+    max_connections_per_host: int = 8
     max_bytes_per_second: int = 0
     max_bytes: int = 0
     serve_dir: Path | None = None
