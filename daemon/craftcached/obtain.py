@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from craftcache.checkpoints import is_checkpoint
 from craftcache.publish import Verified
 from craftcache.wire import Progress
 
@@ -38,10 +39,6 @@ if TYPE_CHECKING:
     from .store import Store
 
 __all__ = ["Obtainer", "Teller"]
-
-
-PLAIN_SUFFIXES = (".json", ".safetensors")
-"""Files that nobody unpickles, so that there is nothing in them to inspect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +147,18 @@ class Obtainer:
         """
 
         async def work(tell: Callable[[Progress], None]) -> _Obtained:
-            return await self._obtain_url(Teller(source, tell), source, filename, refresh=refresh)
+            return await self._obtain_url(Teller(source, tell), source, filename)
 
-        key = (source.file_url(filename), source.file_digest(filename), refresh)
+        if not refresh and (known := await self._known(source, filename)):
+            await self._inspect(Teller(source, report), filename, known)
+            held = _Obtained.hold(known)
+            try:
+                yield known
+            finally:
+                self._release(held)
+            return
+        # Whoever finds nothing published asks as a refresh does, so that all can wait for one.
+        key = (source.file_url(filename), source.file_digest(filename))
         async with self._flights.join(key, work, report) as obtained:
             yield obtained.file
 
@@ -202,11 +208,9 @@ class Obtainer:
             lock.release()
             raise
 
-    async def _obtain_url(
-        self, teller: Teller, source: UrlSource, filename: str, *, refresh: bool
-    ) -> _Obtained:
+    async def _obtain_url(self, teller: Teller, source: UrlSource, filename: str) -> _Obtained:
         remote = self._urls.remote_file(source, filename)
-        present = await self._unchanged(source, filename, remote.promise, refresh=refresh)
+        present = await self._unchanged(source, filename, remote.promise)
         if present is None:
             present = await self._fetch(teller, remote, filename, etag=None)
         await self._inspect(teller, filename, present)
@@ -224,8 +228,16 @@ class Obtainer:
             return adopted
         return await self._linked(digest.hex, file.etag)
 
+    async def _known(self, source: UrlSource, filename: str) -> Verified | None:
+        """The file as it was published before; it must be what the URL says by itself."""
+        record = self._published(source, filename)
+        digest = source.file_digest(filename)
+        if record is None or (digest is not None and not record.sha256.startswith(digest.hex)):
+            return None
+        return await self._store.verify(record)
+
     async def _unchanged(
-        self, source: UrlSource, filename: str, promise: Promise, *, refresh: bool
+        self, source: UrlSource, filename: str, promise: Promise
     ) -> Verified | None:
         """The file as it was published before, where it is still what the URL stands for."""
         if promise.digest is not None and promise.digest.algorithm == "sha256":
@@ -233,10 +245,9 @@ class Obtainer:
         record = self._published(source, filename)
         if record is None:
             return None
-        if refresh:
-            etag = await self._urls.etag(source, filename)
-            if etag is None or etag != record.etag:
-                return None
+        etag = await self._urls.etag(source, filename)
+        if etag is None or etag != record.etag:
+            return None
         return await self._store.verify(record)
 
     def _published(self, source: RemoteSource, filename: str) -> FileRecord | None:
@@ -282,15 +293,15 @@ class Obtainer:
 
     async def _inspect(self, teller: Teller, filename: str, file: Verified) -> None:
         """Refuse what cannot be loaded safely; write the index of what can."""
-        if filename.endswith(PLAIN_SUFFIXES) or await self._store.has_index(file.digests.sha256):
+        if not is_checkpoint(filename) or await self._store.has_index(file.digests.sha256):
             return
         teller.tell(filename, file.digests.size, file.digests.size, "inspecting")
         try:
             index = await self._inspector.inspect(file.path, source=teller.source.shown)
+            await self._store.write_index(file.digests.sha256, index)
         except BaseException:
             self._store.discard(file)
             raise
-        await self._store.write_index(file.digests.sha256, index)
 
     def _release(self, obtained: _Obtained) -> None:
         os.close(obtained.descriptor)

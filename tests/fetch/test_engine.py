@@ -285,9 +285,7 @@ async def test_kept_bytes_that_went_bad_are_fetched_again(hub: TestHub, tmp_path
     assert fetched.bytes_reused == 0
 
 
-async def test_what_a_crash_left_sealed_is_hashed_and_used(
-    hub: TestHub, tmp_path: Path
-) -> None:
+async def test_what_a_crash_left_sealed_is_hashed_and_used(hub: TestHub, tmp_path: Path) -> None:
     file = cdn_file(hub, SEVERAL_PIECES)
     async with rig_at(tmp_path) as rig:
         await rig.fetch(file)

@@ -21,7 +21,7 @@ from .job import Job
 from .journal import current_boot_id
 from .limits import Bandwidth, Claimant, Connections, Memory
 from .offload import Threads
-from .part import Names, stale_keys
+from .part import Names, reclaim, stale_keys
 from .retry import RetryPolicy
 from .space import Space, free_bytes
 from .transfer import Transfer
@@ -93,6 +93,7 @@ class Engine:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             self._bench = await self._workbench(stack)
+            await self._bench.threads.run(reclaim, self._staging)
             await self._sweep()
             sweeping = asyncio.create_task(self._keep_swept())
             stack.push_async_callback(_ended, sweeping)

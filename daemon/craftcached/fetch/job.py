@@ -75,7 +75,7 @@ class Job:
             while True:
                 try:
                     with _sole_error():
-                        return await self._attempt()
+                        return await self._taken(await self._attempt())
                 except Fault as fault:
                     await self._prepare_another(fault)
         except OSError as error:
@@ -215,6 +215,17 @@ class Job:
             raise
         await self._bench.syncing.run(part.seal)
         return Fetched(part.path, digests, etag, self._order.claimant.received, reused)
+
+    async def _taken(self, sealed: Fetched) -> Fetched:
+        """Give the file a name that no later fetch of its key touches; the last step of all."""
+        threads = self._bench.threads
+        whole = self._names.new_whole()
+        try:
+            await threads.run(sealed.path.rename, whole)
+        except asyncio.CancelledError:  # nobody will hear of that name
+            await threads.run(whole.rename, sealed.path)
+            raise
+        return replace(sealed, path=whole)
 
     async def _prepare_another(self, fault: Fault) -> None:
         """Wait as the policy says and choose how to try again, or give up."""

@@ -1,13 +1,15 @@
 """A partial file in staging with its journal; all that blocks about them.
 
 Lifecycle of ``<key>.part``: mode 0600 while bytes arrive, described by ``<key>.journal``; then
-*sealed*: verified, fsynced, mode 0444, the journal gone; then its owner renames or links it.
-A sealed part that nobody took (a crash came between) is found again, and hashed again.
+*sealed*: verified, fsynced, mode 0444, the journal gone; then *taken*: renamed to
+``<key>-<random>.whole``, which is its owner's and which no later fetch of the key touches.
+What nobody took, or whose owner a crash ended, is found again under its key, and hashed again.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from craftcache.verify import Promise
 
-__all__ = ["Names", "Part", "find_record", "take_over_xet", "stale_keys"]
+__all__ = ["Names", "Part", "find_record", "reclaim", "take_over_xet", "stale_keys"]
 
 SEALED_MODE = 0o444
 _MAX_VECTORS = 512
@@ -50,6 +52,10 @@ class Names:
         journal = staging / f"{key}.journal"
         fresh_journal = journal.with_suffix(".journal.new")
         return cls(staging / f"{key}.part", journal, fresh_journal, staging / f"{key}.xet")
+
+    def new_whole(self) -> Path:
+        """A name of its own for the sealed file, once its owner takes it."""
+        return self.part.with_name(f"{self.part.stem}-{secrets.token_hex(8)}.whole")
 
     def remove(self) -> None:
         """Remove all of them; the part first, for a journal alone is worth nothing."""
@@ -164,6 +170,16 @@ def take_over_xet(names: Names, size: int) -> bool:
         return False
     names.xet.replace(names.part)
     return True
+
+
+def reclaim(staging: Path) -> None:
+    """Give the files that owners had taken when a crash came back to their keys; for the start."""
+    for whole in staging.glob("*-*.whole"):
+        names = Names.of(staging, whole.name.partition("-")[0])
+        if names.part.exists():  # of a later fetch, which goes on with it
+            whole.unlink()
+        else:
+            whole.rename(names.part)
 
 
 def stale_keys(staging: Path, *, before: float) -> set[str]:

@@ -50,7 +50,8 @@ class Fetched:
     """A file that came whole, is durable in staging and keeps its promise.
 
     Attributes:
-        path: The staging file, fsynced, mode 0444; the caller renames or links it, or removes it.
+        path: The staging file, fsynced, mode 0444, under a name of its own: the caller's, who
+            renames or links it, or removes it.
         digests: Of all its bytes.
         etag: The strong validator that the origin sent with the bytes, unquoted, or None.
         bytes_fetched: Bytes that came over the network in this run.
