@@ -32,7 +32,7 @@ GOOD = saved({"weight": torch.arange(100.0), "bias": torch.ones(3).half(), "vers
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def inspector() -> AsyncIterator[Inspector]:
-    async with Inspector(deadline=20.0) as inspector:
+    async with Inspector(cpu_seconds=20) as inspector:
         yield inspector
 
 

@@ -129,11 +129,18 @@ async def test_many_files_at_once_start_one_parent(inspector: Inspector, good: P
     assert len(parents(os.getpid())) == 1
 
 
-async def test_a_file_that_takes_too_long_is_refused(good: Path, endless: Path) -> None:
-    async with Inspector(deadline=1.0) as hasty:
-        with pytest.raises(NotACheckpoint, match=r"org/name: .* more than 1 s"):
+async def test_a_file_that_takes_too_much_computing_is_refused(good: Path, endless: Path) -> None:
+    async with Inspector(cpu_seconds=1) as hasty:
+        with pytest.raises(NotACheckpoint, match=r"org/name: .* more computing"):
             await inspect(hasty, endless)
         await inspect(hasty, good)
+
+
+async def test_a_machine_that_takes_too_long_says_nothing_about_the_file(endless: Path) -> None:
+    async with Inspector(deadline=0.2) as hasty:
+        with pytest.raises(Unavailable, match=r"org/name: .* within 0.2 s") as late:
+            await inspect(hasty, endless)
+        assert late.value.retryable
 
 
 async def test_withdrawing_ends_the_child_at_once(

@@ -38,11 +38,15 @@ def die_with_parent(parent: int) -> None:
 
 
 def confine(*, cpu_seconds: int) -> None:
-    """Give up privileges to come, the network, and all but some memory, files and CPU time."""
+    """Give up privileges to come, the network, and all but some memory, files and CPU time.
+
+    Args:
+        cpu_seconds: After which SIGXCPU ends this process.
+    """
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _leave_network()
     _limit(resource.RLIMIT_DATA, _data_bytes() + _DATA_BYTES)
-    _limit(resource.RLIMIT_CPU, cpu_seconds)
+    _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)  # SIGKILL, which says less, after
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _limit(resource.RLIMIT_FSIZE, MAX_BYTES)
     _limit(resource.RLIMIT_CORE, 0)
@@ -54,10 +58,11 @@ def _leave_network() -> None:
         _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
 
 
-def _limit(kind: int, value: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+def _limit(kind: int, soft: int, hard: int | None = None) -> None:
+    _, inherited = resource.getrlimit(kind)
+    hard = soft if hard is None else hard
+    hard = hard if inherited == resource.RLIM_INFINITY else min(hard, inherited)
+    resource.setrlimit(kind, (min(soft, hard), hard))
 
 
 def _data_bytes() -> int:

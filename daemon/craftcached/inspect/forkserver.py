@@ -1,11 +1,12 @@
 """The warm parent: a process that has imported torch and forks one child for each file.
 
 ``python -m craftcached.inspect.forkserver FD`` serves on the SOCK_SEQPACKET socket FD. One
-message asks for one inspection: ``{"job": n, "seconds": s}`` with two descriptors, the file and
-an empty memory file for the result; ``{"job": n, "cancel": true}`` withdraws it. The parent says
-``{"ready": true}`` once, and for each job that ended ``{"job": n, "status": w, "late": b}`` with
-the child's wait status. Status 0 means that the result is an index, REFUSED that it is an error's
-problem document; a signal is a crash, any other status a bug of ours.
+message asks for one inspection: ``{"job": n, "cpu_seconds": c, "seconds": s}`` with two
+descriptors, the file and an empty memory file for the result; ``{"job": n, "cancel": true}``
+withdraws it. The parent says ``{"ready": true}`` once, and for each job that ended
+``{"job": n, "status": w, "late": b}`` with the child's wait status. Status 0 means that the
+result is an index, REFUSED that it is an error's problem document; SIGXCPU ends what computes too
+long, any other signal is a crash, any other status a bug of ours.
 
 It ends, and all children with it, when the other end of the socket closes.
 """
@@ -99,17 +100,17 @@ class _Server:
             if "cancel" in message:
                 self._cancel(message["job"])
             else:
-                self._start(message["job"], message["seconds"], *fds)
+                self._start(message["job"], message["cpu_seconds"], message["seconds"], *fds)
         finally:
             for fd in fds:
                 os.close(fd)
         return True
 
-    def _start(self, number: int, seconds: float, file: int, result: int) -> None:
+    def _start(self, number: int, cpu_seconds: int, seconds: float, file: int, result: int) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _run_child(parent, file, result, seconds)
+            _run_child(parent, file, result, cpu_seconds)
         pidfd = os.pidfd_open(pid)
         self._jobs[pidfd] = _Job(number, pid, time.monotonic() + seconds)
         self._poll.register(pidfd, select.POLLIN)
@@ -131,13 +132,13 @@ class _Server:
             self._control.send(json.dumps(message).encode())
 
 
-def _run_child(parent: int, file: int, result: int, seconds: float) -> NoReturn:
+def _run_child(parent: int, file: int, result: int, cpu_seconds: int) -> NoReturn:
     """Inspect one file and exit, whatever happens."""
     status = 1
     try:
         die_with_parent(parent)
         _close_all_but(file, result)
-        confine(cpu_seconds=int(seconds) + 1)
+        confine(cpu_seconds=cpu_seconds)
         status = _inspect(file, result)
     except BaseException:  # noqa: BLE001  reported; nothing may outlive this call
         traceback.print_exc()

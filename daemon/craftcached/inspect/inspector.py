@@ -50,11 +50,16 @@ class Inspector:
     context ends it and all of its children.
 
     Args:
-        deadline: Seconds that one file may take.
+        cpu_seconds: Of computing that one file may take; one that takes more is no checkpoint.
+        deadline: Seconds after which an inspection is given up, and tried again when the file is
+            asked for again: it was the machine or its storage that was slow.
         concurrency: Files looked at at once.
     """
 
-    def __init__(self, *, deadline: float = 60.0, concurrency: int = 2) -> None:
+    def __init__(
+        self, *, cpu_seconds: int = 60, deadline: float = 600.0, concurrency: int = 2
+    ) -> None:
+        self._cpu_seconds = cpu_seconds
         self._deadline = deadline
         self._slots = asyncio.Semaphore(concurrency)
         self._parent: asyncio.Task[_Parent] | None = None
@@ -108,7 +113,7 @@ class Inspector:
         for _ in range(_ATTEMPTS):
             parent = await self._warm_parent()
             with contextlib.suppress(_ParentDied):
-                return await parent.inspect(file, self._deadline)
+                return await parent.inspect(file, self._cpu_seconds, self._deadline)
         raise Unavailable("the process that inspects checkpoints dies")
 
     async def _warm_parent(self) -> _Parent:
@@ -175,7 +180,7 @@ class _Parent:
             raise
         return parent
 
-    async def inspect(self, file: int, seconds: float) -> bytes:
+    async def inspect(self, file: int, cpu_seconds: int, seconds: float) -> bytes:
         """The index of the open file.
 
         Raises:
@@ -187,7 +192,8 @@ class _Parent:
         ended = self._jobs[number] = self._loop.create_future()
         result = os.memfd_create("index", os.MFD_CLOEXEC)
         try:
-            self._send({"job": number, "seconds": seconds}, [file, result])
+            limits = {"cpu_seconds": cpu_seconds, "seconds": seconds}
+            self._send({"job": number, **limits}, [file, result])
             async with asyncio.timeout(seconds + _GRACE_SECONDS):
                 report = await ended
             found = os.pread(result, MAX_BYTES, 0)
@@ -202,7 +208,10 @@ class _Parent:
             del self._jobs[number]
             os.close(result)
         if report["late"]:
-            raise NotACheckpoint(f"inspecting it takes more than {seconds:.0f} s")
+            raise Unavailable(
+                f"its inspection was not done within {seconds:g} s",
+                hint="Try again when the machine or the cache's file system is less busy",
+            )
         return await asyncio.to_thread(_outcome, report["status"], found, os.fstat(file).st_size)
 
     async def close(self) -> None:
@@ -257,6 +266,8 @@ def _outcome(status: int, found: bytes, file_size: int) -> bytes:
             "its inspection was killed",
             hint="The kernel does so when memory is short; see its log",
         )
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        raise NotACheckpoint("inspecting it takes more computing than any checkpoint needs")
     if os.WIFSIGNALED(status):
         raise NotACheckpoint(f"it crashes torch ({signal.Signals(os.WTERMSIG(status)).name})")
     match os.WEXITSTATUS(status):
