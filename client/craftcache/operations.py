@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from .checkpoints import check_checkpoint
 from .config import choose_cache_dir
 from .errors import CraftcacheError, InvalidSource
 from .explain import explain
@@ -20,6 +21,7 @@ from .export import (
 from .loader import Loader
 from .sources import (
     FILENAMES,
+    LocalDirectory,
     LocalFile,
     UrlSource,
     check_filename,
@@ -113,6 +115,8 @@ class Operations:
         placed = parse_device(device)
         source = locate(os.fspath(file_or_url_or_id))
         name = _one_file(source, filename)
+        if not isinstance(source, LocalFile | LocalDirectory):  # one's own files may have any name
+            check_checkpoint(name, source=source.shown)
         loader = self._loader_of(cache_dir)
         with loader.open(source, (name,), withdrawal=withdrawal, report=_ignore) as opened:
             return to_object(opened.files[name], placed, source=source.shown)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from .checkpoints import is_checkpoint
 from .config import choose_insecure_hosts
 from .hub import describe, hub_endpoint
 from .manifest import files_revision, manifest_key
@@ -158,7 +159,7 @@ def _obtain(
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         wanted = Download(source.shown, file.url, file.promise, headers)
         return _download(stack, cache, wanted, file.filename, report, etag=file.etag)
-    _inspect(tree.blob(file.etag), source.shown)
+    _inspect(tree.blob(file.etag), file.filename, source.shown)
     return Verified(tree.blob(file.etag), present, file.etag, 0, present.size)
 
 
@@ -181,7 +182,7 @@ def _download(
         report=lambda done, total: report(Progress(wanted.source, name, done, total, "fetching")),
     )
     stack.callback(fetched.path.unlink, missing_ok=True)
-    _inspect(fetched.path, wanted.source)
+    _inspect(fetched.path, name, wanted.source)
     return Verified(fetched.path, fetched.digests, etag or fetched.etag, fetched.digests.size, 0)
 
 
@@ -189,8 +190,10 @@ def _policy() -> UrlPolicy:
     return UrlPolicy(insecure_hosts=choose_insecure_hosts(), hub_endpoint=hub_endpoint())
 
 
-def _inspect(path: Path, source: str) -> None:
-    """Refuse what cannot be loaded safely."""
+def _inspect(path: Path, filename: str, source: str) -> None:
+    """Refuse a checkpoint that cannot be loaded safely."""
+    if not is_checkpoint(filename):
+        return
     from . import weights_only
 
     weights_only.load(path, map_location="meta", source=source)

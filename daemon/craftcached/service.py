@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from craftcache.checkpoints import check_checkpoint
 from craftcache.errors import CraftcacheError, NotFound, PolicyDenied, Unavailable
 from craftcache.manifest import manifest_key
 from craftcache.sources import HubSource, WatchSource, check_filename, parse, wanted_files
@@ -166,9 +167,12 @@ class Service:
         """Open the files of a source, bringing them first where they are missing.
 
         Raises:
+            NotACheckpoint: One of them is none by its name.
             CraftcacheError: See Warmer.ensure.
         """
         source, names = self._parse(text, filenames)
+        for name in names:
+            check_checkpoint(name, source=source.shown)
         for _ in range(OPEN_ATTEMPTS):
             if opened := self.open_nowait(text, filenames):
                 return opened
