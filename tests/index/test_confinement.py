@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
+
+from checkpoints import saved
+from craftcached.inspect.seccomp import NETWORK_CALLS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PREPARED = """
-import errno, os, resource, socket, sys, tempfile
+import ctypes, errno, os, resource, socket, sys, tempfile
 from craftcached.inspect.confine import confine
 listener = socket.create_server(("127.0.0.1", 0))
+address, unused = listener.getsockname(), socket.socket()
+libc = ctypes.CDLL(None, use_errno=True)
 file = tempfile.TemporaryFile(buffering=0)
 confine(cpu_seconds=2)
 """
 
 
-def run(attempt: str) -> subprocess.CompletedProcess[str]:
+SANDBOXED = """
+import ctypes, os
+from craftcached.inspect.seccomp import refuse
+ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # no new privileges, without which no user may filter
+refuse([{"x86_64": 272, "aarch64": 97}[os.uname().machine]])  # unshare
+"""
+
+
+def run(attempt: str, *, before: str = "") -> subprocess.CompletedProcess[str]:
     """What becomes of a process that is confined and then tries."""
-    command = [sys.executable, "-c", PREPARED + attempt]
+    command = [sys.executable, "-c", before + PREPARED + attempt]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+needs_filter = pytest.mark.skipif(
+    os.uname().machine not in NETWORK_CALLS, reason="this machine's system calls are not known"
+)
 
 
 def test_the_network_is_out_of_reach() -> None:
@@ -31,6 +55,42 @@ def test_the_network_is_out_of_reach() -> None:
     if not done.stdout and not done.returncode:
         pytest.skip("this kernel or container allows no network namespaces")
     assert done.stdout == "ENETUNREACH\n", done.stderr
+
+
+@needs_filter
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "socket.create_connection(address)",
+        "socket.socket(socket.AF_UNIX)",
+        "unused.connect(address)",
+        "if libc.syscall(425, 1, bytes(120)) < 0: raise OSError(ctypes.get_errno(), '')",
+    ],
+    ids=["connection", "socket", "connect", "io_uring"],
+)
+def test_the_network_is_out_of_reach_where_namespaces_are_forbidden(attempt: str) -> None:
+    done = run(
+        f"try:\n    {attempt}\nexcept OSError as error:\n    print(errno.errorcode[error.errno])\n"
+        "open('/proc/self/status').close()",
+        before=SANDBOXED,
+    )
+    assert (done.stdout, done.returncode) == ("EPERM\n", 0), done.stderr
+
+
+@needs_filter
+def test_files_are_inspected_where_namespaces_are_forbidden(tmp_path: Path) -> None:
+    file = tmp_path / "good.bin"
+    file.write_bytes(saved({"weight": torch.arange(100.0)}))
+    script = (
+        "import asyncio, sys; from pathlib import Path; from craftcached.inspect import Inspector\n"
+        "async def main():\n"
+        "    async with Inspector() as inspector:\n"
+        "        print(len(await inspector.inspect(Path(sys.argv[1]), source='s')))\n"
+        "asyncio.run(main())"
+    )
+    command = [sys.executable, "-c", SANDBOXED + script, file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert int(done.stdout) > 0, done.stderr
 
 
 def test_memory_is_limited() -> None:

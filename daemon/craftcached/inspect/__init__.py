@@ -3,6 +3,7 @@
     inspector.Inspector     in the daemon: starts and restarts the next, hands it files
     forkserver              a process of its own that has imported torch; forks one child a file
     confine                 what the child gives up before it looks at the file
+    seccomp                 how it gives up the network where a sandbox forbids namespaces
     examine                 what the child does: container, pickle, index
     archive                 the zip container, read strictly
 

@@ -6,6 +6,7 @@ has a hole, and for files that ask for a terabyte, a day of CPU, or a million di
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -14,6 +15,8 @@ import signal
 from typing import Final
 
 from craftcache.index import MAX_BYTES
+
+from .seccomp import NETWORK_CALLS, refuse
 
 __all__ = ["confine", "die_with_parent"]
 
@@ -53,9 +56,13 @@ def confine(*, cpu_seconds: int) -> None:
 
 
 def _leave_network() -> None:
-    """Enter an empty network of its own, where the kernel and the service's sandbox allow it."""
-    if _libc.unshare(_CLONE_NEWNET):
-        _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+    """Enter an empty network of its own; where a sandbox forbids that, make no sockets any more.
+
+    A machine that allows neither still inspects: no file is known that would use the network.
+    """
+    if _libc.unshare(_CLONE_NEWNET) and _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET):
+        with contextlib.suppress(OSError):
+            refuse(NETWORK_CALLS.get(os.uname().machine, ()))
 
 
 def _limit(kind: int, soft: int, hard: int | None = None) -> None:
