@@ -353,6 +353,20 @@ async def test_what_nobody_asks_for_again_is_removed(hub: TestHub, tmp_path: Pat
         assert rig.left == ["not-ours", "z.whole"]
 
 
+async def test_what_cannot_be_swept_holds_up_neither_the_start_nor_the_rest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    staging = tmp_path / "staging"
+    for key in "bdf":
+        (staging / f"{key}.part" / "taken").mkdir(parents=True)
+    for key in "ace":
+        (staging / f"{key}.part").symlink_to("nowhere")
+        (staging / f"{key}.journal").write_text("{}")
+    async with rig_at(tmp_path) as rig:
+        assert rig.left == ["b.part", "d.part", "f.part"]
+    assert caplog.text.count("Is a directory") == 3
+
+
 async def test_no_byte_is_fetched_without_room(hub: TestHub, tmp_path: Path) -> None:
     small = Generated(MIB, seed=5)
     async with rig_at(tmp_path, free=lambda: 2 * MIB) as rig:

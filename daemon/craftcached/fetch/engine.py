@@ -7,9 +7,10 @@ A file's bytes go to ``<staging>/<key>.part``, a name that no reader of the cach
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 from weakref import WeakValueDictionary
 
@@ -30,7 +31,7 @@ from .workbench import Order, Workbench
 from .xet import Xet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from .types import Fetched, RemoteFile
 
 __all__ = ["Engine"]
+
+log = logging.getLogger("craftcached")
 
 THREADS = 8
 """For the writes and the hashing of all downloads."""
@@ -93,7 +96,8 @@ class Engine:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             self._bench = await self._workbench(stack)
-            await self._bench.threads.run(reclaim, self._staging)
+            with _logged("a fetched file stays in staging"):
+                await self._bench.threads.run(reclaim, self._staging)
             await self._sweep()
             sweeping = asyncio.create_task(self._keep_swept())
             stack.push_async_callback(_ended, sweeping)
@@ -175,17 +179,30 @@ class Engine:
             await self._sweep()
 
     async def _sweep(self) -> None:
-        """Remove what nobody asked for in a long time."""
+        """Remove what nobody asked for in a long time; what cannot be removed stays."""
         threads = self._bench.threads
         before = self._clock() - self._settings.journal_retention_seconds
-        for key in await threads.run(stale_keys, self._staging, before=before):
+        keys: set[str] = set()
+        with _logged("staging is not swept"):
+            keys = await threads.run(stale_keys, self._staging, before=before)
+        for key in keys:
             turn = self._turn(key)
             if not turn.locked():
                 async with turn:
-                    await threads.run(Names.of(self._staging, key).remove)
+                    with _logged("something stays in staging"):
+                        await threads.run(Names.of(self._staging, key).remove)
 
     def _turn(self, key: str) -> asyncio.Lock:
         return self._turns.setdefault(key, asyncio.Lock())
+
+
+@contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Log what the disk refuses, and go on."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s: %s", what, error)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -14,6 +14,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from craftcache.verify import Stamp
+
 from .journal import Identity, Journal, Record, read_record
 from .spans import Span
 
@@ -129,11 +131,12 @@ class Part:
         if self._journal is not None:
             self._journal.durable(spans)
 
-    def seal(self) -> None:
-        """Make the file what it will stay: durable and read-only."""
+    def seal(self) -> Stamp:
+        """Make the file what it will stay: durable and read-only; returns which file that is."""
         os.fchmod(self.descriptor, SEALED_MODE)
         os.fsync(self.descriptor)
         self._names.journal.unlink(missing_ok=True)
+        return Stamp.of(os.fstat(self.descriptor))
 
     def close(self) -> None:
         """Close what is open; the files stay."""
@@ -194,17 +197,19 @@ def stale_keys(staging: Path, *, before: float) -> set[str]:
         key, _, kind = entry.name.partition(".")
         if kind in {"part", "journal", "journal.new", "xet"} and key not in keys:
             names = Names.of(staging, key)
-            if _is_useless(names) or names.part.stat().st_mtime < before:
+            if _is_stale(names, before):
                 keys.add(key)
     return keys
 
 
-def _is_useless(names: Names) -> bool:
+def _is_stale(names: Names, before: float) -> bool:
     try:
-        mode = os.lstat(names.part).st_mode
+        status = os.lstat(names.part)
     except FileNotFoundError:
         return True
-    sealed = stat.S_IMODE(mode) == SEALED_MODE
+    if not stat.S_ISREG(status.st_mode) or status.st_mtime < before:
+        return True
+    sealed = stat.S_IMODE(status.st_mode) == SEALED_MODE
     return not sealed and not names.journal.is_file()
 
 
