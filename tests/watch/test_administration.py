@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import subprocess
 import sys
 import threading
@@ -17,13 +19,12 @@ from craftcache.admin import AdminClient
 from craftcache.errors import InvalidSource, NotFound, PolicyDenied
 from craftcache.watch_rule import WatchRule
 from craftcached.settings import Settings
+from daemons import DaemonProcess
 from watch.kit import SETTLE, write_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from daemons import DaemonProcess
 
 
 @pytest.fixture
@@ -205,3 +206,35 @@ def test_names_are_those_of_runs() -> None:
     assert name("/") == "watch"
     with pytest.raises(InvalidSource):
         WatchRule.parse({"directory": "/a", "name": "x/y"})
+
+
+SET_GATE = """
+import os, sys, httpx
+transport = httpx.HTTPTransport(uds=sys.argv[1])
+with httpx.Client(transport=transport) as client:
+    os.setgroups([])
+    os.setgid(int(sys.argv[3]))
+    os.setuid(int(sys.argv[2]))
+    for gate in (None, "true"):
+        body = {"directory": "/tmp/nowhere/export", "gate": gate}
+        answer = client.put("http://node/v1/watches/other", json=body)
+        print(answer.status_code, answer.json().get("code"))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_administrator_may_watch_and_only_the_daemons_user_may_set_a_gate(base: Path) -> None:
+    """A gate is a command that the daemon's user runs."""
+    base.chmod(0o755)
+    nobody, group = pwd.getpwnam("nobody").pw_uid, grp.getgrnam("nogroup")
+    with DaemonProcess(base, "--admin-group", group.gr_name) as daemon:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", SET_GATE, str(daemon.socket_dir / "craftcache.sock")),
+                *(str(nobody), str(group.gr_gid)),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.stdout == "200 None\n403 PolicyDenied\n", done.stderr
