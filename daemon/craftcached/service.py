@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
@@ -11,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from craftcache.checkpoints import check_checkpoint
-from craftcache.errors import CraftcacheError, NotFound, PolicyDenied, Unavailable
+from craftcache.errors import InvalidSource, NotFound, PolicyDenied, Unavailable
 from craftcache.manifest import manifest_key
 from craftcache.sources import HubSource, WatchSource, check_filename, parse, wanted_files
 from craftcache.version import VERSION
 from craftcache.wire import Progress
 
 from .fetch import Priority
+from .promises import Promises
 from .warm import Warmed
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .evictor import Eviction, Evictor
     from .handout import Handout, OpenedModel
     from .pins import Pins
+    from .promises import Promise
     from .records import Pin, Records, WarmJob
     from .residency import Residency
     from .settings import Settings
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["ModelState", "Service", "Status"]
 
 log = logging.getLogger("craftcached")
-
-RETRY_SECONDS = 60.0
-"""Pause before a queued warm that failed for no fault of the source is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +136,6 @@ class Service:
         self._settings = settings
         self._store = store
         self._warmer = warmer
-        self._records = records
         self._handout = handout
         self._residency = residency
         self._pins = pins
@@ -147,19 +144,15 @@ class Service:
         self.watches = watches
         self.events = events
         self._started_at = time.time()
-        self._jobs: dict[int, asyncio.Task[None]] = {}
+        self._promises = Promises(records, self._warm_promised)
 
     async def resume(self) -> None:
         """Take up the warms that were promised before the last stop."""
-        for job in await self._records.warm_jobs():
-            self._start(job)
+        await self._promises.resume()
 
     async def close(self) -> None:
         """Stop the promised warms at a point from which the next start goes on."""
-        tasks = tuple(self._jobs.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._promises.close()
 
     async def open(
         self, text: str, filenames: Sequence[str], report: Callable[[Progress], None]
@@ -283,14 +276,40 @@ class Service:
         return found
 
     async def queue_warm(
-        self, text: str, filenames: Sequence[str], *, resident: bool = False
-    ) -> WarmJob:
-        """Promise a warm; it outlives the request and a restart of the daemon."""
-        source, _ = self._parse(text, filenames)
-        self._warmer.check_allowed(source)
-        job = await self._records.add_warm_job(text, tuple(filenames), resident=resident)
-        self._start(job)
-        return job
+        self, texts: Sequence[str], filenames: Sequence[str], *, resident: bool = False
+    ) -> list[WarmJob]:
+        """Promise warms; they outlive the request and a restart of the daemon.
+
+        Raises:
+            InvalidSource: A source is malformed or is not one that is fetched; none is promised.
+            PolicyDenied: This node does not fetch one of them; likewise.
+            Unavailable: Too many are promised already; likewise.
+        """
+        for text in texts:
+            source, _ = self._parse(text, filenames)
+            if isinstance(source, WatchSource):
+                raise InvalidSource(
+                    "a watch brings its files by itself",
+                    source=source.shown,
+                    hint="Queue warms of Hub ids and URLs",
+                )
+            self._warmer.check_allowed(source)
+        return await self._promises.make(texts, tuple(filenames), resident=resident)
+
+    async def queue_codec(self, text: str, filenames: Sequence[str]) -> None:
+        """Promise the files of a codec that an export refers to, as far as this node fetches it."""
+        try:
+            await self.queue_warm([text], filenames)
+        except (PolicyDenied, Unavailable) as error:  # the export is served all the same
+            log.warning("a codec is not fetched: %s", error)
+
+    def queued(self) -> list[Promise]:
+        """The promised warms that are not done, oldest first."""
+        return self._promises.all()
+
+    async def withdraw_warm(self, number: int) -> WarmJob:
+        """Forget a promised warm; see Promises.withdraw."""
+        return await self._promises.withdraw(number)
 
     async def remove(self, text: str) -> int:
         """Remove a model; returns the bytes freed.
@@ -354,7 +373,7 @@ class Service:
             models=len(manifests),
             bytes=sum(blobs.values()),
             requests=self._warmer.running,
-            queued=len(self._jobs),
+            queued=len(self._promises),
             resident_bytes=await self._resident(
                 {record.path: record for model in manifests for record in model.files}.values()
             ),
@@ -384,25 +403,5 @@ class Service:
             check_filename(filename, source=source.shown)
         return source, wanted_files(source, filenames)
 
-    def _start(self, job: WarmJob) -> None:
-        if job.id not in self._jobs:
-            task = asyncio.create_task(self._keep(job))
-            self._jobs[job.id] = task
-            task.add_done_callback(lambda _: self._jobs.pop(job.id, None))
-
-    async def _keep(self, job: WarmJob) -> None:
-        """Do what was promised; what only time can mend is tried until it is."""
-        while True:
-            try:
-                await self.warm(job.source, job.filenames, lambda _: None, resident=job.resident)
-            except CraftcacheError as error:
-                log.warning("queued warm failed: %s", error)
-                if error.retryable:
-                    await asyncio.sleep(error.retry_after or RETRY_SECONDS)
-                    continue
-            except Exception:
-                log.exception("queued warm of %s failed", parse(job.source).shown)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            break
-        await self._records.finish_warm_job(job)
+    async def _warm_promised(self, job: WarmJob) -> None:
+        await self.warm(job.source, job.filenames, lambda _: None, resident=job.resident)

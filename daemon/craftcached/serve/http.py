@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from craftcache.manifest import Manifest
     from craftcache.wire import Progress
+    from craftcached.promises import Promise
     from craftcached.service import ModelState, Service
     from craftcached.warm import Warmed
 
@@ -82,6 +83,8 @@ class AdminServer:
         app.router.add_get(MODELS + "{source:.+}", self._model)
         app.router.add_delete(MODELS + "{source:.+}", self._delete)
         app.router.add_post("/v1/warm", self._warm)
+        app.router.add_get("/v1/warm", self._queued)
+        app.router.add_delete("/v1/warm/{number:[0-9]{1,18}}", self._withdraw)
         app.router.add_put(PINS + "{source:.+}", self._pin)
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
@@ -159,12 +162,7 @@ class AdminServer:
         files = _strings(body, "files", required=False)
         resident = _flag(body, "resident", WARM_EXAMPLE)
         if not _flag(body, "wait", WARM_EXAMPLE, default=True):
-            for source in sources:
-                parse(source)
-            jobs = [
-                await self._service.queue_warm(source, files, resident=resident)
-                for source in sources
-            ]
+            jobs = await self._service.queue_warm(sources, files, resident=resident)
             shown = [{"id": job.id, "source": parse(job.source).shown} for job in jobs]
             return web.json_response({"jobs": shown}, status=202)
         warm = partial(self._warm_one, files=files, resident=resident)
@@ -172,6 +170,14 @@ class AdminServer:
             return await self._stream_warm(request, sources, warm)
         outcomes = await asyncio.gather(*(warm(source, report=_ignore) for source in sources))
         return _warm_response(outcomes)
+
+    async def _queued(self, _request: web.Request) -> web.Response:
+        return web.json_response({"jobs": [_job(promise) for promise in self._service.queued()]})
+
+    async def _withdraw(self, request: web.Request) -> web.Response:
+        self._administrators.check(peer_of(request.transport), "withdrawing a queued warm")
+        job = await self._service.withdraw_warm(int(request.match_info["number"]))
+        return web.json_response({"id": job.id, "source": parse(job.source).shown})
 
     async def _stream_warm(
         self, request: web.Request, sources: list[str], warm: _WarmOne
@@ -295,6 +301,18 @@ def _state(state: ModelState) -> dict[str, Any]:
         "resident_bytes": state.resident_bytes,
         "pinned": state.pin is not None,
         "locked": state.pin is not None and state.pin.is_locked,
+    }
+
+
+def _job(promise: Promise) -> dict[str, Any]:
+    job, failure = promise.job, promise.failure
+    return {
+        "id": job.id,
+        "source": parse(job.source).shown,
+        "files": job.filenames,
+        "resident": job.resident,
+        "tries": promise.tries,
+        "failure": failure.to_problem() if failure else None,
     }
 
 
