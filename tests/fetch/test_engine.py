@@ -18,6 +18,7 @@ from blockbuster import blockbuster_ctx
 from craftcache.errors import IntegrityError, PolicyDenied, StorageFull, Unavailable
 from craftcache.verify import Digest, Promise
 from craftcached.fetch import Fetched, Priority, RemoteFile
+from craftcached.fetch.job import ROOM_AHEAD_BYTES
 from fetch.rig import MIB, QUICK, cdn_file, hub_file, remote, rig_at, sha256_of
 from hub import Data, Gate, Generated, Hosted, NoLength, Redirect, Stall, matching
 
@@ -376,6 +377,25 @@ async def test_no_byte_is_fetched_without_room(hub: TestHub, tmp_path: Path) -> 
         assert rig.left == []
         fetched = await rig.fetch(cdn_file(hub, small, "/small", key="small"))
         assert fetched.digests.sha256 == small.sha256
+
+
+async def test_an_endless_body_ends_before_the_disk_does(hub: TestHub, tmp_path: Path) -> None:
+    body = Generated(2 * ROOM_AHEAD_BYTES)
+    hub.files["/w.bin"] = Hosted(body, ranges=False)
+    hub.inject(NoLength(), times=None)
+    staging, least = tmp_path / "staging", ROOM_AHEAD_BYTES
+
+    def free() -> int:
+        nonlocal least
+        taken = sum(path.stat().st_size for path in staging.iterdir())
+        least = min(least, ROOM_AHEAD_BYTES - taken)
+        return ROOM_AHEAD_BYTES - taken
+
+    async with rig_at(tmp_path, free=free) as rig:
+        with pytest.raises(StorageFull):
+            await rig.fetch(remote(body, hub.cdn_url("/w.bin"), promised=False))
+        assert rig.left == []
+    assert ROOM_AHEAD_BYTES // 4 < least < ROOM_AHEAD_BYTES // 2
 
 
 async def test_a_deadline_ends_all_patience(hub: TestHub, tmp_path: Path) -> None:

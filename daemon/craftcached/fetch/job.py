@@ -43,6 +43,9 @@ log = logging.getLogger("craftcached")
 PROBE_BYTES = 1024 * 1024
 """Bytes asked for in the first request, which shows whether the server speaks ranges."""
 
+ROOM_AHEAD_BYTES = 64 * 1024 * 1024
+"""Room on the disk that a body of unknown length is promised at a time."""
+
 MAX_CHANGES = 4
 """Changes of the file at the origin after which we stop running after it."""
 
@@ -175,13 +178,17 @@ class Job:
     async def _as_one_stream(self, reply: Reply) -> Fetched:
         promised = self._file.promise.size
         total = promised if reply.total is None else reply.total
-        async with self._part(None, total or 0) as part:
+        async with self._part(None, ROOM_AHEAD_BYTES if total is None else total) as part:
             assembly = Assembly(self._order, self._bench, part, total=total)
             async with assembly.at_work():
                 position = 0
                 while chunks := await reply.block():
                     position = (await assembly.put(position, chunks)).stop
-                    if total is not None and position > total:
+                    if total is None:
+                        await self._bench.space.keep_ahead(
+                            self._order, ROOM_AHEAD_BYTES, source=self._file.source
+                        )
+                    elif position > total:
                         raise Fault(Trouble.CHANGED, f"{shown_url(reply.url)} sends too much")
                 if total is not None and position < total:
                     raise Fault(Trouble.LOST, f"{shown_url(reply.url)} ended early")

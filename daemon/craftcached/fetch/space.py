@@ -50,6 +50,17 @@ class Space:
             raise _full(missing, source)
         self._lacking[holder] = size
 
+    async def keep_ahead(self, holder: object, size: int, *, source: str) -> None:
+        """Promise ``size`` bytes again to ``holder``, once it has written half of them.
+
+        So half of them are always left for others by one that does not know how much will come.
+
+        Raises:
+            StorageFull: They are not there.
+        """
+        if self._lacking.get(holder, 0) < size // 2:
+            await self.reserve(holder, size, source=source)
+
     def written(self, holder: object, size: int) -> None:
         """``holder`` has written ``size`` bytes: the file system counts them now."""
         self._lacking[holder] = max(0, self._lacking.get(holder, 0) - size)
