@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from craftcache.watch_rule import WatchRule
 
-__all__ = ["Pair", "Target", "Look", "look", "stamp", "expand", "matching"]
+__all__ = ["Pair", "MAX_DIRECTORIES", "Target", "Look", "look", "stamp", "expand", "matching"]
 
 Pair: TypeAlias = tuple[tuple[str, str], ...]
 """Each file of an export and its stamp: two equal pairs are the same files, untouched."""
@@ -113,15 +113,14 @@ def stamp(status: os.stat_result) -> str:
     return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
 
 
-def expand(rule: WatchRule) -> tuple[dict[str, Target], tuple[str, ...]]:
+def expand(rule: WatchRule) -> tuple[list[tuple[str, Target]], list[str]]:
     """The directories that a pattern stands for now.
 
     Returns:
-        The targets, by what is to be added to the rule's name; and the directories in which a new
-        one would appear.
+        The targets, each with what is to be added to the rule's name, at most MAX_DIRECTORIES; and
+        the directories in which a new one would appear.
     """
     root, parts = _split(rule.directory)
-    found: dict[str, Target] = {}
     parents = [root]
     level: list[tuple[str, ...]] = [()]
     for depth, part in enumerate(parts):
@@ -130,9 +129,7 @@ def expand(rule: WatchRule) -> tuple[dict[str, Target], tuple[str, ...]]:
         if depth < len(parts) - 1:
             parents += (os.path.join(root, *steps) for steps in level)
     wild = [n for n, part in enumerate(parts) if set(part) & set("*?[")]
-    for steps in level:
-        found.setdefault("-".join(steps[n] for n in wild), Target(root, steps))
-    return found, tuple(parents)
+    return [("-".join(steps[n] for n in wild), Target(root, steps)) for steps in level], parents
 
 
 def matching(rule: WatchRule, directory: str) -> Target | None:

@@ -32,18 +32,17 @@ __all__ = ["Place", "Observer", "Attention"]
 
 log = logging.getLogger("craftcached")
 
-_MASK = Mask(
-    InotifyConstants.IN_MODIFY
-    | InotifyConstants.IN_ATTRIB
-    | InotifyConstants.IN_CLOSE_WRITE
-    | InotifyConstants.IN_CREATE
+_NAMES = (
+    InotifyConstants.IN_CREATE
     | InotifyConstants.IN_DELETE
     | InotifyConstants.IN_MOVED_FROM
     | InotifyConstants.IN_MOVED_TO
     | InotifyConstants.IN_DELETE_SELF
     | InotifyConstants.IN_MOVE_SELF
-    | InotifyConstants.IN_ONLYDIR
 )
+_WRITES = InotifyConstants.IN_MODIFY | InotifyConstants.IN_ATTRIB | InotifyConstants.IN_CLOSE_WRITE
+# The kernel has one mask for each directory, whoever asks; listeners choose among what it tells.
+_MASK = Mask(_NAMES | _WRITES | InotifyConstants.IN_ONLYDIR)
 
 _LIMITS = {
     errno.ENOSPC: "fs.inotify.max_user_watches",
@@ -61,17 +60,19 @@ class Place:
         path: Of the directory.
         inode: Which one it is: another that has its name is another place.
         name: The only name in it that matters; None where all do.
+        names_only: Whether it only matters which names there are, and not what is written.
     """
 
     path: str
     inode: int
     name: str | None = None
+    names_only: bool = False
 
     @classmethod
     def at(cls, path: str, name: str | None = None) -> Place | None:
-        """The place that is at ``path`` now, or None."""
+        """The place at ``path`` as it is now, for the names in it, or for one; None if none is."""
         try:
-            return cls(path, os.stat(path).st_ino, name)
+            return cls(path, os.stat(path).st_ino, name, names_only=True)
         except OSError:
             return None
 
@@ -158,7 +159,7 @@ class Attention:
     def _listen(self, place: Place) -> str | None:
         if self._inotify is None:
             return _limit_reached(self._limit)
-        listener = _Listener(self._hint, place.name)
+        listener = _Listener(self._hint, place)
         try:
             kind = file_system_type(place.path)
             listener.descriptor = self._inotify.add_callback(
@@ -180,15 +181,16 @@ class Attention:
 class _Listener:
     """One directory's events; its methods are called by watchdog, in its thread."""
 
-    def __init__(self, hint: Callable[[], None], name: str | None) -> None:
+    def __init__(self, hint: Callable[[], None], place: Place) -> None:
         self.number = CallbackId(next(_numbers))
         self.descriptor: WatchDescriptor
         self.is_deaf = False
         self._hint = hint
-        self._name = None if name is None else os.fsencode(name)
+        self._mask = _NAMES if place.names_only else _NAMES | _WRITES
+        self._name = None if place.name is None else os.fsencode(place.name)
 
     def on_event(self, event: InotifyEvent) -> None:
-        if self._name is None or event.name in (b"", self._name):
+        if event.mask & self._mask and (self._name is None or event.name in (b"", self._name)):
             self._hint()
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:  # noqa: ARG002  # watchdog's signature

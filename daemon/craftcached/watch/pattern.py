@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.errors import InvalidSource
 
-from .looking import expand
+from .looking import MAX_DIRECTORIES, expand
 from .observing import Place
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class PatternWatcher:
         self._threads = threads
         self.searched = asyncio.Event()
         self._known: set[str] = set()
+        self._has_warned = False
         self._hinted = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._attention = observer.attention(self._hint)
@@ -75,9 +76,10 @@ class PatternWatcher:
             while True:
                 self._hinted.clear()
                 found = await self._loop.run_in_executor(self._threads, self._search)
-                for suffix in found.keys() - self._known:
-                    self._known.add(suffix)
-                    self._watch(suffix, found[suffix])
+                for suffix, target in found:
+                    if target.path not in self._known:
+                        self._known.add(target.path)
+                        self._watch(suffix, target)
                 self.searched.set()
                 await asyncio.sleep(PAUSE_SECONDS)
                 with contextlib.suppress(TimeoutError):
@@ -94,11 +96,14 @@ class PatternWatcher:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._hinted.set)
 
-    def _search(self) -> dict[str, Target]:
+    def _search(self) -> list[tuple[str, Target]]:
         found, parents = expand(self._rule)
         places = [Place.nearest(parents[0]), *map(Place.at, parents)]
         if self._attention.turn_to(place for place in places if place is not None):
             found, _ = expand(self._rule)
+        if len(found) >= MAX_DIRECTORIES and not self._has_warned:
+            self._has_warned = True
+            log.warning("%s: only %d are watched", self._rule.directory, MAX_DIRECTORIES)
         return found
 
     def _watch(self, suffix: str, target: Target) -> None:
