@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .config import daemon_uid
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from .manifest import FileRecord
     from .sources import RemoteSource
+    from .verify import HashedFile
 
 __all__ = ["CacheDir"]
 
@@ -196,18 +197,24 @@ class CacheDir:
                 return
             yield True
 
-    def publish_url_blob(self, verified: Path, sha256: str) -> Path:
-        """Give a verified file its final name; the caller still removes its own name for it."""
-        final = self.url_blob(sha256)
+    def publish_url_blob(self, file: HashedFile) -> HashedFile:
+        """Give a verified file its final name; the caller still removes its own name for it.
+
+        Raises:
+            IntegrityError: The file was changed after it was verified.
+        """
+        verified, final = file.path, self.url_blob(file.digests.sha256)
+        published = replace(file, path=final)
+        file.check_untouched()
         if final.exists() and final.samefile(verified):
-            return final
+            return published
         make_directory(final.parent)
         if verified.is_relative_to(self.staging):
             os.chmod(verified, BLOB_MODE)
         staged = self.staging / staging_name()
         link_file(verified, staged)
         os.replace(staged, final)  # same digest, same bytes: whichever stands here is right
-        return final
+        return published
 
     def write_index(self, sha256: str, data: bytes) -> None:
         """Publish the index of the checkpoint with that sha256."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +31,12 @@ from .durable import (
     sync_directory,
     write_file,
 )
-from .verify import Digests, Promise, hash_file
+from .verify import hash_stamped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .verify import HashedFile, Promise
 
 __all__ = ["HubTree", "LOCK_SECONDS"]
 
@@ -120,7 +122,7 @@ class HubTree:
                 return
             yield True
 
-    def adopt(self, etag: str, promise: Promise) -> Digests | None:
+    def adopt(self, etag: str, promise: Promise) -> HashedFile | None:
         """Hash the blob that already stands under ``etag``; None where none keeps the promise.
 
         Blocking: about a second per gigabyte. A blob that breaks the promise is left where it is
@@ -133,20 +135,27 @@ class HubTree:
             if promise.size is not None and path.stat().st_size != promise.size:
                 return None
             git = promise.digest is not None and promise.digest.algorithm == "git-sha1"
-            digests = hash_file(path, git=git)
+            hashed = hash_stamped(path, git=git)
         except OSError:
             return None
-        return digests if promise.is_kept_by(digests) else None
+        return hashed if promise.is_kept_by(hashed.digests) else None
 
-    def publish_blob(self, verified: Path, etag: str, promise: Promise) -> Path:
+    def publish_blob(self, file: HashedFile, etag: str, promise: Promise) -> HashedFile:
         """Give a verified file the name ``etag``; the caller holds the lock if it could get it.
 
         The caller still removes its own name for the file.
 
         A blob that is already there is kept if it keeps the promise too; a wrong one goes to
         quarantine and is replaced in one step.
+
+        Returns:
+            What has that name now, as it was hashed.
+
+        Raises:
+            IntegrityError: The file was changed after it was verified.
         """
-        final = self.blob(etag)
+        verified, final = file.path, self.blob(etag)
+        file.check_untouched()
         make_directory(final.parent)
         _tag_cache_dir(self.cache_dir)
         if verified.is_relative_to(self.staging):  # else it is published already
@@ -154,10 +163,12 @@ class HubTree:
         try:
             link_file(verified, final)
         except FileExistsError:
-            if not _is_same(verified, final) and self.adopt(etag, promise) is None:
+            if not _is_same(verified, final):
+                if (present := self.adopt(etag, promise)) is not None:
+                    return present
                 self._replace(verified, final)
         sync_directory(final.parent)
-        return final
+        return replace(file, path=final)
 
     def link_snapshot(self, commit: str, etags: dict[str, str]) -> None:
         """Make the snapshot of ``commit`` hold each file, given the names of their blobs."""

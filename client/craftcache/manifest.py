@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from .sources import UrlSource, check_filename, is_commit
-from .verify import Digest, Promise
+from .verify import Digest, Promise, Stamp
 
 if TYPE_CHECKING:
     import os
@@ -89,13 +89,13 @@ class FileRecord:
         filename: str,
         path: str,
         digests: Digests,
-        stat: os.stat_result,
+        stamp: Stamp,
         *,
         origin: str,
         etag: str | None,
         verified_at: datetime,
     ) -> FileRecord:
-        """The record of a verified file that stands at ``path``, where it has this ``stat``."""
+        """The record of a verified file that stands at ``path``."""
         return cls(
             filename=filename,
             path=path,
@@ -103,10 +103,15 @@ class FileRecord:
             size=digests.size,
             origin=origin,
             verified_at=verified_at,
-            inode=stat.st_ino,
-            mtime_ns=stat.st_mtime_ns,
+            inode=stamp.inode,
+            mtime_ns=stamp.mtime_ns,
             etag=etag,
         )
+
+    @property
+    def stamp(self) -> Stamp:
+        """Of the blob when it was verified."""
+        return Stamp(self.size, self.inode, self.mtime_ns)
 
     @property
     def promise(self) -> Promise:

@@ -159,8 +159,8 @@ def _obtain(
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         wanted = Download(source.shown, file.url, file.promise, headers)
         return _download(stack, cache, wanted, file.filename, report, etag=file.etag)
-    _inspect(tree.blob(file.etag), file.filename, source.shown)
-    return Verified(tree.blob(file.etag), present, file.etag, 0, present.size)
+    _inspect(present.path, file.filename, source.shown)
+    return Verified(present, file.etag, 0, present.digests.size)
 
 
 def _download(
@@ -181,9 +181,9 @@ def _download(
         check_url=_policy().check_url,
         report=lambda done, total: report(Progress(wanted.source, name, done, total, "fetching")),
     )
-    stack.callback(fetched.path.unlink, missing_ok=True)
-    _inspect(fetched.path, name, wanted.source)
-    return Verified(fetched.path, fetched.digests, etag or fetched.etag, fetched.digests.size, 0)
+    stack.callback(fetched.file.path.unlink, missing_ok=True)
+    _inspect(fetched.file.path, name, wanted.source)
+    return Verified(fetched.file, etag or fetched.etag, fetched.file.digests.size, 0)
 
 
 def _policy() -> UrlPolicy:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .cache import CacheDir
     from .manifest import Watched
     from .sources import HubSource, UrlSource
-    from .verify import Digests, Promise
+    from .verify import Digests, HashedFile, Promise
 
 __all__ = [
     "Verified",
@@ -39,20 +39,28 @@ class Verified:
     """A file whose bytes kept their promise and whose content was inspected.
 
     Attributes:
-        path: Where it stands: in staging, or already published.
-        digests: Of all its bytes.
+        file: Where it stands, in staging or already published, and what was hashed there.
         etag: The origin's validator; a Hub file always has one.
         bytes_fetched: That came over the network for it.
         bytes_reused: That were here before.
         verified_at: When its bytes were hashed.
     """
 
-    path: Path
-    digests: Digests
+    file: HashedFile
     etag: str | None
     bytes_fetched: int
     bytes_reused: int
     verified_at: datetime = field(default_factory=now)
+
+    @property
+    def path(self) -> Path:
+        """Where it stands."""
+        return self.file.path
+
+    @property
+    def digests(self) -> Digests:
+        """Of all its bytes."""
+        return self.file.digests
 
 
 def publish_hub(
@@ -75,6 +83,7 @@ def publish_hub(
         origin: Shown as where they came from, with the file's name behind it.
 
     Raises:
+        IntegrityError: A file was changed after it was verified; nothing is published.
         OSError: The manifest and the ref are as they were.
     """
     tree = cache.hub_tree(source.repo_id)
@@ -82,13 +91,13 @@ def publish_hub(
     etags = {}
     for filename, (verified, promise) in files.items():
         etags[filename] = verified.etag or verified.digests.sha256
-        blob = tree.publish_blob(verified.path, etags[filename], promise)
+        blob = tree.publish_blob(verified.file, etags[filename], promise)
         records.append(
             FileRecord.of(
                 filename,
-                cache.relative(blob),
-                verified.digests,
-                blob.stat(),
+                cache.relative(blob.path),
+                blob.digests,
+                blob.stamp,
                 origin=f"{origin}/{filename}",
                 etag=etags[filename],
                 verified_at=verified.verified_at,
@@ -112,17 +121,18 @@ def publish_url(
         files: By name; each with its address as shown.
 
     Raises:
+        IntegrityError: A file was changed after it was verified; nothing is published.
         OSError: The manifest is as it was.
     """
     records = []
     for filename, (verified, origin) in files.items():
-        blob = cache.publish_url_blob(verified.path, verified.digests.sha256)
+        blob = cache.publish_url_blob(verified.file)
         records.append(
             FileRecord.of(
                 filename,
-                cache.relative(blob),
-                verified.digests,
-                blob.stat(),
+                cache.relative(blob.path),
+                blob.digests,
+                blob.stamp,
                 origin=origin,
                 etag=verified.etag,
                 verified_at=verified.verified_at,
@@ -147,17 +157,18 @@ def publish_generation(
         files: By name.
 
     Raises:
+        IntegrityError: A file was changed after it was verified; nothing is published.
         OSError: There is no such generation.
     """
     records = []
     for filename, verified in sorted(files.items()):
-        blob = cache.publish_url_blob(verified.path, verified.digests.sha256)
+        blob = cache.publish_url_blob(verified.file)
         records.append(
             FileRecord.of(
                 filename,
-                cache.relative(blob),
-                verified.digests,
-                blob.stat(),
+                cache.relative(blob.path),
+                blob.digests,
+                blob.stamp,
                 origin=f"{watched.directory}/{filename}",
                 etag=verified.etag,
                 verified_at=verified.verified_at,

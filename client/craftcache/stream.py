@@ -15,7 +15,7 @@ import httpx
 from .durable import staging_name
 from .errors import AccessDenied, CraftcacheError, NotFound, StorageFull, Unavailable
 from .sources import shown_url
-from .verify import Digests, Hasher, Promise
+from .verify import HashedFile, Hasher, Promise, Stamp
 from .version import VERSION
 
 if TYPE_CHECKING:
@@ -53,13 +53,11 @@ class Downloaded:
     """A file that came whole, durable and as promised.
 
     Attributes:
-        path: In staging; the caller links or removes it.
-        digests: Of its bytes.
+        file: In staging; the caller links or removes it.
         etag: The strong validator that came with it, unquoted, or None.
     """
 
-    path: Path
-    digests: Digests
+    file: HashedFile
     etag: str | None
 
 
@@ -116,9 +114,9 @@ def _stream(
     )
     with client, client.stream("GET", wanted.url, headers=dict(wanted.headers)) as response:
         _check_status(response, wanted)
-        digests = _receive(response, wanted, path, report)
-    wanted.promise.check(digests, source=wanted.source)
-    return Downloaded(path, digests, strong_etag(response.headers.get("ETag")))
+        file = _receive(response, wanted, path, report)
+    wanted.promise.check(file.digests, source=wanted.source)
+    return Downloaded(file, strong_etag(response.headers.get("ETag")))
 
 
 def strong_etag(header: str | None) -> str | None:
@@ -131,7 +129,7 @@ def _receive(
     wanted: Download,
     path: Path,
     report: Callable[[int, int | None], None],
-) -> Digests:
+) -> HashedFile:
     length = response.headers.get("Content-Length")
     total = wanted.promise.size if length is None else int(length)
     _check_space(wanted, path.parent, total)
@@ -152,7 +150,8 @@ def _receive(
             )
         file.flush()
         os.fsync(file.fileno())
-    return hasher.digests()
+        stamp = Stamp.of(os.fstat(file.fileno()))
+    return HashedFile(path, hasher.digests(), stamp)
 
 
 def _private(path: str, flags: int) -> int:

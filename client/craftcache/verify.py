@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -13,7 +14,17 @@ from .errors import IntegrityError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Digest", "Promise", "Hasher", "Digests", "hash_file", "hash_descriptor"]
+__all__ = [
+    "Digest",
+    "Promise",
+    "Hasher",
+    "Digests",
+    "Stamp",
+    "HashedFile",
+    "hash_file",
+    "hash_stamped",
+    "hash_descriptor",
+]
 
 READ_BYTES = 4 * 1024 * 1024
 """Bytes read at once when a file is hashed: large for the disk, small for the CPU's cache."""
@@ -100,6 +111,41 @@ class Digests:
     git_sha1: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Which file it was, and in which state: a write to it, or another in its place, changes it.
+
+    Other names of the file, and a change of its mode, do not.
+    """
+
+    size: int
+    inode: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """The stamp of the file with this stat."""
+        return cls(status.st_size, status.st_ino, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class HashedFile:
+    """A file, what its bytes were when they were hashed, and which file it was then."""
+
+    path: Path
+    digests: Digests
+    stamp: Stamp
+
+    def check_untouched(self) -> None:
+        """Raise IntegrityError unless ``path`` still is the file that was hashed."""
+        if Stamp.of(self.path.stat()) != self.stamp:
+            raise IntegrityError(
+                f"{self.path} was changed after it was verified",
+                hint="Nothing of it was published; try again",
+                retryable=True,
+            )
+
+
 class Hasher:
     """Hashes a file as its bytes arrive in order.
 
@@ -150,6 +196,24 @@ def hash_file(path: Path, *, git: bool = False) -> Digests:
         return hash_descriptor(descriptor, git=git)
     finally:
         os.close(descriptor)
+
+
+def hash_stamped(path: Path, *, git: bool = False) -> HashedFile:
+    """Hash a whole file that is to be believed from now on: it is durable, and one file.
+
+    Raises:
+        OSError: The file cannot be read, or was changed meanwhile.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        stamp = Stamp.of(os.fstat(descriptor))
+        digests = hash_descriptor(descriptor, git=git)
+        os.fsync(descriptor)  # somebody else may have written it
+        if Stamp.of(os.fstat(descriptor)) != stamp:
+            raise OSError(errno.EBUSY, "the file was changed while it was hashed", str(path))
+    finally:
+        os.close(descriptor)
+    return HashedFile(path, digests, stamp)
 
 
 def hash_descriptor(descriptor: int, *, git: bool = False) -> Digests:

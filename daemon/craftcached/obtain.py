@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.checkpoints import is_checkpoint
 from craftcache.publish import Verified
+from craftcache.verify import HashedFile
 from craftcache.wire import Progress
 
 from .fetch import Priority
@@ -284,8 +285,7 @@ class Obtainer:
         finally:
             self._fetching[teller.source].discard(remote.key)
         return Verified(
-            fetched.path,
-            fetched.digests,
+            HashedFile(fetched.path, fetched.digests, fetched.stamp),
             etag or fetched.etag,
             fetched.bytes_fetched,
             fetched.bytes_reused,

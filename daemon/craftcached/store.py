@@ -23,7 +23,7 @@ from craftcache.publish import (
     publish_url,
     serve_generation,
 )
-from craftcache.verify import Digest, Digests, Promise, hash_file
+from craftcache.verify import Digest, Digests, HashedFile, Promise, hash_stamped
 
 from .removal import remove, sweep
 
@@ -107,8 +107,8 @@ class Store:
     def as_verified(self, record: FileRecord) -> Verified:
         """A published file as one that need not be fetched again."""
         digests = Digests(record.size, record.sha256)
-        path = self.cache.path(record)
-        return Verified(path, digests, record.etag, 0, record.size, record.verified_at)
+        file = HashedFile(self.cache.path(record), digests, record.stamp)
+        return Verified(file, record.etag, 0, record.size, record.verified_at)
 
     async def manifests(self) -> list[Manifest]:
         """All published manifests, by source."""
@@ -134,10 +134,8 @@ class Store:
     async def adopt(self, source: HubSource, etag: str, promise: Promise) -> Verified | None:
         """A blob that somebody else put into the Hub's tree, hashed; None if none is right."""
         tree = self.cache.hub_tree(source.repo_id)
-        digests = await asyncio.to_thread(tree.adopt, etag, promise)
-        if digests is None:
-            return None
-        return Verified(tree.blob(etag), digests, etag, 0, digests.size)
+        adopted = await asyncio.to_thread(tree.adopt, etag, promise)
+        return None if adopted is None else Verified(adopted, etag, 0, adopted.digests.size)
 
     async def adopt_snapshot(
         self, source: HubSource, commit: str, filenames: Iterable[str]
@@ -267,14 +265,13 @@ class Store:
     def _verify(self, record: FileRecord) -> Verified | None:
         if self.cache.is_intact(record):
             return self.as_verified(record)
-        path = self.cache.path(record)
         try:
-            digests = hash_file(path)
+            hashed = hash_stamped(self.cache.path(record))
         except OSError:
             return None
-        if digests.sha256 != record.sha256:
+        if hashed.digests.sha256 != record.sha256:
             return None
-        return Verified(path, digests, record.etag, 0, digests.size)
+        return Verified(hashed, record.etag, 0, hashed.digests.size)
 
     async def sweep(self, *, before: float) -> int:
         """Remove blobs that no model names; see removal.sweep."""

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from craftcache import IntegrityError
 from craftcache.cache import CacheDir
 from craftcache.durable import file_mode, make_directory, write_file
-from craftcache.verify import Digest, Promise, hash_file
+from craftcache.verify import Digest, Promise, hash_file, hash_stamped
 
 if TYPE_CHECKING:
     import contextlib
@@ -106,15 +107,34 @@ def test_a_published_blob_is_one_file_under_its_digest_that_nobody_writes_to(
 ) -> None:
     staged = cache.staging / "one"
     staged.write_bytes(CONTENT)
-    final = cache.publish_url_blob(staged, SHA256)
+    final = cache.publish_url_blob(hash_stamped(staged)).path
     assert final == cache.url_blob(SHA256)
     assert final.samefile(staged)
     assert stat.S_IMODE(final.stat().st_mode) == 0o444
     again = cache.staging / "two"
     again.write_bytes(CONTENT)
-    assert cache.publish_url_blob(again, SHA256) == final
+    assert cache.publish_url_blob(hash_stamped(again)).path == final
     assert final.read_bytes() == CONTENT
     assert sorted(os.listdir(cache.staging)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("published", ["by url", "by repository"])
+def test_what_was_written_to_after_it_was_hashed_is_not_published(
+    cache: CacheDir, published: str
+) -> None:
+    staged = cache.staging / "one"
+    staged.write_bytes(CONTENT)
+    hashed = hash_stamped(staged)
+    with staged.open("r+b") as late:
+        late.write(b"X")
+    os.utime(staged, ns=(0, hashed.stamp.mtime_ns + 1))
+    tree = cache.hub_tree("org/name")
+    by_url = published == "by url"
+    final = cache.url_blob(SHA256) if by_url else tree.blob(SHA256)
+    with pytest.raises(IntegrityError) as raised:
+        cache.publish_url_blob(hashed) if by_url else tree.publish_blob(hashed, SHA256, Promise())
+    assert raised.value.retryable
+    assert not final.exists()
 
 
 def test_a_wrong_blob_of_the_hub_is_replaced_and_kept_for_a_look(cache: CacheDir) -> None:
@@ -126,7 +146,7 @@ def test_a_wrong_blob_of_the_hub_is_replaced_and_kept_for_a_look(cache: CacheDir
     staged = cache.staging / "right"
     staged.write_bytes(CONTENT)
     assert tree.adopt(SHA256, promise) is None
-    assert tree.publish_blob(staged, SHA256, promise) == final
+    assert tree.publish_blob(hash_stamped(staged), SHA256, promise).path == final
     assert final.read_bytes() == CONTENT
     (kept,) = cache.quarantine.iterdir()
     assert kept.read_bytes() == b"x" * len(CONTENT)
@@ -141,7 +161,7 @@ def test_a_right_blob_of_the_hub_stays(cache: CacheDir) -> None:
     inode = tree.blob(SHA256).stat().st_ino
     staged = cache.staging / "same"
     staged.write_bytes(CONTENT)
-    tree.publish_blob(staged, SHA256, promise)
+    tree.publish_blob(hash_stamped(staged), SHA256, promise)
     assert tree.blob(SHA256).stat().st_ino == inode
     assert not cache.quarantine.exists()
 

@@ -11,7 +11,7 @@ from craftcache.cache import CacheDir
 from craftcache.manifest import manifest_key
 from craftcache.publish import Verified
 from craftcache.sources import UrlSource, parse
-from craftcache.verify import hash_file
+from craftcache.verify import hash_stamped
 from craftcached.evictor import Evictor
 from craftcached.pins import Pins
 from craftcached.records import Records
@@ -56,7 +56,7 @@ class Keeping:
         for filename, content in files.items():
             path = self.store.cache.staging / f"{name}-{filename}"
             path.write_bytes(content)
-            verified[filename] = Verified(path, hash_file(path), None, 0, 0), "nowhere"
+            verified[filename] = Verified(hash_stamped(path), None, 0, 0), "nowhere"
         manifest = await self.store.publish_url(source(name), verified)
         for file, _ in verified.values():
             self.store.discard(file)

@@ -220,8 +220,8 @@ class Job:
             if reused:  # what an earlier run left may be at fault
                 raise Fault(Trouble.CHANGED, error.message) from None
             raise
-        await self._bench.syncing.run(part.seal)
-        return Fetched(part.path, digests, etag, self._order.claimant.received, reused)
+        stamp = await self._bench.syncing.run(part.seal)
+        return Fetched(part.path, digests, stamp, etag, self._order.claimant.received, reused)
 
     async def _taken(self, sealed: Fetched) -> Fetched:
         """Give the file a name that no later fetch of its key touches; the last step of all."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from craftcache.verify import Digests, Promise
+    from craftcache.verify import Digests, Promise, Stamp
 
 __all__ = ["RemoteFile", "Fetched", "Priority", "Fetcher"]
 
@@ -53,6 +53,7 @@ class Fetched:
         path: The staging file, fsynced, mode 0444, under a name of its own: the caller's, who
             renames or links it, or removes it.
         digests: Of all its bytes.
+        stamp: Of the file when all its bytes were there and hashed.
         etag: The strong validator that the origin sent with the bytes, unquoted, or None.
         bytes_fetched: Bytes that came over the network in this run.
         bytes_reused: Bytes that an earlier, interrupted run had left in staging.
@@ -60,6 +61,7 @@ class Fetched:
 
     path: Path
     digests: Digests
+    stamp: Stamp
     etag: str | None
     bytes_fetched: int
     bytes_reused: int

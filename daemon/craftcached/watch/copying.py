@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING
 
 from craftcache.errors import StorageFull
 from craftcache.publish import Verified
-from craftcache.verify import READ_BYTES, Hasher
+from craftcache.verify import READ_BYTES, HashedFile, Hasher, Stamp
 
 from .looking import look, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from craftcache.verify import Digests
 
     from .looking import Look, Target
 
@@ -84,15 +82,15 @@ def _copy(
         if not stat.S_ISREG(status.st_mode) or stamp(status) != expected:
             raise FilesChanged
         _check_room(path.parent, status.st_size)
-        digests = _copy_bytes(source, path, should_stop)
-        if digests.size != status.st_size or stamp(os.fstat(source)) != expected:
+        copied = _copy_bytes(source, path, should_stop)
+        if copied.digests.size != status.st_size or stamp(os.fstat(source)) != expected:
             raise FilesChanged
     finally:
         os.close(source)
-    return Verified(path, digests, expected, 0, digests.size)
+    return Verified(copied, expected, 0, copied.digests.size)
 
 
-def _copy_bytes(source: int, path: Path, should_stop: Callable[[], bool]) -> Digests:
+def _copy_bytes(source: int, path: Path, should_stop: Callable[[], bool]) -> HashedFile:
     copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         hasher = Hasher()
@@ -115,7 +113,7 @@ def _copy_bytes(source: int, path: Path, should_stop: Callable[[], bool]) -> Dig
             hasher.update(view[:count])
             offset += count
         os.fsync(copy)
-        return hasher.digests()
+        return HashedFile(path, hasher.digests(), Stamp.of(os.fstat(copy)))
     finally:
         os.close(copy)
 

@@ -153,7 +153,7 @@ class Maker:
     async def _known(self, file: Verified) -> Verified:
         """The same bytes as another model has them, so that both are one file."""
         found = await self._store.find(file.digests.sha256)
-        return file if found is None else replace(file, path=found.path)
+        return file if found is None else replace(file, file=found.file)
 
 
 async def _pass_gate(command: str, directory: Path, name: str, copied: dict[str, Verified]) -> None:
