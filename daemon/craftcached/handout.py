@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from craftcache.cache import CacheDir
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from craftcache.manifest import FileRecord, Manifest
 
 __all__ = ["Handout", "OpenedModel"]
+
+PATHS_KEPT = 1024
+"""Files whose paths are not made anew for each worker that asks."""
+
+_READING = os.O_RDONLY | os.O_CLOEXEC
 
 
 @dataclass(slots=True)
@@ -73,6 +79,7 @@ class Handout:
         self._cache = cache
         self._serve_dir = serve_dir
         self._served = cache if serve_dir is None else CacheDir(serve_dir, cache.trusted_uids)
+        self._paths = lru_cache(PATHS_KEPT)(self._make_paths)
 
     def check(self) -> None:
         """See that ``serve_dir`` shows the cache, and only shows it.
@@ -114,8 +121,9 @@ class Handout:
         opened = OpenedModel(manifest, tuple(records))
         try:
             for record in records:
-                opened.blobs.append(_open(self._served.path(record)))
-                opened.indexes.append(_open(self._served.index_path(record.sha256)))
+                blob, index = self._paths(record)
+                opened.blobs.append(os.open(blob, _READING))
+                opened.indexes.append(os.open(index, _READING))
             if self._serve_dir is not None:
                 self._check_read_only(opened)
             if opened.is_intact():
@@ -129,6 +137,11 @@ class Handout:
         if self._serve_dir is not None and all(map(self._cache.is_ready, records)):
             raise self._broken("lacks published files")
         return None
+
+    def _make_paths(self, record: FileRecord) -> tuple[str, str]:
+        """Of a blob and its index, as the system takes them: a third of a hit went into these."""
+        blob, index = self._served.path(record), self._served.index_path(record.sha256)
+        return os.fspath(blob), os.fspath(index)
 
     def _check_read_only(self, opened: OpenedModel) -> None:
         """A link, or a mount inside the cache, may have led out of ``serve_dir``."""
@@ -145,7 +158,3 @@ class Handout:
             f"Mount it by BindReadOnlyPaths={self._cache.root}:{self._serve_dir} in "
             "craftcached.service, or leave serve_dir out"
         )
-
-
-def _open(path: os.PathLike[str]) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
