@@ -71,7 +71,7 @@ class Client:
 
         Args:
             source: A local file or directory, an ``https://`` URL, a Hub id
-                ``org/name[@revision]`` or ``watch:NAME``, tried in that order.
+                ``org/name[@revision]`` or ``watch:NAME[@generation]``, tried in that order.
             device: Of all tensors; whatever torch.device takes.
             parts: Which of the pair to load.
 

@@ -40,8 +40,8 @@ __all__ = ["main"]
 def main(context: click.Context, socket_dir: Path | None, cache_dir: Path | None) -> None:
     """One verified, hot copy of every AudioCraft checkpoint per GPU node.
 
-    A SOURCE is a Hub id (org/name or org/name@revision), an https:// URL, or a local file or
-    directory.
+    A SOURCE is a Hub id (org/name or org/name@revision), an https:// URL, a watched directory
+    (watch:NAME), or a local file or directory.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 75 failed and a retry may help.
     """
