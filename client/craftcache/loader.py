@@ -80,7 +80,7 @@ class Loader:
         self._cold_seconds = cold_seconds
         self._cache = CacheDir(self.cache_dir)
         self._resolver = Resolver(self._cache)
-        self._node = Node(self.socket_dir, self._patience)
+        self._node = Node(self.socket_dir, self.patience)
         self._has_warned = False
 
     def close(self) -> None:
@@ -312,8 +312,14 @@ class Loader:
             report=_checked(report, withdrawal),
         )
 
-    def _patience(self, source: RemoteSource | None, names: Sequence[str]) -> float:
-        if self.fallback == "none" or source is None:
+    def patience(self, source: RemoteSource | None, names: Sequence[str]) -> float:
+        """How many seconds a silent daemon is waited for, by what could be had without it.
+
+        Args:
+            source: What is asked for; None of what only the daemon knows.
+            names: The files that are to be opened; none for a warm, which no cached copy answers.
+        """
+        if self.fallback == "none" or source is None or not names:
             return self._cold_seconds
         return WARM_SECONDS if self._resolver.has_cached(source, names) else self._cold_seconds
 

@@ -113,6 +113,21 @@ def test_a_silent_daemon_is_waited_for_longer_where_only_the_origin_is_left() ->
     assert inspect.signature(Loader).parameters["cold_seconds"].default == 15
 
 
+def test_a_cached_copy_shortens_the_wait_of_a_load_and_of_nothing_else(
+    base: Path, export_repo: Repo, hub_endpoint: str
+) -> None:
+    loader = Loader(
+        socket_dir=base / "run", cache_dir=base / "cache", fallback="origin", cold_seconds=15
+    )
+    source = HubSource("org/model")
+    with closing(loader):
+        assert loader.patience(source, PAIR) == 15
+        loader.open(source, PAIR, withdrawal=Withdrawal(), report=ignore).close()
+        assert loader.patience(source, PAIR) == 1
+        assert loader.patience(source, ()) == 15, "of a warm"
+        assert loader.patience(None, ()) == 15, "of a status"
+
+
 def test_a_request_survives_a_restart_of_the_daemon(
     daemon: DaemonProcess, threaded_hub: TestHub
 ) -> None:
