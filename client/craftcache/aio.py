@@ -1,8 +1,9 @@
 """The asynchronous client: the same calls as coroutines.
 
 Loading is blocking work whichever way it is asked for: maps are made, pages are read, tensors are
-copied. So every call runs in a thread of its own pool, and the event loop only waits. Cancelling
-a call withdraws its request, at the daemon too, and the coroutine ends when the thread has.
+copied. So every call runs in a thread of a pool, and the event loop only waits; what follows a
+watch, and so waits without end, has a thread of its own. Cancelling a call withdraws its request,
+at the daemon too, and the coroutine ends when the thread has.
 """
 
 from __future__ import annotations
@@ -143,20 +144,25 @@ class AsyncClient:
     async def follow(self, name: str, *, after: int | None = None) -> AsyncIterator[Generation]:
         """See Client.follow; leaving the loop, or cancelling it, withdraws the request."""
         has_daemon = False
-        while True:
-            generation = await self._run(
-                partial(self._do.next_generation, name, after, has_daemon=has_daemon)
-            )
-            has_daemon, after = True, generation.number
-            yield generation
+        thread = ThreadPoolExecutor(1, thread_name_prefix="craftcache-follow")
+        try:
+            while True:
+                generation = await _run(
+                    thread, partial(self._do.next_generation, name, after, has_daemon=has_daemon)
+                )
+                has_daemon, after = True, generation.number
+                yield generation
+        finally:
+            thread.shutdown(wait=False)
 
     async def explain(self, source: str | os.PathLike[str]) -> Explanation:
         """See Client.explain."""
         return await self._run(partial(self._do.explain, source))
 
     async def close(self) -> None:
-        """End the threads and close idle connections."""
-        await asyncio.to_thread(self._pool().shutdown)
+        """End the threads and close idle connections; the client stays usable."""
+        threads, self._threads = self._pool(), _new_pool()
+        await asyncio.to_thread(threads.shutdown)
         self._do.close()
 
     async def __aenter__(self) -> Self:
@@ -169,24 +175,7 @@ class AsyncClient:
         return (partial(type(self), **self._do.arguments), ())
 
     async def _run(self, call: Callable[..., T]) -> T:
-        """Run ``call`` in a thread; when cancelled, withdraw it and wait for the thread."""
-        withdrawal = Withdrawal()
-
-        def run() -> T:
-            try:
-                return call(withdrawal=withdrawal)
-            except Withdrawn as error:
-                raise asyncio.CancelledError from error
-
-        submitted = self._pool().submit(run)
-        running = asyncio.wrap_future(submitted)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            withdrawal.withdraw()
-            if not submitted.cancel():  # it has begun
-                await asyncio.gather(running, return_exceptions=True)
-            raise
+        return await _run(self._pool(), call)
 
     def _pool(self) -> ThreadPoolExecutor:
         """The threads of this process; a forked child has none of its parent's."""
@@ -194,6 +183,27 @@ class AsyncClient:
             self._process = os.getpid()
             self._threads = _new_pool()
         return self._threads
+
+
+async def _run(threads: ThreadPoolExecutor, call: Callable[..., T]) -> T:
+    """Run ``call`` in a thread; when cancelled, withdraw it and wait for the thread."""
+    withdrawal = Withdrawal()
+
+    def run() -> T:
+        try:
+            return call(withdrawal=withdrawal)
+        except Withdrawn as error:
+            raise asyncio.CancelledError from error
+
+    submitted = threads.submit(run)
+    running = asyncio.wrap_future(submitted)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        withdrawal.withdraw()
+        if not submitted.cancel():  # it has begun
+            await asyncio.gather(running, return_exceptions=True)
+        raise
 
 
 def _new_pool() -> ThreadPoolExecutor:

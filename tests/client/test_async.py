@@ -17,7 +17,9 @@ from blockbuster import blockbuster_ctx
 import craftcache.aio
 from checkpoints import assert_same, saved
 from craftcache import AsyncClient
+from craftcache.admin import AdminClient
 from craftcache.errors import NotFound, UnknownDevice
+from craftcache.watch_rule import WatchRule
 from daemons import EXPORT
 from hub import Gate, Stall
 
@@ -177,6 +179,32 @@ def test_one_client_serves_several_loops(node: Node) -> None:
     assert served == ["daemon"] * 20
 
 
+async def test_followers_take_no_thread_from_other_calls(
+    client: AsyncClient, node: Node, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(
+        AdminClient(node.daemon.socket_dir).put_watch,
+        WatchRule(name="run", directory=str(tmp_path)),
+    )
+
+    async def follow() -> None:
+        async for _ in client.follow("run"):
+            pass
+
+    following = [asyncio.create_task(follow()) for _ in range(craftcache.aio.MAX_THREADS)]
+    await asyncio.sleep(0)  # each has asked by then
+    assert (await client.load("org/model")).served_by == "daemon"
+    for task in following:
+        task.cancel()
+    outcomes = await asyncio.gather(*following, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
+
+
+async def test_a_closed_client_stays_usable(client: AsyncClient) -> None:
+    await client.close()
+    assert (await client.load("org/model")).served_by == "daemon"
+
+
 async def test_a_closed_client_has_no_threads(node: Node) -> None:
     before = {thread.name for thread in threading.enumerate()}
     client = node.daemon.async_client()
@@ -203,6 +231,7 @@ async def test_a_client_comes_whole_through_a_pickle(client: AsyncClient) -> Non
 FORKING = """
 import asyncio, os, sys
 from craftcache import AsyncClient
+from craftcache.admin import AdminClient
 
 client = AsyncClient(socket_dir=sys.argv[1], cache_dir=sys.argv[2])
 
