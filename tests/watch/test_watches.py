@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import stat
@@ -312,6 +313,23 @@ async def test_every_directory_of_a_pattern_is_watched_whenever_it_appears(base:
         await rig.watches.remove("all")
         assert await rig.store.manifests() == []
         assert rig.watches.reports() == []
+
+
+async def test_who_follows_a_directory_of_a_pattern_survives_a_change_of_the_pattern(
+    base: Path,
+) -> None:
+    runs = base / "runs"
+    write_pair(runs / "a" / "export", 1)
+    async with watching(base) as rig:
+        await rig.watches.put(rule(runs / "*" / "export", "all"))
+        await rig.until_served("all-a", 1)
+        following = asyncio.create_task(rig.watches.wait_other("all-a", 1))
+        await rig.watches.put(rule(runs / "*" / "export", "all", keep=7))
+        write_pair(runs / "a" / "export", 2)
+        manifest = await following
+        assert manifest.watched is not None
+        assert manifest.watched.generation == 2
+        assert rig.watches.report("all-a").rule.keep == 7
 
 
 async def test_a_codec_that_is_only_referred_to_is_brought_as_well(base: Path) -> None:

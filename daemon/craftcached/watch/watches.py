@@ -166,6 +166,7 @@ class Watches:
         for watcher in owned:
             await self._serving.release(watcher)
             freed += await watcher.generations.remove_all()
+            self._known.pop(watcher.rule.name, None)
         return freed
 
     def reports(self) -> list[Report]:
@@ -301,7 +302,10 @@ class Watches:
         self._spawn(owner, self._run(watcher))
 
     async def _run(self, watcher: Watcher) -> None:
-        await self._serving.take_up(watcher)
+        try:
+            await self._serving.take_up(watcher)
+        except OSError as error:  # what was served before is served on
+            log.warning("watch %s: its newest is not served: %s", watcher.rule.name, error)
         await watcher.run()
 
     async def _stop(self, owner: str) -> None:
@@ -313,6 +317,8 @@ class Watches:
         for name in self._owned.pop(owner, []):
             watcher = self._watchers.pop(name)
             self._numbers[name] = set(watcher.generations.numbers)
+            if watcher.generations.served is not None:
+                self._known[name] = watcher.rule.directory
             self._serving.turn(name)
 
     def _spawn(self, owner: str, work: Coroutine[None, None, None]) -> None:
