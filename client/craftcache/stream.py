@@ -14,6 +14,7 @@ import httpx
 
 from .durable import staging_name
 from .errors import AccessDenied, CraftcacheError, NotFound, StorageFull, Unavailable
+from .etags import strong_etag
 from .sources import shown_url
 from .verify import HashedFile, Hasher, Promise, Stamp
 from .version import VERSION
@@ -117,11 +118,6 @@ def _stream(
         file = _receive(response, wanted, path, report)
     wanted.promise.check(file.digests, source=wanted.source)
     return Downloaded(file, strong_etag(response.headers.get("ETag")))
-
-
-def strong_etag(header: str | None) -> str | None:
-    """The validator of an ETag header, unquoted; None of a weak one or none."""
-    return None if header is None or header.startswith("W/") else header.strip('"') or None
 
 
 def _receive(

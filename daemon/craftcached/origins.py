@@ -7,17 +7,18 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
 from craftcache.errors import Unavailable
+from craftcache.etags import strong_etag
 from craftcache.hub import HubFile, describe
 from craftcache.sources import shown_url
 from craftcache.verify import Promise
 
 from .fetch import RemoteFile
+from .fetch.transfer import redirect_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,29 +123,25 @@ class UrlOrigin:
 
         Raises:
             PolicyDenied: The URL, or where it redirects to, may not be asked.
-            Unavailable: The server does not answer.
+            Unavailable: The server does not answer, or leads nowhere.
         """
-        url = source.file_url(filename)
+        target = URL(source.file_url(filename), encoded=True)  # as the server signed it
         timeout = aiohttp.ClientTimeout(total=HEAD_SECONDS)
         try:
             async with aiohttp.ClientSession(trust_env=True, timeout=timeout) as session:
                 for _ in range(MAX_REDIRECTS):
-                    self._policy.check_url(url)
-                    target = URL(url, encoded=True)  # as the server signed it
+                    self._policy.check_url(str(target))
                     async with session.head(target, allow_redirects=False) as answer:
                         if answer.status not in (301, 302, 303, 307, 308):
-                            return _strong(answer.headers.get("ETag")) if answer.ok else None
-                        url = urljoin(url, answer.headers.get("Location", ""))
+                            return strong_etag(answer.headers.get("ETag")) if answer.ok else None
+                        location = answer.headers.get("Location")
+                        target = redirect_target(target, location, source=source.shown)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Unavailable(
-                f"{shown_url(url)} cannot be reached ({type(error).__name__})",
+                f"{shown_url(str(target))} cannot be reached ({type(error).__name__})",
                 source=source.shown,
                 hint="Check the network, or load what is cached",
             ) from error
         raise Unavailable(
             f"more than {MAX_REDIRECTS} redirects", source=source.shown, hint="Check the URL"
         )
-
-
-def _strong(etag: str | None) -> str | None:
-    return None if etag is None or etag.startswith("W/") else etag.strip('"') or None

@@ -160,6 +160,18 @@ def test_a_redirect_that_is_asked_about_again_must_be_allowed_too(
     assert (problem["code"], problem["source"]) == ("PolicyDenied", url), problem
 
 
+@pytest.mark.parametrize("location", ["http://[", "http://127.0.0.1:x/", "ftp://127.0.0.1/x"])
+def test_a_redirect_to_no_url_is_the_servers_fault(
+    api: Api, threaded_hub: TestHub, location: str
+) -> None:
+    threaded_hub.files["/model.th"] = OnDisk(LM)
+    url = threaded_hub.cdn_url("/model.th")
+    api.warm(url)
+    threaded_hub.inject(Redirect(location), path="/model.th", method="HEAD")
+    problem = api.warm(url).json()
+    assert (problem["code"], problem["source"], problem["retryable"]) == ("Unavailable", url, False)
+
+
 def test_names_that_carry_their_hash_are_the_same_for_any_server(
     api: Api, threaded_hub: TestHub
 ) -> None:

@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from craftcache.errors import AccessDenied, IntegrityError, NotFound, Unavailable
+from craftcache.etags import strong_etag
 from craftcache.sources import shown_url
 
 from .faults import Fault, Trouble
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .settings import EngineSettings
     from .types import RemoteFile
 
-__all__ = ["host_of", "Reply", "Transfer"]
+__all__ = ["host_of", "redirect_target", "Reply", "Transfer"]
 
 BLOCK_BYTES = 1024 * 1024
 """Bytes gathered before they are written in one step, at most."""
@@ -80,7 +81,7 @@ class Reply:
         self.url = str(response.url)
         self.span = span
         self.total = total
-        self.etag = _strong_etag(response.headers.get("ETag"))
+        self.etag = strong_etag(response.headers.get("ETag"))
         self.partial = response.status == 206
         self.is_xet = is_xet
         self._content = response.content
@@ -237,10 +238,10 @@ class Transfer:
                 return response, is_xet
             location = response.headers.get("Location")
             response.release()
-            if location is None:
-                raise _refused(file, f"{shown_url(str(target))} redirects to nowhere")
-            target = _joined(file, target, location)
-        raise _refused(file, f"{shown_url(file.url)} redirects more than {MAX_REDIRECTS} times")
+            target = redirect_target(target, location, source=file.source)
+        raise _refused(
+            file.source, f"{shown_url(file.url)} redirects more than {MAX_REDIRECTS} times"
+        )
 
     async def _request(
         self, file: RemoteFile, url: URL, headers: Mapping[str, str]
@@ -308,7 +309,7 @@ class Transfer:
             )
         if status == 416:
             return Fault(Trouble.CHANGED, f"{shown} is shorter than it was")
-        return _refused(file, f"{shown} answered {status}")
+        return _refused(file.source, f"{shown} answered {status}")
 
 
 def _content_range(response: aiohttp.ClientResponse) -> tuple[Span, int | None]:
@@ -322,20 +323,23 @@ def _content_range(response: aiohttp.ClientResponse) -> tuple[Span, int | None]:
     return Span(int(match[1]), int(match[2]) + 1), total
 
 
-def _strong_etag(value: str | None) -> str | None:
-    if value is None or value.startswith("W/") or len(value) < 3:
-        return None
-    return value[1:-1] if value[0] == value[-1] == '"' else None
+def redirect_target(base: URL, location: str | None, *, source: str) -> URL:
+    """Where the answer of ``base`` leads that has this Location.
 
-
-def _joined(file: RemoteFile, base: URL, location: str) -> URL:
+    Raises:
+        Unavailable: To no URL that could be asked.
+    """
+    shown = shown_url(str(base))
+    if location is None:
+        raise _refused(source, f"{shown} redirects to nowhere")
     try:
         target = base.join(URL(location, encoded=True))
         target.origin()
+        _ = target.port  # raises for a port that is no number
     except ValueError:
-        raise _refused(file, f"{shown_url(str(base))} redirects to a malformed URL") from None
+        raise _refused(source, f"{shown} redirects to a malformed URL") from None
     if target.scheme not in {"http", "https"}:
-        raise _refused(file, f"{shown_url(str(base))} redirects to {target.scheme}:")
+        raise _refused(source, f"{shown} redirects to {target.scheme}:")
     return target
 
 
@@ -346,7 +350,7 @@ def _lost(url: str, error: Exception) -> Fault:
     )
 
 
-def _refused(file: RemoteFile, message: str) -> Unavailable:
+def _refused(source: str, message: str) -> Unavailable:
     return Unavailable(
-        message, source=file.source, hint="Check the URL with the publisher", retryable=False
+        message, source=source, hint="Check the URL with the publisher", retryable=False
     )
