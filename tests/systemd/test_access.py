@@ -103,6 +103,31 @@ for directory in found:
     assert writable == {CACHE, "/tmp", "/var/lib/craftcache", "/var/tmp"}
 
 
+def test_what_inspects_a_file_is_without_the_network_in_the_daemons_sandbox(node: Node) -> None:
+    code = """
+import socket
+from craftcached.inspect.confine import confine
+listener = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(listener.getsockname()).close()
+confine(cpu_seconds=2)
+try:
+    socket.create_connection(listener.getsockname())
+except OSError as error:
+    print("refused:", error.strerror, flush=True)
+else:
+    print("not refused", flush=True)
+"""
+    node.machine.write("/srv/reach.py", code)
+    node.machine.drop_in(
+        SERVICE,
+        "[Service]\nType=exec\nRestart=no\nSockets=\n"
+        "ExecStart=\nExecStart=/opt/craftcache/bin/python /srv/reach.py\n",
+    )
+    node.machine.systemctl("start", SERVICE)
+    said = node.machine.wait_journal(SERVICE, "refused")
+    assert said == "refused: Operation not permitted\n"  # by the filter: namespaces are forbidden
+
+
 def test_the_token_is_a_credential_that_no_other_user_sees(node: Node) -> None:
     node.hub.repo("org/private", private=True).commit(
         {"state_dict.bin": b"no checkpoint", "compression_state_dict.bin": b"neither"}
