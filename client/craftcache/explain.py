@@ -108,6 +108,9 @@ def _explain_remote(loader: Loader, source: RemoteSource, withdrawal: Withdrawal
     model = _cached(loader.models(withdrawal=withdrawal), source, names)
     if model is not None:
         steps.append(f"it is cached and verified at revision {model.revision}")
+        if not has_daemon and (obstacle := loader.obstacle(is_cached=True)):
+            steps.append(obstacle)
+            return _explanation(source, steps, None, None)
         served_by: ServedBy | None = "daemon" if has_daemon else "cache"
         return _explanation(source, steps, served_by, model)
     steps.append("it is not cached" if has_daemon else f"it is not in {loader.cache_dir}")
@@ -117,10 +120,14 @@ def _explain_remote(loader: Loader, source: RemoteSource, withdrawal: Withdrawal
     if has_daemon:
         steps.append("the daemon would fetch and verify it first")
         return _explanation(source, steps, "daemon", None)
-    if loader.fallback == "origin":
+    obstacle = loader.obstacle(is_cached=False)
+    if obstacle is None:
         steps.append("this process would fetch and verify it by itself")
         return _explanation(source, steps, "origin", None)
-    steps.append(f"fallback={loader.fallback!r} forbids to fetch it")
+    steps.append(obstacle)
+    if loader.obstacle(is_cached=True) is None and loader.has_unverified(source, names):
+        steps.append("huggingface_hub left a copy, which would be verified and used")
+        return _explanation(source, steps, "cache", None)
     return _explanation(source, steps, None, None)
 
 

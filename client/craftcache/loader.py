@@ -281,17 +281,35 @@ class Loader:
         files.fallback_reason = str(away)
         return files
 
+    def obstacle(self, *, is_cached: bool) -> str | None:
+        """Why a source may not be had without the daemon; None where it may.
+
+        Args:
+            is_cached: Whether a cache has it, so that it need not be fetched.
+        """
+        if self.fallback == "none":
+            return "fallback='none' forbids to do without the daemon"
+        if is_cached:
+            return None
+        if _is_offline():
+            return "HF_HUB_OFFLINE is set"
+        return None if self.fallback == "origin" else "fallback='cache' forbids it"
+
+    def has_unverified(self, source: RemoteSource, names: Sequence[str]) -> bool:
+        """Whether huggingface_hub left files of these names, to be verified when they are used."""
+        return all(self._resolver.path(source, name) is not None for name in names)
+
     def _permit_origin(self, source: RemoteSource, away: DaemonAway) -> None:
         """Raise unless this process may fetch by itself."""
-        if self.fallback == "origin" and not _is_offline():
+        obstacle = self.obstacle(is_cached=False)
+        if obstacle is None:
             return
         if away.refusal is not None:
             raise away.refusal from away
         if self.fallback == "none":
             raise _no_daemon(away, source) from away
-        reason = "HF_HUB_OFFLINE is set" if _is_offline() else "fallback='cache' forbids it"
         raise Offline(
-            f"it would have to be fetched, {reason}, and {away}",
+            f"it would have to be fetched, {obstacle}, and {away}",
             source=source.shown,
             hint="Start craftcached, or warm the model first",
         ) from away
