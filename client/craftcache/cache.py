@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .config import daemon_uid
-from .durable import link_file, make_directory, staging_name, write_file
+from .durable import link_file, make_directory, staging_name, sync_directory, write_file
 from .hub_cache import LOCK_SECONDS, HubTree
 from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
 
@@ -114,6 +114,10 @@ class CacheDir:
     def index_path(self, sha256: str) -> Path:
         """Where the index of the checkpoint with that sha256 stands."""
         return self._indexes / f"{sha256}.json"
+
+    def indexes(self) -> Iterator[Path]:
+        """Every file that stands where index_path says, of a published checkpoint or not."""
+        return self._indexes.glob("*.json")
 
     def manifest_path(self, key: str) -> Path:
         """Where the manifest with that key (see manifest.manifest_key) stands."""
@@ -214,6 +218,7 @@ class CacheDir:
         staged = self.staging / staging_name()
         link_file(verified, staged)
         os.replace(staged, final)  # same digest, same bytes: whichever stands here is right
+        sync_directory(final.parent)
         return published
 
     def write_index(self, sha256: str, data: bytes) -> None:

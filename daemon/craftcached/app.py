@@ -153,7 +153,7 @@ class Daemon:
         uses = await life.enter_async_context(Uses(records))
         self._evictor = Evictor(
             store=store,
-            remove=self._warmer.remove,
+            remove=store.remove,
             pins=pins,
             uses=uses,
             max_bytes=settings.max_bytes,

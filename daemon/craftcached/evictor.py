@@ -66,7 +66,7 @@ class Evictor:
 
     Args:
         store: What there is.
-        remove: Removes a model, given the key of its manifest and its source as shown; returns
+        remove: Removes a model, given the key of its manifest; returns
             the bytes freed.
         pins: What stays.
         uses: What was used when.
@@ -81,7 +81,7 @@ class Evictor:
         self,
         *,
         store: Store,
-        remove: Callable[[str, str], Awaitable[int]],
+        remove: Callable[[str], Awaitable[int]],
         pins: Pins,
         uses: Uses,
         max_bytes: int,
@@ -134,7 +134,7 @@ class Evictor:
                 return self._outcome(removed.values(), freed, models, missing)
             victim = plan.victims[0]
             removed[victim.key] = victim
-            bytes_freed = await self._remove(victim.key, victim.source)
+            bytes_freed = await self._remove(victim.key)
             await self._uses.forget(victim.key)
             log.info("evicted %s: %d bytes freed", victim.source, bytes_freed)
             freed += bytes_freed

@@ -258,7 +258,7 @@ class Obtainer:
 
     async def _linked(self, sha256: str, etag: str | None) -> Verified | None:
         """The same bytes as another model has them."""
-        found = await self._store.find(sha256)
+        found = await self._store.find(sha256, self._store.cache.staging)
         return found and replace(found, etag=etag)
 
     async def _fetch(

@@ -1,10 +1,11 @@
 """Removing a model: every name that only it needs, and so every byte that nobody else has.
 
-    manifest -> snapshot links -> refs -> blobs -> indexes
+    manifest -> snapshot links -> refs -> blobs
 
 The reverse of publication, so that a kill in between leaves no model with a part missing, only
 files that no model names. What another model, another revision or a snapshot of huggingface_hub's
-own still leads to stays. All calls block.
+own still leads to stays. Indexes are left to the sweep: the same checkpoint may be on its way under
+another name. All calls block, and nothing may be published meanwhile.
 """
 
 from __future__ import annotations
@@ -25,20 +26,22 @@ if TYPE_CHECKING:
 __all__ = ["remove", "sweep"]
 
 
-def remove(cache: CacheDir, key: str, manifest: Manifest) -> int:
+def remove(cache: CacheDir, key: str) -> int:
     """Remove a published model.
 
     Args:
         cache: Where it is published.
         key: Of its manifest.
-        manifest: What it consists of.
 
     Returns:
-        Bytes freed on the disk.
+        Bytes freed on the disk; 0 if there is no such model any more.
 
     Raises:
         OSError: Some of its files may be left, but it is no model any more.
     """
+    manifest = cache.manifest_at(key)
+    if manifest is None:
+        return 0
     source = parse(manifest.source)
     cache.manifest_path(key).unlink(missing_ok=True)
     others = tuple(cache.manifests())
@@ -52,16 +55,13 @@ def remove(cache: CacheDir, key: str, manifest: Manifest) -> int:
     for record in manifest.files:
         if record.path not in kept_paths and os.path.basename(record.path) not in linked:
             freed += _unlink_blob(cache, record)
-    kept_digests = {record.sha256 for other in others for record in other.files}
-    for sha256 in {record.sha256 for record in manifest.files} - kept_digests:
-        cache.index_path(sha256).unlink(missing_ok=True)
     if isinstance(source, HubSource):
         _remove_empty(cache.hub_tree(source.repo_id).root)
     return freed
 
 
 def sweep(cache: CacheDir, *, before: float) -> int:
-    """Remove blobs that no model names, as a new revision of a URL or a kill leaves them.
+    """Remove blobs and indexes that no model names, as new revisions and kills leave them.
 
     huggingface_hub's own snapshots are left alone: programs may name them by their commit.
 
@@ -76,9 +76,11 @@ def sweep(cache: CacheDir, *, before: float) -> int:
     manifests = [manifest for key in keys if (manifest := cache.manifest_at(key))]
     if len(manifests) < len(keys):
         return 0  # one may have been written by another release, and nobody knows what it names
-    kept = {record.path for manifest in manifests for record in manifest.files}
+    records = [record for manifest in manifests for record in manifest.files]
+    kept = {record.path for record in records}
+    kept |= {cache.relative(cache.index_path(record.sha256)) for record in records}
     freed = 0
-    for path in cache.url_blobs():
+    for path in (*cache.url_blobs(), *cache.indexes()):
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
             if status.st_ctime < before and cache.relative(path) not in kept:

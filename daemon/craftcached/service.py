@@ -319,7 +319,7 @@ class Service:
             PolicyDenied: It is pinned or watched.
         """
         source = parse(text)
-        key, manifest = self._published(source)
+        key, _ = self._published(source)
         self._pins.check_unpinned(source)
         if isinstance(source, WatchSource) and self.watches.is_watched(source):
             raise PolicyDenied(
@@ -327,7 +327,7 @@ class Service:
                 source=source.shown,
                 hint=f"craftcache watch rm {source.name}",
             )
-        freed = await self._warmer.remove(key, manifest.source)
+        freed = await self._store.remove(key)
         await self._uses.forget(key)
         log.info("removed %s: %d bytes freed", source.shown, freed)
         return freed

@@ -12,8 +12,10 @@ import errno
 import fcntl
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
+from craftcache.durable import link_file, staging_name
 from craftcache.errors import StorageFull, Unavailable
 from craftcache.manifest import manifest_key
 from craftcache.publish import (
@@ -25,6 +27,7 @@ from craftcache.publish import (
 )
 from craftcache.verify import Digest, Digests, HashedFile, Promise, hash_stamped
 
+from .fetch.offload import Threads
 from .removal import remove, sweep
 
 if TYPE_CHECKING:
@@ -44,6 +47,9 @@ LEFTOVER_SECONDS = 3600.0
 SMALL_FILES_BYTES = 1024 * 1024
 """Room that indexes, manifests and names of one model need at most, about."""
 
+HASHING_THREADS = 4
+"""For what takes seconds a file: it must not hold up the many small questions to the disk."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -53,6 +59,9 @@ class Store:
 
     Use as an async context manager: entering makes the directories, takes the daemon's lock on
     the cache and clears what a killed predecessor left in staging under names of no use.
+
+    Names are given and taken on one thread, one model after the other: a publication that is
+    under way is finished before the next change, whoever asked for it and has gone since.
 
     Args:
         cache: The cache directory.
@@ -66,6 +75,8 @@ class Store:
         self.changed = asyncio.Event()
         self._by_source: dict[str, tuple[tuple[int, int], Manifest]] = {}
         self._lock_fd = -1
+        self._writing = Threads(1)
+        self._hashing = Threads(HASHING_THREADS)
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self.cache.create)
@@ -74,6 +85,8 @@ class Store:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._hashing.close()
+        self._writing.close()
         os.close(self._lock_fd)
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
@@ -117,24 +130,29 @@ class Store:
 
     async def verify(self, record: FileRecord) -> Verified | None:
         """A published file, hashed again if it was touched since; None where it is not right."""
-        return await asyncio.to_thread(self._verify, record)
+        return await self._hashing.run(self._verify, record)
 
-    async def find(self, sha256: str) -> Verified | None:
-        """A verified file with that digest, for whichever source it was published."""
+    async def find(self, sha256: str, directory: Path) -> Verified | None:
+        """A verified file with that digest, for whichever source it was published.
+
+        It gets a name in ``directory``, which is the caller's, in staging: it stays even if the
+        model that has it is removed meanwhile.
+        """
 
         def search() -> Verified | None:
             for manifest in self.cache.manifests():
                 for record in manifest.files:
                     if record.sha256 == sha256 and (verified := self._verify(record)):
-                        return verified
+                        with contextlib.suppress(FileNotFoundError):  # removed just now
+                            return _taken(verified, directory)
             return None
 
-        return await asyncio.to_thread(search)
+        return await self._hashing.run(search)
 
     async def adopt(self, source: HubSource, etag: str, promise: Promise) -> Verified | None:
         """A blob that somebody else put into the Hub's tree, hashed; None if none is right."""
         tree = self.cache.hub_tree(source.repo_id)
-        adopted = await asyncio.to_thread(tree.adopt, etag, promise)
+        adopted = await self._hashing.run(tree.adopt, etag, promise)
         return None if adopted is None else Verified(adopted, etag, 0, adopted.digests.size)
 
     async def adopt_snapshot(
@@ -223,13 +241,13 @@ class Store:
         return await self._write(serve_generation, self.cache, name, generation)
 
     async def _write(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Let ``write`` change the cache directory, in a thread.
+        """Let ``write`` change the cache directory; a cancelled caller waits for its end.
 
         Raises:
             StorageFull: There is no room for what it writes; these are small files, and names.
         """
         try:
-            return await asyncio.to_thread(write, *args, **kwargs)
+            return await self._writing.run(write, *args, **kwargs)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -255,12 +273,7 @@ class Store:
         Returns:
             Bytes freed; 0 if there is no such model any more.
         """
-        manifest = self.cache.manifest_at(key)
-        if manifest is None:
-            return 0
-        freed = await asyncio.to_thread(remove, self.cache, key, manifest)
-        self.changed.set()
-        return freed
+        return await self._write(remove, self.cache, key)
 
     def _verify(self, record: FileRecord) -> Verified | None:
         if self.cache.is_intact(record):
@@ -275,12 +288,19 @@ class Store:
 
     async def sweep(self, *, before: float) -> int:
         """Remove blobs that no model names; see removal.sweep."""
-        return await asyncio.to_thread(sweep, self.cache, before=before)
+        return await self._writing.run(sweep, self.cache, before=before)
 
     def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names."""
         if verified.path.is_relative_to(self.cache.staging):
             verified.path.unlink(missing_ok=True)
+
+
+def _taken(verified: Verified, directory: Path) -> Verified:
+    """A published file under a name of our own in ``directory``."""
+    name = directory / staging_name()
+    link_file(verified.path, name)
+    return replace(verified, file=replace(verified.file, path=name))
 
 
 def _clear_leftovers(staging: Path) -> None:

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from craftcache.errors import CraftcacheError, NotFound, PolicyDenied
-from craftcache.manifest import manifest_key
 from craftcache.sources import (
     HubSource,
     UrlSource,
-    parse,
     shown_url,
     wanted_files,
 )
@@ -29,7 +27,7 @@ from .flights import Flights
 from .obtain import Teller
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from craftcache.hub import HubFile
     from craftcache.manifest import Manifest
@@ -83,7 +81,6 @@ class Warmer:
         self._obtainer = obtainer
         self._allow = allow
         self._requests: Flights[Warmed, Progress] = Flights()
-        self._publishing: dict[str, asyncio.Lock] = {}
 
     @property
     def running(self) -> int:
@@ -139,16 +136,6 @@ class Warmer:
                 )
         except CraftcacheError as error:  # of work that others, too, may have waited for
             raise error.about(source.shown) from error
-
-    async def remove(self, key: str, shown: str) -> int:
-        """Remove a model; see Store.remove.
-
-        Args:
-            key: Of its manifest.
-            shown: Its source as the manifest has it.
-        """
-        async with self._publication(parse(shown), key):
-            return await self._store.remove(key)
 
     def check_allowed(self, source: RemoteSource) -> None:
         """Raise PolicyDenied unless this node may fetch ``source``."""
@@ -215,9 +202,8 @@ class Warmer:
     async def _publish_hub(
         self, source: HubSource, commit: str, files: dict[str, tuple[Verified, Promise]]
     ) -> Warmed:
-        async with self._publication(source, manifest_key(source)):
-            origin = self._hub.shown(source, commit)
-            manifest = await self._store.publish_hub(source, commit, files, origin)
+        origin = self._hub.shown(source, commit)
+        manifest = await self._store.publish_hub(source, commit, files, origin)
         return _summary(manifest, [verified for verified, _ in files.values()])
 
     async def _bring_url(
@@ -238,20 +224,8 @@ class Warmer:
                 for name, verified in zip(names, obtained, strict=True)
             }
             teller.tell(None, 0, None, "publishing")
-            async with self._publication(source, manifest_key(source)):
-                published = await self._store.publish_url(source, files)
+            published = await self._store.publish_url(source, files)
         return _summary(published, obtained)
-
-    @contextlib.asynccontextmanager
-    async def _publication(self, source: RemoteSource, key: str) -> AsyncIterator[None]:
-        """One publication or removal of a source at a time; they read and write its manifest.
-
-        Those of one repository share a tree, and so one lock.
-        """
-        name = source.repo_id if isinstance(source, HubSource) else key
-        lock = self._publishing.setdefault(name, asyncio.Lock())
-        async with lock:
-            yield
 
 
 def _summary(manifest: Manifest, files: Iterable[Verified]) -> Warmed:

@@ -33,7 +33,7 @@ def leftovers(daemon: DaemonProcess) -> set[str]:
     return {
         path.name
         for path in daemon.cache_dir.rglob("*")
-        if path.is_file() and path.suffix not in (".lock", ".TAG")
+        if path.is_file() and path.suffix not in (".lock", ".TAG") and path.parent.name != "index"
     }
 
 

@@ -152,7 +152,7 @@ class Maker:
 
     async def _known(self, file: Verified) -> Verified:
         """The same bytes as another model has them, so that both are one file."""
-        found = await self._store.find(file.digests.sha256)
+        found = await self._store.find(file.digests.sha256, file.path.parent)
         return file if found is None else replace(file, file=found.file)
 
 

@@ -1,0 +1,81 @@
+"""The store alone: what holds between a removal, a publication and those who leave early."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from craftcache.cache import CacheDir
+from craftcache.manifest import manifest_key
+from craftcache.publish import Verified
+from craftcache.sources import UrlSource
+from craftcache.verify import hash_stamped
+from craftcached.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from craftcache.manifest import Manifest
+
+CONTENT = b"a checkpoint"
+ONE, OTHER = (UrlSource(f"https://host/{name}.th") for name in ("one", "other"))
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with Store(CacheDir(tmp_path)) as entered:
+        yield entered
+
+
+def staged(store: Store, content: bytes = CONTENT) -> Verified:
+    path = store.cache.staging / "came"
+    path.write_bytes(content)
+    return Verified(hash_stamped(path), None, len(content), 0)
+
+
+async def publish(store: Store, source: UrlSource, file: Verified) -> Manifest:
+    manifest = await store.publish_url(source, {source.basename: (file, source.url)})
+    store.discard(file)
+    return manifest
+
+
+async def test_what_is_taken_over_outlives_the_removal_of_its_model(store: Store) -> None:
+    await publish(store, ONE, staged(store))
+    sha256 = hash_stamped(next(store.cache.url_blobs())).digests.sha256
+    found = await store.find(sha256, store.cache.staging)
+    assert found is not None
+    await store.remove(manifest_key(ONE))
+    assert list(store.cache.url_blobs()) == []
+    manifest = await publish(store, OTHER, found)
+    assert store.cache.path(manifest.files[0]).read_bytes() == CONTENT
+    assert store.cache.is_intact(manifest.files[0])
+    assert os.listdir(store.cache.staging) == []
+
+
+async def test_a_publication_ends_before_a_cancelled_caller_leaves(store: Store) -> None:
+    publishing = asyncio.create_task(publish(store, ONE, staged(store)))
+    await asyncio.sleep(0)  # it has begun
+    publishing.cancel()
+    await asyncio.wait([publishing])
+    assert publishing.cancelled()
+    manifest = store.manifest(ONE)
+    assert manifest is not None
+    assert store.cache.is_intact(manifest.files[0])
+
+
+async def test_the_index_of_a_removed_model_is_swept_and_no_other(store: Store) -> None:
+    kept = await publish(store, ONE, staged(store))
+    gone = await publish(store, OTHER, staged(store, b"another checkpoint"))
+    for manifest in (kept, gone):
+        await store.write_index(manifest.files[0].sha256, b"{}")
+    await store.remove(manifest_key(OTHER))
+    await store.sweep(before=time.time() - 3600)
+    assert await store.has_index(gone.files[0].sha256)
+    await store.sweep(before=time.time() + 3600)
+    assert not await store.has_index(gone.files[0].sha256)
+    assert await store.has_index(kept.files[0].sha256)
