@@ -42,7 +42,7 @@ async def test_what_happens_between_two_batches_comes_with_the_next() -> None:
     steps.report(fetching(1))
     batches = steps.batches()
     assert [event["done"] for event in await anext(batches)] == [1]
-    following = asyncio.create_task(anext(batches))
+    following = asyncio.ensure_future(anext(batches))
     steps.report(fetching(2))
     steps.report(fetching(3))
     assert [event["done"] for event in await following] == [3]

@@ -88,7 +88,7 @@ def test_files_are_inspected_where_namespaces_are_forbidden(tmp_path: Path) -> N
         "        print(len(await inspector.inspect(Path(sys.argv[1]), source='s')))\n"
         "asyncio.run(main())"
     )
-    command = [sys.executable, "-c", SANDBOXED + script, file]
+    command = [sys.executable, "-c", SANDBOXED + script, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert int(done.stdout) > 0, done.stderr
 
