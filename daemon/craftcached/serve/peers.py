@@ -54,28 +54,36 @@ class Administrators:
 
     Args:
         group: The group's name; empty for none. One that does not exist has no members.
-
-    Attributes:
-        group: May be changed while it serves.
     """
 
     def __init__(self, group: str) -> None:
         self.group = group
 
+    @property
+    def group(self) -> str:
+        """The group's name; may be set while it serves, and is looked up then and only then."""
+        return self._group
+
+    @group.setter
+    def group(self, name: str) -> None:
+        self._group = name
+        self._gid = _gid(name)
+
     def check(self, peer: Peer, what: str, *, source: str | None = None) -> None:
         """Raise PolicyDenied unless ``peer`` may do ``what``."""
-        if peer.uid in (0, os.geteuid()) or self._gid() in peer.groups:
+        if peer.uid in (0, os.geteuid()) or self._gid in peer.groups:
             return
         hint = f"Ask root or a member of {self.group}" if self.group else "Ask root"
         raise PolicyDenied(
             f"uid {peer.uid} is no administrator, so {what} is refused", source=source, hint=hint
         )
 
-    def _gid(self) -> int | None:
-        try:
-            return grp.getgrnam(self.group).gr_gid if self.group else None
-        except KeyError:
-            return None
+
+def _gid(group: str) -> int | None:
+    try:
+        return grp.getgrnam(group).gr_gid if group else None
+    except KeyError:
+        return None
 
 
 def peer_of(transport: asyncio.BaseTransport | None) -> Peer:
