@@ -32,9 +32,9 @@ log = logging.getLogger("craftcached")
 
 @dataclass(frozen=True, slots=True)
 class _Lock:
-    """The files of a model at one revision, locked in memory."""
+    """The files of a model that are locked in memory: which they are, by path and inode."""
 
-    revision: str
+    blobs: frozenset[tuple[str, int]]
     files: tuple[LockedFile, ...]
 
     def release(self) -> None:
@@ -146,12 +146,13 @@ class Pins:
 
     async def _lock(self, key: str, manifest: Manifest) -> None:
         held = self._locks.get(key)
-        if held is not None and held.revision == manifest.revision:
+        blobs = frozenset((record.path, record.inode) for record in manifest.files)
+        if held is not None and held.blobs == blobs:
             return
         paths = [self._store.cache.path(record) for record in manifest.files]
         files = await self._residency.lock(paths)
         await self._unlock(key)
-        self._locks[key] = _Lock(manifest.revision, tuple(files))
+        self._locks[key] = _Lock(blobs, tuple(files))
 
     async def _unlock(self, key: str) -> None:
         lock = self._locks.pop(key, None)
