@@ -31,7 +31,17 @@ __version__ = VERSION
 if TYPE_CHECKING:
     from .aio import AsyncClient
     from .client import Client
-    from .default import follow, load, load_into, load_state_dict, models, resolve, status, warm
+    from .default import (
+        explain,
+        follow,
+        load,
+        load_into,
+        load_state_dict,
+        models,
+        resolve,
+        status,
+        warm,
+    )
     from .export import Export
     from .opened import FileInfo
     from .wire import Generation, Progress
@@ -43,6 +53,7 @@ __all__ = [
     "FileInfo",
     "Generation",
     "Progress",
+    "explain",
     "follow",
     "load",
     "load_into",
@@ -76,7 +87,10 @@ _HOMES = {
     "Generation": "wire",
     "Progress": "wire",
 } | dict.fromkeys(
-    ("follow", "load", "load_into", "load_state_dict", "models", "resolve", "status", "warm"),
+    (
+        *("explain", "follow", "load", "load_into", "load_state_dict", "models", "resolve"),
+        *("status", "warm"),
+    ),
     "default",
 )
 

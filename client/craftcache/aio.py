@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .explain import Explanation
+    from .explanation import Explanation
     from .export import Export
     from .loader import Fallback
     from .node import CachedModel, WarmedModel

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .explain import Explanation
+    from .explanation import Explanation
     from .export import Export
     from .loader import Fallback
     from .node import CachedModel, WarmedModel
@@ -150,7 +150,8 @@ class Client:
             on_progress: Called with each step, in this thread.
 
         Raises:
-            CraftcacheError: The first failure, with the others as its notes.
+            CraftcacheError: The first failure, with the others as its notes. What was brought
+                stays brought: a further warm of it finds it there.
         """
         return self._do.warm(
             sources,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from .explanation import Explanation
     from .export import Export
     from .node import CachedModel, WarmedModel
     from .sources import Part
@@ -29,6 +30,7 @@ __all__ = [
     "follow",
     "status",
     "models",
+    "explain",
 ]
 
 
@@ -95,3 +97,8 @@ def status() -> dict[str, Any]:
 def models() -> list[CachedModel]:
     """See Client.models."""
     return _client().models()
+
+
+def explain(source: str | os.PathLike[str]) -> Explanation:
+    """See Client.explain."""
+    return _client().explain(source)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .checkpoints import check_checkpoint
 from .config import choose_cache_dir
 from .errors import CraftcacheError, InvalidSource
-from .explain import explain
+from .explanation import explain
 from .export import (
     copy_into,
     export_of,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .explain import Explanation
+    from .explanation import Explanation
     from .export import Export
     from .loader import Fallback
     from .node import CachedModel, WarmedModel
