@@ -7,7 +7,6 @@
         blobs/sha256/<hex>          verified files that came from a URL or a watch
         index/<hex>.json            the index of the checkpoint with that sha256
         manifests/<key>.json        which files a source consists of
-        torch/                      TORCH_HOME for unmodified programs
         quarantine/                 what failed verification later, never served
 
 A file lives through four states: *staged* (partial or unverified, in ``staging/``), *verified*
@@ -76,11 +75,6 @@ class CacheDir:
     def quarantine(self) -> Path:
         """Where files go that turned out wrong."""
         return self.private / "quarantine"
-
-    @property
-    def torch_home(self) -> Path:
-        """``TORCH_HOME`` for programs that know nothing of craftcache."""
-        return self.private / "torch"
 
     def create(self) -> None:
         """Make the directories that writing needs.
