@@ -121,18 +121,29 @@ class CacheDir:
         """The published manifest of ``source``; None where there is none that can be read."""
         return self.manifest_at(manifest_key(source))
 
-    def manifest_at(self, key: str) -> Manifest | None:
-        """The published manifest with that key; None where there is none that can be read."""
-        return _read_manifest(self.manifest_path(key))
+    def manifest_at(self, key: str, *, ours: bool = False) -> Manifest | None:
+        """The published manifest with that key; None where there is none that can be read.
+
+        Args:
+            key: See manifest.manifest_key.
+            ours: Whether one that somebody else can have written is none.
+        """
+        try:
+            with self.manifest_path(key).open("rb") as file:
+                if ours and not self.is_ours(os.fstat(file.fileno())):
+                    return None
+                return Manifest.parse(file.read(MAX_BYTES))
+        except (OSError, ManifestError):
+            return None
 
     def manifests(self) -> Iterator[Manifest]:
         """All published manifests, in no order."""
         return (manifest for _, manifest in self.published())
 
-    def published(self) -> Iterator[tuple[str, Manifest]]:
-        """All published manifests with their keys, in no order."""
+    def published(self, *, ours: bool = False) -> Iterator[tuple[str, Manifest]]:
+        """All published manifests with their keys, in no order; see manifest_at for ``ours``."""
         for key in self.manifest_keys():
-            if manifest := self.manifest_at(key):
+            if manifest := self.manifest_at(key, ours=ours):
                 yield key, manifest
 
     def manifest_keys(self) -> list[str]:
@@ -233,11 +244,3 @@ def _trusted_uids() -> frozenset[int]:
     if (uid := daemon_uid()) is not None:
         uids.add(uid)
     return frozenset(uids)
-
-
-def _read_manifest(path: Path) -> Manifest | None:
-    try:
-        with path.open("rb") as file:
-            return Manifest.parse(file.read(MAX_BYTES))
-    except (OSError, ManifestError):
-        return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from .manifest import FileRecord, Manifest, files_revision, now
+from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
 from .sources import WatchSource
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .cache import CacheDir
     from .manifest import Watched
-    from .sources import HubSource, UrlSource
+    from .sources import HubSource, RemoteSource, UrlSource
     from .verify import Digests, HashedFile, Promise
 
 __all__ = [
@@ -104,7 +104,7 @@ def publish_hub(
             )
         )
     tree.link_snapshot(commit, etags)
-    manifest = Manifest.merged(cache.manifest(source), source, commit, records)
+    manifest = Manifest.merged(_earlier(cache, source), source, commit, records)
     cache.write_manifest(source, manifest)
     tree.move_ref(source.revision, commit)
     return manifest
@@ -138,7 +138,7 @@ def publish_url(
                 verified_at=verified.verified_at,
             )
         )
-    manifest = Manifest.merged(cache.manifest(source), source, None, records)
+    manifest = Manifest.merged(_earlier(cache, source), source, None, records)
     cache.write_manifest(source, manifest)
     return manifest
 
@@ -191,3 +191,8 @@ def serve_generation(cache: CacheDir, name: str, generation: Manifest) -> Manife
     manifest = replace(generation, source=source.shown)
     cache.write_manifest(source, manifest)
     return manifest
+
+
+def _earlier(cache: CacheDir, source: RemoteSource) -> Manifest | None:
+    """What was published before, if nobody else can have written that."""
+    return cache.manifest_at(manifest_key(source), ours=True)

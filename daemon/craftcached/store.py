@@ -104,7 +104,7 @@ class Store:
         known = self._by_source.get(path.stem)
         if known is not None and known[0] == version:
             return known[1]
-        manifest = self.cache.manifest(source) if self.cache.is_ours(status) else None
+        manifest = self.cache.manifest_at(path.stem, ours=True)
         if manifest is not None:
             self._by_source[path.stem] = (version, manifest)
         return manifest
@@ -125,8 +125,8 @@ class Store:
 
     async def manifests(self) -> list[Manifest]:
         """All published manifests, by source."""
-        found = await asyncio.to_thread(lambda: list(self.cache.manifests()))
-        return sorted(found, key=lambda manifest: manifest.source)
+        found = await self.published()
+        return [manifest for _, manifest in found]
 
     async def verify(self, record: FileRecord) -> Verified | None:
         """A published file, hashed again if it was touched since; None where it is not right."""
@@ -140,7 +140,7 @@ class Store:
         """
 
         def search() -> Verified | None:
-            for manifest in self.cache.manifests():
+            for _, manifest in self.cache.published(ours=True):
                 for record in manifest.files:
                     if record.sha256 == sha256 and (verified := self._verify(record)):
                         with contextlib.suppress(FileNotFoundError):  # removed just now
@@ -199,7 +199,7 @@ class Store:
         names = tuple(filenames)
 
         def search() -> Manifest | None:
-            for manifest in self.cache.manifests():
+            for _, manifest in self.cache.published(ours=True):
                 if manifest.source.partition("@")[0] != source.repo_id:
                     continue
                 records = manifest.select(source, names)
@@ -228,7 +228,7 @@ class Store:
 
     async def manifest_at(self, key: str) -> Manifest | None:
         """The manifest with that key as it stands now."""
-        return await asyncio.to_thread(self.cache.manifest_at, key)
+        return await asyncio.to_thread(self.cache.manifest_at, key, ours=True)
 
     async def publish_generation(
         self, name: str, watched: Watched, files: Mapping[str, Verified]
@@ -260,8 +260,8 @@ class Store:
             self.changed.set()
 
     async def published(self) -> list[tuple[str, Manifest]]:
-        """All published manifests with their keys, by source."""
-        found = await asyncio.to_thread(lambda: list(self.cache.published()))
+        """All published manifests of ours with their keys, by source."""
+        found = await asyncio.to_thread(lambda: list(self.cache.published(ours=True)))
         return sorted(found, key=lambda item: item[1].source)
 
     async def remove(self, key: str) -> int:

@@ -79,3 +79,14 @@ async def test_the_index_of_a_removed_model_is_swept_and_no_other(store: Store) 
     await store.sweep(before=time.time() + 3600)
     assert not await store.has_index(gone.files[0].sha256)
     assert await store.has_index(kept.files[0].sha256)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+async def test_a_manifest_of_another_user_is_not_believed(store: Store) -> None:
+    await publish(store, ONE, staged(store))
+    sha256 = hash_stamped(next(store.cache.url_blobs())).digests.sha256
+    os.chown(store.cache.manifest_path(manifest_key(ONE)), 65534, 65534)
+    assert store.manifest(ONE) is None
+    assert await store.published() == []
+    assert await store.manifest_at(manifest_key(ONE)) is None
+    assert await store.find(sha256, store.cache.staging) is None
