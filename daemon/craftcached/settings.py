@@ -141,7 +141,7 @@ def _from_file(config: dict[str, Any], path: Path | None) -> dict[str, Any]:
     for name, value in config.items():
         if name not in _KINDS:
             raise ConfigError(
-                f"unknown setting {name} in {path}", hint="craftcached --help lists the settings"
+                f"unknown setting {name} in {path}", hint=f"There are {', '.join(sorted(_KINDS))}"
             )
         chosen[name] = _typed(name, value, f"{name} in {path}")
     return chosen
@@ -156,7 +156,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if name.lower() not in _KINDS:
             raise ConfigError(
                 f"unknown setting {variable} in the environment",
-                hint="craftcached --help lists the settings",
+                hint="There are "
+                + ", ".join(f"CRAFTCACHE_{name.upper()}" for name in sorted(_KINDS)),
             )
         chosen[name.lower()] = _typed(name.lower(), _parsed(name.lower(), text), variable)
     return chosen
