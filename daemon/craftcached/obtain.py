@@ -109,6 +109,8 @@ class Obtainer:
             yield
         finally:
             self._waiters[source] -= 1
+            if not self._waiters[source]:
+                del self._waiters[source]
 
     @contextlib.asynccontextmanager
     async def hub_file(
@@ -284,6 +286,8 @@ class Obtainer:
             )
         finally:
             self._fetching[teller.source].discard(remote.key)
+            if not self._fetching[teller.source]:
+                del self._fetching[teller.source]
         return Verified(
             HashedFile(fetched.path, fetched.digests, fetched.stamp),
             etag or fetched.etag,
