@@ -297,10 +297,10 @@ class Obtainer:
 
     async def _inspect(self, teller: Teller, filename: str, file: Verified) -> None:
         """Refuse what cannot be loaded safely; write the index of what can."""
-        if not is_checkpoint(filename) or await self._store.has_index(file.digests.sha256):
-            return
-        teller.tell(filename, file.digests.size, file.digests.size, "inspecting")
         try:
+            if not is_checkpoint(filename) or await self._store.has_index(file.digests.sha256):
+                return
+            teller.tell(filename, file.digests.size, file.digests.size, "inspecting")
             index = await self._inspector.inspect(file.path, source=teller.source.shown)
             await self._store.write_index(file.digests.sha256, index)
         except BaseException:
