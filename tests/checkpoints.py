@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hypothesis import strategies as st
 
-from craftcache.index import ITEM_BYTES
+from craftcache.checkpoint.index import ITEM_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .index import Index
+    from .checkpoint.index import Index
     from .opened import FileInfo, OpenFile, OpenFiles, ServedBy
     from .sources import Source
 
@@ -136,7 +136,7 @@ def to_object(file: OpenFile, device: torch.device, *, source: str) -> object:
     Raises:
         UnsafeCheckpoint, NotACheckpoint: It has no index and torch refuses it.
     """
-    from .tensors import build
+    from .checkpoint.tensors import build
 
     index = _index(file, source)
     if index is None:
@@ -154,7 +154,7 @@ def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, sourc
     """
     import torch
 
-    from . import tensors
+    from .checkpoint import tensors
 
     index = _index(file, source)
     if index is None:
@@ -203,7 +203,7 @@ def to_export(
 
 def _index(file: OpenFile, source: str) -> Index | None:
     """The index of a file; None where it has none that fits it and that this release can read."""
-    from .index import InvalidIndex, parse
+    from .checkpoint.index import InvalidIndex, parse
 
     if file.index is None:
         return None
@@ -217,8 +217,8 @@ def _index(file: OpenFile, source: str) -> Index | None:
 def _load_by_torch(file: OpenFile, device: torch.device, source: str) -> object:
     import io
 
-    from . import weights_only
-    from .descriptor import DescriptorFile
+    from .checkpoint import weights_only
+    from .checkpoint.descriptor import DescriptorFile
 
     reader = io.BufferedReader(DescriptorFile(file.descriptor))
     return weights_only.load(reader, map_location=device, source=source)

@@ -16,13 +16,13 @@ import logging
 import os
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from .cache import CacheDir
+from .alone.resolver import Resolver
 from .config import choose_cache_dir, choose_socket_dir
 from .errors import NotMounted, Offline, Unavailable
+from .layout.cache import CacheDir
 from .local import open_local, resolve_local
 from .node import CachedModel, DaemonAway, Node, WarmedModel, own_token
 from .opened import FileInfo
-from .resolver import Resolver
 from .sources import FILENAMES, LocalDirectory, LocalFile, WatchSource, wanted_files
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from .alone.own_fetch import OwnFetch
     from .opened import OpenFiles
-    from .own_fetch import OwnFetch
     from .sources import RemoteSource, Source
     from .transport import Withdrawal
     from .wire import Generation, Progress

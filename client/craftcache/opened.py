@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .manifest import FileRecord
+    from .layout.manifest import FileRecord
     from .verify import Digests
 
 __all__ = ["FileInfo", "OpenFile", "OpenFiles", "ServedBy"]

@@ -10,31 +10,31 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Self
 
-from craftcache.cache import CacheDir
 from craftcache.errors import Unavailable
+from craftcache.layout.cache import CacheDir
 from craftcache.policy import UrlPolicy
 
+from .bring.obtain import Obtainer
+from .bring.origins import HubOrigin, UrlOrigin
+from .bring.warm import Warmer
 from .events import Events
-from .evictor import Evictor
 from .fetch import Engine, EngineSettings
-from .handout import Handout
-from .housekeeping import Housekeeping
 from .inspect import Inspector
-from .obtain import Obtainer
-from .origins import HubOrigin, UrlOrigin
-from .pins import Pins
+from .keep.handout import Handout
+from .keep.store import Store
+from .memory.residency import Residency
 from .records import Records
-from .residency import Residency
+from .room.evictor import Evictor
+from .room.housekeeping import Housekeeping
+from .room.pins import Pins
+from .room.uses import Uses
 from .serve.http import AdminServer
 from .serve.peers import Administrators
 from .serve.service_backend import ServiceBackend
 from .serve.sockets import bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
-from .store import Store
 from .systemd import InheritedSockets
-from .uses import Uses
-from .warm import Warmer
 from .watch import Watches
 
 if TYPE_CHECKING:

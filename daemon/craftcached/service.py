@@ -11,32 +11,32 @@ from typing import TYPE_CHECKING
 
 from craftcache.checkpoints import check_checkpoint
 from craftcache.errors import InvalidSource, NotFound, PolicyDenied, Unavailable
-from craftcache.manifest import manifest_key
+from craftcache.layout.manifest import manifest_key
 from craftcache.sources import HubSource, WatchSource, check_filename, parse, wanted_files
 from craftcache.version import VERSION
 from craftcache.wire import Progress
 
+from .bring.warm import Warmed
 from .fetch import Priority
 from .promises import Promises
-from .warm import Warmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from craftcache.manifest import FileRecord, Manifest
+    from craftcache.layout.manifest import FileRecord, Manifest
     from craftcache.sources import RemoteSource
 
+    from .bring.warm import Warmer
     from .events import Events
-    from .evictor import Eviction, Evictor
-    from .handout import Handout, OpenedModel
-    from .pins import Pins
+    from .keep.handout import Handout, OpenedModel
+    from .keep.store import Store
+    from .memory.residency import Residency
     from .promises import Promise
     from .records import Pin, Records, WarmJob
-    from .residency import Residency
+    from .room.evictor import Eviction, Evictor
+    from .room.pins import Pins
+    from .room.uses import Uses
     from .settings import Settings
-    from .store import Store
-    from .uses import Uses
-    from .warm import Warmer
     from .watch import Watches
 
 __all__ = ["ModelState", "Service", "Status"]

@@ -41,7 +41,7 @@ class Settings:
         cache_dir: The shared cache directory.
         socket_dir: Where both sockets are made.
         state_dir: Where the daemon keeps its own records; local disk.
-        allow: Patterns of sources that may be fetched; see craftcached.allow.
+        allow: Patterns of sources that may be fetched; see craftcached.bring.allow.
         insecure_hosts: Hosts that plain ``http://`` is allowed for.
         hub_endpoint: The Hub's address.
         hub_token: The token for gated and private repositories; from ``HF_TOKEN``, the file that

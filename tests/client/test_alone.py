@@ -17,7 +17,8 @@ from huggingface_hub import hf_hub_download
 
 from checkpoints import assert_same, saved
 from craftcache import Client
-from craftcache.cache import CacheDir
+from craftcache.alone.resolver import Resolver
+from craftcache.alone.stream import Download, download
 from craftcache.errors import (
     IntegrityError,
     NotACheckpoint,
@@ -28,11 +29,10 @@ from craftcache.errors import (
     Unavailable,
     UnsafeCheckpoint,
 )
-from craftcache.manifest import manifest_key
+from craftcache.layout.cache import CacheDir
+from craftcache.layout.manifest import manifest_key
 from craftcache.policy import UrlPolicy
-from craftcache.resolver import Resolver
 from craftcache.sources import HubSource, parse
-from craftcache.stream import Download, download
 from craftcache.verify import Promise
 from daemons import EXPORT, EXPORT_FILES
 from hub import CloseEarly, Data, FlipBit, NoLength, Redirect, Status
@@ -474,7 +474,7 @@ def test_what_others_may_write_is_hashed_and_fetched_again_where_it_is_wrong(
 @pytest.fixture
 def planted(published: Client, tmp_path: Path) -> Path:
     """The index of the model's language model, which does not say what the file holds."""
-    from craftcache.index import Index, dump
+    from craftcache.checkpoint.index import Index, dump
 
     blob = lm_blob(published)
     index = Index(

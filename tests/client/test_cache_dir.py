@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from craftcache import IntegrityError
-from craftcache.cache import CacheDir
-from craftcache.durable import file_mode, make_directory, write_file
+from craftcache.layout.cache import CacheDir
+from craftcache.layout.durable import file_mode, make_directory, write_file
 from craftcache.verify import Digest, Promise, hash_file, hash_stamped
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from craftcache.durable import write_file
+from craftcache.layout.durable import write_file
 path, staging = map(Path, sys.argv[1:])
 number = 0
 while True:

@@ -16,7 +16,6 @@ import torch
 
 from checkpoints import assert_same, saved
 from craftcache import Client
-from craftcache.cache import CacheDir
 from craftcache.errors import (
     AccessDenied,
     CraftcacheError,
@@ -28,6 +27,7 @@ from craftcache.errors import (
     Unavailable,
     UnsafeCheckpoint,
 )
+from craftcache.layout.cache import CacheDir
 from craftcache.loader import Loader
 from craftcache.sources import HubSource
 from craftcache.transport import Withdrawal

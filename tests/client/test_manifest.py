@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craftcache.manifest import FileRecord, Manifest, ManifestError, files_revision, manifest_key
+from craftcache.layout.manifest import (
+    FileRecord,
+    Manifest,
+    ManifestError,
+    files_revision,
+    manifest_key,
+)
 from craftcache.sources import HubSource, UrlSource, parse
 
 SHA256 = st.text("0123456789abcdef", min_size=64, max_size=64)

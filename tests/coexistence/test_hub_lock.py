@@ -9,8 +9,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from craftcache.cache import CacheDir
-from craftcached.hub_lock import HubLock
+from craftcache.layout.cache import CacheDir
+from craftcached.bring.hub_lock import HubLock
 from daemons import EXPORT_FILES, DaemonProcess
 from hub import Gate, Stall
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from craftcache.sources import parse
-from craftcached.allow import is_allowed
+from craftcached.bring.allow import is_allowed
 
 ALLOWED = [
     ("*", "org/model"),

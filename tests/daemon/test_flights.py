@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from craftcached.flights import Flights
+from craftcached.bring.flights import Flights
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from craftcache.cache import CacheDir
-from craftcache.manifest import manifest_key
-from craftcache.publish import Verified
+from craftcache.layout.cache import CacheDir
+from craftcache.layout.manifest import manifest_key
+from craftcache.layout.publish import Verified
 from craftcache.sources import UrlSource
 from craftcache.verify import hash_stamped
-from craftcached.store import Store
+from craftcached.keep.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from craftcache.manifest import Manifest
+    from craftcache.layout.manifest import Manifest
 
 CONTENT = b"a checkpoint"
 ONE, OTHER = (UrlSource(f"https://host/{name}.th") for name in ("one", "other"))

@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 
 from checkpoints import assert_same, checkpoints, loaded, memory_file, rezipped, saved
-from craftcache import index as index_format
-from craftcache.tensors import build
+from craftcache.checkpoint import index as index_format
+from craftcache.checkpoint.tensors import build
 from craftcached.inspect.examine import examine
 
 if TYPE_CHECKING:

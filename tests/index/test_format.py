@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import memory_file
-from craftcache.index import (
+from craftcache.checkpoint.index import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_TENSORS,
@@ -25,7 +25,7 @@ from craftcache.index import (
     dump,
     parse,
 )
-from craftcache.tensors import build
+from craftcache.checkpoint.tensors import build
 
 FILE_SIZE = 4096
 

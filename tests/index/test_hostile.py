@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import memory_file, saved
+from craftcache.checkpoint.index import MAX_TENSORS, parse
+from craftcache.checkpoint.tensors import build
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
-from craftcache.index import MAX_TENSORS, parse
-from craftcache.tensors import build
 from craftcached.inspect import Inspector
 from craftcached.inspect.examine import examine
 from pickles import Op, archive

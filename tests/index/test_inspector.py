@@ -16,9 +16,9 @@ import torch
 from omegaconf import OmegaConf
 
 from checkpoints import assert_same, loaded, saved
+from craftcache.checkpoint.index import Index, parse
+from craftcache.checkpoint.tensors import build
 from craftcache.errors import NotACheckpoint, Unavailable
-from craftcache.index import Index, parse
-from craftcache.tensors import build
 from craftcached.inspect import Inspector
 from pickles import Op, archive
 

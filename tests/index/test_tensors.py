@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from checkpoints import assert_same, loaded, memory_file, saved
-from craftcache.descriptor import DescriptorFile
+from craftcache.checkpoint.descriptor import DescriptorFile
+from craftcache.checkpoint.index import Index, Storage, Tensor, parse
+from craftcache.checkpoint.tensors import build, copy_into
 from craftcache.errors import InvalidSource, NotACheckpoint
-from craftcache.index import Index, Storage, Tensor, parse
-from craftcache.tensors import build, copy_into
 from craftcached.inspect.examine import examine
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.serialization import get_safe_globals, safe_globals
 
 from checkpoints import memory_file, saved
-from craftcache import weights_only
+from craftcache.checkpoint import weights_only
 from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 
 if TYPE_CHECKING:

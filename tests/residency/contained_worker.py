@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 # Everything now: another user may not be able to read the interpreter's own files.
-import craftcache.tensors
-import craftcache.weights_only  # noqa: F401
+import craftcache.checkpoint.tensors
+import craftcache.checkpoint.weights_only  # noqa: F401
 from craftcache import Client
 from craftcache.loader import Loader
 from craftcache.sources import FILENAMES, parse

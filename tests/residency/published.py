@@ -7,23 +7,23 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from craftcache.cache import CacheDir
-from craftcache.manifest import manifest_key
-from craftcache.publish import Verified
+from craftcache.layout.cache import CacheDir
+from craftcache.layout.manifest import manifest_key
+from craftcache.layout.publish import Verified
 from craftcache.sources import UrlSource, parse
 from craftcache.verify import hash_stamped
-from craftcached.evictor import Evictor
-from craftcached.pins import Pins
+from craftcached.keep.store import Store
+from craftcached.memory.residency import Residency
 from craftcached.records import Records
-from craftcached.residency import Residency
-from craftcached.store import Store
-from craftcached.uses import Uses
+from craftcached.room.evictor import Evictor
+from craftcached.room.pins import Pins
+from craftcached.room.uses import Uses
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from craftcache.manifest import Manifest
+    from craftcache.layout.manifest import Manifest
 
 __all__ = ["Clock", "Keeping", "keeping", "key", "source"]
 

@@ -18,7 +18,7 @@ import pytest
 
 from craftcache.config import ConfigError
 from craftcache.errors import CraftcacheError
-from craftcached.handout import Handout
+from craftcached.keep.handout import Handout
 from daemons import EXPORT_FILES, DaemonProcess
 from residency.published import keeping
 

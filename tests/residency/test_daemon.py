@@ -16,7 +16,7 @@ import torch
 
 from craftcache.admin import AdminClient, Eviction
 from craftcache.errors import NotFound, PolicyDenied
-from craftcached.pages import resident_bytes
+from craftcached.memory.pages import resident_bytes
 from daemons import EXPORT_FILES, DaemonProcess
 from hub import Gate, Stall
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craftcached.eviction import Blob, CachedModel, Plan, plan_eviction, used_bytes
+from craftcached.room.eviction import Blob, CachedModel, Plan, plan_eviction, used_bytes
 
 BLOBS = st.integers(0, 5).flatmap(
     lambda count: st.tuples(

@@ -10,8 +10,8 @@ import pytest
 
 from craftcache.errors import NotFound, PolicyDenied
 from craftcache.sources import parse
-from craftcached.evictor import HANDOVER_SECONDS, Eviction, Kept
-from craftcached.leases import is_in_use
+from craftcached.room.evictor import HANDOVER_SECONDS, Eviction, Kept
+from craftcached.room.leases import is_in_use
 from residency.published import keeping, key, source
 
 if TYPE_CHECKING:

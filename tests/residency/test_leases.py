@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from craftcached.leases import is_in_use
+from craftcached.room.leases import is_in_use
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from craftcache.errors import PolicyDenied
-from craftcached import pages
+from craftcached.memory import pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from craftcache.errors import PolicyDenied
-from craftcached import pages
-from craftcached.residency import Memory, Residency, has_room
+from craftcached.memory import pages
+from craftcached.memory.residency import Memory, Residency, has_room
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from checkpoints import saved
-from craftcache.cache import CacheDir
+from craftcache.layout.cache import CacheDir
 from craftcache.sources import FILENAMES, Part
 from craftcache.watch_rule import WatchRule
 from craftcached.events import Events
 from craftcached.inspect.examine import examine
+from craftcached.keep.store import Store
 from craftcached.records import Records
-from craftcached.store import Store
 from craftcached.watch import Report, Watches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from craftcache.manifest import Manifest
+    from craftcache.layout.manifest import Manifest
 
 SETTLE = 0.15
 """Seconds; longer than any pause between two writes of these tests."""

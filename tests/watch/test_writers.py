@@ -59,7 +59,7 @@ def served_contents(rig: Rig, base: Path) -> set[bytes]:
 
 
 def _keys(numbers: Iterable[int]) -> list[str]:
-    from craftcache.manifest import manifest_key
+    from craftcache.layout.manifest import manifest_key
     from craftcache.sources import WatchSource
 
     return [manifest_key(WatchSource("run", number)) for number in numbers]

@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from craftcache.durable import staging_name, sync_directory
+from craftcache.checkpoint.weights_only import load
 from craftcache.errors import InvalidSource, NotFound
+from craftcache.layout.durable import staging_name, sync_directory
 from craftcache.sources import FILENAMES
-from craftcache.weights_only import load
 
 __all__ = ["make_export"]
 

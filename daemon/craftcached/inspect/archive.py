@@ -12,8 +12,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from craftcache.checkpoint.index import MAX_TENSORS
 from craftcache.errors import NotACheckpoint
-from craftcache.index import MAX_TENSORS
 
 __all__ = ["Record", "is_archive", "read_archive"]
 

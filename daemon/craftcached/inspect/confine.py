@@ -14,7 +14,7 @@ import resource
 import signal
 from typing import Final
 
-from craftcache.index import MAX_BYTES
+from craftcache.checkpoint.index import MAX_BYTES
 
 from .seccomp import NETWORK_CALLS, refuse
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from craftcache.errors import NotACheckpoint
-from craftcache.index import (
+from craftcache.checkpoint.index import (
     ITEM_BYTES,
     MAX_DEPTH,
     MAX_DIMENSIONS,
@@ -19,11 +18,12 @@ from craftcache.index import (
     Tensor,
     contiguous_stride,
 )
+from craftcache.errors import NotACheckpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from craftcache.index import Node
+    from craftcache.checkpoint.index import Node
 
 __all__ = ["Describer", "plain_values"]
 

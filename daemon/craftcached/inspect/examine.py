@@ -24,10 +24,10 @@ import torch
 from torch import _weights_only_unpickler as torch_unpickler
 from torch.serialization import add_safe_globals
 
-from craftcache import weights_only
-from craftcache.descriptor import DescriptorFile
+from craftcache.checkpoint import weights_only
+from craftcache.checkpoint.descriptor import DescriptorFile
+from craftcache.checkpoint.index import Index, Storage, dump
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
-from craftcache.index import Index, Storage, dump
 
 from .archive import is_archive, read_archive
 from .describe import Describer, plain_values
@@ -53,7 +53,7 @@ _LEGACY_COUNT: Final = struct.Struct("<q")
 
 
 def examine(fd: int) -> bytes:
-    """The index of the checkpoint behind ``fd``, as ``craftcache.index.dump`` writes it.
+    """The index of the checkpoint behind ``fd``, as ``craftcache.checkpoint.index.dump`` writes it.
 
     Raises:
         UnsafeCheckpoint: Loading it would call something that is not allowed.

@@ -12,8 +12,8 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from craftcache.checkpoint.index import MAX_BYTES, parse
 from craftcache.errors import CraftcacheError, NotACheckpoint, Unavailable, from_problem
-from craftcache.index import MAX_BYTES, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +83,7 @@ class Inspector:
             self._begin_parent()
 
     async def inspect(self, path: Path, *, source: str) -> bytes:
-        """The index of the checkpoint at ``path``, as ``craftcache.index.parse`` reads it.
+        """The index of the checkpoint at ``path``, as ``checkpoint.index.parse`` reads it.
 
         Args:
             path: A regular file, or a link to one.

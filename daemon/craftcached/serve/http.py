@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from socket import socket
 
-    from craftcache.manifest import Manifest
+    from craftcache.layout.manifest import Manifest
     from craftcache.wire import Progress
+    from craftcached.bring.warm import Warmed
     from craftcached.promises import Promise
     from craftcached.service import ModelState, Service
-    from craftcached.warm import Warmed
 
     _WarmOne = Callable[..., Awaitable[Warmed | CraftcacheError]]
 

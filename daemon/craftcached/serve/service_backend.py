@@ -26,9 +26,9 @@ from .backend import Opened
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from craftcache.manifest import FileRecord, Manifest
+    from craftcache.layout.manifest import FileRecord, Manifest
     from craftcache.wire import Follow, Identify, Load, Models, Progress, Resolve, Warm
-    from craftcached.handout import OpenedModel
+    from craftcached.keep.handout import OpenedModel
     from craftcached.service import ModelState, Service
 
     from .peers import Peer

@@ -14,7 +14,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from craftcache.errors import StorageFull
-from craftcache.publish import Verified
+from craftcache.layout.publish import Verified
 from craftcache.verify import READ_BYTES, HashedFile, Hasher, Stamp
 
 from .looking import look, stamp

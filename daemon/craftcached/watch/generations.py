@@ -12,16 +12,16 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from craftcache.errors import NotFound
-from craftcache.manifest import Watched, manifest_key
+from craftcache.layout.manifest import Watched, manifest_key
 from craftcache.sources import FILENAMES, WatchSource, parse
-from craftcached.leases import is_in_use
+from craftcached.room.leases import is_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from craftcache.manifest import Manifest
-    from craftcache.publish import Verified
-    from craftcached.store import Store
+    from craftcache.layout.manifest import Manifest
+    from craftcache.layout.publish import Verified
+    from craftcached.keep.store import Store
 
     from .looking import Pair
 

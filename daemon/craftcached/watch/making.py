@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from craftcache.index import parse
+from craftcache.checkpoint.index import parse
 from craftcache.sources import FILENAMES
 
 from .copying import copy_pair
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncIterator
 
-    from craftcache.index import Index
-    from craftcache.publish import Verified
+    from craftcache.checkpoint.index import Index
+    from craftcache.layout.publish import Verified
     from craftcache.watch_rule import WatchRule
-    from craftcached.store import Store
+    from craftcached.keep.store import Store
 
     from .looking import Look, Target
 

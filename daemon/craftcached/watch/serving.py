@@ -14,10 +14,10 @@ from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from craftcache.manifest import Manifest
+    from craftcache.layout.manifest import Manifest
     from craftcached.events import Events
+    from craftcached.keep.store import Store
     from craftcached.records import Records
-    from craftcached.store import Store
 
     from .making import Candidate, Maker
     from .watcher import Watcher

@@ -22,7 +22,7 @@ from .settling import Situation
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from craftcache.manifest import Manifest
+    from craftcache.layout.manifest import Manifest
     from craftcache.watch_rule import WatchRule
 
     from .generations import Generations

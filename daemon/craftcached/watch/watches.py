@@ -29,12 +29,12 @@ from .watcher import Watcher
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 
-    from craftcache.manifest import Manifest
+    from craftcache.layout.manifest import Manifest
     from craftcache.sources import WatchSource
     from craftcache.watch_rule import WatchRule
     from craftcached.events import Events
+    from craftcached.keep.store import Store
     from craftcached.records import Records
-    from craftcached.store import Store
 
     from .making import Inspects
     from .watcher import Report

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
     from pathlib import Path
 
-    from craftcache.manifest import Manifest
+    from craftcache.layout.manifest import Manifest
+    from craftcached.keep.store import Store
 
     from .pins import Pins
-    from .store import Store
     from .uses import Uses
 
 __all__ = ["Eviction", "Evictor", "Kept"]

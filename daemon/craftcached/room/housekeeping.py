@@ -9,9 +9,10 @@ import time
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from craftcached.keep.store import Store
+
     from .evictor import Evictor
     from .pins import Pins
-    from .store import Store
     from .uses import Uses
 
 __all__ = ["Housekeeping"]

@@ -20,9 +20,9 @@ from craftcache.sources import (
     shown_url,
     wanted_files,
 )
+from craftcached.fetch import Priority
 
 from .allow import is_allowed
-from .fetch import Priority
 from .flights import Flights
 from .obtain import Teller
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from craftcache.hub import HubFile
-    from craftcache.manifest import Manifest
-    from craftcache.publish import Verified
+    from craftcache.layout.manifest import Manifest
+    from craftcache.layout.publish import Verified
     from craftcache.sources import RemoteSource
     from craftcache.verify import Promise
     from craftcache.wire import Progress
+    from craftcached.keep.store import Store
 
     from .obtain import Obtainer
     from .origins import HubOrigin
-    from .store import Store
 
 __all__ = ["Warmer", "Warmed"]
 

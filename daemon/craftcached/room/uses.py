@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .records import Records
+    from craftcached.records import Records
 
 __all__ = ["Uses"]
 

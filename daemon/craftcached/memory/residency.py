@@ -1,8 +1,8 @@
 """Models in memory: bringing them there, keeping them there, saying how much of them is.
 
 Memory here is the kernel's page cache, one copy for all workers that map a file. The policy is a
-pure function; the system calls are in craftcached.pages and run in threads, those that read in one
-thread of lowest I/O priority, because disks like one reader and others' requests go first.
+pure function; the system calls are in pages and run in threads, those that read in one thread
+of lowest I/O priority, because disks like one reader and others' requests go first.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from craftcache.errors import PolicyDenied
-
-from . import pages
-from .flights import Flights
+from craftcached.bring.flights import Flights
+from craftcached.memory import pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from craftcache.verify import hash_stamped
+
 from .durable import (
     file_mode,
     link_file,
@@ -31,12 +33,11 @@ from .durable import (
     sync_directory,
     write_file,
 )
-from .verify import hash_stamped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .verify import HashedFile, Promise
+    from craftcache.verify import HashedFile, Promise
 
 __all__ = ["HubTree", "LOCK_SECONDS"]
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from craftcache.checkpoints import is_checkpoint
-from craftcache.publish import Verified
+from craftcache.layout.publish import Verified
 from craftcache.verify import HashedFile
 from craftcache.wire import Progress
+from craftcached.fetch import Priority
 
-from .fetch import Priority
 from .flights import Flights
 from .hub_lock import HubLock
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from craftcache.hub import HubFile
-    from craftcache.manifest import FileRecord
+    from craftcache.layout.manifest import FileRecord
     from craftcache.sources import HubSource, RemoteSource, UrlSource
     from craftcache.verify import Promise
     from craftcache.wire import State
+    from craftcached.fetch import Fetcher, RemoteFile
+    from craftcached.inspect import Inspector
+    from craftcached.keep.store import Store
 
-    from .fetch import Fetcher, RemoteFile
-    from .inspect import Inspector
     from .origins import HubOrigin, UrlOrigin
-    from .store import Store
 
 __all__ = ["Obtainer", "Teller"]
 

@@ -1,7 +1,7 @@
 """The daemon's hold on the cache directory: the only writer, asked through coroutines.
 
 What exists is decided by the files alone; this class keeps in memory only what it can read again.
-The states of a file and the meaning of each directory are described in craftcache.cache.
+The states of a file and the meaning of each directory are described in craftcache.layout.cache.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
-from craftcache.durable import link_file, staging_name
 from craftcache.errors import StorageFull, Unavailable
-from craftcache.manifest import manifest_key
-from craftcache.publish import (
+from craftcache.layout.durable import link_file, staging_name
+from craftcache.layout.manifest import manifest_key
+from craftcache.layout.publish import (
     Verified,
     publish_generation,
     publish_hub,
@@ -26,16 +26,16 @@ from craftcache.publish import (
     serve_generation,
 )
 from craftcache.verify import Digest, Digests, HashedFile, Promise, hash_stamped
+from craftcached.fetch.offload import Threads
 
-from .fetch.offload import Threads
 from .removal import remove, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from craftcache.cache import CacheDir
-    from craftcache.manifest import FileRecord, Manifest, Watched
+    from craftcache.layout.cache import CacheDir
+    from craftcache.layout.manifest import FileRecord, Manifest, Watched
     from craftcache.sources import HubSource, RemoteSource, UrlSource
 
 __all__ = ["Store"]
@@ -217,13 +217,13 @@ class Store:
         files: Mapping[str, tuple[Verified, Promise]],
         origin: str,
     ) -> Manifest:
-        """Publish files of one commit; see craftcache.publish."""
+        """Publish files of one commit; see craftcache.layout.publish."""
         return await self._write(publish_hub, self.cache, source, commit, files, origin)
 
     async def publish_url(
         self, source: UrlSource, files: Mapping[str, tuple[Verified, str]]
     ) -> Manifest:
-        """Publish files of a URL; see craftcache.publish."""
+        """Publish files of a URL; see craftcache.layout.publish."""
         return await self._write(publish_url, self.cache, source, files)
 
     async def manifest_at(self, key: str) -> Manifest | None:
@@ -233,11 +233,11 @@ class Store:
     async def publish_generation(
         self, name: str, watched: Watched, files: Mapping[str, Verified]
     ) -> Manifest:
-        """Publish a state of a watched directory; see craftcache.publish."""
+        """Publish a state of a watched directory; see craftcache.layout.publish."""
         return await self._write(publish_generation, self.cache, name, watched, files)
 
     async def serve_generation(self, name: str, generation: Manifest) -> Manifest:
-        """Make it the one that is served; see craftcache.publish."""
+        """Make it the one that is served; see craftcache.layout.publish."""
         return await self._write(serve_generation, self.cache, name, generation)
 
     async def _write(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -13,24 +13,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from .checkpoints import is_checkpoint
-from .config import choose_insecure_hosts
-from .hub import describe, hub_endpoint
-from .manifest import files_revision, manifest_key
-from .opened import FileInfo, OpenFile, OpenFiles
-from .policy import UrlPolicy
-from .publish import Verified, publish_hub, publish_url
-from .sources import shown_url
-from .verify import Promise
-from .wire import Progress
+from craftcache.checkpoints import is_checkpoint
+from craftcache.config import choose_insecure_hosts
+from craftcache.hub import describe, hub_endpoint
+from craftcache.layout.manifest import files_revision, manifest_key
+from craftcache.layout.publish import Verified, publish_hub, publish_url
+from craftcache.opened import FileInfo, OpenFile, OpenFiles
+from craftcache.policy import UrlPolicy
+from craftcache.sources import shown_url
+from craftcache.verify import Promise
+from craftcache.wire import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .cache import CacheDir
-    from .hub import HubFile
-    from .hub_cache import HubTree
-    from .sources import HubSource, UrlSource
+    from craftcache.hub import HubFile
+    from craftcache.layout.cache import CacheDir
+    from craftcache.layout.hub_cache import HubTree
+    from craftcache.sources import HubSource, UrlSource
+
     from .stream import Download
 
 __all__ = ["OwnFetch", "Report", "fetch_hub", "fetch_url"]
@@ -194,7 +195,7 @@ def _inspect(path: Path, filename: str, source: str) -> None:
     """Refuse a checkpoint that cannot be loaded safely."""
     if not is_checkpoint(filename):
         return
-    from . import weights_only
+    from craftcache.checkpoint import weights_only
 
     weights_only.load(path, map_location="meta", source=source)
 

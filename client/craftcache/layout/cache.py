@@ -22,7 +22,8 @@ import stat
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from .config import daemon_uid
+from craftcache.config import daemon_uid
+
 from .durable import link_file, make_directory, staging_name, sync_directory, write_file
 from .hub_cache import LOCK_SECONDS, HubTree
 from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from craftcache.sources import RemoteSource
+    from craftcache.verify import HashedFile
+
     from .manifest import FileRecord
-    from .sources import RemoteSource
-    from .verify import HashedFile
 
 __all__ = ["CacheDir"]
 

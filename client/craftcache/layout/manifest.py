@@ -28,15 +28,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from .sources import UrlSource, check_filename, is_commit
-from .verify import Digest, Promise, Stamp
+from craftcache.sources import UrlSource, check_filename, is_commit
+from craftcache.verify import Digest, Promise, Stamp
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-    from .sources import RemoteSource
-    from .verify import Digests
+    from craftcache.sources import RemoteSource
+    from craftcache.verify import Digests
 
 __all__ = [
     "FileRecord",

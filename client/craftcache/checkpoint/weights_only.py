@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import torch
 from torch.serialization import get_safe_globals, safe_globals
 
+from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
+
 from .descriptor import DescriptorFile
-from .errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from craftcache.errors import CraftcacheError, NotFound, PolicyDenied
-from craftcache.manifest import manifest_key
-
-from .records import Pin
+from craftcache.layout.manifest import manifest_key
+from craftcached.records import Pin
 
 if TYPE_CHECKING:
-    from craftcache.manifest import Manifest
+    from craftcache.layout.manifest import Manifest
     from craftcache.sources import RemoteSource
-
-    from .pages import LockedFile
-    from .records import Records
-    from .residency import Residency
-    from .store import Store
+    from craftcached.keep.store import Store
+    from craftcached.memory.pages import LockedFile
+    from craftcached.memory.residency import Residency
+    from craftcached.records import Records
 
 __all__ = ["Pins"]
 

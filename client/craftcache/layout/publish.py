@@ -12,18 +12,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from craftcache.sources import WatchSource
+
 from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
-from .sources import WatchSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
     from pathlib import Path
 
+    from craftcache.sources import HubSource, RemoteSource, UrlSource
+    from craftcache.verify import Digests, HashedFile, Promise
+
     from .cache import CacheDir
     from .manifest import Watched
-    from .sources import HubSource, RemoteSource, UrlSource
-    from .verify import Digests, HashedFile, Promise
 
 __all__ = [
     "Verified",

@@ -16,9 +16,8 @@ from craftcache.etags import strong_etag
 from craftcache.hub import HubFile, describe
 from craftcache.sources import shown_url
 from craftcache.verify import Promise
-
-from .fetch import RemoteFile
-from .fetch.transfer import redirect_target
+from craftcached.fetch import RemoteFile
+from craftcached.fetch.transfer import redirect_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,9 +19,9 @@ from craftcache.sources import HubSource, parse
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from craftcache.cache import CacheDir
-    from craftcache.hub_cache import HubTree
-    from craftcache.manifest import FileRecord, Manifest
+    from craftcache.layout.cache import CacheDir
+    from craftcache.layout.hub_cache import HubTree
+    from craftcache.layout.manifest import FileRecord, Manifest
 
 __all__ = ["remove", "sweep"]
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import torch
 from torch.overrides import TorchFunctionMode
 
-from . import weights_only
+from craftcache.checkpoint import weights_only
+from craftcache.errors import InvalidSource, NotACheckpoint
+
 from .descriptor import DescriptorFile, read_into
-from .errors import InvalidSource, NotACheckpoint
 from .index import assemble
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from craftcache.cache import CacheDir
 from craftcache.config import ConfigError
-from craftcache.durable import staging_name
 from craftcache.errors import CraftcacheError
+from craftcache.layout.cache import CacheDir
+from craftcache.layout.durable import staging_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from craftcache.manifest import FileRecord, Manifest
+    from craftcache.layout.manifest import FileRecord, Manifest
 
 __all__ = ["Handout", "OpenedModel"]
 

@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from .durable import staging_name
-from .errors import AccessDenied, CraftcacheError, NotFound, StorageFull, Unavailable
-from .etags import strong_etag
-from .sources import shown_url
-from .verify import HashedFile, Hasher, Promise, Stamp
-from .version import VERSION
+from craftcache.errors import AccessDenied, CraftcacheError, NotFound, StorageFull, Unavailable
+from craftcache.etags import strong_etag
+from craftcache.layout.durable import staging_name
+from craftcache.sources import shown_url
+from craftcache.verify import HashedFile, Hasher, Promise, Stamp
+from craftcache.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

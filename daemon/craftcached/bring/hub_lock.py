@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from craftcache.durable import make_directory
+from craftcache.layout.durable import make_directory
 
 if TYPE_CHECKING:
-    from craftcache.hub_cache import HubTree
+    from craftcache.layout.hub_cache import HubTree
 
 __all__ = ["HubLock"]
 

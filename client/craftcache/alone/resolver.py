@@ -14,24 +14,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cache import CacheDir
-from .config import default_hub_cache
-from .errors import Unavailable
-from .hub import hub_endpoint
-from .hub_cache import LOCK_SECONDS
-from .manifest import manifest_key
-from .opened import FileInfo, OpenFile, OpenFiles
+from craftcache.config import default_hub_cache
+from craftcache.errors import Unavailable
+from craftcache.hub import hub_endpoint
+from craftcache.layout.cache import CacheDir
+from craftcache.layout.hub_cache import LOCK_SECONDS
+from craftcache.layout.manifest import manifest_key
+from craftcache.opened import FileInfo, OpenFile, OpenFiles
+from craftcache.sources import HubSource, UrlSource, WatchSource
+from craftcache.verify import Digest, Promise, hash_descriptor
+
 from .own_fetch import fetch_hub, fetch_url
-from .sources import HubSource, UrlSource, WatchSource
-from .verify import Digest, Promise, hash_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .hub_cache import HubTree
-    from .manifest import FileRecord, Manifest
+    from craftcache.layout.hub_cache import HubTree
+    from craftcache.layout.manifest import FileRecord, Manifest
+    from craftcache.sources import RemoteSource
+
     from .own_fetch import OwnFetch, Report
-    from .sources import RemoteSource
 
 __all__ = ["Resolver"]
 

@@ -1,0 +1,6 @@
+"""The cache directory in the daemon's hands.
+
+store.Store        publishes and finds; the only writer
+handout.Handout    opens what is published, for workers
+removal            takes models out, and what nobody else needs of them
+"""
