@@ -1,7 +1,9 @@
 """From a checkpoint's open file to what torch.load would have returned.
 
-index          what a checkpoint holds, so that nobody need unpickle it
-tensors        tensors from an index and the file it describes
-weights_only   torch's own load, for what no index can hold
-descriptor     reading a file by its descriptor alone
+    index          what a checkpoint holds, so that nobody need unpickle it
+    tensors        tensors from an index and the file it describes
+    weights_only   torch's own load, for what no index can hold
+    descriptor     reading a file by its descriptor alone
+
+No pickle is executed here, whichever way a checkpoint comes.
 """
