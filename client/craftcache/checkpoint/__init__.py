@@ -5,5 +5,5 @@
     weights_only   torch's own load, for what no index can hold
     descriptor     reading a file by its descriptor alone
 
-No pickle is executed here, whichever way a checkpoint comes.
+No pickle gets to run code here, whichever way a checkpoint comes.
 """
