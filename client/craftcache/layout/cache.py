@@ -89,7 +89,7 @@ class CacheDir:
 
     def hub_tree(self, repo_id: str) -> HubTree:
         """The part that belongs to one Hub repository."""
-        return HubTree(self.root, repo_id, self.staging, self.quarantine)
+        return HubTree(self.root, repo_id, self.staging, self.quarantine, self.is_ours)
 
     def path(self, record: FileRecord) -> Path:
         """Where the bytes of ``record`` stand."""

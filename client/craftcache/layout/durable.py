@@ -82,11 +82,14 @@ def staging_name() -> str:
 
 
 def file_mode() -> int:
-    """The mode that this process's umask gives a new file, read without changing the umask."""
+    """The mode that this process's umask gives a new file, but never for others to write to.
+
+    Read without changing the umask, which is the whole process's.
+    """
     try:
         with open("/proc/self/status", encoding="ascii") as status:
             lines = dict(line.split(":", 1) for line in status)
-        return 0o666 & ~int(lines["Umask"], 8)
+        return 0o644 & ~int(lines["Umask"], 8)
     except (OSError, KeyError):
         return 0o644
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ from .durable import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from craftcache.verify import HashedFile, Promise
 
@@ -55,12 +56,14 @@ class HubTree:
         repo_id: The repository, exactly as named.
         staging: A directory on the same file system, for what is not yet under its final name.
         quarantine: Where a blob goes that does not hold what its name says.
+        is_ours: Whether a file with that stat can be written by trusted owners only.
     """
 
     cache_dir: Path
     repo_id: str
     staging: Path
     quarantine: Path
+    is_ours: Callable[[os.stat_result], bool]
 
     @property
     def folder(self) -> str:
@@ -126,15 +129,19 @@ class HubTree:
     def adopt(self, etag: str, promise: Promise) -> HashedFile | None:
         """Hash the blob that already stands under ``etag``; None where none keeps the promise.
 
-        Blocking: about a second per gigabyte. A blob that breaks the promise is left where it is
-        until :meth:`publish_blob` puts a right one in its place.
+        Blocking: about a second per gigabyte. A blob that somebody else can write to gives way to
+        a copy first, for what was hashed must stay what it is. One that breaks the promise is left
+        where it is until :meth:`publish_blob` puts a right one in its place.
         """
         path = self.blob(etag)
         try:
             if not path.resolve(strict=True).is_relative_to(self.cache_dir.resolve()):
                 return None
-            if promise.size is not None and path.stat().st_size != promise.size:
+            status = path.stat()
+            if promise.size is not None and status.st_size != promise.size:
                 return None
+            if not self.is_ours(status):
+                self._take_over(path)
             git = promise.digest is not None and promise.digest.algorithm == "git-sha1"
             hashed = hash_stamped(path, git=git)
         except OSError:
@@ -198,6 +205,16 @@ class HubTree:
             staged = self.staging / staging_name()
             os.symlink(target, staged)
             os.replace(staged, pointer)
+
+    def _take_over(self, path: Path) -> None:
+        """Put a copy of our own in a blob's place; who has the old one open keeps that."""
+        staged = self.staging / staging_name()
+        try:
+            shutil.copyfile(path, staged)
+            os.chmod(staged, file_mode())
+            os.replace(staged, path)
+        finally:
+            staged.unlink(missing_ok=True)
 
     def _replace(self, verified: Path, final: Path) -> None:
         make_directory(self.quarantine)

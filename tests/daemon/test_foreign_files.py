@@ -1,15 +1,18 @@
-"""Manifests that the daemon did not write: a worker's own, and another user's."""
+"""What the daemon did not write itself: a worker's manifests, another user's files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from craftcache import Client
-from daemons import DaemonProcess
+from craftcache.layout.cache import CacheDir
+from daemons import EXPORT_FILES, DaemonProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,3 +56,32 @@ def test_what_another_user_wrote_is_verified_anew(
     assert again.revision == revision
     assert manifest.stat().st_uid == os.geteuid()
     assert threaded_hub.bytes_sent("*.bin", origin="cdn") == sent
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_blob_of_another_user_is_copied_before_it_is_believed(
+    daemon: DaemonProcess, threaded_hub: TestHub, export_repo: Repo
+) -> None:
+    commit = export_repo.resolve("main")
+    assert commit is not None
+    tree = CacheDir(daemon.cache_dir).hub_tree("org/model")
+    etags = {}
+    for filename, path in EXPORT_FILES.items():
+        etags[filename] = hashlib.sha256(path.read_bytes()).hexdigest()
+        blob = tree.blob(etags[filename])
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blob)
+        os.chown(blob, 65534, 65534)
+    held = [tree.blob(etag).open("r+b") for etag in etags.values()]
+    with daemon.client() as client:
+        client.warm(["org/model"])
+        for file in held:  # still their owner's, but no longer what is served
+            file.write(b"\0" * 4096)
+            file.close()
+        export = client.load("org/model")
+    assert threaded_hub.bytes_sent("*.bin", origin="cdn") == 0
+    for filename, etag in etags.items():
+        blob = tree.blob(etag)
+        assert blob.stat().st_uid == os.geteuid()
+        assert blob.read_bytes() == EXPORT_FILES[filename].read_bytes()
+    assert export.served_by == "daemon"
