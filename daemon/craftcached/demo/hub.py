@@ -6,13 +6,12 @@ huggingface_hub client can use it as well.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import os
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 
+import aiofiles
 from aiohttp import web
 
 from craftcache.verify import hash_file
@@ -118,10 +117,10 @@ class Hub:
         return None if name in self._paths else "EntryNotFound"
 
     async def _send(self, response: web.StreamResponse, path: Path, start: int, stop: int) -> None:
-        with path.open("rb") as file:
+        async with aiofiles.open(path, "rb") as file:
+            await file.seek(start)
             while start < stop:
-                count = min(CHUNK_BYTES, stop - start)
-                chunk = await asyncio.to_thread(os.pread, file.fileno(), count, start)
+                chunk = await file.read(min(CHUNK_BYTES, stop - start))
                 await response.write(chunk)
                 self._bytes_sent += len(chunk)
                 start += len(chunk)

@@ -15,6 +15,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
+import aiofiles
+
 from craftcache.errors import StorageFull, Unavailable
 from craftcache.layout.durable import link_file, staging_name
 from craftcache.layout.manifest import manifest_key
@@ -179,14 +181,11 @@ class Store:
 
     async def read_index(self, sha256: str) -> bytes | None:
         """The index of the checkpoint with that digest; None where it was never inspected."""
-
-        def read() -> bytes | None:
-            try:
-                return self.cache.index_path(sha256).read_bytes()
-            except FileNotFoundError:
-                return None
-
-        return await asyncio.to_thread(read)
+        try:
+            async with aiofiles.open(self.cache.index_path(sha256), "rb") as file:
+                return await file.read()
+        except FileNotFoundError:
+            return None
 
     async def write_index(self, sha256: str, index: bytes) -> None:
         """Publish the index of a checkpoint; comes before the checkpoint itself."""
