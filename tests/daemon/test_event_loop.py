@@ -37,7 +37,7 @@ ON_NAMES = (
 
 SMALL = (
     # A manifest, once each time that it has changed: some kilobytes, written a moment ago.
-    ("io.BufferedReader.read", "craftcache/cache.py", "_read_manifest"),
+    ("io.BufferedReader.read", "craftcache/layout/cache.py", "manifest_at"),
     # At the very end: one byte into a pipe, at which the thread that reads inotify ends.
     ("os.write", "craftcached/watch/observing.py", "__exit__"),
     ("threading.Lock.acquire", "craftcached/watch/observing.py", "__exit__"),

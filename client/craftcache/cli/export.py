@@ -66,7 +66,9 @@ def make(lm: Path, compression: str, directory: Path, *, as_json: bool) -> None:
 @click.option("--message", default="Upload export", show_default=True, help="Of the commit.")
 @json_option
 def publish(directory: Path, repo_id: str, message: str, *, private: bool, as_json: bool) -> None:
-    """Check the export in DIRECTORY and upload it to ORG/NAME on the Hub.
+    """Check an export and upload it to the Hub.
+
+    DIRECTORY is the export, ORG/NAME the repository.
 
     An unsafe or incomplete one is refused. Prints the source to load it by, pinned to its commit.
     """

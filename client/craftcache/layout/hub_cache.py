@@ -166,7 +166,7 @@ class HubTree:
         file.check_untouched()
         make_directory(final.parent)
         _tag_cache_dir(self.cache_dir)
-        if verified.is_relative_to(self.staging):  # else it is published already
+        if verified.stat().st_nlink == 1:  # else it is published already, under another name
             os.chmod(verified, file_mode())
         try:
             link_file(verified, final)
