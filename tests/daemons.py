@@ -45,6 +45,7 @@ class DaemonProcess:
         self._within = within
         self._environment = environment
         self._process: subprocess.Popen[str]
+        self._reader: threading.Thread | None = None
         self._lines: list[str] = []
         self._serves = threading.Event()
 
@@ -56,7 +57,8 @@ class DaemonProcess:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        self._reader.join()
+        if self._reader is not None:
+            self._reader.join()
 
     def start(self) -> None:
         """Start it (again) and wait until it serves, or fail with its log."""
@@ -66,6 +68,8 @@ class DaemonProcess:
 
     def spawn(self) -> None:
         """Start it without waiting."""
+        if self._reader is not None:
+            self._reader.join()  # what the last one said comes before what this one says
         self._serves.clear()
         self._process = subprocess.Popen(
             [

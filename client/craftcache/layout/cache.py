@@ -220,7 +220,7 @@ class CacheDir:
         if final.exists() and final.samefile(verified):
             return published
         make_directory(final.parent)
-        if verified.stat().st_nlink == 1:  # else it is published already, under another name
+        if verified.is_relative_to(self.staging) and verified.stat().st_nlink == 1:
             os.chmod(verified, BLOB_MODE)
         staged = self.staging / staging_name()
         link_file(verified, staged)

@@ -166,7 +166,7 @@ class HubTree:
         file.check_untouched()
         make_directory(final.parent)
         _tag_cache_dir(self.cache_dir)
-        if verified.stat().st_nlink == 1:  # else it is published already, under another name
+        if self._is_unpublished(verified):
             os.chmod(verified, file_mode())
         try:
             link_file(verified, final)
@@ -205,6 +205,10 @@ class HubTree:
             staged = self.staging / staging_name()
             os.symlink(target, staged)
             os.replace(staged, pointer)
+
+    def _is_unpublished(self, verified: Path) -> bool:
+        """Whether a verified file has no name yet but its own in staging."""
+        return verified.is_relative_to(self.staging) and verified.stat().st_nlink == 1
 
     def _take_over(self, path: Path) -> None:
         """Put a copy of our own in a blob's place; who has the old one open keeps that."""
