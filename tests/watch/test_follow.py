@@ -8,9 +8,11 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from checkpoints import saved
 from craftcache.errors import NotFound, Unavailable
+from craftcache.verify import hash_file
 from daemons import DaemonProcess
 from watch.kit import content, write, write_pair
 
@@ -40,6 +42,20 @@ def test_a_follower_hears_of_each_generation_and_loads_it(
         assert generation.sha256 == {part: info.sha256 for part, info in loaded.files.items()}
         assert (loaded.served_by, values(loaded)) == ("daemon", {float(number)})
     assert values(client.load("watch:run@1")) == {1.0}
+
+
+def test_a_pair_of_a_gigabyte_is_served_whole(daemon: DaemonProcess, export: Path) -> None:
+    client = daemon.client()
+    following = client.follow("run")
+    write_pair(export, 1)
+    assert next(following).number == 1
+    weight = torch.arange(2**28, dtype=torch.int32)  # no two pages of it are alike
+    torch.save({"best_state": {"x": weight}}, export / "state_dict.bin")
+    generation = next(following)
+    assert generation.sha256["lm"] == hash_file(export / "state_dict.bin").sha256
+    loaded = client.load(f"watch:run@{generation.number}")
+    assert loaded.files["lm"].size > 2**30
+    assert torch.equal(loaded.lm["best_state"]["x"], weight)
 
 
 def test_who_comes_later_hears_of_the_newest_alone(daemon: DaemonProcess, export: Path) -> None:
