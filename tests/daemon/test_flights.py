@@ -75,7 +75,10 @@ async def released() -> list[str]:
 
 @pytest.fixture
 async def flights(released: list[str]) -> AsyncIterator[Flights[str, int]]:
-    flights: Flights[str, int] = Flights(released.append)
+    async def release(result: str) -> None:
+        released.append(result)
+
+    flights: Flights[str, int] = Flights(release)
     yield flights
     assert len(flights) == 0
 

@@ -40,7 +40,7 @@ def staged(store: Store, content: bytes = CONTENT) -> Verified:
 
 async def publish(store: Store, source: UrlSource, file: Verified) -> Manifest:
     manifest = await store.publish_url(source, {source.basename: (file, source.url)})
-    store.discard(file)
+    await store.discard(file)
     return manifest
 
 

@@ -17,9 +17,9 @@ from craftcache.verify import Hasher
 from craftcached.fetch import Priority
 from craftcached.fetch.hashing import OrderedHash
 from craftcached.fetch.limits import Bandwidth, Claimant, Connections, Memory
-from craftcached.fetch.offload import Threads
 from craftcached.fetch.space import Space
 from craftcached.fetch.spans import Span, SpanSet
+from craftcached.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def threads() -> Iterator[Threads]:
-    pool = Threads(2)
+    pool = Threads(2, "test")
     yield pool
     pool.close()
 
@@ -175,7 +175,7 @@ def test_blocks_in_any_order_give_the_digest_of_the_file(
     budget = Memory(memory)
 
     async def digest() -> str:
-        threads = Threads(2)
+        threads = Threads(2, "test")
         with path.open("rb") as file:
             ordered = OrderedHash(Hasher(), file.fileno(), budget, threads)
             hashing = asyncio.create_task(ordered.run())

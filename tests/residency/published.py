@@ -59,7 +59,7 @@ class Keeping:
             verified[filename] = Verified(hash_stamped(path), None, 0, 0), "nowhere"
         manifest = await self.store.publish_url(source(name), verified)
         for file, _ in verified.values():
-            self.store.discard(file)
+            await self.store.discard(file)
         self.clock.now += 1
         self.uses.note(key(name))
         return manifest

@@ -95,15 +95,7 @@ def publish_hub(
         etags[filename] = verified.etag or verified.digests.sha256
         blob = tree.publish_blob(verified.file, etags[filename], promise)
         records.append(
-            FileRecord.of(
-                filename,
-                cache.relative(blob.path),
-                blob.digests,
-                blob.stamp,
-                origin=f"{origin}/{filename}",
-                etag=etags[filename],
-                verified_at=verified.verified_at,
-            )
+            _record(cache, filename, blob, verified, f"{origin}/{filename}", etags[filename])
         )
     tree.link_snapshot(commit, etags)
     manifest = Manifest.merged(_earlier(cache, source), source, commit, records)
@@ -129,17 +121,7 @@ def publish_url(
     records = []
     for filename, (verified, origin) in files.items():
         blob = cache.publish_url_blob(verified.file)
-        records.append(
-            FileRecord.of(
-                filename,
-                cache.relative(blob.path),
-                blob.digests,
-                blob.stamp,
-                origin=origin,
-                etag=verified.etag,
-                verified_at=verified.verified_at,
-            )
-        )
+        records.append(_record(cache, filename, blob, verified, origin, verified.etag))
     manifest = Manifest.merged(_earlier(cache, source), source, None, records)
     cache.write_manifest(source, manifest)
     return manifest
@@ -166,14 +148,8 @@ def publish_generation(
     for filename, verified in sorted(files.items()):
         blob = cache.publish_url_blob(verified.file)
         records.append(
-            FileRecord.of(
-                filename,
-                cache.relative(blob.path),
-                blob.digests,
-                blob.stamp,
-                origin=f"{watched.directory}/{filename}",
-                etag=verified.etag,
-                verified_at=verified.verified_at,
+            _record(
+                cache, filename, blob, verified, f"{watched.directory}/{filename}", verified.etag
             )
         )
     revision = files_revision({record.filename: record.sha256 for record in records})
@@ -193,6 +169,26 @@ def serve_generation(cache: CacheDir, name: str, generation: Manifest) -> Manife
     manifest = replace(generation, source=source.shown)
     cache.write_manifest(source, manifest)
     return manifest
+
+
+def _record(
+    cache: CacheDir,
+    filename: str,
+    blob: HashedFile,
+    verified: Verified,
+    origin: str,
+    etag: str | None,
+) -> FileRecord:
+    """The record of ``verified`` as it was published: as ``blob``."""
+    return FileRecord.of(
+        filename,
+        cache.relative(blob.path),
+        blob.digests,
+        blob.stamp,
+        origin=origin,
+        etag=etag,
+        verified_at=verified.verified_at,
+    )
 
 
 def _earlier(cache: CacheDir, source: RemoteSource) -> Manifest | None:

@@ -52,11 +52,14 @@ class Flights(Generic[T, P]):
     so no lock is needed.
 
     Args:
-        release: Called once with each result, when nobody holds it any more.
+        release: Called once with each result, when nobody holds it any more; None does nothing.
     """
 
-    def __init__(self, release: Callable[[T], None] = lambda _: None) -> None:
+    def __init__(
+        self, release: Callable[[T], Coroutine[object, object, None]] | None = None
+    ) -> None:
         self._release = release
+        self._releasing: set[asyncio.Task[None]] = set()
         self._running: dict[Hashable, Flight[T, P]] = {}
 
     def __len__(self) -> int:
@@ -99,6 +102,8 @@ class Flights(Generic[T, P]):
     async def _land(self, key: Hashable, flight: Flight[T, P]) -> None:
         if flight.task.done():
             self._forget(key, flight)
+            if self._releasing:
+                await asyncio.wait(self._releasing)
             return
         # A request that comes from here on waits for the end, then starts anew. The flight is
         # forgotten by its task's end, which comes even if this wait is itself cancelled.
@@ -109,5 +114,8 @@ class Flights(Generic[T, P]):
 
     def _forget(self, key: Hashable, flight: Flight[T, P]) -> None:
         del self._running[key]
-        if not flight.task.cancelled() and flight.task.exception() is None:
-            self._release(flight.task.result())
+        if self._release and not flight.task.cancelled() and flight.task.exception() is None:
+            # Of its own, so that it is done whoever is cancelled meanwhile.
+            releasing = asyncio.create_task(self._release(flight.task.result()))
+            self._releasing.add(releasing)
+            releasing.add_done_callback(self._releasing.discard)

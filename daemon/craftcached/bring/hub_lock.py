@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from craftcache.layout.durable import make_directory
+from craftcached.threads import Threads
 
 if TYPE_CHECKING:
     from craftcache.layout.hub_cache import HubTree
@@ -27,6 +28,10 @@ MODE = 0o664
 
 TRY_SECONDS = 0.5
 """How long a thread waits for the lock at a time; a cancelled request waits for it to end."""
+
+
+_WAITING = Threads(16, "lock")
+"""For waits alone, which take long and do nothing; what they held up would take microseconds."""
 
 
 class HubLock:
@@ -95,16 +100,12 @@ class HubLock:
                 await self._try_acquire(0)
 
     async def _try_acquire(self, seconds: float) -> bool:
-        trying = asyncio.create_task(asyncio.to_thread(self._lock.acquire, timeout=seconds))
         try:
-            await asyncio.shield(trying)
+            await _WAITING.run(self._lock.acquire, timeout=seconds)
         except (Timeout, NotImplementedError, OSError):  # held, or a file system without locks
             return False
         except asyncio.CancelledError:
-            # The thread may get the lock yet, and nobody would know.
-            await asyncio.wait([trying])
-            if not trying.exception():
-                self._lock.release()
+            self._lock.release()  # the thread may have got it yet, and nobody would know
             raise
         return True
 

@@ -10,6 +10,7 @@ publishes it before that, or it leaves no trace.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections import Counter, defaultdict
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from craftcache.checkpoints import is_checkpoint
+from craftcache.errors import CraftcacheError
 from craftcache.layout.publish import Verified
 from craftcache.verify import HashedFile
 from craftcache.wire import Progress
@@ -96,6 +98,7 @@ class Obtainer:
         self._fetcher = fetcher
         self._inspector = inspector
         self._flights: Flights[_Obtained, Progress] = Flights(release=self._release)
+        self._inspections: Flights[None, Progress] = Flights()
         self._waiters: Counter[RemoteSource] = Counter()
         self._fetching: defaultdict[RemoteSource, set[str]] = defaultdict(set)
 
@@ -158,7 +161,7 @@ class Obtainer:
             try:
                 yield known
             finally:
-                self._release(held)
+                await self._release(held)
             return
         # Whoever finds nothing published asks as a refresh does, so that all can wait for one.
         key = (source.file_url(filename), source.file_digest(filename))
@@ -296,19 +299,38 @@ class Obtainer:
         )
 
     async def _inspect(self, teller: Teller, filename: str, file: Verified) -> None:
-        """Refuse what cannot be loaded safely; write the index of what can."""
-        try:
-            if not is_checkpoint(filename) or await self._store.has_index(file.digests.sha256):
-                return
-            teller.tell(filename, file.digests.size, file.digests.size, "inspecting")
+        """Refuse what cannot be loaded safely; write the index of what can.
+
+        Content that several wait for is looked into once.
+        """
+        sha256 = file.digests.sha256
+
+        async def work(tell: Callable[[Progress], None]) -> None:
+            Teller(teller.source, tell).tell(
+                filename, file.digests.size, file.digests.size, "inspecting"
+            )
             index = await self._inspector.inspect(file.path, source=teller.source.shown)
-            await self._store.write_index(file.digests.sha256, index)
+            await self._store.write_index(sha256, index)
+
+        def report_mine(progress: Progress) -> None:
+            teller.report(replace(progress, source=teller.source.shown, file=filename))
+
+        try:
+            if is_checkpoint(filename) and not await self._store.has_index(sha256):
+                async with self._inspections.join(sha256, work, report_mine):
+                    pass
+        except CraftcacheError as error:  # of work that others, too, may have waited for
+            await self._store.discard(file)
+            raise error.about(teller.source.shown) from error
         except BaseException:
-            self._store.discard(file)
+            await self._store.discard(file)
             raise
 
-    def _release(self, obtained: _Obtained) -> None:
-        os.close(obtained.descriptor)
-        self._store.discard(obtained.file)
-        if obtained.lock is not None:
-            obtained.lock.release()
+    async def _release(self, obtained: _Obtained) -> None:
+        try:
+            await self._store.discard(obtained.file)
+        finally:
+            # The last descriptor of a file without a name gives its bytes back, which takes time.
+            await asyncio.shield(asyncio.to_thread(os.close, obtained.descriptor))
+            if obtained.lock is not None:
+                obtained.lock.release()

@@ -17,11 +17,11 @@ from weakref import WeakValueDictionary
 import aiohttp
 
 from craftcache.errors import Unavailable
+from craftcached.threads import Threads
 
 from .job import Job
 from .journal import current_boot_id
 from .limits import Bandwidth, Claimant, Connections, Memory
-from .offload import Threads
 from .part import Names, reclaim, stale_keys
 from .retry import RetryPolicy
 from .space import Space, free_bytes
@@ -140,7 +140,7 @@ class Engine:
 
     async def _workbench(self, stack: AsyncExitStack) -> Workbench:
         settings = self._settings
-        threads, syncing = Threads(THREADS), Threads(SYNC_THREADS)
+        threads, syncing = Threads(THREADS, "fetch"), Threads(SYNC_THREADS, "fsync")
         stack.callback(threads.close)
         stack.callback(syncing.close)
         await threads.run(self._staging.mkdir, mode=0o700, parents=True, exist_ok=True)

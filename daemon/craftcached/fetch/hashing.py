@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from craftcache.verify import Digests, Hasher
+    from craftcached.threads import Threads
 
     from .limits import Memory
-    from .offload import Threads
 
 __all__ = ["OrderedHash"]
 

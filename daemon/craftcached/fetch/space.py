@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from .offload import Threads
+    from craftcached.threads import Threads
 
 __all__ = ["Space", "free_bytes"]
 

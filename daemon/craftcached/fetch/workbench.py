@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from craftcached.threads import Threads
+
     from .limits import Bandwidth, Claimant, Connections, Memory
-    from .offload import Threads
     from .retry import RetryPolicy
     from .settings import EngineSettings
     from .space import Space

@@ -28,7 +28,7 @@ from craftcache.layout.publish import (
     serve_generation,
 )
 from craftcache.verify import Digest, Digests, HashedFile, Promise, hash_stamped
-from craftcached.fetch.offload import Threads
+from craftcached.threads import Threads
 
 from .removal import remove, sweep
 
@@ -77,8 +77,8 @@ class Store:
         self.changed = asyncio.Event()
         self._by_source: dict[str, tuple[tuple[int, int], Manifest]] = {}
         self._lock_fd = -1
-        self._writing = Threads(1)
-        self._hashing = Threads(HASHING_THREADS)
+        self._writing = Threads(1, "publish")
+        self._hashing = Threads(HASHING_THREADS, "hash")
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self.cache.create)
@@ -289,10 +289,13 @@ class Store:
         """Remove blobs that no model names; see removal.sweep."""
         return await self._writing.run(sweep, self.cache, before=before)
 
-    def discard(self, verified: Verified) -> None:
-        """Remove a file's name in staging; what was published keeps its own names."""
+    async def discard(self, verified: Verified) -> None:
+        """Remove a file's name in staging; what was published keeps its own names.
+
+        In a thread, for with its last name go its bytes; a cancelled caller has it done as well.
+        """
         if verified.path.is_relative_to(self.cache.staging):
-            verified.path.unlink(missing_ok=True)
+            await asyncio.shield(asyncio.to_thread(verified.path.unlink, missing_ok=True))
 
 
 def _taken(verified: Verified, directory: Path) -> Verified:

@@ -19,11 +19,16 @@ T = TypeVar("T")
 class Threads:
     """A small pool of threads for reads, writes, hashing and fsync.
 
-    hashlib and the system calls release the interpreter's lock, so a few threads suffice.
+    hashlib and the system calls release the interpreter's lock, so a few threads suffice. Work that
+    may take long has a pool of its own, so that it holds up no short questions to the disk.
+
+    Args:
+        count: How many at most; they start as they are needed.
+        name: What they are for, as debuggers show it.
     """
 
-    def __init__(self, count: int) -> None:
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="fetch")
+    def __init__(self, count: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``function`` in a thread.
