@@ -272,7 +272,7 @@ def run(shapes: list[Shape], *, rounds: int, workers: int, directory: Path) -> d
         for bench in benches:
             bench.heat()
             timings += show(bench.time_loads(rounds))
-            timings += show(bench.time_copies(max(3, rounds // 3)))
+            timings += show(bench.time_copies(rounds))
         for loader in ("craftcache", "torch.load(mmap=True)", "torch.load") if workers else ():
             at_once.append(run_workers(benches[0], loader, workers))
             print(_line_of(at_once[-1]), flush=True)
