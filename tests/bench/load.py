@@ -5,6 +5,7 @@ loads each in turn with all of the peers, so that a ratio compares like with lik
 in one run; torch.load is what AudioCraft's own _get_state_dict calls. What is reported is the
 median of the rounds. Loading is measured twice: alone, and with a copy into an existing module,
 so that laziness hides nothing. Then worker processes load at once, and their memory is added up.
+Last comes what importing craftcache adds to the start of an interpreter.
 """
 
 from __future__ import annotations
@@ -260,6 +261,25 @@ def make_checkpoint(shape: Shape, path: Path, twin: Path) -> None:
     safetensors.torch.save_file(state, twin)
 
 
+STATEMENTS = ("import craftcache", "import craftcache; craftcache.Client()")
+"""What a worker begins with; the modules behind a name are imported with its first use."""
+
+
+def time_imports(rounds: int) -> dict[str, float]:
+    """The milliseconds by which each of STATEMENTS delays an interpreter that does nothing."""
+    seconds: dict[str, list[float]] = {statement: [] for statement in ("pass", *STATEMENTS)}
+    for _ in range(rounds):
+        for statement, taken in seconds.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", statement], check=True)
+            taken.append(time.perf_counter() - start)
+    bare, *imported = map(statistics.median, seconds.values())
+    return {
+        statement: (taken - bare) * 1000
+        for statement, taken in zip(STATEMENTS, imported, strict=True)
+    }
+
+
 def run(shapes: list[Shape], *, rounds: int, workers: int, directory: Path) -> dict[str, Any]:
     """All of it; files are made under ``directory``."""
     timings: list[Timing] = []
@@ -276,7 +296,15 @@ def run(shapes: list[Shape], *, rounds: int, workers: int, directory: Path) -> d
         for loader in ("craftcache", "torch.load(mmap=True)", "torch.load") if workers else ():
             at_once.append(run_workers(benches[0], loader, workers))
             print(_line_of(at_once[-1]), flush=True)
-    return {"timings": list(map(asdict, timings)), "workers": list(map(asdict, at_once))}
+    imports = time_imports(2 * rounds)
+    print()
+    for statement, milliseconds in imports.items():
+        print(f"  {statement}: {milliseconds:.1f} ms more than bare Python", flush=True)
+    return {
+        "timings": list(map(asdict, timings)),
+        "workers": list(map(asdict, at_once)),
+        "imports": imports,
+    }
 
 
 def prepare(shape: Shape, hub: TestHub, client: Client, directory: Path) -> Bench:
