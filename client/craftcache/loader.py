@@ -328,6 +328,7 @@ class Loader:
             token=own_token(),
             is_private=away.refusal is not None,
             report=_checked(report, withdrawal),
+            withdrawal=withdrawal,
         )
 
     def patience(self, source: RemoteSource | None, names: Sequence[str]) -> float:

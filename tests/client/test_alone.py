@@ -33,6 +33,7 @@ from craftcache.layout.cache import CacheDir
 from craftcache.layout.manifest import manifest_key
 from craftcache.policy import UrlPolicy
 from craftcache.sources import HubSource, parse
+from craftcache.transport import Withdrawal
 from craftcache.verify import Promise
 from daemons import EXPORT, EXPORT_FILES
 from hub import CloseEarly, Data, FlipBit, NoLength, Redirect, Status
@@ -361,7 +362,13 @@ def test_every_address_of_a_redirect_is_checked_before_it_is_asked(
 
     wanted = Download("a source", f"{threaded_hub.endpoint}/x.th", Promise())
     with pytest.raises(PolicyDenied) as caught:
-        download(wanted, staging=tmp_path, check_url=only_the_hub, report=lambda *_: None)
+        download(
+            wanted,
+            staging=tmp_path,
+            check_url=only_the_hub,
+            report=lambda *_: None,
+            withdrawal=Withdrawal(),
+        )
     assert caught.value.source == "a source"
     assert asked == [wanted.url, threaded_hub.cdn_url("/x.th")]
     assert threaded_hub.count("GET", origin="cdn") == 0
@@ -607,7 +614,9 @@ def test_a_lock_that_is_held_for_long_is_passed_by_and_nothing_is_published(
     etag = export_repo.tree(str(export_repo.resolve("main")))["state_dict.bin"].etag
     with cache.hub_tree("org/model").lock(etag) as is_held:
         assert is_held
-        fetched = resolver.fetch(source, FILENAMES, token=None, is_private=False, report=ignore)
+        fetched = resolver.fetch(
+            source, FILENAMES, token=None, is_private=False, report=ignore, withdrawal=Withdrawal()
+        )
         with fetched.files as files:
             assert set(files.files) == set(FILENAMES)
             assert files.revision == export_repo.resolve("main")
@@ -623,12 +632,16 @@ def test_a_lock_of_a_url_is_passed_by_likewise(
     source = parse(threaded_hub.cdn_url("/one.th"))
     resolver = Resolver(cache, lock_seconds=0.01)
     with cache.lock(manifest_key(source)):
-        fetched = resolver.fetch(source, ["one.th"], token=None, is_private=False, report=ignore)
+        fetched = resolver.fetch(
+            source, ["one.th"], token=None, is_private=False, report=ignore, withdrawal=Withdrawal()
+        )
     with fetched.files as files:
         revision = files.revision
     assert "lock" in (fetched.not_kept or "")
     assert_nothing_published(cache.root)
-    fetched = resolver.fetch(source, ["one.th"], token=None, is_private=False, report=ignore)
+    fetched = resolver.fetch(
+        source, ["one.th"], token=None, is_private=False, report=ignore, withdrawal=Withdrawal()
+    )
     with fetched.files as files:
         assert files.revision == revision
     assert fetched.not_kept is None

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from craftcache.checkpoints import is_checkpoint
@@ -24,6 +25,8 @@ from craftcache.sources import shown_url
 from craftcache.verify import Promise
 from craftcache.wire import Progress
 
+from .apart import call_apart
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from craftcache.layout.cache import CacheDir
     from craftcache.layout.hub_cache import HubTree
     from craftcache.sources import HubSource, UrlSource
+    from craftcache.transport import Withdrawal
 
     from .stream import Download
 
@@ -67,6 +71,7 @@ def fetch_hub(
     token: str | None,
     lock_seconds: float,
     report: Report,
+    withdrawal: Withdrawal,
 ) -> OwnFetch:
     """Fetch files of a repository at its newest commit.
 
@@ -77,18 +82,20 @@ def fetch_hub(
         token: Sent to the Hub only; None sends none.
         lock_seconds: How long each lock of huggingface_hub is waited for.
         report: Called with progress; what it raises ends the fetch.
+        withdrawal: Ends at once whatever the origin is waited for.
 
     Raises:
         CraftcacheError: Any of the tree but those of loading; nothing was published.
+        Withdrawn: So it was; nothing was published.
     """
     tree = cache.hub_tree(source.repo_id)
-    described = _describe(source, names, token)
+    described = _describe(source, names, token, withdrawal)
     by_etag = {file.etag: file for file in described}  # two names may have one content
     with contextlib.ExitStack() as stack:
         # In one order, as everybody takes them who holds several.
         held = [stack.enter_context(tree.lock(e, seconds=lock_seconds)) for e in sorted(by_etag)]
         obtained = {
-            etag: _obtain(stack, cache, tree, source, file, token, report)
+            etag: _obtain(stack, cache, tree, source, file, token, report, withdrawal)
             for etag, file in by_etag.items()
         }
         files = {file.filename: (obtained[file.etag], file.promise) for file in described}
@@ -106,6 +113,7 @@ def fetch_url(
     *,
     lock_seconds: float,
     report: Report,
+    withdrawal: Withdrawal,
 ) -> OwnFetch:
     """Fetch the files of a URL; see fetch_hub."""
     from .stream import Download
@@ -117,7 +125,7 @@ def fetch_url(
             url = source.file_url(name)
             _policy().check_source(url)
             wanted = Download(source.shown, url, Promise(digest=source.file_digest(name)))
-            verified = _download(stack, cache, wanted, name, report, etag=None)
+            verified = _download(stack, cache, wanted, name, report, withdrawal)
             files[name] = (verified, shown_url(url))
         not_kept = _kept(lambda: publish_url(cache, source, files), is_held)
         published = cache.manifest(source) if not_kept is None else None
@@ -126,19 +134,21 @@ def fetch_url(
         return _own_fetch(files, revision, not_kept)
 
 
-def _describe(source: HubSource, names: Sequence[str], token: str | None) -> list[HubFile]:
+def _describe(
+    source: HubSource, names: Sequence[str], token: str | None, withdrawal: Withdrawal
+) -> list[HubFile]:
     described: list[HubFile] = []
     for name in names:
-        described.append(
-            describe(
-                source,
-                name,
-                revision=described[0].commit if described else source.revision,
-                endpoint=hub_endpoint(),
-                token=token,
-                timeout=HUB_SECONDS,
-            )
+        ask = partial(
+            describe,
+            source,
+            name,
+            revision=described[0].commit if described else source.revision,
+            endpoint=hub_endpoint(),
+            token=token,
+            timeout=HUB_SECONDS,
         )
+        described.append(call_apart(ask, withdrawal=withdrawal))
     return described
 
 
@@ -150,6 +160,7 @@ def _obtain(
     file: HubFile,
     token: str | None,
     report: Report,
+    withdrawal: Withdrawal,
 ) -> Verified:
     """One file, as it is in the Hub's tree already or fetched."""
     from .stream import Download
@@ -159,7 +170,7 @@ def _obtain(
     if present is None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         wanted = Download(source.shown, file.url, file.promise, headers)
-        return _download(stack, cache, wanted, file.filename, report, etag=file.etag)
+        return _download(stack, cache, wanted, file.filename, report, withdrawal, etag=file.etag)
     _inspect(present.path, file.filename, source.shown)
     return Verified(present, file.etag, 0, present.digests.size)
 
@@ -170,8 +181,9 @@ def _download(
     wanted: Download,
     name: str,
     report: Report,
+    withdrawal: Withdrawal,
     *,
-    etag: str | None,
+    etag: str | None = None,
 ) -> Verified:
     """One file into staging, verified and safe to load; ``stack`` removes it from there."""
     from .stream import download
@@ -181,6 +193,7 @@ def _download(
         staging=cache.staging,
         check_url=_policy().check_url,
         report=lambda done, total: report(Progress(wanted.source, name, done, total, "fetching")),
+        withdrawal=withdrawal,
     )
     stack.callback(fetched.file.path.unlink, missing_ok=True)
     _inspect(fetched.file.path, name, wanted.source)

@@ -11,6 +11,7 @@ import os
 import stat
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from craftcache.layout.hub_cache import HubTree
     from craftcache.layout.manifest import FileRecord, Manifest
     from craftcache.sources import RemoteSource
+    from craftcache.transport import Withdrawal
 
     from .own_fetch import OwnFetch, Report
 
@@ -94,6 +96,7 @@ class Resolver:
         token: str | None,
         is_private: bool,
         report: Report,
+        withdrawal: Withdrawal,
     ) -> OwnFetch:
         """Fetch ``names`` from the origin at its newest revision, and publish them.
 
@@ -104,9 +107,11 @@ class Resolver:
             is_private: Whether the daemon may not read it: then it is published in the user's own
                 cache and not where everybody reads.
             report: Called with progress; what it raises ends the fetch.
+            withdrawal: Ends at once whatever the origin is waited for.
 
         Raises:
             CraftcacheError: Any of the tree but those of loading; nothing was published.
+            Withdrawn: So it was; nothing was published.
         """
         if isinstance(source, WatchSource):
             raise Unavailable(
@@ -116,13 +121,13 @@ class Resolver:
             )
         with contextlib.ExitStack() as stack:
             cache = self._publishable(stack, is_private=is_private)
-            seconds = self._lock_seconds
             if isinstance(source, UrlSource):
-                fetched = fetch_url(cache, source, names, lock_seconds=seconds, report=report)
+                fetch = partial(fetch_url, cache, source)
             else:
-                fetched = fetch_hub(
-                    cache, source, names, token=token, lock_seconds=seconds, report=report
-                )
+                fetch = partial(fetch_hub, cache, source, token=token)
+            fetched = fetch(
+                names, lock_seconds=self._lock_seconds, report=report, withdrawal=withdrawal
+            )
         if cache not in self._caches:
             return replace(fetched, not_kept="this user may write to no cache")
         return fetched

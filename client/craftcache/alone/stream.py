@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -16,12 +17,17 @@ from craftcache.errors import AccessDenied, CraftcacheError, NotFound, StorageFu
 from craftcache.etags import strong_etag
 from craftcache.layout.durable import staging_name
 from craftcache.sources import shown_url
+from craftcache.transport import shut
 from craftcache.verify import HashedFile, Hasher, Promise, Stamp
 from craftcache.version import VERSION
+
+from .apart import call_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from craftcache.transport import Withdrawal
 
 __all__ = ["Download", "Downloaded", "download"]
 
@@ -68,6 +74,7 @@ def download(
     staging: Path,
     check_url: Callable[[str], None],
     report: Callable[[int, int | None], None],
+    withdrawal: Withdrawal,
 ) -> Downloaded:
     """Fetch one file.
 
@@ -77,16 +84,17 @@ def download(
         check_url: Called with each URL before it is asked, redirect targets included.
         report: Called with bytes so far and the total, where known. What it raises ends the
             download.
+        withdrawal: Ends the download at once, whatever it waits for.
 
     Raises:
-        NotFound, AccessDenied, PolicyDenied, IntegrityError, StorageFull, Unavailable: Nothing is
-            left in ``staging``.
+        NotFound, AccessDenied, PolicyDenied, IntegrityError, StorageFull, Unavailable, Withdrawn:
+            Nothing is left in ``staging``.
     """
     path = staging / staging_name()
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(path.unlink, missing_ok=True)
         try:
-            downloaded = _stream(wanted, path, check_url, report)
+            downloaded = _stream(wanted, path, check_url, report, withdrawal)
         except CraftcacheError as error:
             error.source = wanted.source
             raise
@@ -100,12 +108,44 @@ def download(
     return downloaded
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer of which the head has come."""
+
+    client: httpx.Client
+    response: httpx.Response
+
+    def close(self) -> None:
+        self.response.close()
+        self.client.close()
+
+    def shut(self) -> None:
+        """End its connection under whoever waits on it."""
+        shut(self.response.extensions["network_stream"].get_extra_info("socket"))
+
+
 def _stream(
     wanted: Download,
     path: Path,
     check_url: Callable[[str], None],
     report: Callable[[int, int | None], None],
+    withdrawal: Withdrawal,
 ) -> Downloaded:
+    answer = call_apart(
+        partial(_ask, wanted, check_url), withdrawal=withdrawal, discard=_Answer.close
+    )
+    with contextlib.closing(answer):
+        _check_status(answer.response, wanted)
+        try:
+            with withdrawal.ending(answer.shut):
+                file = _receive(answer.response, wanted, path, report)
+        finally:
+            withdrawal.check()  # an end that was brought about may look like any other
+    wanted.promise.check(file.digests, source=wanted.source)
+    return Downloaded(file, strong_etag(answer.response.headers.get("ETag")))
+
+
+def _ask(wanted: Download, check_url: Callable[[str], None]) -> _Answer:
     # httpx drops Authorization where a redirect leaves the origin.
     client = httpx.Client(
         timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
@@ -113,11 +153,12 @@ def _stream(
         follow_redirects=True,
         event_hooks={"request": [lambda request: check_url(str(request.url))]},
     )
-    with client, client.stream("GET", wanted.url, headers=dict(wanted.headers)) as response:
-        _check_status(response, wanted)
-        file = _receive(response, wanted, path, report)
-    wanted.promise.check(file.digests, source=wanted.source)
-    return Downloaded(file, strong_etag(response.headers.get("ETag")))
+    try:
+        request = client.build_request("GET", wanted.url, headers=dict(wanted.headers))
+        return _Answer(client, client.send(request, stream=True))
+    except BaseException:
+        client.close()
+        raise
 
 
 def _receive(

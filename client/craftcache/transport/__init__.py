@@ -8,7 +8,7 @@ as ``ProtocolMismatch``, the lack of a common language.
 
 from .failures import DaemonAbsent, DaemonBroken, DaemonFailure, DaemonSilent, Withdrawn
 from .reply import Reply
-from .waiting import Deadlines, Withdrawal
+from .waiting import Deadlines, Withdrawal, shut
 from .worker_socket import WorkerSocket
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "DaemonBroken",
     "Withdrawn",
     "Withdrawal",
+    "shut",
     "Deadlines",
     "Reply",
     "WorkerSocket",

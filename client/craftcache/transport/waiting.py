@@ -116,19 +116,19 @@ class Restarts:
 class Withdrawal:
     """Lets another thread end a waiting request; good for one."""
 
-    __slots__ = ("_lock", "_socket", "_used")
+    __slots__ = ("_end", "_lock", "_used")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._used = threading.Event()
-        self._socket: socket.socket | None = None
+        self._end: Callable[[], object] | None = None
 
     def withdraw(self) -> None:
         """End the request, now or when it begins: it raises Withdrawn, and the daemon stops."""
         with self._lock:
             self._used.set()
-            if self._socket is not None:
-                shut(self._socket)
+            if self._end is not None:
+                self._end()
 
     def check(self) -> None:
         """Raise Withdrawn if the request was withdrawn."""
@@ -141,16 +141,16 @@ class Withdrawal:
             raise Withdrawn
 
     @contextlib.contextmanager
-    def ending(self, sock: socket.socket) -> Iterator[None]:
-        """While inside, ``withdraw`` ends this connection and so whatever waits on it."""
+    def ending(self, end: Callable[[], object]) -> Iterator[None]:
+        """While inside, ``withdraw`` calls ``end``, which ends at once what is waited for here."""
         with self._lock:
             self.check()
-            self._socket = sock
+            self._end = end
         try:
             yield
         finally:
             with self._lock:
-                self._socket = None
+                self._end = None
 
 
 def shut(sock: socket.socket) -> None:

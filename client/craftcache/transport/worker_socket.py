@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from craftcache.wire import Problem, encode
 
 from .connection import Connection, Ended
 from .failures import DaemonAbsent, DaemonBroken
-from .waiting import Deadlines, Restarts, Silence, Withdrawal
+from .waiting import Deadlines, Restarts, Silence, Withdrawal, shut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,7 +149,7 @@ class WorkerSocket:
     ) -> Reply[AnswerT]:
         """Hear the daemon out; the connection is kept only after a whole answer."""
         try:
-            with withdrawal.ending(connection.sock):
+            with withdrawal.ending(partial(shut, connection.sock)):
                 reply = connection.hear(request, silence, on_progress)
         except BaseException:
             self._drop(connection)

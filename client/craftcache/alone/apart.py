@@ -1,0 +1,67 @@
+"""Waits that nothing can interrupt, in threads of their own, so that their callers need not wait.
+
+A name is looked up, a connection made, a TLS handshake done and the head of an answer waited for
+inside calls that end when they please, after their own time limits at the latest. None of them
+leaves anything behind on the disk, so whoever is called off leaves such a call to itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from typing import TYPE_CHECKING, TypeVar
+
+from craftcache.transport import Withdrawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from craftcache.transport import Withdrawal
+
+__all__ = ["call_apart"]
+
+T = TypeVar("T")
+
+
+def call_apart(
+    call: Callable[[], T],
+    *,
+    withdrawal: Withdrawal,
+    discard: Callable[[T], object] | None = None,
+) -> T:
+    """Run ``call`` in a thread of its own and wait for it, until it is called off.
+
+    Args:
+        call: Its thread does not keep the process from ending.
+        withdrawal: Ends the wait at once.
+        discard: Called, in that thread, with a result that nobody waits for any more; None where
+            a result holds nothing.
+
+    Raises:
+        Withdrawn: ``withdrawal`` was used.
+        Exception: Whatever ``call`` raised.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+            with contextlib.suppress(InvalidStateError):
+                outcome.set_exception(error)
+            return
+        try:
+            outcome.set_result(result)
+        except InvalidStateError:
+            if discard is not None:
+                discard(result)
+
+    with withdrawal.ending(outcome.cancel):
+        threading.Thread(target=run, name="craftcache-origin", daemon=True).start()
+        try:
+            return outcome.result()
+        except CancelledError as error:
+            raise Withdrawn from error
+        finally:
+            outcome.cancel()  # where a signal ended the wait
