@@ -9,17 +9,19 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from daemons import DaemonProcess
 
 from .origin import FILENAME, REPO_ID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from .origin import LargeFile, Origin
 
-__all__ = ["Cost", "Contender", "Python", "Curl", "Aria2", "CHILD"]
+__all__ = ["Cost", "Contender", "Python", "Daemon", "Curl", "Aria2", "CHILD"]
 
 CHILD = "bench.fetch.child"
 
@@ -89,6 +91,20 @@ class Python(Contender):
         return Cost(**json.loads(output))
 
 
+class Daemon(Contender):
+    """A whole ``craftcached``, asked to warm the file's URL; what it costs to start is left out."""
+
+    name = "craftcached"
+
+    def fetch(self, origin: Origin, file: LargeFile, base: Path, *, capped: bool) -> Cost:
+        with DaemonProcess(base, CRAFTCACHE_INSECURE_HOSTS="127.0.0.1") as daemon:
+            client = daemon.client()
+            used, began = _cpu_seconds(daemon.pid), time.perf_counter()
+            client.warm(f"{origin.opaque_url(capped=capped)}#sha256={file.sha256}")
+            seconds = time.perf_counter() - began
+            return Cost(seconds, _cpu_seconds(daemon.pid) - used, _peak_rss(daemon.pid))
+
+
 class Curl(Contender):
     """curl, then sha256sum, then an fsync."""
 
@@ -131,6 +147,18 @@ def _run(command: Sequence[str], text: str | None = None) -> tuple[float, int]:
     if process.returncode != 0:
         raise SystemExit(f"{command[0]} failed with status {process.returncode}")
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_rss(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmHWM")
 
 
 def _total(began: float, runs: Sequence[tuple[float, int]]) -> Cost:

@@ -27,6 +27,8 @@ CAPPED_RATE = 40_000_000
 
 REPO_ID = "bench/model"
 FILENAME = "state_dict.bin"
+OPAQUE_FILENAME = "weights.safetensors"
+"""The same file under a name that no daemon takes for a checkpoint and looks into."""
 COMMIT = "c" * 40
 CDN_HOST = "127.0.0.2"
 """The Hub redirects to another host, and huggingface_hub expects that."""
@@ -106,7 +108,8 @@ class Origin:
     def __enter__(self) -> Self:
         www = self._base / "www"
         www.mkdir(parents=True)
-        (www / FILENAME).hardlink_to(self._file.path)
+        for name in (FILENAME, OPAQUE_FILENAME):
+            (www / name).hardlink_to(self._file.path)
         body = _BODY.format(
             base=self._base,
             www=www,
@@ -152,6 +155,10 @@ class Origin:
     def url(self, *, capped: bool) -> str:
         """The address of the file."""
         return f"{self.endpoint(capped=capped)}/{FILENAME}"
+
+    def opaque_url(self, *, capped: bool) -> str:
+        """The address of the file under its other name."""
+        return f"{self.endpoint(capped=capped)}/{OPAQUE_FILENAME}"
 
     def traffic(self) -> Traffic:
         """All that was asked for and sent so far."""
