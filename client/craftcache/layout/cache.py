@@ -7,6 +7,7 @@
         blobs/sha256/<hex>          verified files that came from a URL or a watch
         index/<hex>.json            the index of the checkpoint with that sha256
         manifests/<key>.json        which files a source consists of
+        torch/hub/checkpoints/      links to URL files whose name carries their hash, for torch.hub
         quarantine/                 what failed verification later, never served
 
 A file lives through four states: *staged* (partial or unverified, in ``staging/``), *verified*
@@ -21,8 +22,12 @@ import os
 import stat
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from craftcache.checkpoint.index import InvalidIndex
+from craftcache.checkpoint.index import parse as parse_index
 from craftcache.config import daemon_uid
+from craftcache.sources import url_digest
 
 from .durable import link_file, make_directory, staging_name, sync_directory, write_file
 from .hub_cache import LOCK_SECONDS, HubTree
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from craftcache.checkpoint.index import Index
+    from craftcache.closure import Need
     from craftcache.sources import RemoteSource
     from craftcache.verify import HashedFile
 
@@ -40,6 +47,9 @@ if TYPE_CHECKING:
 __all__ = ["CacheDir"]
 
 BLOB_MODE = 0o444
+
+NAME_MAX = 255
+"""Bytes of a file's name on every file system that counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,15 @@ class CacheDir:
         return self.private / "staging"
 
     @property
+    def _torch_checkpoints(self) -> Path:
+        return self.torch_home / "hub" / "checkpoints"
+
+    @property
+    def torch_home(self) -> Path:
+        """What unmodified programs are given as ``TORCH_HOME``."""
+        return self.private / "torch"
+
+    @property
     def quarantine(self) -> Path:
         """Where files go that turned out wrong."""
         return self.private / "quarantine"
@@ -84,7 +103,10 @@ class CacheDir:
         Raises:
             OSError: They cannot be made.
         """
-        for directory in (self.staging, self._blobs, self._indexes, self._manifests):
+        for directory in (
+            *(self.staging, self._blobs, self._indexes, self._manifests),
+            self._torch_checkpoints,
+        ):
             make_directory(directory)
 
     def hub_tree(self, repo_id: str) -> HubTree:
@@ -114,6 +136,13 @@ class CacheDir:
     def indexes(self) -> Iterator[Path]:
         """Every file that stands where index_path says, of a published checkpoint or not."""
         return self._indexes.glob("*.json")
+
+    def index(self, record: FileRecord) -> Index | None:
+        """The index of a published file; None where it was not inspected."""
+        try:
+            return parse_index(self.index_path(record.sha256).read_bytes(), file_size=record.size)
+        except (OSError, InvalidIndex):
+            return None
 
     def manifest_path(self, key: str) -> Path:
         """Where the manifest with that key (see manifest.manifest_key) stands."""
@@ -162,6 +191,16 @@ class CacheDir:
     def is_ready(self, record: FileRecord) -> bool:
         """Whether the blob is intact and was inspected."""
         return self.is_intact(record) and self.index_path(record.sha256).is_file()
+
+    def has_need(self, need: Need) -> bool:
+        """Whether all that is needed of a source is published and untouched."""
+        manifest = self.manifest(need.parsed)
+        return manifest is not None and self.meets(manifest, need)
+
+    def meets(self, manifest: Manifest, need: Need) -> bool:
+        """Whether a published model is, untouched, all that is needed of it."""
+        names = [record.filename for record in manifest.files if self.is_intact(record)]
+        return len(names) == len(manifest.files) and need.is_met_by(names)
 
     def is_trusted(self, path: Path) -> bool:
         """Whether nobody but a trusted owner can have written ``path``.
@@ -227,6 +266,28 @@ class CacheDir:
         os.replace(staged, final)  # same digest, same bytes: whichever stands here is right
         sync_directory(final.parent)
         return published
+
+    def link_torch_checkpoint(self, url: str, blob: Path) -> None:
+        """Let torch.hub find a published file that came from ``url``, if its name carries its hash.
+
+        Under any other name it would find whatever came last from anywhere.
+        """
+        digest, name = url_digest(url), urlsplit(url).path.rpartition("/")[2]
+        is_its_hash = digest is not None and blob.name.startswith(digest.hex)
+        if not is_its_hash or len(name.encode()) > NAME_MAX:
+            return
+        link = self._torch_checkpoints / name
+        make_directory(link.parent)
+        staged = self.staging / staging_name()
+        os.symlink(os.path.relpath(blob, link.parent), staged)
+        os.replace(staged, link)  # of two files with such a name, the one that was published last
+        sync_directory(link.parent)
+
+    def sweep_torch_checkpoints(self) -> None:
+        """Remove the links whose file is gone."""
+        for link in self._torch_checkpoints.glob("*"):
+            if not link.exists():
+                link.unlink(missing_ok=True)
 
     def write_index(self, sha256: str, data: bytes) -> None:
         """Publish the index of the checkpoint with that sha256."""

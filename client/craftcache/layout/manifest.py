@@ -14,7 +14,15 @@ moment at which a model exists for craftcache. Format, version 1::
                 "etag": "<validator>" or null,
                 "verified_at": "2026-01-31T12:00:00Z",
                 "inode": 12345, "mtime_ns": 1769860800000000000}],
+     "needs": [{"source": "t5-base", "why": "the text encoder that state_dict.bin names",
+                "filenames": ["config.json"], "one_of": [["model.safetensors"], ...],
+                "optional": ["spiece.model", ...]}],
+     "unmet": [{"what": "...", "why": "...", "hint": "..."}],
+     "needed_only": true,                                    where nobody asked for it by name
      "watched": {"directory": "/runs/a/export", "generation": 3}}   of a watch only
+
+``needs`` and ``unmet`` are what the model is of no use without, see craftcache.closure; a manifest
+of an earlier release has neither.
 
 ``inode`` and ``mtime_ns`` are of the moment of verification: a file that no longer has them was
 touched since, and is hashed again before it is served.
@@ -28,6 +36,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from craftcache.closure import Need, Unmet
 from craftcache.sources import UrlSource, check_filename, is_commit
 from craftcache.verify import Digest, Promise, Stamp
 
@@ -150,6 +159,10 @@ class Manifest:
         files: Its files, by name.
         published_at: When this state was published, UTC.
         watched: Of a watch, which state of which directory it is.
+        needs: Other sources that it cannot be loaded without.
+        unmet: What it needs as well, and no cache can hold.
+        needed_only: Whether nobody asked for it by name: it is here because others need it, and
+            goes with the last of them.
     """
 
     source: str
@@ -157,6 +170,9 @@ class Manifest:
     files: tuple[FileRecord, ...]
     published_at: datetime
     watched: Watched | None = None
+    needs: tuple[Need, ...] = ()
+    unmet: tuple[Unmet, ...] = ()
+    needed_only: bool = False
 
     def file(self, filename: str) -> FileRecord | None:
         """The record of ``filename``, or None where the manifest has no such file."""
@@ -183,6 +199,11 @@ class Manifest:
         """Bytes of all its files."""
         return sum(record.size for record in self.files)
 
+    @property
+    def needed_keys(self) -> frozenset[str]:
+        """Of the manifests of what it needs."""
+        return frozenset(manifest_key(need.parsed) for need in self.needs)
+
     @classmethod
     def merged(
         cls,
@@ -190,6 +211,8 @@ class Manifest:
         source: RemoteSource,
         commit: str | None,
         records: Iterable[FileRecord],
+        *,
+        as_need: bool = False,
     ) -> Manifest:
         """The manifest that publishes ``records``, beside what ``known`` has of the same revision.
 
@@ -198,13 +221,16 @@ class Manifest:
             source: Whose it is.
             commit: The revision; None for a source that has none but its files.
             records: New, or in place of those of the same name.
+            as_need: Whether it is published for others' sake. Once asked for by name, it stays so.
         """
         keeps = known is not None and commit in (None, known.revision)
         files = {record.filename: record for record in (known.files if known and keeps else ())}
         files |= {record.filename: record for record in records}
         ordered = tuple(files[name] for name in sorted(files))
         digests = {record.filename: record.sha256 for record in ordered}
-        return cls(source.shown, commit or files_revision(digests), ordered, now())
+        revision = commit or files_revision(digests)
+        needed_only = as_need and (known is None or known.needed_only)
+        return cls(source.shown, revision, ordered, now(), needed_only=needed_only)
 
     def dump(self) -> bytes:
         """The manifest as its file's content."""
@@ -218,6 +244,8 @@ class Manifest:
             record["verified_at"] = _shown_time(record["verified_at"])
         if self.watched is None:
             del fields["watched"]
+        if not self.needed_only:
+            del fields["needed_only"]
         return fields
 
     @classmethod
@@ -237,6 +265,9 @@ class Manifest:
                 files=tuple(_record(item) for item in raw["files"]),
                 published_at=_time(raw["published_at"]),
                 watched=_watched(raw.get("watched")),
+                needs=tuple(_need(item) for item in _list(raw.get("needs", []))),
+                unmet=tuple(_unmet(item) for item in _list(raw.get("unmet", []))),
+                needed_only=_flag(raw.get("needed_only", False)),
             )
         except ManifestError:
             raise
@@ -285,6 +316,27 @@ def _record(raw: dict[str, Any]) -> FileRecord:
     )
 
 
+def _need(raw: dict[str, Any]) -> Need:
+    """A need; its source is fetched and its names are looked for, so both are checked."""
+    need = Need(
+        _text(raw["source"]),
+        _text(raw["why"]),
+        _filenames(raw["filenames"]),
+        tuple(_filenames(group) for group in _list(raw["one_of"])),
+        _filenames(raw["optional"]),
+    )
+    _ = need.parsed
+    return need
+
+
+def _unmet(raw: dict[str, Any]) -> Unmet:
+    return Unmet(_text(raw["what"]), _text(raw["why"]), _text(raw["hint"]))
+
+
+def _filenames(value: object) -> tuple[str, ...]:
+    return tuple(check_filename(_text(name), source="manifest") for name in _list(value))
+
+
 def _watched(raw: dict[str, Any] | None) -> Watched | None:
     return None if raw is None else Watched(_text(raw["directory"]), _count(raw["generation"]))
 
@@ -300,6 +352,18 @@ def _revision(value: object) -> str:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ManifestError(f"{value!r} is not a string")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ManifestError(f"{value!r} is not a list")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ManifestError(f"{value!r} is neither true nor false")
     return value
 
 
