@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from huggingface_hub import hf_hub_download
 
 from checkpoints import saved
+from craftcache.layout.cache import CacheDir
 from daemons import EXPORT_FILES
 
 if TYPE_CHECKING:
@@ -110,6 +113,29 @@ def test_files_asked_for_one_by_one_are_of_one_revision(
     export_repo.commit(OTHER)
     with daemon.client() as client:
         assert client.load("org/model").revision == old
+
+
+@pytest.mark.parametrize("left", ["nothing", "the snapshot"])
+def test_completing_a_model_moves_no_ref_back_that_the_library_moved_on(
+    api: Api, daemon: DaemonProcess, threaded_hub: TestHub, export_repo: Repo, left: str
+) -> None:
+    old = export_repo.resolve("main") or ""
+    api.warm("org/model", files=("state_dict.bin",))
+    download = partial(
+        hf_hub_download,
+        "org/model",
+        cache_dir=daemon.cache_dir,
+        endpoint=threaded_hub.endpoint,
+    )
+    if left == "the snapshot":
+        download("compression_state_dict.bin", revision=old)
+    new = export_repo.commit(OTHER)
+    theirs = download("state_dict.bin")
+    with daemon.client() as client:
+        assert client.load("org/model").revision == old
+    tree = CacheDir(daemon.cache_dir).hub_tree("org/model")
+    assert tree.commit_of("main") == new
+    assert download("state_dict.bin", local_files_only=True) == theirs
 
 
 def test_a_warm_of_one_file_brings_the_others_along(

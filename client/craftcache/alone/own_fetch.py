@@ -101,7 +101,8 @@ def fetch_hub(
         files = {file.filename: (obtained[file.etag], file.promise) for file in described}
         commit = described[0].commit
         origin = f"{hub_endpoint()}/{source.repo_id}/resolve/{commit}"
-        not_kept = _kept(lambda: publish_hub(cache, source, commit, files, origin), all(held))
+        publish = partial(publish_hub, cache, source, commit, files, origin, is_named=True)
+        not_kept = _kept(publish, all(held))
         opened = {name: (file, f"{origin}/{name}") for name, (file, _) in files.items()}
         return _own_fetch(opened, commit, not_kept)
 

@@ -71,6 +71,8 @@ def publish_hub(
     commit: str,
     files: Mapping[str, tuple[Verified, Promise]],
     origin: str,
+    *,
+    is_named: bool,
 ) -> Manifest:
     """Publish files of one commit of a repository.
 
@@ -79,10 +81,13 @@ def publish_hub(
 
     Args:
         cache: Where to.
-        source: Whose they are; its revision gets a ref.
-        commit: At which they were described.
+        source: Whose they are.
+        commit: Whose they are.
         files: By name; each with the promise that it kept.
         origin: Shown as where they came from, with the file's name behind it.
+        is_named: Whether the Hub has just said that the source's revision is this commit, so that
+            its ref goes there too. Of a commit known from earlier huggingface_hub itself may have
+            moved the ref on since.
 
     Raises:
         IntegrityError: A file was changed after it was verified; nothing is published.
@@ -100,7 +105,8 @@ def publish_hub(
     tree.link_snapshot(commit, etags)
     manifest = Manifest.merged(_earlier(cache, source), source, commit, records)
     cache.write_manifest(source, manifest)
-    tree.move_ref(source.revision, commit)
+    if is_named:
+        tree.move_ref(source.revision, commit)
     return manifest
 
 

@@ -163,7 +163,7 @@ class Warmer:
                 record.filename: (self._store.as_verified(record), record.promise)
                 for record in known.files
             }
-            return await self._publish_hub(source, known.revision, files)
+            return await self._publish_hub(source, known.revision, files, is_named=False)
         manifest = self._store.manifest(source)
         revision = source.revision
         if manifest is not None and not refresh:
@@ -171,7 +171,7 @@ class Warmer:
         if (source.is_pinned or revision != source.revision) and (
             present := await self._obtainer.hub_snapshot(teller, source, revision, names)
         ):
-            return await self._publish_hub(source, revision, present)
+            return await self._publish_hub(source, revision, present, is_named=False)
         described = await self._hub.describe(source, names, revision)
         commit = described[0].commit
         if manifest is not None and refresh:
@@ -186,7 +186,8 @@ class Warmer:
                 for file, verified in zip(described, obtained, strict=True)
             }
             teller.tell(None, 0, None, "publishing")
-            return await self._publish_hub(source, commit, files)
+            is_named = revision == source.revision
+            return await self._publish_hub(source, commit, files, is_named=is_named)
 
     async def _describe_others(
         self, source: HubSource, manifest: Manifest, names: tuple[str, ...], commit: str
@@ -200,10 +201,15 @@ class Warmer:
         return described
 
     async def _publish_hub(
-        self, source: HubSource, commit: str, files: dict[str, tuple[Verified, Promise]]
+        self,
+        source: HubSource,
+        commit: str,
+        files: dict[str, tuple[Verified, Promise]],
+        *,
+        is_named: bool,
     ) -> Warmed:
         origin = self._hub.shown(source, commit)
-        manifest = await self._store.publish_hub(source, commit, files, origin)
+        manifest = await self._store.publish_hub(source, commit, files, origin, is_named=is_named)
         return _summary(manifest, [verified for verified, _ in files.values()])
 
     async def _bring_url(

@@ -215,9 +215,13 @@ class Store:
         commit: str,
         files: Mapping[str, tuple[Verified, Promise]],
         origin: str,
+        *,
+        is_named: bool,
     ) -> Manifest:
         """Publish files of one commit; see craftcache.layout.publish."""
-        return await self._write(publish_hub, self.cache, source, commit, files, origin)
+        return await self._write(
+            publish_hub, self.cache, source, commit, files, origin, is_named=is_named
+        )
 
     async def publish_url(
         self, source: UrlSource, files: Mapping[str, tuple[Verified, str]]
