@@ -24,7 +24,7 @@ listener = socket.create_server(("127.0.0.1", 0))
 address, unused = listener.getsockname(), socket.socket()
 libc = ctypes.CDLL(None, use_errno=True)
 file = tempfile.TemporaryFile(buffering=0)
-confine(cpu_seconds=2)
+confine(cpu_seconds=2, file_bytes=1 << 26)
 """
 
 

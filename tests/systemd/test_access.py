@@ -109,7 +109,7 @@ import socket
 from craftcached.inspect.confine import confine
 listener = socket.create_server(("127.0.0.1", 0))
 socket.create_connection(listener.getsockname()).close()
-confine(cpu_seconds=2)
+confine(cpu_seconds=2, file_bytes=1 << 26)
 try:
     socket.create_connection(listener.getsockname())
 except OSError as error:

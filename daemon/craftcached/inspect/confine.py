@@ -14,8 +14,6 @@ import resource
 import signal
 from typing import Final
 
-from craftcache.checkpoint.index import MAX_BYTES
-
 from .seccomp import NETWORK_CALLS, refuse
 
 __all__ = ["confine", "die_with_parent"]
@@ -40,18 +38,19 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def confine(*, cpu_seconds: int) -> None:
+def confine(*, cpu_seconds: int, file_bytes: int) -> None:
     """Give up privileges to come, the network, and all but some memory, files and CPU time.
 
     Args:
         cpu_seconds: After which SIGXCPU ends this process.
+        file_bytes: Beyond which it may write to no file.
     """
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _leave_network()
     _limit(resource.RLIMIT_DATA, _data_bytes() + _DATA_BYTES)
     _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)  # SIGKILL, which says less, after
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    _limit(resource.RLIMIT_FSIZE, MAX_BYTES)
+    _limit(resource.RLIMIT_FSIZE, file_bytes)
     _limit(resource.RLIMIT_CORE, 0)
 
 

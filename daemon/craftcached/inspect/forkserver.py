@@ -2,11 +2,13 @@
 
 ``python -m craftcached.inspect.forkserver FD`` serves on the SOCK_SEQPACKET socket FD. One
 message asks for one inspection: ``{"job": n, "cpu_seconds": c, "seconds": s}`` with two
-descriptors, the file and an empty memory file for the result; ``{"job": n, "cancel": true}``
-withdraws it. The parent says ``{"ready": true}`` once, and for each job that ended
-``{"job": n, "status": w, "late": b}`` with the child's wait status. Status 0 means that the
-result is an index, REFUSED that it is an error's problem document; SIGXCPU ends what computes too
-long, any other signal is a crash, any other status a bug of ours.
+descriptors, the file and an empty memory file for the result. With ``"cast": dtype`` and a third
+one, an empty file, the checkpoint is written there in that dtype, and the result is the index of
+what was written, or empty. ``{"job": n, "cancel": true}`` withdraws a job. The parent says
+``{"ready": true}`` once, and for each job that ended ``{"job": n, "status": w, "late": b}`` with
+the child's wait status. Status 0 means that the result is an index, REFUSED that it is an error's
+problem document; SIGXCPU ends what computes too long, any other signal is a crash, any other
+status a bug of ours.
 
 It ends, and all children with it, when the other end of the socket closes.
 """
@@ -29,8 +31,10 @@ from typing import Final, NoReturn
 
 import torch
 
+from craftcache.checkpoint.index import MAX_BYTES
 from craftcache.errors import CraftcacheError
 
+from .casting import MAX_GROWTH, cast
 from .confine import confine, die_with_parent
 from .examine import allow_globals, examine
 from .inspector import REFUSED
@@ -48,6 +52,41 @@ class _Job:
     pid: int
     deadline: float
     late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What a child does, by the descriptors that it is given.
+
+    Attributes:
+        file: The checkpoint.
+        result: Takes its index, or an error's problem document.
+        output: Takes the checkpoint in another dtype, where that is asked for.
+        dtype: Which.
+    """
+
+    file: int
+    result: int
+    output: int | None = None
+    dtype: str | None = None
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All that it is given."""
+        return [self.file, self.result] + ([] if self.output is None else [self.output])
+
+    @property
+    def file_bytes(self) -> int:
+        """The most that it may write to one file."""
+        if self.output is None:
+            return MAX_BYTES
+        return max(MAX_BYTES, MAX_GROWTH * os.fstat(self.file).st_size)
+
+    def run(self) -> bytes:
+        """Do it."""
+        if self.output is None or self.dtype is None:
+            return examine(self.file)
+        return cast(self.file, self.output, self.dtype)
 
 
 class _Server:
@@ -90,7 +129,7 @@ class _Server:
     def _receive(self) -> bool:
         """Act on one message; whether there was one."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 2)
+            data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 3)
         except ConnectionError:
             return False
         if not data:
@@ -100,17 +139,19 @@ class _Server:
             if "cancel" in message:
                 self._cancel(message["job"])
             else:
-                self._start(message["job"], message["cpu_seconds"], message["seconds"], *fds)
+                file, result, *output = fds
+                task = _Task(file, result, output[0] if output else None, message.get("cast"))
+                self._start(message["job"], message["cpu_seconds"], message["seconds"], task)
         finally:
             for fd in fds:
                 os.close(fd)
         return True
 
-    def _start(self, number: int, cpu_seconds: int, seconds: float, file: int, result: int) -> None:
+    def _start(self, number: int, cpu_seconds: int, seconds: float, task: _Task) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _run_child(parent, file, result, cpu_seconds)
+            _run_child(parent, task, cpu_seconds)
         pidfd = os.pidfd_open(pid)
         self._jobs[pidfd] = _Job(number, pid, time.monotonic() + seconds)
         self._poll.register(pidfd, select.POLLIN)
@@ -132,14 +173,14 @@ class _Server:
             self._control.send(json.dumps(message).encode())
 
 
-def _run_child(parent: int, file: int, result: int, cpu_seconds: int) -> NoReturn:
-    """Inspect one file and exit, whatever happens."""
+def _run_child(parent: int, task: _Task, cpu_seconds: int) -> NoReturn:
+    """Do one task and exit, whatever happens."""
     status = 1
     try:
         die_with_parent(parent)
-        _close_all_but(file, result)
-        confine(cpu_seconds=cpu_seconds)
-        status = _inspect(file, result)
+        _close_all_but(*task.descriptors)
+        confine(cpu_seconds=cpu_seconds, file_bytes=task.file_bytes)
+        status = _do(task)
     except BaseException:  # noqa: BLE001  reported; nothing may outlive this call
         traceback.print_exc()
     finally:
@@ -155,12 +196,12 @@ def _close_all_but(*kept: int) -> None:
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
-def _inspect(file: int, result: int) -> int:
+def _do(task: _Task) -> int:
     try:
-        found, status = examine(file), 0
+        found, status = task.run(), 0
     except CraftcacheError as error:
         found, status = json.dumps(error.to_problem()).encode(), REFUSED
-    with open(result, "wb") as output:
+    with open(task.result, "wb") as output:
         output.write(found)
     return status
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from craftcache.checkpoint.index import MAX_BYTES, parse
@@ -94,26 +95,29 @@ class Inspector:
             NotACheckpoint: It is damaged, absurd, or no checkpoint.
             Unavailable: Inspection itself failed, through no fault of the file.
         """
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise NotACheckpoint("it is no regular file", source=source)
-            async with self._slots:
-                return await self._inspect(file)
-        except CraftcacheError as error:
-            error.source = source
-            if isinstance(error, NotACheckpoint):
-                error.hint = error.hint or _HINT
-            raise
-        finally:
-            os.close(file)
+        with _opened(path, source) as file:
+            return await self._run(_Task(file))
 
-    async def _inspect(self, file: int) -> bytes:
+    async def cast(self, path: Path, output: int, dtype: str, *, source: str) -> bytes:
+        """Write the checkpoint at ``path`` to the empty file ``output`` in ``dtype``.
+
+        Returns:
+            The index of what was written; nothing where no storage can be cast, see casting.
+
+        Raises:
+            UnsafeCheckpoint, NotACheckpoint, Unavailable: As inspect. It may be that there is no
+                room left to write to.
+        """
+        with _opened(path, source) as file:
+            return await self._run(_Task(file, output, dtype))
+
+    async def _run(self, task: _Task) -> bytes:
         """Try once more where the parent died: it may have been for another reason."""
-        for _ in range(_ATTEMPTS):
-            parent = await self._warm_parent()
-            with contextlib.suppress(_ParentDied):
-                return await parent.inspect(file, self._cpu_seconds, self._deadline)
+        async with self._slots:
+            for _ in range(_ATTEMPTS):
+                parent = await self._warm_parent()
+                with contextlib.suppress(_ParentDied):
+                    return await parent.run(task, self._cpu_seconds, self._deadline)
         raise Unavailable("the process that inspects checkpoints dies")
 
     async def _warm_parent(self) -> _Parent:
@@ -130,6 +134,37 @@ class Inspector:
         if self._parent is None:
             self._parent = asyncio.create_task(_Parent.start(), name="inspection parent")
         return self._parent
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What a child is asked for: the index of ``file``, or of what it writes to ``output``."""
+
+    file: int
+    output: int | None = None
+    dtype: str | None = None
+
+    @property
+    def described(self) -> int:
+        """The file that the index is of."""
+        return self.file if self.output is None else self.output
+
+
+@contextlib.contextmanager
+def _opened(path: Path, source: str) -> Iterator[int]:
+    """A checkpoint, open for reading; errors that leave this are about it."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise NotACheckpoint("it is no regular file", source=source)
+        yield file
+    except CraftcacheError as error:
+        error.source = source
+        if isinstance(error, NotACheckpoint):
+            error.hint = error.hint or _HINT
+        raise
+    finally:
+        os.close(file)
 
 
 class _ParentDied(Exception):
@@ -180,8 +215,8 @@ class _Parent:
             raise
         return parent
 
-    async def inspect(self, file: int, cpu_seconds: int, seconds: float) -> bytes:
-        """The index of the open file.
+    async def run(self, task: _Task, cpu_seconds: int, seconds: float) -> bytes:
+        """The index that was asked for.
 
         Raises:
             _ParentDied: The parent ended or hung before the job did.
@@ -192,8 +227,16 @@ class _Parent:
         ended = self._jobs[number] = self._loop.create_future()
         result = os.memfd_create("index", os.MFD_CLOEXEC)
         try:
-            limits = {"cpu_seconds": cpu_seconds, "seconds": seconds}
-            self._send({"job": number, **limits}, [file, result])
+            message: dict[str, Any] = {
+                "job": number,
+                "cpu_seconds": cpu_seconds,
+                "seconds": seconds,
+            }
+            files = [task.file, result]
+            if task.output is not None:
+                message["cast"] = task.dtype
+                files.append(task.output)
+            self._send(message, files)
             async with asyncio.timeout(seconds + _GRACE_SECONDS):
                 report = await ended
             found = os.pread(result, MAX_BYTES, 0)
@@ -212,7 +255,8 @@ class _Parent:
                 f"its inspection was not done within {seconds:g} s",
                 hint="Try again when the machine or the cache's file system is less busy",
             )
-        return await asyncio.to_thread(_outcome, report["status"], found, os.fstat(file).st_size)
+        size = os.fstat(task.described).st_size
+        return await asyncio.to_thread(_outcome, report["status"], found, size)
 
     async def close(self) -> None:
         """End the process and, with it, its children."""
@@ -271,6 +315,8 @@ def _outcome(status: int, found: bytes, file_size: int) -> bytes:
     if os.WIFSIGNALED(status):
         raise NotACheckpoint(f"it crashes torch ({signal.Signals(os.WTERMSIG(status)).name})")
     match os.WEXITSTATUS(status):
+        case 0 if not found and not file_size:  # nothing to cast, and so nothing written
+            return found
         case 0:
             with _translated():
                 parse(found, file_size=file_size)
