@@ -21,6 +21,7 @@ from .errors import (
     ProtocolMismatch,
     StorageFull,
     Unavailable,
+    UnknownAudioCraft,
     UnknownDevice,
     UnsafeCheckpoint,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "UnsafeCheckpoint",
     "NotACheckpoint",
     "UnknownDevice",
+    "UnknownAudioCraft",
     "NotMounted",
     "StorageFull",
     "Offline",

@@ -11,6 +11,7 @@ One tree, so that one ``except`` catches all of it and the class says whose it i
     ├── UnsafeCheckpoint   loading it would run code           (the publisher's)
     ├── NotACheckpoint     the file is no torch checkpoint     (the publisher's)
     ├── UnknownDevice      torch has no such device            (the caller's)
+    ├── UnknownAudioCraft  install() does not know its version (the caller's)
     ├── NotMounted         the file is not under this cache    (the caller's)
     ├── StorageFull        the disk lacks ``missing_bytes``    (the administrator's)
     ├── Offline            a fetch is needed and forbidden     (the caller's)
@@ -40,6 +41,7 @@ __all__ = [
     "UnsafeCheckpoint",
     "NotACheckpoint",
     "UnknownDevice",
+    "UnknownAudioCraft",
     "NotMounted",
     "StorageFull",
     "Offline",
@@ -160,6 +162,10 @@ class UnknownDevice(CraftcacheError, ValueError):
     http_status = 400
 
 
+class UnknownAudioCraft(CraftcacheError):
+    """The installed AudioCraft is of a version that cannot be patched; nothing was changed."""
+
+
 class NotMounted(CraftcacheError):
     """The file exists on the node but not under the cache directory that this process sees."""
 
@@ -225,6 +231,7 @@ _BY_CODE: dict[str, type[CraftcacheError]] = {
         UnsafeCheckpoint,
         NotACheckpoint,
         UnknownDevice,
+        UnknownAudioCraft,
         NotMounted,
         StorageFull,
         Offline,

@@ -13,6 +13,7 @@ import mmap
 import sys
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -28,13 +29,16 @@ if TYPE_CHECKING:
 
     from .index import Index, Storage
 
-__all__ = ["build", "copy_into", "load_state_dict"]
+__all__ = ["build", "copy_into", "is_whole", "load_state_dict", "release"]
 
 _MAP_NORESERVE: Final = 0x4000
 """From Linux's mman.h: a private map larger than memory is refused without it."""
 
 _PINNED_BYTES: Final = 32 * 1024 * 1024
 """Size of each of the two pinned buffers: large enough to hide the start of a transfer."""
+
+_MAPS: Final[WeakValueDictionary[int, mmap.mmap]] = WeakValueDictionary()
+"""The maps of files that tensors of this process lie in, by their address."""
 
 
 def build(
@@ -105,7 +109,7 @@ def copy_into(
         return
     spans = _Spans(index, fd, mapped=mapped)
     checkpoint = assemble(index.tree, _build_tensors(index, spans.take, cpu))
-    with _Releasing(spans):
+    with _Releasing():
         load_state_dict(checkpoint, module, key=key, source=source)
 
 
@@ -122,12 +126,35 @@ def load_state_dict(
     module.load_state_dict(state, strict=True)
 
 
+def is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is all of its storage, in order."""
+    return tensor.is_contiguous() and tensor.nbytes == tensor.untyped_storage().nbytes()
+
+
+def release(tensor: torch.Tensor) -> None:
+    """Take the pages of a mapped file that hold a tensor's storage out of this process.
+
+    A later use reads them anew; what was written to them is forgotten. Pages that hold something
+    else as well are kept, and so is all that is no map of a file.
+    """
+    storage = tensor.untyped_storage()
+    start = storage.data_ptr()
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (start + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
+    for reference in _MAPS.valuerefs():
+        mapped = reference()
+        if mapped is not None and first < end and 0 <= first - reference.key < len(mapped):
+            mapped.madvise(mmap.MADV_DONTNEED, first - reference.key, end - first)
+
+
 class _Spans:
     """The storages of a file as flat tensors, mapped or read."""
 
     def __init__(self, index: Index, fd: int, *, mapped: bool) -> None:
         self._fd = fd
         self._map = _map_privately(fd, index.file_size) if mapped and index.storages else None
+        if self._map is not None:
+            _MAPS[torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()] = self._map
 
     def take(self, storage: Storage, dtype: torch.dtype) -> torch.Tensor:
         """All of a storage as elements of ``dtype``; its own storage, of exactly that size."""
@@ -140,27 +167,9 @@ class _Spans:
         read_into(self._fd, read, storage.offset)
         return torch.frombuffer(read, dtype=dtype)
 
-    def release(self, tensor: torch.Tensor) -> None:
-        """Take the pages of a storage of the map out of this process; a later use reads them anew.
-
-        What was written to them is forgotten.
-        """
-        storage = tensor.untyped_storage()
-        if self._map is None or not storage.nbytes():
-            return
-        address = torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()
-        start = storage.data_ptr() - address
-        if 0 <= start < len(self._map):
-            first = start - start % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, first, start - first + storage.nbytes())
-
 
 class _Releasing(TorchFunctionMode):
     """While it is entered, the source of each ``copy_`` in this thread is released afterwards."""
-
-    def __init__(self, spans: _Spans) -> None:
-        super().__init__()
-        self._spans = spans
 
     def __torch_function__(
         self,
@@ -171,7 +180,7 @@ class _Releasing(TorchFunctionMode):
     ) -> object:
         result = func(*args, **(kwargs or {}))
         if func is torch.Tensor.copy_ and len(args) > 1:
-            self._spans.release(args[1])
+            release(args[1])
         return result
 
 

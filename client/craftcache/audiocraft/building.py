@@ -1,0 +1,93 @@
+"""How AudioCraft's loaders build a model and fill it, without work that nobody sees.
+
+A loader calls a builder, and then the model's load_state_dict. ``Builders`` is what the loaders
+see in place of the module ``audiocraft.models.builders``: the model that it returns has had its
+random initialisation put off, and its first load_state_dict takes the checkpoint's tensors over
+and then initialises what is left.
+"""
+
+from __future__ import annotations
+
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+from craftcache.checkpoint.adopting import adopt
+
+from .deferring import Deferral, deferrable, suspended
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+    import torch
+
+__all__ = ["Builders", "build_suspended", "make_deferrable"]
+
+
+class Builders:
+    """The module of builders; those that the loaders call defer the initialisation."""
+
+    def __init__(self, builders: ModuleType) -> None:
+        self._builders = builders
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the module has there
+        return getattr(self._builders, name)
+
+    def get_compression_model(self, cfg: object) -> torch.nn.Module:
+        """A codec."""
+        return _build(self._builders.get_compression_model, cfg)
+
+    def get_lm_model(self, cfg: object) -> torch.nn.Module:
+        """A language model."""
+        return _build(self._builders.get_lm_model, cfg)
+
+    def get_diffusion_model(self, cfg: object) -> torch.nn.Module:
+        """One band of MultiBandDiffusion."""
+        return _build(self._builders.get_diffusion_model, cfg)
+
+
+def build_suspended(get_conditioner_provider: Callable[..., Any]) -> Callable[..., Any]:
+    """That builder, outside of any deferral: T5, demucs and others load weights of their own."""
+
+    @wraps(get_conditioner_provider)
+    def build(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # as the builder has it
+        with suspended():
+            return get_conditioner_provider(*args, **kwargs)
+
+    return build
+
+
+def make_deferrable(get_init_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The language model's choice of a random fill, one that can be put off.
+
+    torch's truncated normal draws again what fell outside, so it reads what it has drawn.
+    """
+
+    @wraps(get_init_fn)
+    def get_deferrable(*args: Any, **kwargs: Any) -> Callable[[torch.Tensor], object]:  # noqa: ANN401
+        return deferrable(get_init_fn(*args, **kwargs))
+
+    return get_deferrable
+
+
+def _build(build: Callable[[object], torch.nn.Module], cfg: object) -> torch.nn.Module:
+    deferral = Deferral()
+    with deferral:
+        model = build(cfg)
+    vars(model)["load_state_dict"] = partial(_load_first, model, deferral)  # before the method
+    return model
+
+
+def _load_first(
+    model: torch.nn.Module,
+    deferral: Deferral,
+    state_dict: Mapping[str, Any],
+    strict: bool = True,  # the method's own signature
+    assign: bool = False,
+) -> Any:  # noqa: ANN401  # torch's named tuple of missing and unexpected keys
+    """The first load_state_dict of a model that the loaders built."""
+    del vars(model)["load_state_dict"]
+    with deferral:
+        keys = adopt(model, state_dict, strict=strict, assign=assign)
+    deferral.draw()
+    return keys

@@ -1,0 +1,145 @@
+"""Random initialisation, put off until it is known which tensors need it.
+
+Most of the time of building a model goes into random numbers that its checkpoint overwrites at
+once. While a Deferral is entered, in its thread, a random fill of a whole tensor is noted and not
+drawn. The note is dropped when the tensor is overwritten or freed; the fill is drawn when something
+reads the tensor, or in the end. So what no checkpoint overwrites is initialised as it would have
+been, with other random numbers of the same distribution, and what is overwritten meanwhile takes
+up no memory.
+
+It works below autograd and on storages: whichever alias of a tensor is read, nobody sees memory
+that was not initialised. What bypasses torch's operators (``data_ptr``, another thread) it cannot
+see; code that may do so is run ``suspended``.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode  # documented; it has no other home
+from torch.utils._pytree import tree_leaves
+
+from craftcache.checkpoint.tensors import is_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Deferral", "deferrable", "suspended"]
+
+_aten: Final = torch.ops.aten
+
+_FILLS: Final = frozenset({_aten.uniform_.default, _aten.normal_.default})
+"""What is noted. Other random fills are rare in modules; they are drawn where they stand."""
+
+_OVERWRITES: Final = frozenset(
+    {_aten.copy_.default, _aten.zero_.default, _aten.fill_.Scalar, _aten.fill_.Tensor}
+)
+"""After these nothing is left of what the first argument held."""
+
+
+class _Fill(NamedTuple):
+    """A random fill that waits; of its tensor only the storage is known, and held weakly."""
+
+    dtype: torch.dtype
+    draw: Callable[[torch.Tensor], object]
+
+
+class Deferral(TorchDispatchMode):
+    """The random fills that the tensors of one model wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: WeakKeyDictionary[torch.UntypedStorage, _Fill] = WeakKeyDictionary()
+
+    def __enter__(self) -> Self:
+        _thread.deferral = self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__(*exc_info)
+        _thread.deferral = None
+
+    def note(self, tensor: torch.Tensor, draw: Callable[[torch.Tensor], object]) -> None:
+        """Note that ``draw`` is to fill all of ``tensor``, and each element alike."""
+        self._waiting[tensor.untyped_storage()] = _Fill(tensor.dtype, draw)
+
+    def draw(self) -> None:
+        """Fill what still waits."""
+        for storage in list(self._waiting):
+            self._draw(storage)
+
+    def _draw(self, storage: torch.UntypedStorage) -> None:
+        fill = self._waiting.pop(storage, None)
+        if fill is None:
+            return
+        flat = torch.empty(0, dtype=fill.dtype, device=storage.device)
+        flat.set_(storage, 0, (storage.nbytes() // fill.dtype.itemsize,))  # type: ignore[call-overload]
+        with torch.no_grad():
+            fill.draw(flat)
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        _: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        if func in _FILLS and is_whole(args[0]):
+            target, *numbers = args
+            self.note(target, lambda tensor: func(tensor, *numbers, **kwargs))
+            return target
+        if not self._waiting or func.is_view:
+            return func(*args, **kwargs)
+        overwritten = func in _OVERWRITES and is_whole(args[0])
+        for read in tree_leaves((args[1:] if overwritten else args, kwargs)):
+            if isinstance(read, torch.Tensor):
+                self._draw(read.untyped_storage())
+        if overwritten:
+            self._waiting.pop(args[0].untyped_storage(), None)
+        return func(*args, **kwargs)
+
+
+class _Thread(threading.local):
+    """The deferral that is entered in each thread."""
+
+    deferral: Deferral | None = None
+
+
+_thread: Final = _Thread()
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Draw random fills in this block as ever, inside a deferral too."""
+    deferral = _thread.deferral
+    if deferral is None:
+        yield
+        return
+    deferral.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        deferral.__enter__()
+
+
+def deferrable(draw: Callable[[torch.Tensor], object]) -> Callable[[torch.Tensor], object]:
+    """``draw``, but noted inside a deferral, for a fill that reads what it has drawn.
+
+    Args:
+        draw: Fills a tensor, each element alike.
+    """
+
+    def fill(tensor: torch.Tensor) -> object:
+        deferral = _thread.deferral
+        if deferral is None or not is_whole(tensor):
+            return draw(tensor)
+        deferral.note(tensor, draw)
+        return tensor
+
+    return fill
