@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -208,7 +209,7 @@ def _index(file: OpenFile, source: str) -> Index | None:
     if file.index is None:
         return None
     try:
-        return parse(file.index, file_size=file.info.size)
+        return parse(file.index, file_size=os.fstat(file.descriptor).st_size)
     except InvalidIndex as error:
         log.warning("%s: %s is loaded without its index: %s", source, file.info.filename, error)
         return None

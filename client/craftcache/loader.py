@@ -94,8 +94,17 @@ class Loader:
         *,
         withdrawal: Withdrawal,
         report: Callable[[Progress], None],
+        cast: str | None = None,
     ) -> OpenFiles:
         """Open ``names`` of ``source``, bringing them first where they are missing.
+
+        Args:
+            source: Whose they are.
+            names: Of files.
+            withdrawal: Ends the wait.
+            report: Called with progress.
+            cast: A dtype that half-precision weights had better be in, where the daemon has a
+                copy of them in it for all workers, or makes one.
 
         Raises:
             CraftcacheError: Any of the tree but UnknownDevice.
@@ -109,7 +118,7 @@ class Loader:
                     return open_local({name: path / name for name in names})
                 source = watch
         try:
-            return self._node.open(source, names, withdrawal, report)
+            return self._node.open(source, names, withdrawal, report, cast=cast)
         except DaemonAway as away:
             return self._open_alone(source, names, away, withdrawal, report)
 

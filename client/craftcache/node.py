@@ -119,10 +119,12 @@ class Node:
         names: Sequence[str],
         withdrawal: Withdrawal,
         report: Callable[[Progress], None],
+        *,
+        cast: str | None = None,
     ) -> OpenFiles:
-        """Open ``names`` of ``source``, fetched first where they are missing."""
+        """Open ``names`` of ``source``, fetched first where they are missing; see Load for cast."""
         is_single = isinstance(source, UrlSource) and not source.is_export
-        request = Load(source.spelled, () if is_single else tuple(names))
+        request = Load(source.spelled, () if is_single else tuple(names), cast)
         with self._ask(request, source, names, withdrawal, report) as reply:
             if len(reply.answer.files) != len(names):
                 raise DaemonAway("the daemon answered with other files than were asked for")

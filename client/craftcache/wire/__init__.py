@@ -27,6 +27,10 @@ or is overloaded, and false where the request cannot be granted whoever asks. Wh
 daemon sends a ``progress`` at least every five seconds. Closing the connection, or half of it,
 withdraws the request.
 
+*Casts.* A ``load`` with ``"cast": "float32"`` asks for half-precision weights in single precision,
+from a copy that all workers of the node share. What the index of a file says is what the file is:
+a daemon may answer with the files as they are.
+
 *Following.* ``follow`` with the number of a watch's generation waits, however long that takes,
 until another one is served. Who follows asks again with each number that it hears, so it misses
 none but those that were replaced before it had asked, whichever daemon answers.

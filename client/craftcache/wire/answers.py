@@ -38,7 +38,15 @@ MAX_ORIGIN = TEXT_LIMITS[0]
 MAX_MODELS = 4096
 
 State: TypeAlias = Literal[
-    "queued", "fetching", "verifying", "inspecting", "publishing", "reading", "done", "failed"
+    "queued",
+    "fetching",
+    "verifying",
+    "inspecting",
+    "publishing",
+    "casting",
+    "reading",
+    "done",
+    "failed",
 ]
 
 _STATES: dict[str, State] = {
@@ -47,6 +55,7 @@ _STATES: dict[str, State] = {
     "verifying": "verifying",
     "inspecting": "inspecting",
     "publishing": "publishing",
+    "casting": "casting",
     "reading": "reading",
     "done": "done",
     "failed": "failed",
