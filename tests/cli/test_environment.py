@@ -1,0 +1,48 @@
+"""``craftcache env`` and ``run``: what unmodified programs need."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from cli.kit import Node, run
+from daemons import EXPORT_FILES
+
+
+def test_env_survives_a_shell(tmp_path: Path) -> None:
+    cache = tmp_path / "it's a $HOME of models"
+    printed = run("--cache-dir", str(cache), "env").out
+    script = f"eval {shlex.quote(printed)}; env -0"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    variables = dict(line.partition("=")[::2] for line in done.stdout.split("\0"))
+    assert variables["AUDIOCRAFT_CACHE_DIR"] == variables["HF_HUB_CACHE"] == str(cache)
+    assert "TORCH_HOME" not in variables, "nothing fills one"
+    assert variables["HF_HUB_OFFLINE"] == "1"
+
+
+def test_env_online(tmp_path: Path) -> None:
+    variables = run("--cache-dir", str(tmp_path), "env", "--json", "--online").json
+    assert variables["HF_HUB_CACHE"] == str(tmp_path)
+    assert "HF_HUB_OFFLINE" not in variables
+
+
+def test_unmodified_huggingface_hub_finds_the_files_under_run(node: Node) -> None:
+    script = (
+        "import os, huggingface_hub as h; print(h.hf_hub_download('org/model', 'state_dict.bin', "
+        "cache_dir=os.environ['AUDIOCRAFT_CACHE_DIR']))"
+    )
+    before = len(node.hub.requests)
+    ran = node.run("run", "--", sys.executable, "-c", script)
+    assert ran.code == 0, ran.err
+    assert Path(ran.out.strip()).read_bytes() == EXPORT_FILES["state_dict.bin"].read_bytes()
+    assert len(node.hub.requests) == before
+
+
+def test_run_passes_on_options_and_the_exit_code() -> None:
+    ran = run("run", "sh", "-c", "echo $0; exit 9", "--json")
+    assert (ran.code, ran.out) == (9, "--json\n")
+    absent = run("run", "--", "no-such-command")
+    assert absent.code == 127
+    assert absent.err == "craftcache: no-such-command: No such file or directory\n"
