@@ -159,6 +159,25 @@ class AdminClient:
         answer = self._request("POST", "/v1/warm", body)
         return [QueuedWarm(job["id"], job["source"]) for job in answer["jobs"]]
 
+    def queued_warms(self) -> dict[str, Any]:
+        """The warms that are promised and not done yet: the daemon's document, with ``jobs``.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        return self._request("GET", "/v1/warm")
+
+    def withdraw_warm(self, number: int) -> QueuedWarm:
+        """Have the daemon not do a queued warm; what came of it already is kept for the next one.
+
+        Raises:
+            NotFound: None of that number is queued, or it is done.
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("DELETE", f"/v1/warm/{number}")
+        return QueuedWarm(answer["id"], answer["source"])
+
     def put_watch(self, rule: WatchRule) -> None:
         """Watch a directory, or change how it is watched.
 

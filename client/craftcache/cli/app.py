@@ -16,6 +16,7 @@ from .environment import env, run
 from .export import export, publish
 from .keep import evict, pin, unpin
 from .load import load
+from .queue import queue
 from .warm import warm
 from .watch import follow, watch
 
@@ -50,6 +51,7 @@ def main(context: click.Context, socket_dir: Path | None, cache_dir: Path | None
 
 for command in (
     warm,
+    queue,
     load,
     ls,
     show,

@@ -39,7 +39,7 @@ AT_ONCE = 8
     help="This file of each source instead of the export's pair; may be given again.",
 )
 @click.option("--resident", is_flag=True, help="Bring it into memory too, as far as there is room.")
-@click.option("--detach", is_flag=True, help="Leave it to the daemon and do not wait.")
+@click.option("--detach", is_flag=True, help="Queue it with the daemon and do not wait.")
 @click.option("--check", is_flag=True, help="Only answer, by the exit code, whether all is warm.")
 @click.option(
     "--timeout",
