@@ -8,12 +8,14 @@ import os
 import zipfile
 from collections import OrderedDict
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from hypothesis import strategies as st
 
-from craftcache.checkpoint.index import ITEM_BYTES
+from craftcache.checkpoint.index import ITEM_BYTES, Index, parse
+from craftcached.inspect.examine import examine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +49,27 @@ def saved(checkpoint: object, **options: Any) -> bytes:
 def loaded(content: bytes) -> object:
     """What torch.load makes of it."""
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def index_of(fd: int) -> Index:
+    """The index that the daemon would write of the file."""
+    return parse(examine(fd), file_size=os.fstat(fd).st_size)
+
+
+def maps_of(fd: int) -> list[str]:
+    """The lines of this process's memory map that belong to the file."""
+    inode = str(os.fstat(fd).st_ino)
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [line for line in lines if "checkpoint" in line and inode in line.split()]
+
+
+def resident_bytes(fd: int) -> int:
+    """How much of the file this process has mapped into its memory."""
+    inode, lines = str(os.fstat(fd).st_ino), iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if inode in line.split():
+            return int(next(row for row in lines if row.startswith("Rss:")).split()[1]) * 1024
+    return 0
 
 
 def assert_same(ours: object, theirs: object) -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from checkpoints import assert_same, loaded, memory_file, saved
+from checkpoints import (
+    assert_same,
+    index_of,
+    loaded,
+    maps_of,
+    memory_file,
+    resident_bytes,
+    saved,
+)
 from craftcache.checkpoint.descriptor import DescriptorFile
-from craftcache.checkpoint.index import Index, Storage, Tensor, parse
+from craftcache.checkpoint.index import Index, Storage, Tensor
 from craftcache.checkpoint.tensors import build, copy_into
 from craftcache.errors import InvalidSource, NotACheckpoint
-from craftcached.inspect.examine import examine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CPU = torch.device("cpu")
 
@@ -32,17 +39,6 @@ def content() -> bytes:
 def fd(content: bytes) -> Iterator[int]:
     with memory_file(content) as fd:
         yield fd
-
-
-def index_of(fd: int) -> Index:
-    return parse(examine(fd), file_size=os.fstat(fd).st_size)
-
-
-def maps_of(fd: int) -> list[str]:
-    """The lines of this process's memory map that belong to the file."""
-    inode = str(os.fstat(fd).st_ino)
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return [line for line in lines if "checkpoint" in line and inode in line.split()]
 
 
 def test_writing_to_tensors_changes_neither_the_file_nor_other_tensors(
@@ -197,15 +193,6 @@ class Watching(torch.nn.Linear):
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self._resident.append(resident_bytes(self._fd))
-
-
-def resident_bytes(fd: int) -> int:
-    """How much of the file this process has mapped into its memory."""
-    inode, lines = str(os.fstat(fd).st_ino), iter(Path("/proc/self/smaps").read_text().splitlines())
-    for line in lines:
-        if inode in line.split():
-            return int(next(row for row in lines if row.startswith("Rss:")).split()[1]) * 1024
-    return 0
 
 
 def test_copy_into_keeps_no_more_than_one_storage_in_memory() -> None:
