@@ -1,6 +1,7 @@
 # make demo    the whole promise on this machine, with no network beyond the package registry
 # make test    the tests
 # make test-lowest  some of them with the oldest libraries that are supported
+# make audiocraft   those with AudioCraft 1.3.0 itself, which it installs in .venv-audiocraft
 # make check   linters, types and the border between the two packages
 # make bench   the benchmarks
 #
@@ -17,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 BENCHES := load worker_socket fetch
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-lowest check bench clean
+.PHONY: demo test test-lowest audiocraft upstream check bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/craftcache demo $(SOURCE)
@@ -31,6 +32,12 @@ test-lowest:
 		ARGS="tests/test_main_job.py tests/client tests/coexistence tests/daemon/test_http.py tests/daemon/test_update.py \
 		tests/test_worker_client.py tests/test_worker_server.py"
 
+audiocraft: $(INSTALLED)
+	$(MAKE) upstream VENV=.venv-audiocraft CONSTRAINTS=tests/upstream/requirements.txt EXTRAS=omegaconf
+	$(BIN)/python -m pytest tests/upstream
+
+upstream: $(VENV)/.upstream
+
 check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -42,12 +49,24 @@ bench: $(INSTALLED)
 	for name in $(BENCHES); do PYTHONPATH=tests $(BIN)/python -m bench.$$name || exit; done
 
 clean:
-	rm -rf .venv .venv-lowest
+	rm -rf .venv .venv-lowest .venv-audiocraft
 
 # The build backend is installed first and used as it is, so that it is pinned as well.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) install --constraint $(CONSTRAINTS) hatchling editables
 	$(PIP) install --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[$(EXTRAS)]'
+	touch $@
+
+# AudioCraft comes as its source distribution: only that has the config/ that models are trained with.
+# PyPI's torchaudio links its libraries to CUDA's and fails to import where torch has none; without
+# them it goes on in Python.
+$(VENV)/.upstream: $(CONSTRAINTS) | $(INSTALLED)
+	$(PIP) install --constraint $(CONSTRAINTS) setuptools
+	$(PIP) install --no-deps --no-build-isolation --requirement $(CONSTRAINTS)
+	$(PIP) download --no-deps --no-build-isolation --no-binary :all: --dest $(VENV) audiocraft==1.3.0
+	tar --extract --no-same-owner --file $(VENV)/audiocraft-1.3.0.tar.gz --directory $(VENV)
+	$(PIP) install --no-deps --no-build-isolation $(VENV)/audiocraft-1.3.0
+	rm -f $(VENV)/lib/python3*/site-packages/torchaudio/lib/*.so
 	touch $@
 
 # Debian ships venv without ensurepip; its own pip can then install one.

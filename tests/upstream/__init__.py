@@ -1,0 +1,1 @@
+"""AudioCraft itself, unmodified, in an environment of its own: what it needs, it gets from here."""

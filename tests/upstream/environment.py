@@ -1,0 +1,103 @@
+"""The environment that has AudioCraft, and programs that run in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemons import DaemonProcess
+
+__all__ = ["PROGRAMS", "Upstream", "without_network"]
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAMS = Path(__file__).parent / "programs"
+"""What is run by its interpreter, and by no other."""
+
+_WITHOUT_NETWORK = (
+    ("unshare", "--net"),
+    ("unshare", "--map-current-user", "--net"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """AudioCraft 1.3.0 as ``make audiocraft`` installs it, with its dependencies and craftcache.
+
+    Attributes:
+        directory: The virtual environment.
+    """
+
+    directory: Path = ROOT / ".venv-audiocraft"
+
+    @property
+    def is_installed(self) -> bool:
+        """All of it."""
+        return (self.directory / ".upstream").exists()
+
+    @property
+    def python(self) -> str:
+        """Its interpreter."""
+        return str(self.directory / "bin" / "python")
+
+    @property
+    def configurations(self) -> Path:
+        """What AudioCraft's own models were trained with."""
+        return self.directory / "audiocraft-1.3.0" / "config"
+
+    def run(
+        self,
+        *program: str | Path,
+        home: Path,
+        within: Sequence[str] = (),
+        **environment: str,
+    ) -> Any:
+        """Run a program; returns what it printed last, read as JSON, or None if it printed nothing.
+
+        It sees none of the tests' own environment.
+
+        Args:
+            program: The interpreter's arguments: a file, or ``-c`` and code, and its arguments.
+            home: Its home and working directory.
+            within: A command that runs the one that is appended to it.
+            environment: Beside HOME and PATH.
+        """
+        done = subprocess.run(
+            [*within, self.python, "-W", "ignore", *program],
+            cwd=home,
+            env={"HOME": str(home), "PATH": os.environ["PATH"]} | environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1]) if done.stdout else None
+
+    def run_offline(
+        self, *program: str | Path, home: Path, daemon: DaemonProcess, **environment: str
+    ) -> Any:
+        """``run`` with no network, and with what ``craftcache env`` prints for a daemon's cache.
+
+        Where namespaces are not allowed, the test is skipped.
+        """
+        craftcache = (sys.executable, "-m", "craftcache.cli")
+        place = ("--socket-dir", str(daemon.socket_dir), "--cache-dir", str(daemon.cache_dir))
+        within = (*without_network(), *craftcache, *place, "run", "--")
+        return self.run(*program, home=home, within=within, **environment)
+
+
+def without_network() -> tuple[str, ...]:
+    """A command that runs another with no network interface but a loopback that is down."""
+    for command in _WITHOUT_NETWORK:
+        if not subprocess.run([*command, "true"], capture_output=True).returncode:
+            return command
+    pytest.skip("no network namespaces here: unshare --net fails")
