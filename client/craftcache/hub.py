@@ -24,7 +24,7 @@ from .verify import Digest, Promise
 if TYPE_CHECKING:
     from .sources import HubSource
 
-__all__ = ["HubFile", "hub_endpoint", "describe"]
+__all__ = ["HubFile", "hub_endpoint", "describe", "list_files"]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
@@ -102,6 +102,31 @@ def describe(
         promise=Promise(size=metadata.size, digest=digest),
         url=hf_hub_url(source.repo_id, filename, revision=commit, endpoint=endpoint),
     )
+
+
+def list_files(
+    source: HubSource, *, endpoint: str, token: str | None, timeout: float
+) -> tuple[str, ...]:
+    """Ask the Hub which files a repository has at its revision (one request).
+
+    Args:
+        source: The repository.
+        endpoint: The Hub's address.
+        token: Sent to the Hub only; None sends none.
+        timeout: Seconds without an answer.
+
+    Raises:
+        CraftcacheError: As for describe.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi(endpoint=endpoint, token=token or False)
+        info = api.model_info(source.repo_id, revision=source.revision, timeout=timeout)
+        return tuple(sibling.rfilename for sibling in info.siblings or ())
+    except Exception as error:  # the HTTP library behind it differs by version
+        what = "list of files"
+        raise _translated(error, source, what, source.revision, has_token=bool(token)) from error
 
 
 def _translated(

@@ -179,7 +179,7 @@ class Daemon:
             events=self._events,
         )
         life.push_async_callback(service.close)
-        await life.enter_async_context(self._watches.running(service.queue_codec))
+        await life.enter_async_context(self._watches.running(service.queue_needs))
         await life.enter_async_context(
             Housekeeping(store=store, pins=pins, evictor=self._evictor, uses=uses)
         )

@@ -82,7 +82,12 @@ class Promises:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def make(
-        self, sources: Sequence[str], filenames: tuple[str, ...], *, resident: bool
+        self,
+        sources: Sequence[str],
+        filenames: tuple[str, ...],
+        *,
+        resident: bool = False,
+        pair_only: bool = False,
     ) -> list[WarmJob]:
         """Promise a warm of each source; durable when this returns. The same twice is one.
 
@@ -90,9 +95,11 @@ class Promises:
             Unavailable: Too many are not kept yet; none of these was made.
         """
         async with self._changing:
-            self._check_room(sources, filenames, resident=resident)
+            self._check_room({(source, filenames, resident, pair_only) for source in sources})
             jobs = [
-                await self._records.add_warm_job(source, filenames, resident=resident)
+                await self._records.add_warm_job(
+                    source, filenames, resident=resident, pair_only=pair_only
+                )
                 for source in sources
             ]
             for job in jobs:
@@ -116,12 +123,10 @@ class Promises:
         log.info("the queued warm of %s is withdrawn", parse(promise.job.source).shown)
         return promise.job
 
-    def _check_room(
-        self, sources: Sequence[str], filenames: tuple[str, ...], *, resident: bool
-    ) -> None:
-        known = {(p.job.source, p.job.filenames, p.job.resident) for p in self._promises.values()}
-        new = {(source, filenames, resident) for source in sources} - known
-        if len(known) + len(new) > MAX_PROMISES:
+    def _check_room(self, wanted: set[tuple[object, ...]]) -> None:
+        jobs = [promise.job for promise in self._promises.values()]
+        known = {(job.source, job.filenames, job.resident, job.pair_only) for job in jobs}
+        if len(known | wanted) > MAX_PROMISES:
             raise Unavailable(
                 f"{len(known)} warms are queued, and no more than {MAX_PROMISES} may be",
                 hint="Try again when some are done",

@@ -27,14 +27,19 @@ __all__ = ["Pin", "Records", "WarmJob"]
 
 log = logging.getLogger("craftcached")
 
-SCHEMA = """
+WARM_JOBS = """
 CREATE TABLE IF NOT EXISTS warm_jobs (
     id INTEGER PRIMARY KEY,
     source TEXT NOT NULL,
     filenames TEXT NOT NULL,
     resident INTEGER NOT NULL,
-    UNIQUE (source, filenames, resident)
+    pair_only INTEGER NOT NULL,
+    UNIQUE (source, filenames, resident, pair_only)
 );
+"""
+
+SCHEMA = f"""
+{WARM_JOBS}
 CREATE TABLE IF NOT EXISTS pins (
     key TEXT PRIMARY KEY,
     source TEXT NOT NULL,
@@ -54,6 +59,14 @@ CREATE TABLE IF NOT EXISTS held_watches (
 );
 """
 
+UPGRADE = (
+    "BEGIN; ALTER TABLE warm_jobs RENAME TO earlier_warm_jobs;",
+    WARM_JOBS,
+    "INSERT INTO warm_jobs SELECT id, source, filenames, resident, 0 FROM earlier_warm_jobs;",
+    "DROP TABLE earlier_warm_jobs; COMMIT;",
+)
+"""Of the records of a release that knew no other needs of a model than its pair."""
+
 
 @dataclass(frozen=True, slots=True)
 class WarmJob:
@@ -64,12 +77,14 @@ class WarmJob:
         source: As the user named it; may carry a signed query, which is why the file is private.
         filenames: Files of it; none means all that the source stands for.
         resident: Whether to bring them into memory as well.
+        pair_only: Whether to leave out what the model needs beyond them.
     """
 
     id: int
     source: str
     filenames: tuple[str, ...]
     resident: bool = False
+    pair_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,27 +132,39 @@ class Records:
         await self._connection.close()
 
     async def add_warm_job(
-        self, source: str, filenames: tuple[str, ...], *, resident: bool = False
+        self,
+        source: str,
+        filenames: tuple[str, ...],
+        *,
+        resident: bool = False,
+        pair_only: bool = False,
     ) -> WarmJob:
         """Promise a warm; durable when this returns. The same promise twice is one."""
-        row = (source, json.dumps(filenames), resident)
+        row = (source, json.dumps(filenames), resident, pair_only)
         await self._connection.execute(
-            "INSERT OR IGNORE INTO warm_jobs (source, filenames, resident) VALUES (?, ?, ?)", row
+            "INSERT OR IGNORE INTO warm_jobs (source, filenames, resident, pair_only) "
+            "VALUES (?, ?, ?, ?)",
+            row,
         )
         await self._connection.commit()
         cursor = await self._connection.execute(
-            "SELECT id FROM warm_jobs WHERE (source, filenames, resident) = (?, ?, ?)", row
+            "SELECT id FROM warm_jobs "
+            "WHERE (source, filenames, resident, pair_only) = (?, ?, ?, ?)",
+            row,
         )
         found = await cursor.fetchone()
         assert found is not None  # noqa: S101  # inserted above, and nobody else deletes it
-        return WarmJob(found[0], source, filenames, resident)
+        return WarmJob(found[0], source, filenames, resident, pair_only)
 
     async def warm_jobs(self) -> list[WarmJob]:
         """All promised warms, oldest first."""
         rows = await self._connection.execute_fetchall(
-            "SELECT id, source, filenames, resident FROM warm_jobs ORDER BY id"
+            "SELECT id, source, filenames, resident, pair_only FROM warm_jobs ORDER BY id"
         )
-        return [WarmJob(row[0], row[1], tuple(json.loads(row[2])), bool(row[3])) for row in rows]
+        return [
+            WarmJob(row[0], row[1], tuple(json.loads(row[2])), bool(row[3]), bool(row[4]))
+            for row in rows
+        ]
 
     async def finish_warm_job(self, job: WarmJob) -> None:
         """Forget a promise that was kept, or that cannot be."""
@@ -222,6 +249,11 @@ async def _open(path: Path) -> aiosqlite.Connection:
     connection = await aiosqlite.connect(path)
     try:
         await connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
+        columns = await connection.execute_fetchall(
+            "SELECT name FROM pragma_table_info('warm_jobs')"
+        )
+        if "pair_only" not in {column[0] for column in columns}:
+            await connection.executescript("".join(UPGRADE))
     except BaseException:
         await connection.close()  # or its thread keeps the process from ending
         raise

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from craftcache.checkpoints import check_checkpoint
+from craftcache.closure import NeedState
 from craftcache.errors import InvalidSource, NotFound, PolicyDenied, Unavailable
 from craftcache.layout.manifest import manifest_key
 from craftcache.sources import HubSource, WatchSource, check_filename, parse, wanted_files
@@ -86,11 +87,13 @@ class ModelState:
         manifest: What it consists of.
         resident_bytes: Of its files, that are in memory; None where the kernel does not say.
         pin: What keeps it, or None.
+        needs: What it needs, and whether that is here.
     """
 
     manifest: Manifest
     resident_bytes: int | None
     pin: Pin | None
+    needs: tuple[NeedState, ...] = ()
 
 
 OPEN_ATTEMPTS = 4
@@ -181,7 +184,7 @@ class Service:
         source, names = self._parse(text, filenames)
         manifest = self._store.manifest(source)
         records = manifest.select(source, names) if manifest else None
-        if manifest is None or records is None:
+        if manifest is None or records is None or manifest.needed_only:
             return None
         opened = self._handout.open(manifest, records)
         if opened is not None:
@@ -210,14 +213,20 @@ class Service:
         report: Callable[[Progress], None],
         *,
         resident: bool = False,
+        pair_only: bool = False,
     ) -> Warmed:
-        """Bring a source to its newest revision.
+        """Bring a source to its newest revision, and then what it needs.
 
         Args:
             text: The source.
             filenames: Of it; none means all that it stands for.
             report: Called with progress; must not block.
             resident: Whether to bring the files into memory as well, as far as there is room.
+            pair_only: Whether to leave out what the source needs.
+
+        Raises:
+            CraftcacheError: See Warmer.ensure. Where something that it needs is missing, the source
+                itself is published all the same.
         """
         source, names = self._parse(text, filenames)
         started = time.monotonic()
@@ -231,10 +240,18 @@ class Service:
             time.monotonic() - started,
         )
         self._uses.note(manifest_key(source))
+        if not pair_only:
+            await self._bring_needs(warmed.manifest, report)
         if resident:
             records = warmed.manifest.select(source, names) or ()
             warmed = replace(warmed, resident_bytes=await self._bring_in(source, records, report))
         return warmed
+
+    async def _bring_needs(self, manifest: Manifest, report: Callable[[Progress], None]) -> None:
+        for needed in await self._warmer.ensure_needs(manifest, report=report):
+            log.info("%s needs %s at %s", manifest.source, needed.source, needed.revision)
+        for unmet in manifest.unmet:
+            log.info("%s needs %s, which cannot be warmed", manifest.source, unmet.what)
 
     async def _ensure(
         self,
@@ -276,7 +293,12 @@ class Service:
         return found
 
     async def queue_warm(
-        self, texts: Sequence[str], filenames: Sequence[str], *, resident: bool = False
+        self,
+        texts: Sequence[str],
+        filenames: Sequence[str],
+        *,
+        resident: bool = False,
+        pair_only: bool = False,
     ) -> list[WarmJob]:
         """Promise warms; they outlive the request and a restart of the daemon.
 
@@ -294,14 +316,18 @@ class Service:
                     hint="Queue warms of Hub ids and URLs",
                 )
             self._warmer.check_allowed(source)
-        return await self._promises.make(texts, tuple(filenames), resident=resident)
+        return await self._promises.make(
+            texts, tuple(filenames), resident=resident, pair_only=pair_only
+        )
 
-    async def queue_codec(self, text: str, filenames: Sequence[str]) -> None:
-        """Promise the files of a codec that an export refers to, as far as this node fetches it."""
+    async def queue_needs(self, generation: Manifest) -> None:
+        """Promise what a generation needs, unless all of it is here."""
+        if all(self._store.needed(need) for need in generation.needs):
+            return
         try:
-            await self.queue_warm([text], filenames)
-        except (PolicyDenied, Unavailable) as error:  # the export is served all the same
-            log.warning("a codec is not fetched: %s", error)
+            await self._promises.make([generation.source], ())
+        except Unavailable as error:  # the generation is served all the same
+            log.warning("what %s needs is not fetched: %s", generation.source, error)
 
     def queued(self) -> list[Promise]:
         """The promised warms that are not done, oldest first."""
@@ -320,17 +346,18 @@ class Service:
         """
         source = parse(text)
         key, _ = self._published(source)
-        self._pins.check_unpinned(source)
+        await self._pins.check_unpinned(source)
         if isinstance(source, WatchSource) and self.watches.is_watched(source):
             raise PolicyDenied(
                 "it is watched",
                 source=source.shown,
                 hint=f"craftcache watch rm {source.name}",
             )
-        freed = await self._store.remove(key)
-        await self._uses.forget(key)
-        log.info("removed %s: %d bytes freed", source.shown, freed)
-        return freed
+        removed = await self._store.remove(key, self._pins.keys)
+        for gone in removed.keys:
+            await self._uses.forget(gone)
+        log.info("removed %s: %d bytes freed", source.shown, removed.freed)
+        return removed.freed
 
     async def pin(self, text: str, *, lock: bool) -> Pin:
         """Keep a model from being evicted and removed; see Pins.pin."""
@@ -392,7 +419,11 @@ class Service:
 
     async def _state(self, key: str, manifest: Manifest) -> ModelState:
         resident = await self._resident(manifest.files)
-        return ModelState(manifest, resident, self._pins.find(key))
+        needs = tuple(
+            NeedState(need.parsed.shown, need.why, self._store.needed(need) is not None)
+            for need in manifest.needs
+        )
+        return ModelState(manifest, resident, self._pins.find(key), needs)
 
     async def _resident(self, records: Iterable[FileRecord]) -> int | None:
         return await self._residency.resident(map(self._store.cache.path, records))
@@ -404,4 +435,10 @@ class Service:
         return source, wanted_files(source, filenames)
 
     async def _warm_promised(self, job: WarmJob) -> None:
-        await self.warm(job.source, job.filenames, lambda _: None, resident=job.resident)
+        await self.warm(
+            job.source,
+            job.filenames,
+            lambda _: None,
+            resident=job.resident,
+            pair_only=job.pair_only,
+        )

@@ -144,10 +144,10 @@ async def test_pins_outlive_a_restart_and_belong_to_the_source(tmp_path: Path) -
     async with keeping(tmp_path) as parts:
         await parts.publish("a", file=bytes_of(b"b"))  # a new revision
         with pytest.raises(PolicyDenied, match="craftcache unpin"):
-            parts.pins.check_unpinned(source("a"))
+            await parts.pins.check_unpinned(source("a"))
         assert (await parts.evictor.evict(ALL, dry_run=False)).removed == ()
         await parts.pins.unpin(source("a"))
-        parts.pins.check_unpinned(source("a"))
+        await parts.pins.check_unpinned(source("a"))
         with pytest.raises(NotFound, match="not pinned"):
             await parts.pins.unpin(source("a"))
 

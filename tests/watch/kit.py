@@ -81,7 +81,7 @@ class Rig:
     watches: Watches
     store: Store
     happened: asyncio.Queue[dict[str, Any] | None]
-    warmed: list[tuple[str, tuple[str, ...]]]
+    generations: list[Manifest]
     _states: list[str] = field(default_factory=list)
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -145,10 +145,10 @@ def rule(directory: Path | str, name: str = "run", **options: Any) -> WatchRule:
 @contextlib.asynccontextmanager
 async def watching(base: Path, *rules: WatchRule) -> AsyncIterator[Rig]:
     """Watches upon a real store and real records below ``base``."""
-    warmed: list[tuple[str, tuple[str, ...]]] = []
+    generations: list[Manifest] = []
 
-    async def warm(source: str, files: tuple[str, ...]) -> None:
-        warmed.append((source, files))
+    async def bring_needs(generation: Manifest) -> None:
+        generations.append(generation)
 
     events = Events()
     async with Store(CacheDir(base / "cache")) as store, Records(base / "state") as records:
@@ -156,5 +156,5 @@ async def watching(base: Path, *rules: WatchRule) -> AsyncIterator[Rig]:
             store=store, inspector=Examiner(), records=records, events=events, rules=rules
         )
         with events.listening() as happened:
-            async with watches.running(warm):
-                yield Rig(watches, store, happened, warmed)
+            async with watches.running(bring_needs):
+                yield Rig(watches, store, happened, generations)

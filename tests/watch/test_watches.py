@@ -332,17 +332,18 @@ async def test_who_follows_a_directory_of_a_pattern_survives_a_change_of_the_pat
         assert rig.watches.report("all-a").rule.keep == 7
 
 
-async def test_a_codec_that_is_only_referred_to_is_brought_as_well(base: Path) -> None:
+async def test_what_a_generation_needs_is_known_and_brought_as_well(base: Path) -> None:
     export = base / "export"
     reference = {"pretrained": "facebook/encodec_32khz", "exported": True, "version": "1.3.0"}
     write(export, "lm", content("lm", 1))
     write(export, "compression", saved(reference))
     async with watching(base, rule(export)) as rig:
         await rig.until_served("run", 1)
-        assert rig.warmed == [("facebook/encodec_32khz", ("config.json", "model.safetensors"))]
         write(export, "compression", saved(reference | {"pretrained": "dac_44khz"}))
         await rig.until_served("run", 2)
-        assert len(rig.warmed) == 1
+        first, second = rig.generations
+        assert [need.source for need in first.needs] == ["facebook/encodec_32khz"]
+        assert (second.needs, len(second.unmet)) == ((), 1)
 
 
 async def test_why_there_is_nothing_to_serve_is_said(base: Path) -> None:

@@ -2,9 +2,10 @@
 
     blobs -> snapshot links -> manifest -> ref
 
-The manifest's rename is the moment at which the model exists for craftcache, the ref's the one at
-which it does for unmodified huggingface_hub; before each, all that it leads to is in place and
-durable. A kill in between leaves the old state whole, and blobs that the next try finds.
+Beside the blobs of URLs stand torch.hub's links to them. The manifest's rename is the moment at
+which the model exists for craftcache, the ref's the one at which it does for unmodified
+huggingface_hub; before each, all that it leads to is in place and durable. A kill in between
+leaves the old state whole, and blobs that the next try finds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from craftcache.closure import discover
 from craftcache.sources import WatchSource
 
 from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
@@ -31,6 +33,7 @@ __all__ = [
     "Verified",
     "publish_hub",
     "publish_url",
+    "mark_asked_for",
     "publish_generation",
     "serve_generation",
 ]
@@ -73,6 +76,7 @@ def publish_hub(
     origin: str,
     *,
     is_named: bool,
+    as_need: bool = False,
 ) -> Manifest:
     """Publish files of one commit of a repository.
 
@@ -88,6 +92,7 @@ def publish_hub(
         is_named: Whether the Hub has just said that the source's revision is this commit, so that
             its ref goes there too. Of a commit known from earlier huggingface_hub itself may have
             moved the ref on since.
+        as_need: Whether this is for the sake of another model, and nobody asked for the source.
 
     Raises:
         IntegrityError: A file was changed after it was verified; nothing is published.
@@ -103,7 +108,9 @@ def publish_hub(
             _record(cache, filename, blob, verified, f"{origin}/{filename}", etags[filename])
         )
     tree.link_snapshot(commit, etags)
-    manifest = Manifest.merged(_earlier(cache, source), source, commit, records)
+    earlier = _earlier(cache, source)
+    manifest = Manifest.merged(earlier, source, commit, records, as_need=as_need)
+    manifest = _with_closure(cache, source, manifest)
     cache.write_manifest(source, manifest)
     if is_named:
         tree.move_ref(source.revision, commit)
@@ -111,7 +118,11 @@ def publish_hub(
 
 
 def publish_url(
-    cache: CacheDir, source: UrlSource, files: Mapping[str, tuple[Verified, str]]
+    cache: CacheDir,
+    source: UrlSource,
+    files: Mapping[str, tuple[Verified, str]],
+    *,
+    as_need: bool = False,
 ) -> Manifest:
     """Publish files of a URL; the caller removes their names in staging afterwards.
 
@@ -119,6 +130,7 @@ def publish_url(
         cache: Where to.
         source: Whose they are.
         files: By name; each with its address as shown.
+        as_need: Whether this is for the sake of another model, and nobody asked for the source.
 
     Raises:
         IntegrityError: A file was changed after it was verified; nothing is published.
@@ -127,9 +139,25 @@ def publish_url(
     records = []
     for filename, (verified, origin) in files.items():
         blob = cache.publish_url_blob(verified.file)
+        cache.link_torch_checkpoint(origin, blob.path)
         records.append(_record(cache, filename, blob, verified, origin, verified.etag))
-    manifest = Manifest.merged(_earlier(cache, source), source, None, records)
+    earlier = _earlier(cache, source)
+    manifest = Manifest.merged(earlier, source, None, records, as_need=as_need)
+    manifest = _with_closure(cache, source, manifest)
     cache.write_manifest(source, manifest)
+    return manifest
+
+
+def mark_asked_for(cache: CacheDir, source: RemoteSource) -> Manifest | None:
+    """Let a model that was here for others' sake stay for its own: somebody asked for it.
+
+    Raises:
+        OSError: The manifest is as it was.
+    """
+    manifest = _earlier(cache, source)
+    if manifest is not None and manifest.needed_only:
+        manifest = replace(manifest, needed_only=False)
+        cache.write_manifest(source, manifest)
     return manifest
 
 
@@ -161,6 +189,7 @@ def publish_generation(
     revision = files_revision({record.filename: record.sha256 for record in records})
     source = WatchSource(name, watched.generation)
     manifest = Manifest(source.shown, revision, tuple(records), now(), watched)
+    manifest = _with_closure(cache, source, manifest)
     cache.write_manifest(source, manifest)
     return manifest
 
@@ -175,6 +204,18 @@ def serve_generation(cache: CacheDir, name: str, generation: Manifest) -> Manife
     manifest = replace(generation, source=source.shown)
     cache.write_manifest(source, manifest)
     return manifest
+
+
+def _with_closure(cache: CacheDir, source: RemoteSource, manifest: Manifest) -> Manifest:
+    """The manifest with what its files need, as far as they were inspected."""
+    indexes = {
+        record.filename: index
+        for record in manifest.files
+        if (index := cache.index(record)) is not None
+    }
+    closure = discover(indexes)
+    needs = tuple(need for need in closure.needs if need.parsed != source)
+    return replace(manifest, needs=needs, unmet=closure.unmet)
 
 
 def _record(

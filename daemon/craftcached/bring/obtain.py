@@ -117,9 +117,20 @@ class Obtainer:
 
     @contextlib.asynccontextmanager
     async def hub_file(
-        self, source: HubSource, file: HubFile, report: Callable[[Progress], None]
+        self,
+        source: HubSource,
+        file: HubFile,
+        report: Callable[[Progress], None],
+        *,
+        inspected: bool,
     ) -> AsyncIterator[Verified]:
         """Hold a file of a repository; it is where it is said to be until the context ends.
+
+        Args:
+            source: The repository.
+            file: As the Hub describes it.
+            report: Called with progress.
+            inspected: Whether a checkpoint must be safe to load, and is given its index.
 
         Raises:
             CraftcacheError: It cannot be had, is not what was promised, or is unsafe to load.
@@ -132,6 +143,8 @@ class Obtainer:
             report(replace(progress, source=source.shown, file=file.filename))
 
         async with self._flights.join(file.etag, work, report_mine) as obtained:
+            if inspected:
+                await self._inspect(Teller(source, report), file.filename, obtained.file)
             yield obtained.file
 
     @contextlib.asynccontextmanager
@@ -142,6 +155,7 @@ class Obtainer:
         report: Callable[[Progress], None],
         *,
         refresh: bool,
+        inspected: bool,
     ) -> AsyncIterator[Verified]:
         """Hold a file of a URL; see hub_file.
 
@@ -150,15 +164,18 @@ class Obtainer:
             filename: Which of its files.
             report: Called with progress.
             refresh: Whether to ask if the file is still the one that is published.
+            inspected: As for hub_file.
         """
 
         async def work(tell: Callable[[Progress], None]) -> _Obtained:
             return await self._obtain_url(Teller(source, tell), source, filename)
 
+        teller = Teller(source, report)
         if not refresh and (known := await self._known(source, filename)):
-            await self._inspect(Teller(source, report), filename, known)
             held = _Obtained.hold(known)
             try:
+                if inspected:
+                    await self._inspect(teller, filename, known)
                 yield known
             finally:
                 await self._release(held)
@@ -166,10 +183,18 @@ class Obtainer:
         # Whoever finds nothing published asks as a refresh does, so that all can wait for one.
         key = (source.file_url(filename), source.file_digest(filename))
         async with self._flights.join(key, work, report) as obtained:
+            if inspected:
+                await self._inspect(teller, filename, obtained.file)
             yield obtained.file
 
     async def hub_snapshot(
-        self, teller: Teller, source: HubSource, commit: str, filenames: Iterable[str]
+        self,
+        teller: Teller,
+        source: HubSource,
+        commit: str,
+        filenames: Iterable[str],
+        *,
+        inspected: bool,
     ) -> dict[str, tuple[Verified, Promise]] | None:
         """The files of a commit if all of them are in the Hub's tree, with nobody asked.
 
@@ -178,7 +203,7 @@ class Obtainer:
         """
         teller.tell(None, 0, None, "verifying")
         files = await self._store.adopt_snapshot(source, commit, filenames)
-        for filename, (verified, _) in (files or {}).items():
+        for filename, (verified, _) in (files or {}).items() if inspected else ():
             await self._inspect(teller, filename, verified)
         return files
 
@@ -197,7 +222,6 @@ class Obtainer:
     async def _obtain_hub(self, teller: Teller, source: HubSource, file: HubFile) -> _Obtained:
         present = await self._present(teller, source, file)
         if present is not None:
-            await self._inspect(teller, file.filename, present)
             return _Obtained.hold(present)
         lock = HubLock(self._store.cache.hub_tree(source.repo_id), file.etag)
         try:
@@ -208,7 +232,6 @@ class Obtainer:
                 present = await self._fetch(
                     teller, remote, file.filename, etag=file.etag, progressed=lock.progressed
                 )
-            await self._inspect(teller, file.filename, present)
             return _Obtained.hold(present, lock)
         except BaseException:
             lock.release()
@@ -219,7 +242,6 @@ class Obtainer:
         present = await self._unchanged(source, filename, remote.promise)
         if present is None:
             present = await self._fetch(teller, remote, filename, etag=None)
-        await self._inspect(teller, filename, present)
         return _Obtained.hold(present)
 
     async def _present(self, teller: Teller, source: HubSource, file: HubFile) -> Verified | None:
@@ -320,11 +342,7 @@ class Obtainer:
                 async with self._inspections.join(sha256, work, report_mine):
                     pass
         except CraftcacheError as error:  # of work that others, too, may have waited for
-            await self._store.discard(file)
             raise error.about(teller.source.shown) from error
-        except BaseException:
-            await self._store.discard(file)
-            raise
 
     async def _release(self, obtained: _Obtained) -> None:
         try:

@@ -6,26 +6,28 @@ import asyncio
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from craftcache.errors import Unavailable
 from craftcache.etags import strong_etag
-from craftcache.hub import HubFile, describe
+from craftcache.hub import HubFile, describe, list_files
 from craftcache.sources import shown_url
 from craftcache.verify import Promise
 from craftcached.fetch import RemoteFile
 from craftcached.fetch.transfer import redirect_target
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from craftcache.policy import UrlPolicy
     from craftcache.sources import HubSource, UrlSource
 
 __all__ = ["HubOrigin", "UrlOrigin"]
+
+T = TypeVar("T")
 
 MAX_REDIRECTS = 10
 HEAD_SECONDS = 15.0
@@ -68,6 +70,22 @@ class HubOrigin:
         )
         return [first, *rest]
 
+    async def files(self, source: HubSource) -> tuple[str, ...]:
+        """The names of all files that a repository has.
+
+        Raises:
+            CraftcacheError: See craftcache.hub.list_files.
+        """
+        return await self._ask(
+            partial(
+                list_files,
+                source,
+                endpoint=self.endpoint,
+                token=self._token,
+                timeout=self._timeout,
+            )
+        )
+
     def remote_file(self, source: HubSource, file: HubFile) -> RemoteFile:
         """The file as the fetch engine takes it."""
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
@@ -80,15 +98,19 @@ class HubOrigin:
         return f"{self.endpoint}/{source.repo_id}/resolve/{commit}"
 
     async def _describe(self, source: HubSource, filename: str, revision: str) -> HubFile:
-        ask = partial(
-            describe,
-            source,
-            filename,
-            revision=revision,
-            endpoint=self.endpoint,
-            token=self._token,
-            timeout=self._timeout,
+        return await self._ask(
+            partial(
+                describe,
+                source,
+                filename,
+                revision=revision,
+                endpoint=self.endpoint,
+                token=self._token,
+                timeout=self._timeout,
+            )
         )
+
+    async def _ask(self, ask: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
 
 

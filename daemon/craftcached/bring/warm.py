@@ -1,9 +1,11 @@
 """Bringing models into the cache: from a source's name to a published manifest.
 
-    describe (origin) -> obtain all files -> publish
+    describe (origin) -> obtain all files -> publish -> likewise what it needs
 
 A source that is asked for twice at once is brought once. Its files stay in staging until all of
-them are verified, so that a request that fails leaves nothing behind.
+them are verified, so that a request that fails leaves nothing behind. What a model needs is brought
+after it was published, and is verified like any source; but nobody is handed it to load, so it
+is not inspected until somebody asks for it by name.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from .obtain import Teller
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
+    from craftcache.closure import Need
     from craftcache.hub import HubFile
     from craftcache.layout.manifest import Manifest
     from craftcache.layout.publish import Verified
@@ -122,6 +125,8 @@ class Warmer:
             # A worker that had no daemon publishes without an index.
             for record in manifest.select(source, names) or ():
                 await self._obtainer.inspect(source, record, report)
+            if manifest.needed_only:
+                await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
         key = (source, frozenset(names), refresh)
@@ -137,6 +142,34 @@ class Warmer:
         except CraftcacheError as error:  # of work that others, too, may have waited for
             raise error.about(source.shown) from error
 
+    async def ensure_needs(
+        self, manifest: Manifest, *, report: Callable[[Progress], None]
+    ) -> list[Manifest]:
+        """Make present, at its newest revision, what a published model needs.
+
+        All of it is tried.
+
+        Args:
+            manifest: Of the model.
+            report: Called with progress; must not block.
+
+        Returns:
+            What was needed, and what that needs in turn.
+
+        Raises:
+            CraftcacheError: The first failure, as one of the model; it says what is needed and why.
+        """
+        met: dict[str, Manifest] = {}
+        wanted = manifest.needs
+        while wanted := tuple(need for need in wanted if need.source not in met):
+            outcomes = await _all(self._try_need(need, report) for need in wanted)
+            for need, outcome in zip(wanted, outcomes, strict=True):
+                if isinstance(outcome, CraftcacheError):
+                    raise _for_need(manifest, need, outcome)
+                met[need.source] = outcome
+            wanted = tuple(need for each in met.values() for need in each.needs)
+        return list(met.values())
+
     def check_allowed(self, source: RemoteSource) -> None:
         """Raise PolicyDenied unless this node may fetch ``source``."""
         if not any(is_allowed(source, pattern) for pattern in self._allow):
@@ -146,17 +179,48 @@ class Warmer:
                 hint="The administrator lists what may be fetched in the setting allow",
             )
 
-    async def _bring(self, teller: Teller, names: tuple[str, ...], refresh: bool) -> Warmed:
+    async def _try_need(
+        self, need: Need, report: Callable[[Progress], None]
+    ) -> Manifest | CraftcacheError:
+        """Make a need present; returns how that failed where it did."""
+        source = need.parsed
+        known = self._store.needed(need)
+        if known is not None and isinstance(source, UrlSource):
+            return known  # its name carries its hash: nothing newer can stand there
+        try:
+            self.check_allowed(source)
+            async with self._requests.join(
+                (source, need), lambda tell: self._bring_need(Teller(source, tell), need), report
+            ) as warmed:
+                return warmed.manifest
+        except CraftcacheError as error:
+            return error.about(source.shown)
+
+    async def _bring_need(self, teller: Teller, need: Need) -> Warmed:
+        source, names = teller.source, need.filenames
+        if isinstance(source, HubSource) and not need.is_fixed:
+            names = need.choose(await self._hub.files(source))
+        return await self._bring(teller, wanted_files(source, names), refresh=True, as_need=True)
+
+    async def _bring(
+        self, teller: Teller, names: tuple[str, ...], refresh: bool, *, as_need: bool = False
+    ) -> Warmed:
         match teller.source:
             case HubSource() as source:
-                warmed = await self._bring_hub(teller, source, names, refresh)
+                warmed = await self._bring_hub(teller, source, names, refresh, as_need=as_need)
             case UrlSource() as source:
-                warmed = await self._bring_url(teller, source, names, refresh)
+                warmed = await self._bring_url(teller, source, names, refresh, as_need=as_need)
         teller.tell(None, warmed.manifest.size, warmed.manifest.size, "done")
         return warmed
 
     async def _bring_hub(
-        self, teller: Teller, source: HubSource, names: tuple[str, ...], refresh: bool
+        self,
+        teller: Teller,
+        source: HubSource,
+        names: tuple[str, ...],
+        refresh: bool,
+        *,
+        as_need: bool,
     ) -> Warmed:
         if source.is_pinned and (known := await self._store.published_elsewhere(source, names)):
             files = {
@@ -165,11 +229,14 @@ class Warmer:
             }
             return await self._publish_hub(source, known.revision, files, is_named=False)
         manifest = self._store.manifest(source)
+        inspected = _is_inspected(manifest, as_need=as_need)
         revision = source.revision
         if manifest is not None and not refresh:
             revision = manifest.revision
         if (source.is_pinned or revision != source.revision) and (
-            present := await self._obtainer.hub_snapshot(teller, source, revision, names)
+            present := await self._obtainer.hub_snapshot(
+                teller, source, revision, names, inspected=inspected
+            )
         ):
             return await self._publish_hub(source, revision, present, is_named=False)
         described = await self._hub.describe(source, names, revision)
@@ -178,7 +245,9 @@ class Warmer:
             described += await self._describe_others(source, manifest, names, commit)
         async with contextlib.AsyncExitStack() as held:
             obtained = await _all(
-                held.enter_async_context(self._obtainer.hub_file(source, file, teller.report))
+                held.enter_async_context(
+                    self._obtainer.hub_file(source, file, teller.report, inspected=inspected)
+                )
                 for file in described
             )
             files = {
@@ -187,7 +256,9 @@ class Warmer:
             }
             teller.tell(None, 0, None, "publishing")
             is_named = revision == source.revision
-            return await self._publish_hub(source, commit, files, is_named=is_named)
+            return await self._publish_hub(
+                source, commit, files, is_named=is_named, as_need=as_need
+            )
 
     async def _describe_others(
         self, source: HubSource, manifest: Manifest, names: tuple[str, ...], commit: str
@@ -207,21 +278,33 @@ class Warmer:
         files: dict[str, tuple[Verified, Promise]],
         *,
         is_named: bool,
+        as_need: bool = False,
     ) -> Warmed:
         origin = self._hub.shown(source, commit)
-        manifest = await self._store.publish_hub(source, commit, files, origin, is_named=is_named)
+        manifest = await self._store.publish_hub(
+            source, commit, files, origin, is_named=is_named, as_need=as_need
+        )
         return _summary(manifest, [verified for verified, _ in files.values()])
 
     async def _bring_url(
-        self, teller: Teller, source: UrlSource, names: tuple[str, ...], refresh: bool
+        self,
+        teller: Teller,
+        source: UrlSource,
+        names: tuple[str, ...],
+        refresh: bool,
+        *,
+        as_need: bool,
     ) -> Warmed:
         manifest = self._store.manifest(source)
+        inspected = _is_inspected(manifest, as_need=as_need)
         if manifest is not None and refresh:
             names = tuple(dict.fromkeys((*names, *(r.filename for r in manifest.files))))
         async with contextlib.AsyncExitStack() as held:
             obtained = await _all(
                 held.enter_async_context(
-                    self._obtainer.url_file(source, name, teller.report, refresh=refresh)
+                    self._obtainer.url_file(
+                        source, name, teller.report, refresh=refresh, inspected=inspected
+                    )
                 )
                 for name in names
             )
@@ -230,8 +313,21 @@ class Warmer:
                 for name, verified in zip(names, obtained, strict=True)
             }
             teller.tell(None, 0, None, "publishing")
-            published = await self._store.publish_url(source, files)
+            published = await self._store.publish_url(source, files, as_need=as_need)
         return _summary(published, obtained)
+
+
+def _is_inspected(known: Manifest | None, *, as_need: bool) -> bool:
+    """Whether what is brought must be safe to load: all that somebody asked for by name is."""
+    return not as_need or (known is not None and not known.needed_only)
+
+
+def _for_need(manifest: Manifest, need: Need, error: CraftcacheError) -> CraftcacheError:
+    """The failure of a need as one of the model, which itself is published."""
+    failure = error.about(manifest.source)
+    failure.message = f"{need.parsed.shown} is missing, {need.why}: {error.message}"
+    failure.hint = ". ".join(filter(None, (error.hint, "Or leave it out with --pair-only")))
+    return failure
 
 
 def _summary(manifest: Manifest, files: Iterable[Verified]) -> Warmed:

@@ -4,44 +4,81 @@
 
 The reverse of publication, so that a kill in between leaves no model with a part missing, only
 files that no model names. What another model, another revision or a snapshot of huggingface_hub's
-own still leads to stays. Indexes are left to the sweep: the same checkpoint may be on its way under
-another name. All calls block, and nothing may be published meanwhile.
+own still leads to stays. What was here for the model's sake alone goes with it. Indexes are left
+to the sweep: the same checkpoint may be on its way under another name. All calls block, and
+nothing may be published meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.sources import HubSource, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from craftcache.layout.cache import CacheDir
     from craftcache.layout.hub_cache import HubTree
     from craftcache.layout.manifest import FileRecord, Manifest
 
-__all__ = ["remove", "sweep"]
+__all__ = ["Removed", "remove", "sweep"]
 
 
-def remove(cache: CacheDir, key: str) -> int:
-    """Remove a published model.
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a removal took away.
+
+    Attributes:
+        keys: Of the manifests: the model's, then those of what only it needed; none where there
+            was no such model any more.
+        freed: Bytes on the disk.
+    """
+
+    keys: tuple[str, ...]
+    freed: int
+
+
+def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
+    """Remove a published model, and what is here for its sake alone.
 
     Args:
         cache: Where it is published.
         key: Of its manifest.
-
-    Returns:
-        Bytes freed on the disk; 0 if there is no such model any more.
+        spared: Keys of models that stay, though nobody needs them any more.
 
     Raises:
         OSError: Some of its files may be left, but it is no model any more.
     """
     manifest = cache.manifest_at(key)
     if manifest is None:
-        return 0
+        return Removed((), 0)
+    removed = Removed((key,), _remove_one(cache, key, manifest))
+    for orphan in _orphans(cache, manifest):
+        if orphan not in spared:
+            also = remove(cache, orphan, spared)
+            removed = Removed(removed.keys + also.keys, removed.freed + also.freed)
+    return removed
+
+
+def _orphans(cache: CacheDir, removed: Manifest) -> list[str]:
+    """The keys of what a model needed, nobody else needs, and nobody asked for by name."""
+    if not removed.needs:
+        return []
+    manifests = {key: cache.manifest_at(key) for key in cache.manifest_keys()}
+    known = {key: manifest for key, manifest in manifests.items() if manifest is not None}
+    if len(known) < len(manifests):
+        return []  # another release may have written one, and nobody knows what it needs
+    needed = frozenset().union(*(manifest.needed_keys for manifest in known.values()))
+    candidates = sorted((removed.needed_keys & known.keys()) - needed)
+    return [key for key in candidates if known[key].needed_only]
+
+
+def _remove_one(cache: CacheDir, key: str, manifest: Manifest) -> int:
     source = parse(manifest.source)
     cache.manifest_path(key).unlink(missing_ok=True)
     others = tuple(cache.manifests())
@@ -57,6 +94,7 @@ def remove(cache: CacheDir, key: str) -> int:
             freed += _unlink_blob(cache, record)
     if isinstance(source, HubSource):
         _remove_empty(cache.hub_tree(source.repo_id).root)
+    cache.sweep_torch_checkpoints()
     return freed
 
 
@@ -86,6 +124,7 @@ def sweep(cache: CacheDir, *, before: float) -> int:
             if status.st_ctime < before and cache.relative(path) not in kept:
                 path.unlink()
                 freed += status.st_size if status.st_nlink == 1 else 0
+    cache.sweep_torch_checkpoints()
     return freed
 
 

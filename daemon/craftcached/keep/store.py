@@ -13,6 +13,7 @@ import fcntl
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 import aiofiles
@@ -22,6 +23,7 @@ from craftcache.layout.durable import link_file, staging_name
 from craftcache.layout.manifest import manifest_key
 from craftcache.layout.publish import (
     Verified,
+    mark_asked_for,
     publish_generation,
     publish_hub,
     publish_url,
@@ -30,12 +32,13 @@ from craftcache.layout.publish import (
 from craftcache.verify import Digest, Digests, HashedFile, Promise, hash_stamped
 from craftcached.threads import Threads
 
-from .removal import remove, sweep
+from .removal import Removed, remove, sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
+    from craftcache.closure import Need
     from craftcache.layout.cache import CacheDir
     from craftcache.layout.manifest import FileRecord, Manifest, Watched
     from craftcache.sources import HubSource, RemoteSource, UrlSource
@@ -118,6 +121,12 @@ class Store:
         if records is None or not all(map(self.cache.is_intact, records)):
             return None
         return manifest
+
+    def needed(self, need: Need) -> Manifest | None:
+        """The manifest of a need if all that is needed of it is in place and untouched."""
+        manifest = self.manifest(need.parsed)
+        is_whole = manifest is not None and self.cache.meets(manifest, need)
+        return manifest if is_whole else None
 
     def as_verified(self, record: FileRecord) -> Verified:
         """A published file as one that need not be fetched again."""
@@ -217,17 +226,25 @@ class Store:
         origin: str,
         *,
         is_named: bool,
+        as_need: bool = False,
     ) -> Manifest:
         """Publish files of one commit; see craftcache.layout.publish."""
-        return await self._write(
-            publish_hub, self.cache, source, commit, files, origin, is_named=is_named
-        )
+        publish = partial(publish_hub, is_named=is_named, as_need=as_need)
+        return await self._write(publish, self.cache, source, commit, files, origin)
 
     async def publish_url(
-        self, source: UrlSource, files: Mapping[str, tuple[Verified, str]]
+        self,
+        source: UrlSource,
+        files: Mapping[str, tuple[Verified, str]],
+        *,
+        as_need: bool = False,
     ) -> Manifest:
         """Publish files of a URL; see craftcache.layout.publish."""
-        return await self._write(publish_url, self.cache, source, files)
+        return await self._write(publish_url, self.cache, source, files, as_need=as_need)
+
+    async def mark_asked_for(self, source: RemoteSource) -> None:
+        """Let a model stay for its own sake; see craftcache.layout.publish."""
+        await self._write(mark_asked_for, self.cache, source)
 
     async def manifest_at(self, key: str) -> Manifest | None:
         """The manifest with that key as it stands now."""
@@ -267,16 +284,14 @@ class Store:
         found = await asyncio.to_thread(lambda: list(self.cache.published(ours=True)))
         return sorted(found, key=lambda item: item[1].source)
 
-    async def remove(self, key: str) -> int:
+    async def remove(self, key: str, spared: Collection[str] = ()) -> Removed:
         """Remove a model and every blob that no other model and no other snapshot needs.
 
         Args:
             key: Of its manifest, which is enough where the source's name holds a secret.
-
-        Returns:
-            Bytes freed; 0 if there is no such model any more.
+            spared: Keys of models that stay, though they were here for its sake alone.
         """
-        return await self._write(remove, self.cache, key)
+        return await self._write(remove, self.cache, key, spared)
 
     def _verify(self, record: FileRecord) -> Verified | None:
         if self.cache.is_intact(record):

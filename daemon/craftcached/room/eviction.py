@@ -1,6 +1,8 @@
 """Which models go when room is wanted: a pure function of what there is.
 
-Whole models go, those first that were not used for longest. Pinned ones stay. A blob that several
+Whole models go, those first that were not used for longest. Pinned ones stay. What a model needs
+goes after it: at once if it was here for the sake of those that go, else when its own turn comes.
+A blob that several
 models share is freed with the last of them, so it is counted once; and a model stays if its going
 would unlink a blob that is in use, because that would free nothing.
 """
@@ -44,6 +46,8 @@ class CachedModel:
         blobs: What it consists of.
         last_use: When it was last served or published, in seconds since the epoch.
         is_kept: Whether it stays in any case: pinned, or just being handed over.
+        needs: Keys of the models without which it is of no use.
+        is_needed_only: Whether it is here for the sake of others alone.
     """
 
     key: str
@@ -51,6 +55,8 @@ class CachedModel:
     blobs: frozenset[Blob]
     last_use: float
     is_kept: bool = False
+    needs: frozenset[str] = frozenset()
+    is_needed_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ def plan_eviction(models: Iterable[CachedModel], wanted: int) -> Plan:
         models: All there are; blobs with the same device and inode are equal.
         wanted: Bytes.
     """
-    ordered = sorted(models, key=lambda model: (model.last_use, model.key))
+    ordered = _needers_first(models)
     staying: set[str] = {model.key for model in ordered if model.is_kept}
     while True:
         victims, freed = _remove_oldest(ordered, staying, wanted)
@@ -85,6 +91,25 @@ def plan_eviction(models: Iterable[CachedModel], wanted: int) -> Plan:
         staying |= gainless
 
 
+def _needers_first(models: Iterable[CachedModel]) -> list[CachedModel]:
+    """Oldest first, but what is needed after all that need it: as late as the latest of them."""
+    by_age = sorted(models, key=lambda model: (model.last_use, model.key))
+    by_key = {model.key: model for model in by_age}
+    seen: set[str] = set()
+    latest_first: list[CachedModel] = []
+
+    def visit(model: CachedModel) -> None:
+        if model.key not in seen:
+            seen.add(model.key)
+            for key in sorted(model.needs & by_key.keys()):
+                visit(by_key[key])
+            latest_first.append(model)
+
+    for model in reversed(by_age):
+        visit(model)
+    return latest_first[::-1]
+
+
 def _remove_oldest(
     models: Sequence[CachedModel], staying: set[str], wanted: int
 ) -> tuple[list[CachedModel], set[Blob]]:
@@ -92,13 +117,17 @@ def _remove_oldest(
     holders = Counter(blob for model in models for blob in model.blobs)
     victims: list[CachedModel] = []
     freed: set[Blob] = set()
+    needed: set[str] = set()
+    left_behind: set[str] = set()
     for model in models:
-        if wanted <= 0:
-            break
         last_held = {blob for blob in model.blobs if holders[blob] == 1}
-        if model.key in staying or any(blob.in_use for blob in last_held):
+        is_orphan = model.is_needed_only and model.key in left_behind
+        is_wanted = wanted > 0 or is_orphan
+        if not is_wanted or model.key in staying | needed or any(b.in_use for b in last_held):
+            needed |= model.needs
             continue
         victims.append(model)
+        left_behind |= model.needs
         holders.subtract(model.blobs)
         freed |= last_held
         wanted -= sum(blob.size for blob in last_held)

@@ -15,10 +15,11 @@ from .leases import is_in_use
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Collection, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     from craftcache.layout.manifest import Manifest
+    from craftcached.keep.removal import Removed
     from craftcached.keep.store import Store
 
     from .pins import Pins
@@ -66,8 +67,8 @@ class Evictor:
 
     Args:
         store: What there is.
-        remove: Removes a model, given the key of its manifest; returns
-            the bytes freed.
+        remove: Removes a model, given the key of its manifest, and what only it needs but for
+            those whose keys are given as well.
         pins: What stays.
         uses: What was used when.
         max_bytes: What all models together may have; 0 is no limit.
@@ -81,7 +82,7 @@ class Evictor:
         self,
         *,
         store: Store,
-        remove: Callable[[str], Awaitable[int]],
+        remove: Callable[[str, Collection[str]], Awaitable[Removed]],
         pins: Pins,
         uses: Uses,
         max_bytes: int,
@@ -134,10 +135,13 @@ class Evictor:
                 return self._outcome(removed.values(), freed, models, missing)
             victim = plan.victims[0]
             removed[victim.key] = victim
-            bytes_freed = await self._remove(victim.key)
-            await self._uses.forget(victim.key)
-            log.info("evicted %s: %d bytes freed", victim.source, bytes_freed)
-            freed += bytes_freed
+            going = {model.key: model for model in plan.victims}
+            outcome = await self._remove(victim.key, {model.key for model in models} - going.keys())
+            removed |= {key: going[key] for key in outcome.keys if key in going}
+            for key in {victim.key, *outcome.keys}:
+                await self._uses.forget(key)
+            log.info("evicted %s: %d bytes freed", victim.source, outcome.freed)
+            freed += outcome.freed
 
     def _outcome(
         self,
@@ -148,12 +152,15 @@ class Evictor:
     ) -> Eviction:
         gone = {model.key: model.source for model in removed}
         stay = [model for model in models if model.key not in gone] if missing > 0 else []
-        kept = tuple(Kept(model.source, self._reason(model)) for model in stay)
+        needed = {key: model.source for model in stay for key in model.needs}
+        kept = tuple(Kept(model.source, self._reason(model, needed)) for model in stay)
         return Eviction(tuple(gone.values()), freed, max(missing, 0), kept)
 
-    def _reason(self, model: CachedModel) -> str:
+    def _reason(self, model: CachedModel, needed: Mapping[str, str]) -> str:
         if self._pins.find(model.key):
             return "pinned"
+        if model.key in needed:
+            return f"needed by {needed[model.key]}"
         if _is_served_by_watch(model.source):
             return "served by a watch"
         if model.source.startswith("watch:"):
@@ -194,6 +201,8 @@ class Evictor:
                 or key in spared
                 or _is_served_watch(manifest)
                 or max(now - last_uses[key], 0.0) < handover,  # the clock may have been set back
+                needs=manifest.needed_keys,
+                is_needed_only=manifest.needed_only,
             )
             for key, manifest in published
         ]

@@ -1,6 +1,7 @@
 """Pinned models: never evicted, never removed, and in memory for good where that is wanted.
 
-A pin belongs to a source, not to a revision: it protects whatever is published under that name.
+A pin belongs to a source, not to a revision: it protects whatever is published under that name,
+and what that needs.
 """
 
 from __future__ import annotations
@@ -72,14 +73,20 @@ class Pins:
         """The pin of the model whose manifest has that key."""
         return self._pins.get(key)
 
-    def check_unpinned(self, source: RemoteSource) -> None:
-        """Raise PolicyDenied if ``source`` is pinned."""
-        if manifest_key(source) in self._pins:
-            raise PolicyDenied(
-                "it is pinned",
-                source=source.shown,
-                hint=f"craftcache unpin {source.shown}, then try again",
-            )
+    async def check_unpinned(self, source: RemoteSource) -> None:
+        """Raise PolicyDenied if ``source`` is pinned, or needed by a model that is."""
+        key = manifest_key(source)
+        for pin in tuple(self._pins.values()):
+            if pin.key == key:
+                raise _pinned(source, "it is pinned", pin)
+            manifest = await self._store.manifest_at(pin.key)
+            if manifest is not None and key in manifest.needed_keys:
+                raise _pinned(source, f"{pin.source} is pinned, and needs it", pin)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Of the manifests of all pinned models."""
+        return frozenset(self._pins)
 
     async def pin(self, source: RemoteSource, *, lock: bool) -> Pin:
         """Pin a model; pinning it again changes whether it is locked.
@@ -156,3 +163,9 @@ class Pins:
         lock = self._locks.pop(key, None)
         if lock is not None:
             await asyncio.to_thread(lock.release)  # takes as long as there are pages
+
+
+def _pinned(source: RemoteSource, why: str, pin: Pin) -> PolicyDenied:
+    return PolicyDenied(
+        why, source=source.shown, hint=f"craftcache unpin {pin.source}, then try again"
+    )

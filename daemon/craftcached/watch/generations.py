@@ -109,7 +109,8 @@ class Generations:
         return self._store.manifest(WatchSource(self._name, number))
 
     async def _remove(self, source: WatchSource) -> int:
-        return await self._store.remove(manifest_key(source))
+        removed = await self._store.remove(manifest_key(source))
+        return removed.freed
 
     def _is_in_use(self, manifest: Manifest) -> bool:
         try:

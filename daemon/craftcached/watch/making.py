@@ -17,9 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from craftcache.checkpoint.index import parse
-from craftcache.sources import FILENAMES
-
 from .copying import copy_pair
 from .gate import ask_gate
 from .looking import stamp
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncIterator
 
-    from craftcache.checkpoint.index import Index
     from craftcache.layout.publish import Verified
     from craftcache.watch_rule import WatchRule
     from craftcached.keep.store import Store
@@ -63,11 +59,9 @@ class Candidate:
 
     Attributes:
         files: By name.
-        reference: The codec that the pair names instead of holding it, or None.
     """
 
     files: dict[str, Verified]
-    reference: str | None
 
     @property
     def digests(self) -> dict[str, str]:
@@ -135,20 +129,18 @@ class Maker:
             stop.set()  # a thread cannot be cancelled, and it must not write on
             await asyncio.gather(copying, return_exceptions=True)
             raise
-        indexes = {name: await self._inspect(rule, file) for name, file in copied.items()}
+        for file in copied.values():
+            await self._inspect(rule, file)
         if rule.gate is not None:
             await _pass_gate(rule.gate, directory, rule.name, copied)
-        files = {name: await self._known(file) for name, file in copied.items()}
-        return Candidate(files, indexes[FILENAMES["compression"]].pretrained)
+        return Candidate({name: await self._known(file) for name, file in copied.items()})
 
-    async def _inspect(self, rule: WatchRule, file: Verified) -> Index:
-        """Refuse what cannot be loaded safely; write and return the index of what can."""
+    async def _inspect(self, rule: WatchRule, file: Verified) -> None:
+        """Refuse what cannot be loaded safely; write the index of what can."""
         sha256 = file.digests.sha256
-        index = await self._store.read_index(sha256)
-        if index is None:
+        if not await self._store.has_index(sha256):
             index = await self._inspector.inspect(file.path, source=f"watch:{rule.name}")
             await self._store.write_index(sha256, index)
-        return parse(index, file_size=file.digests.size)
 
     async def _known(self, file: Verified) -> Verified:
         """The same bytes as another model has them, so that both are one file."""

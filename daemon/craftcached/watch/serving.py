@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from craftcache.errors import InvalidSource, NotFound
-from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
+from craftcache.errors import NotFound
+from craftcache.sources import FILENAMES, WatchSource
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Serving"]
 
 log = logging.getLogger("craftcached")
-
-CODEC_FILES = ("config.json", "model.safetensors")
-"""What transformers' EncodecModel loads of a codec that is referred to by its Hub id."""
 
 
 class Serving:
@@ -50,16 +46,16 @@ class Serving:
         self._held: set[str] = set()
         self._moving = asyncio.Lock()  # held while what is served becomes another
         self._turns: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self._warm: Callable[[str, tuple[str, ...]], Awaitable[object]]
+        self._bring_needs: Callable[[Manifest], Awaitable[object]]
 
-    async def begin(self, warm: Callable[[str, tuple[str, ...]], Awaitable[object]]) -> None:
+    async def begin(self, bring_needs: Callable[[Manifest], Awaitable[object]]) -> None:
         """Remember what was held before the last stop.
 
         Args:
-            warm: Called for the files of a codec that a generation refers to; promises to bring
-                them, and returns at once.
+            bring_needs: Called with each new generation; promises to bring what it needs, and
+                returns at once.
         """
-        self._warm = warm
+        self._bring_needs = bring_needs
         self._held = await self._records.held_watches()
 
     async def take_up(self, watcher: Watcher) -> None:
@@ -89,9 +85,9 @@ class Serving:
         if not self._is_newest(watcher, candidate):
             manifest = await generations.add(rule.directory, candidate.files)
             log.info("watch %s: %s is generation %s", rule.name, rule.directory, manifest.source)
-        if candidate.reference is not None:
-            await self._warm_codec(rule.name, candidate.reference)
         await self._serve_newest(watcher)
+        if generations.newest is not None:
+            await self._bring_needs(generations.newest)
         await generations.prune(rule.keep)
 
     async def roll_back(self, watcher: Watcher, number: int | None) -> None:
@@ -139,15 +135,6 @@ class Serving:
         digests = {record.filename: record.sha256 for record in newest.files}
         is_intact = self._store.intact(source, FILENAMES.values()) is not None
         return is_intact and digests == candidate.digests
-
-    async def _warm_codec(self, name: str, reference: str) -> None:
-        """Have the codec brought that a pair only names; what is no Hub id is not ours to bring."""
-        with contextlib.suppress(InvalidSource):
-            source = parse(reference)
-            if isinstance(source, HubSource) and "/" in source.repo_id:
-                await self._warm(reference, CODEC_FILES)
-                return
-        log.info("watch %s: the codec %s comes with AudioCraft, not from here", name, reference)
 
     async def _serve_newest(self, watcher: Watcher) -> None:
         """Serve the newest generation, unless that is so, or the watch is held."""

@@ -88,15 +88,15 @@ class Watches:
 
     @contextlib.asynccontextmanager
     async def running(
-        self, warm: Callable[[str, tuple[str, ...]], Awaitable[object]]
+        self, bring_needs: Callable[[Manifest], Awaitable[object]]
     ) -> AsyncIterator[None]:
         """Watch until the context ends.
 
         Args:
-            warm: Called for the files of a codec that a generation refers to; promises to bring
-                them, and returns at once.
+            bring_needs: Called with each new generation; promises to bring what it needs, and
+                returns at once.
         """
-        await self._serving.begin(warm)
+        await self._serving.begin(bring_needs)
         await asyncio.to_thread(self._maker.clear)
         self._added = {rule.name: rule for rule in await self._records.watch_rules()}
         manifests = await self._store.manifests()
