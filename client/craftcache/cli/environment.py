@@ -44,14 +44,21 @@ def env(place: Place, *, online: bool, as_json: bool) -> None:
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @online_option
+@click.option(
+    "--patch-audiocraft",
+    is_flag=True,
+    help="Let AudioCraft's loaders go through craftcache (see craftcache.audiocraft.install).",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @pass_place
-def run(place: Place, *, online: bool, command: tuple[str, ...]) -> None:
+def run(place: Place, *, online: bool, patch_audiocraft: bool, command: tuple[str, ...]) -> None:
     """Run COMMAND with what `craftcache env` prints.
 
     Write it after two dashes: craftcache run -- python generate.py
     """
     variables = cache_environment(place.chosen_cache_dir(), online=online)
+    if patch_audiocraft:
+        variables |= patch_environment(place)
     try:
         os.execvpe(command[0], command, os.environ | variables)  # noqa: S606 - the user's own command
     except OSError as error:
@@ -67,3 +74,17 @@ def cache_environment(cache_dir: Path, *, online: bool) -> dict[str, str]:
         "HF_HUB_CACHE": str(cache_dir),
     }
     return variables if online else variables | {"HF_HUB_OFFLINE": "1"}
+
+
+def patch_environment(place: Place) -> dict[str, str]:
+    """The variables by which each Python that is started patches AudioCraft for this place."""
+    from craftcache.audiocraft import STARTUP_DIR
+
+    paths = [STARTUP_DIR, os.environ.get("PYTHONPATH")]
+    variables = {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "CRAFTCACHE_CACHE_DIR": str(place.chosen_cache_dir()),
+    }
+    if place.socket_dir is not None:
+        variables["CRAFTCACHE_SOCKET_DIR"] = os.path.abspath(place.socket_dir)
+    return variables
