@@ -15,6 +15,7 @@ import click
 from craftcache.errors import CraftcacheError
 from craftcache.version import VERSION
 
+from .options import settings_options
 from .process import run
 from .settings import Settings
 from .systemd import InheritedSockets, JournalFormatter, Notifier, is_journal
@@ -29,32 +30,7 @@ log = logging.getLogger("craftcached")
 @click.option(
     "--config", "config_file", type=Path, help="Configuration file, instead of its usual places."
 )
-@click.option("--cache-dir", type=Path, help="The shared cache directory.")
-@click.option("--socket-dir", type=Path, help="Where both sockets are made.")
-@click.option("--state-dir", type=Path, help="Where the daemon keeps its own records; local disk.")
-@click.option("--allow", multiple=True, help="Pattern of sources that may be fetched; repeatable.")
-@click.option(
-    "--insecure-host",
-    "insecure_hosts",
-    multiple=True,
-    help="Host that http:// is allowed for; repeatable.",
-)
-@click.option("--hub-endpoint", help="The Hub's address.")
-@click.option("--admin-group", help="Group whose members may delete, pin, watch and evict.")
-@click.option("--max-connections", type=click.IntRange(1), help="To all origins.")
-@click.option("--max-connections-per-host", type=click.IntRange(1), help="To one origin.")
-@click.option(
-    "--max-bytes-per-second", type=click.IntRange(0), help="Of all downloads; 0 is no limit."
-)
-@click.option(
-    "--max-bytes", type=click.IntRange(0), help="Of all cached models together; 0 is no limit."
-)
-@click.option(
-    "--serve-dir", type=Path, help="A read-only mount of the cache, through which workers read."
-)
-@click.option(
-    "--drain-seconds", type=click.FloatRange(0), help="For running requests when it stops."
-)
+@settings_options
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -65,7 +41,12 @@ def main(config_file: Path | None, log_level: str, **arguments: object) -> None:
     """Keep AudioCraft exports downloaded, verified and hot, and serve them to workers.
 
     Settings come from the command line, then CRAFTCACHE_* in the environment, then
-    /etc/craftcache/config.toml (or $XDG_CONFIG_HOME/craftcache/config.toml), then defaults.
+    /etc/craftcache/config.toml (or $XDG_CONFIG_HOME/craftcache/config.toml), then defaults. In the
+    file each has its variable's name, in small letters and without CRAFTCACHE_; lists are separated
+    by commas in the environment.
+
+    The token for gated and private repositories comes from systemd's credential hf-token, from
+    HF_TOKEN or from the file that HF_TOKEN_PATH names.
     """
     faulthandler.enable()  # where it hung, when the service manager's watchdog aborts it
     _log_to_stderr(log_level)

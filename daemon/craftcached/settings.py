@@ -3,12 +3,15 @@
 Order: command line, ``CRAFTCACHE_*`` in the environment, the configuration file, defaults. Lists
 in the environment are separated by commas. An unknown or ill-typed setting is an error that
 names it and where it stands.
+
+A setting is defined in one place: what it is called, is for, is by default and must be at least
+stand with its field in :class:`Settings`, and the help of the command line is made from there.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +24,33 @@ from craftcache.config import (
     read_config,
 )
 from craftcache.errors import InvalidSource
-from craftcache.hub import hub_endpoint
+from craftcache.hub import DEFAULT_ENDPOINT, hub_endpoint
 from craftcache.watch_rule import WatchRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Settings", "LIVE"]
+__all__ = ["Settings", "Setting", "SETTINGS", "LIVE"]
+
+PREFIX = "CRAFTCACHE_"
+"""Of the variables in the environment."""
 
 LIVE = frozenset({"admin_group", "allow", "insecure_hosts", "max_bytes", "watches"})
 """Settings that a reload puts in force; all others take a restart."""
+
+
+def _about(
+    meaning: str, *, least: float = 0, shown: str | None = None, option: str | None = None
+) -> dict[str, Any]:
+    """What a field of Settings says of itself; see Setting.
+
+    Args:
+        meaning: What it is for.
+        least: What a number must be at least.
+        shown: The default, where it is more than the field's.
+        option: On the command line, where it is not the field's name.
+    """
+    return {"meaning": meaning, "least": least, "shown": shown, "option": option}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,53 +58,99 @@ class Settings:
     """Every setting of the daemon.
 
     Attributes:
-        cache_dir: The shared cache directory.
-        socket_dir: Where both sockets are made.
-        state_dir: Where the daemon keeps its own records; local disk.
-        allow: Patterns of sources that may be fetched; see craftcached.bring.allow.
-        insecure_hosts: Hosts that plain ``http://`` is allowed for.
-        hub_endpoint: The Hub's address.
         hub_token: The token for gated and private repositories; from ``HF_TOKEN``, the file that
-            ``HF_TOKEN_PATH`` names or systemd's credential ``hf-token``, never the command line.
-        hub_timeout: Seconds that the Hub may take to answer for a file's metadata.
-        admin_group: Members may delete, pin, watch and evict, beside root and the daemon's user.
-        user: The user that the daemon is meant to run as; its files are trusted by workers.
-        worker_socket_mode: Of ``worker/handles.sock``.
-        admin_socket_mode: Of ``craftcache.sock``.
-        max_connections: Of the fetch engine, to all origins.
-        max_connections_per_host: Of the fetch engine.
-        max_bytes_per_second: Of all downloads together; 0 is no limit.
-        max_bytes: Of all cached models together, each blob once; 0 is no limit. Beyond it, those go
-            that were not used for longest and are neither pinned nor in use.
-        serve_dir: A read-only mount of the cache directory (BindReadOnlyPaths=), below which files
-            are opened for workers, so that root in a container cannot write to them.
-        max_clients_per_uid: Connections of one user to the worker socket.
-        drain_seconds: How long running requests may take to finish when the daemon stops; all of
-            the stop, downloads included, takes less than a second more.
-        watches: Export directories that are watched: each a path, or a table with ``directory``
-            and what else a WatchRule has.
+            ``HF_TOKEN_PATH`` names or systemd's credential ``hf-token``, and from nowhere else.
     """
 
-    cache_dir: Path
-    socket_dir: Path
-    state_dir: Path
-    allow: tuple[str, ...] = ("*",)
-    insecure_hosts: tuple[str, ...] = ()
-    hub_endpoint: str = "https://huggingface.co"
+    cache_dir: Path = field(
+        metadata=_about(
+            "The shared cache directory.",
+            shown="AUDIOCRAFT_CACHE_DIR, or /var/cache/craftcache where it exists, or HF_HUB_CACHE",
+        )
+    )
+    socket_dir: Path = field(
+        metadata=_about(
+            "Where both sockets are made.", shown="/run/craftcache, or $XDG_RUNTIME_DIR/craftcache"
+        )
+    )
+    state_dir: Path = field(
+        metadata=_about(
+            "Where the daemon keeps its own records; local disk.",
+            shown="/var/lib/craftcache, or $XDG_STATE_HOME/craftcache",
+        )
+    )
+    allow: tuple[str, ...] = field(
+        default=("*",),
+        metadata=_about("Pattern of sources that may be fetched, like 'facebook/*'."),
+    )
+    insecure_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=_about("Host that plain http:// is allowed for.", option="--insecure-host"),
+    )
+    hub_endpoint: str = field(
+        default=DEFAULT_ENDPOINT,
+        metadata=_about("The Hub's address.", shown=f"HF_ENDPOINT, or {DEFAULT_ENDPOINT}"),
+    )
     hub_token: str | None = field(default=None, repr=False)
-    hub_timeout: float = 10.0
-    admin_group: str = ""
-    user: str = "craftcache"
-    worker_socket_mode: int = 0o666
-    admin_socket_mode: int = 0o660
-    max_connections: int = 16
-    max_connections_per_host: int = 8
-    max_bytes_per_second: int = 0
-    max_bytes: int = 0
-    serve_dir: Path | None = None
-    max_clients_per_uid: int = 256
-    drain_seconds: float = 4.0
-    watches: tuple[WatchRule, ...] = ()
+    hub_timeout: float = field(
+        default=10.0,
+        metadata=_about(
+            "Seconds that the Hub may take to answer for a file's metadata.", least=0.1
+        ),
+    )
+    admin_group: str = field(
+        default="",
+        metadata=_about(
+            "Group whose members may delete, pin, watch and evict, beside root and the daemon's "
+            "user."
+        ),
+    )
+    user: str = field(
+        default="craftcache",
+        metadata=_about("The user that the daemon is meant to run as, whose files workers trust."),
+    )
+    worker_socket_mode: int = field(default=0o666, metadata=_about("Mode of worker/handles.sock."))
+    admin_socket_mode: int = field(default=0o660, metadata=_about("Mode of craftcache.sock."))
+    max_connections: int = field(
+        default=16, metadata=_about("Connections of downloads, to all origins.", least=1)
+    )
+    max_connections_per_host: int = field(
+        default=8, metadata=_about("Connections of downloads, to one origin.", least=1)
+    )
+    max_bytes_per_second: int = field(
+        default=0, metadata=_about("Bytes of all downloads together; 0 is no limit.")
+    )
+    max_bytes: int = field(
+        default=0,
+        metadata=_about(
+            "Bytes of all cached models together, each blob once; 0 is no limit. Beyond it, those "
+            "go that were not used for longest and are neither pinned nor in use."
+        ),
+    )
+    serve_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "A read-only mount of the cache directory, below which files are opened for workers, "
+            "so that root in a container cannot write to them."
+        ),
+    )
+    max_clients_per_uid: int = field(
+        default=256, metadata=_about("Connections of one user to the worker socket.", least=1)
+    )
+    drain_seconds: float = field(
+        default=4.0,
+        metadata=_about(
+            "Seconds that running requests may take to finish when the daemon stops; all of the stop, "
+            "downloads included, takes less than a second more."
+        ),
+    )
+    watches: tuple[WatchRule, ...] = field(
+        default=(),
+        metadata=_about(
+            "Export directory that is watched; the configuration file can say more of each.",
+            option="--watch",
+        ),
+    )
 
     def with_live(self, other: Settings) -> Settings:
         """These settings with those of ``other`` that may change while the daemon runs."""
@@ -116,7 +182,7 @@ class Settings:
         path = config_file or config_path()
         chosen = _from_file(read_config(path), path)
         chosen |= _from_environment(environment)
-        chosen |= {name: value for name, value in arguments.items() if value is not None}
+        chosen |= _from_arguments(arguments)
         chosen["cache_dir"] = choose_cache_dir(arguments.get("cache_dir"), config_file=path)
         chosen["socket_dir"] = choose_socket_dir(
             arguments.get("socket_dir"), config_file=path
@@ -129,19 +195,72 @@ class Settings:
         return cls(**chosen)
 
 
-_KINDS = {
-    item.name: str(item.type).removesuffix(" | None")
-    for item in fields(Settings)
-    if item.name != "hub_token"
-}
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What there is to know of one setting.
+
+    Attributes:
+        name: In the configuration file.
+        kind: Of its values: an annotation of Settings, without its ``None``.
+        meaning: One sentence or more.
+        default: As people are shown it.
+        least: What a number must be at least.
+        option: On the command line.
+    """
+
+    name: str
+    kind: str
+    meaning: str
+    default: str
+    least: float
+    option: str
+
+    @property
+    def variable(self) -> str:
+        """In the environment."""
+        return f"{PREFIX}{self.name.upper()}"
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it may be given more than once."""
+        return self.kind.startswith("tuple")
+
+    @property
+    def is_octal(self) -> bool:
+        """Whether it is a file's mode."""
+        return self.name.endswith("_mode")
+
+
+def _defined(item: Field[Any]) -> Setting:
+    name, given = item.name, item.metadata
+    match item.default:
+        case tuple(items):
+            default = ",".join(items)
+        case int(mode) if name.endswith("_mode"):
+            default = f"{mode:04o}"
+        case value:
+            default = "" if value is None else str(value)
+    return Setting(
+        name,
+        str(item.type).removesuffix(" | None"),
+        given["meaning"],
+        given["shown"] or default or "none",
+        given["least"],
+        given["option"] or f"--{name.replace('_', '-')}",
+    )
+
+
+SETTINGS = {item.name: _defined(item) for item in fields(Settings) if item.name != "hub_token"}
+"""All that can be set, by name; the token is no setting, for settings are read by everybody."""
 
 
 def _from_file(config: dict[str, Any], path: Path | None) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     for name, value in config.items():
-        if name not in _KINDS:
+        if name not in SETTINGS:
             raise ConfigError(
-                f"unknown setting {name} in {path}", hint=f"There are {', '.join(sorted(_KINDS))}"
+                f"unknown setting {name} in {path}",
+                hint=f"There are {', '.join(sorted(SETTINGS))}",
             )
         chosen[name] = _typed(name, value, f"{name} in {path}")
     return chosen
@@ -150,27 +269,33 @@ def _from_file(config: dict[str, Any], path: Path | None) -> dict[str, Any]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     for variable, text in environment.items():
-        name = variable.removeprefix("CRAFTCACHE_")
+        name = variable.removeprefix(PREFIX)
         if name == variable or not text:
             continue
-        if name.lower() not in _KINDS:
+        if name.lower() not in SETTINGS:
             raise ConfigError(
                 f"unknown setting {variable} in the environment",
-                hint="There are "
-                + ", ".join(f"CRAFTCACHE_{name.upper()}" for name in sorted(_KINDS)),
+                hint=f"There are {', '.join(sorted(s.variable for s in SETTINGS.values()))}",
             )
         chosen[name.lower()] = _typed(name.lower(), _parsed(name.lower(), text), variable)
+    return chosen
+
+
+def _from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {name: value for name, value in arguments.items() if value is not None}
+    if (watches := chosen.get("watches")) is not None:
+        chosen["watches"] = _watches(list(watches), SETTINGS["watches"].option)
     return chosen
 
 
 def _parsed(name: str, text: str) -> object:
     """``text`` as the configuration file would have given it; unchanged where it does not fit."""
     try:
-        match _KINDS[name]:
+        match SETTINGS[name].kind:
             case "tuple[str, ...]" | "tuple[WatchRule, ...]":
                 return [item.strip() for item in text.split(",") if item.strip()]
             case "int":
-                return int(text, 8 if name.endswith("_mode") else 10)
+                return int(text, 8 if SETTINGS[name].is_octal else 10)
             case "float":
                 return float(text)
     except ValueError:
@@ -178,17 +303,8 @@ def _parsed(name: str, text: str) -> object:
     return text
 
 
-_LEAST = {
-    "hub_timeout": 0.1,
-    "max_connections": 1,
-    "max_connections_per_host": 1,
-    "max_clients_per_uid": 1,
-}
-"""What a number must be at least, where that is not nothing."""
-
-
 def _typed(name: str, value: object, where: str) -> object:
-    kind = _KINDS[name]
+    kind = SETTINGS[name].kind
     match kind, value:
         case "Path" | "str", str():
             return Path(os.path.expanduser(value)) if kind == "Path" else value
@@ -214,7 +330,7 @@ def _typed(name: str, value: object, where: str) -> object:
 
 
 def _large_enough(name: str, value: float, where: str) -> float:
-    least = _LEAST.get(name, 0)
+    least = SETTINGS[name].least
     if not value >= least:  # not a number, among others
         raise ConfigError(f"{where} must be at least {least}, not {value!r}", hint="Correct it")
     return value

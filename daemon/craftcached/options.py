@@ -1,0 +1,53 @@
+"""The options of ``craftcached``, one for each setting, as craftcached.settings defines them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .settings import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .settings import Setting
+
+__all__ = ["settings_options"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+def mode(text: str) -> int:
+    """A file's mode, in octal digits; click shows the function's name."""
+    return int(text, 8)
+
+
+def settings_options(command: F) -> F:
+    """Give a command an option for each setting; what is not given is None or empty."""
+    for setting in reversed(SETTINGS.values()):  # the last to be applied is listed first
+        command = click.option(
+            setting.option,
+            setting.name,
+            type=_type_of(setting),
+            multiple=setting.is_list,
+            help=_help(setting),
+        )(command)
+    return command
+
+
+def _type_of(setting: Setting) -> object:
+    match setting.kind:
+        case "Path":
+            return click.Path(path_type=Path)
+        case "int":
+            return mode if setting.is_octal else click.IntRange(int(setting.least))
+        case "float":
+            return click.FloatRange(setting.least)
+    return click.STRING
+
+
+def _help(setting: Setting) -> str:
+    again = " May be given again." if setting.is_list else ""
+    return f"{setting.meaning}{again} [{setting.variable}; default: {setting.default}]"
