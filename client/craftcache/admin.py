@@ -137,7 +137,12 @@ class AdminClient:
         )
 
     def queue_warm(
-        self, sources: Sequence[str], filenames: Sequence[str], *, resident: bool = False
+        self,
+        sources: Sequence[str],
+        filenames: Sequence[str],
+        *,
+        resident: bool = False,
+        pair_only: bool = False,
     ) -> list[QueuedWarm]:
         """Have the daemon warm ``sources`` by itself, without waiting for it.
 
@@ -145,6 +150,7 @@ class AdminClient:
             sources: What to warm.
             filenames: Files of each; none stands for the export's pair.
             resident: Whether to bring them into memory too.
+            pair_only: Whether to leave out what they need.
 
         Raises:
             InvalidSource: A source or filename is malformed; nothing was queued.
@@ -154,6 +160,7 @@ class AdminClient:
             "sources": list(sources),
             "files": list(filenames),
             "resident": resident,
+            "pair_only": pair_only,
             "wait": False,
         }
         answer = self._request("POST", "/v1/warm", body)

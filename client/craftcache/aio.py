@@ -88,11 +88,12 @@ class AsyncClient:
         filename: str | None = None,
         device: str | int | torch.device = "cpu",
         cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        cast: str | None = None,
     ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
         """See Client.load_state_dict."""
-        return await self._run(
-            partial(self._do.load_state_dict, file_or_url_or_id, filename, device, cache_dir)
-        )
+        load = partial(self._do.load_state_dict, cast=cast)
+        return await self._run(partial(load, file_or_url_or_id, filename, device, cache_dir))
 
     async def load_into(
         self,
@@ -114,6 +115,7 @@ class AsyncClient:
         *,
         filenames: Sequence[str] = (),
         resident: bool = False,
+        pair_only: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> list[WarmedModel]:
         """See Client.warm; ``on_progress`` is called on the event loop."""
@@ -129,6 +131,7 @@ class AsyncClient:
                 sources,
                 filenames=filenames,
                 resident=resident,
+                pair_only=pair_only,
                 on_progress=report,
             )
         )

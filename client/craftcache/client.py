@@ -86,6 +86,8 @@ class Client:
         filename: str | None = None,
         device: str | int | torch.device = "cpu",
         cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        cast: str | None = None,
     ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
         """Load one checkpoint; a drop-in for AudioCraft's ``loaders._get_state_dict``.
 
@@ -94,12 +96,15 @@ class Client:
             filename: The file inside a directory, a repository or a URL that ends in ``/``.
             device: Of all tensors.
             cache_dir: Used for this call instead of the client's own, where the daemon is away.
+            cast: ``float32`` where half-precision weights are wanted in single precision, from a
+                copy that all workers of the node share. Without the daemon, or where it can make
+                none, they come as they are: look at their dtype.
 
         Raises:
             CraftcacheError: Any of the tree.
         """
         return self._do.load_state_dict(
-            file_or_url_or_id, filename, device, cache_dir, withdrawal=Withdrawal()
+            file_or_url_or_id, filename, device, cache_dir, withdrawal=Withdrawal(), cast=cast
         )
 
     def load_into(
@@ -139,14 +144,19 @@ class Client:
         *,
         filenames: Sequence[str] = (),
         resident: bool = False,
+        pair_only: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> list[WarmedModel]:
-        """Bring sources to their newest revision; every one is tried.
+        """Bring sources to their newest revision, and what they need; every one is tried.
+
+        What a model needs (a text encoder, a codec that it only names ...) is cached where
+        AudioCraft looks for it. What of it no cache can hold, :meth:`models` names.
 
         Args:
             sources: URLs and Hub ids.
             filenames: Of each; none means an export's pair.
             resident: Whether the daemon brings them into memory too, as far as there is room.
+            pair_only: Whether to leave out what they need.
             on_progress: Called with each step, in this thread.
 
         Raises:
@@ -157,6 +167,7 @@ class Client:
             sources,
             filenames=filenames,
             resident=resident,
+            pair_only=pair_only,
             on_progress=on_progress,
             withdrawal=Withdrawal(),
         )

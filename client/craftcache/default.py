@@ -53,9 +53,11 @@ def load_state_dict(
     filename: str | None = None,
     device: str | int | torch.device = "cpu",
     cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    cast: str | None = None,
 ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
     """See Client.load_state_dict."""
-    return _client().load_state_dict(file_or_url_or_id, filename, device, cache_dir)
+    return _client().load_state_dict(file_or_url_or_id, filename, device, cache_dir, cast=cast)
 
 
 def load_into(
@@ -78,10 +80,17 @@ def warm(
     *,
     filenames: Sequence[str] = (),
     resident: bool = False,
+    pair_only: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[WarmedModel]:
     """See Client.warm."""
-    return _client().warm(sources, filenames=filenames, resident=resident, on_progress=on_progress)
+    return _client().warm(
+        sources,
+        filenames=filenames,
+        resident=resident,
+        pair_only=pair_only,
+        on_progress=on_progress,
+    )
 
 
 def follow(name: str, *, after: int | None = None) -> Iterator[Generation]:

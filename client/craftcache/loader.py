@@ -17,6 +17,7 @@ import os
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from .alone.resolver import Resolver
+from .closure import NeedState
 from .config import choose_cache_dir, choose_socket_dir
 from .errors import NotMounted, Offline, Unavailable
 from .layout.cache import CacheDir
@@ -173,16 +174,27 @@ class Loader:
         filenames: Sequence[str],
         *,
         resident: bool = False,
+        pair_only: bool = False,
         withdrawal: Withdrawal,
         report: Callable[[Progress], None],
     ) -> WarmedModel:
-        """Bring one source to its newest revision; into memory too, where the daemon does it."""
+        """Bring one source to its newest revision; into memory too, where the daemon does it.
+
+        What the source needs is brought by the daemon alone.
+        """
         names = wanted_files(source, filenames)
         try:
-            return self._node.warm(source, filenames, withdrawal, report, resident=resident)
+            return self._node.warm(
+                *(source, filenames, withdrawal, report), resident=resident, pair_only=pair_only
+            )
         except DaemonAway as away:
             self._permit_origin(source, away)
             self._warn(away)
+            if not pair_only:
+                log.warning(
+                    "%s: without the daemon its own files are warmed, and nothing that it needs",
+                    source.shown,
+                )
             fetched = self._fetch(source, names, away, withdrawal, report)
             with fetched.files as files:
                 if fetched.not_kept is not None:
@@ -248,7 +260,17 @@ class Loader:
         except DaemonAway:
             manifests = sorted(self._cache.manifests(), key=lambda manifest: manifest.source)
             return [
-                CachedModel(m.source, m.revision, tuple(map(FileInfo.recorded, m.files)))
+                CachedModel(
+                    m.source,
+                    m.revision,
+                    tuple(map(FileInfo.recorded, m.files)),
+                    needs=tuple(
+                        NeedState(need.parsed.shown, need.why, self._cache.has_need(need))
+                        for need in m.needs
+                    ),
+                    unmet=m.unmet,
+                    is_needed_only=m.needed_only,
+                )
                 for m in manifests
             ]
 

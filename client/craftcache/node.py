@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from .closure import NeedState, Unmet
     from .sources import RemoteSource
     from .transport import Reply, Withdrawal
     from .wire import Generation, Loaded, Model, Progress, Request, Resolved, ServedFile
@@ -46,8 +47,8 @@ class WarmedModel:
     Attributes:
         source: As shown.
         revision: That is served from now on.
-        bytes_fetched: That came over the network.
-        bytes_reused: That were in the cache before.
+        bytes_fetched: Of its own files, that came over the network.
+        bytes_reused: Of its own files, that were in the cache before.
         served_by: ``daemon``, or ``origin`` where this process did it by itself.
         resident_bytes: Of its files, that are in memory; None where that was not asked for, or
             is not known.
@@ -72,6 +73,9 @@ class CachedModel:
         resident_bytes: That are in memory; None where that is not known.
         is_pinned: Whether it stays until it is unpinned.
         is_locked: Whether its pages are to stay in memory too.
+        needs: Other sources that it is of no use without, and whether they are cached.
+        unmet: What it needs as well, and no cache can hold.
+        is_needed_only: Whether it is cached for the sake of others alone.
     """
 
     source: str
@@ -80,6 +84,9 @@ class CachedModel:
     resident_bytes: int | None = None
     is_pinned: bool = False
     is_locked: bool = False
+    needs: tuple[NeedState, ...] = ()
+    unmet: tuple[Unmet, ...] = ()
+    is_needed_only: bool = False
 
     @property
     def size(self) -> int:
@@ -150,9 +157,10 @@ class Node:
         report: Callable[[Progress], None],
         *,
         resident: bool = False,
+        pair_only: bool = False,
     ) -> WarmedModel:
-        """Bring a source to its newest revision, and into memory as well if ``resident``."""
-        request = Warm((source.spelled,), tuple(filenames), resident)
+        """Bring a source to its newest revision; see Warm for what else is done."""
+        request = Warm((source.spelled,), tuple(filenames), resident, pair_only)
         with self._ask(request, source, (), withdrawal, report) as reply:
             (result,) = reply.answer.results
         if result.error is not None:
@@ -277,6 +285,9 @@ def _cached_model(model: Model) -> CachedModel:
         model.resident_bytes,
         model.is_pinned,
         model.is_locked,
+        model.needs,
+        model.unmet,
+        model.is_needed_only,
     )
 
 

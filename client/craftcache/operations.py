@@ -151,6 +151,7 @@ class Operations:
         *,
         filenames: Sequence[str],
         resident: bool,
+        pair_only: bool,
         on_progress: Callable[[Progress], None] | None,
         withdrawal: Withdrawal,
     ) -> list[WarmedModel]:
@@ -167,6 +168,7 @@ class Operations:
                         source,
                         filenames,
                         resident=resident,
+                        pair_only=pair_only,
                         withdrawal=withdrawal,
                         report=on_progress or _ignore,
                     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from craftcache.closure import NeedState, Unmet
+
 from .fields import MAX_FILENAME, MAX_FILES, MAX_PATH, MAX_SOURCE, MAX_WARM_SOURCES, WireError
 from .watching import Generation, Identified
 
@@ -36,6 +38,12 @@ message fits; at the last of them every answer does."""
 MAX_REVISION = 256
 MAX_ORIGIN = TEXT_LIMITS[0]
 MAX_MODELS = 4096
+
+MAX_MODEL_FILES = 256
+"""Of one model on a page, which only lists them."""
+
+MAX_NEEDS = 64
+"""Of one model, and of what it needs and cannot be warmed."""
 
 State: TypeAlias = Literal[
     "queued",
@@ -312,6 +320,9 @@ class Model:
         resident_bytes: Of its files, that are in memory; None where that is not known.
         is_pinned: Whether it stays until it is unpinned.
         is_locked: Whether its pages are to stay in memory too.
+        needs: Other sources that it is of no use without.
+        unmet: What it needs as well, and no cache can hold.
+        is_needed_only: Whether it is here for the sake of others alone.
     """
 
     source: str
@@ -320,6 +331,9 @@ class Model:
     resident_bytes: int | None = None
     is_pinned: bool = False
     is_locked: bool = False
+    needs: tuple[NeedState, ...] = ()
+    unmet: tuple[Unmet, ...] = ()
+    is_needed_only: bool = False
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The model as a JSON object, origins clipped to ``text_limit``."""
@@ -330,6 +344,23 @@ class Model:
             "resident_bytes": self.resident_bytes,
             "is_pinned": self.is_pinned,
             "is_locked": self.is_locked,
+            "needs": [
+                {
+                    "source": need.source,
+                    "why": _clipped(need.why, text_limit),
+                    "is_cached": need.is_cached,
+                }
+                for need in self.needs
+            ],
+            "unmet": [
+                {
+                    "what": _clipped(unmet.what, text_limit),
+                    "why": _clipped(unmet.why, text_limit),
+                    "hint": _clipped(unmet.hint, text_limit),
+                }
+                for unmet in self.unmet
+            ],
+            "is_needed_only": self.is_needed_only,
         }
 
     @classmethod
@@ -338,10 +369,13 @@ class Model:
         return cls(
             source=fields.text("source", MAX_SOURCE),
             revision=fields.text("revision", MAX_REVISION),
-            files=_files(fields),
+            files=tuple(map(ServedFile.parse, fields.children("files", MAX_MODEL_FILES))),
             resident_bytes=fields.optional_integer("resident_bytes"),
             is_pinned=fields.optional_flag("is_pinned"),
             is_locked=fields.optional_flag("is_locked"),
+            needs=_needs(fields),
+            unmet=_unmet(fields),
+            is_needed_only=fields.optional_flag("is_needed_only"),
         )
 
 
@@ -400,6 +434,29 @@ Answer: TypeAlias = Loaded | Resolved | Warmed | StatusReport | ModelsPage | Ide
 
 def _files(fields: Fields) -> tuple[ServedFile, ...]:
     return tuple(map(ServedFile.parse, fields.children("files", MAX_FILES)))
+
+
+def _needs(fields: Fields) -> tuple[NeedState, ...]:
+    """The key ``needs``, which a daemon of an earlier release does not send."""
+    if fields.is_null("needs"):
+        return ()
+    return tuple(
+        NeedState(
+            need.text("source", MAX_SOURCE),
+            need.text("why", TEXT_LIMITS[0]),
+            need.flag("is_cached"),
+        )
+        for need in fields.children("needs", MAX_NEEDS)
+    )
+
+
+def _unmet(fields: Fields) -> tuple[Unmet, ...]:
+    if fields.is_null("unmet"):
+        return ()
+    return tuple(
+        Unmet(*(unmet.text(key, TEXT_LIMITS[0]) for key in ("what", "why", "hint")))
+        for unmet in fields.children("unmet", MAX_NEEDS)
+    )
 
 
 def _problem(error: CraftcacheError, text_limit: int) -> dict[str, Any]:

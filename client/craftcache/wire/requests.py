@@ -102,17 +102,19 @@ class Resolve(Request[Resolved]):
 
 @dataclass(frozen=True, slots=True)
 class Warm(Request[Warmed]):
-    """Bring sources to their newest revision; every one is tried.
+    """Bring sources to their newest revision, and what they need; every one is tried.
 
     Attributes:
         sources: At most MAX_WARM_SOURCES of them.
         filenames: Of each source; none stands for the export's pair.
         resident: Whether to bring the files into memory as well.
+        pair_only: Whether to leave out what the sources need.
     """
 
     sources: tuple[str, ...]
     filenames: tuple[str, ...] = ()
     resident: bool = False
+    pair_only: bool = False
 
     TYPE: ClassVar[str] = "warm"
     ANSWER: ClassVar[type[Any]] = Warmed
@@ -123,6 +125,7 @@ class Warm(Request[Warmed]):
             "sources": list(self.sources),
             "filenames": list(self.filenames),
             "resident": self.resident,
+            "pair_only": self.pair_only,
         }
 
     def is_answered_by(self, answer: object) -> bool:
@@ -137,7 +140,12 @@ class Warm(Request[Warmed]):
         )
         if not sources:
             raise WireError("'sources' is empty")
-        return cls(sources, fields.filenames(sources[0]), fields.optional_flag("resident"))
+        return cls(
+            sources,
+            fields.filenames(sources[0]),
+            fields.optional_flag("resident"),
+            fields.optional_flag("pair_only"),
+        )
 
 
 @dataclass(frozen=True, slots=True)

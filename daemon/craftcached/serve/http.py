@@ -53,7 +53,7 @@ MAX_SOURCES = 256
 MODELS = "/v1/models/"
 PINS = "/v1/pins/"
 
-WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false}'
+WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "pair_only": false}'
 PIN_EXAMPLE = '{"lock": true}'
 EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
 """What bodies look like, for whoever sent another."""
@@ -161,11 +161,14 @@ class AdminServer:
         sources = _strings(body, "sources", required=True)
         files = _strings(body, "files", required=False)
         resident = _flag(body, "resident", WARM_EXAMPLE)
+        pair_only = _flag(body, "pair_only", WARM_EXAMPLE)
         if not _flag(body, "wait", WARM_EXAMPLE, default=True):
-            jobs = await self._service.queue_warm(sources, files, resident=resident)
+            jobs = await self._service.queue_warm(
+                sources, files, resident=resident, pair_only=pair_only
+            )
             shown = [{"id": job.id, "source": parse(job.source).shown} for job in jobs]
             return web.json_response({"jobs": shown}, status=202)
-        warm = partial(self._warm_one, files=files, resident=resident)
+        warm = partial(self._warm_one, files=files, resident=resident, pair_only=pair_only)
         if NDJSON in request.headers.get("Accept", ""):
             return await self._stream_warm(request, sources, warm)
         outcomes = await asyncio.gather(*(warm(source, report=_ignore) for source in sources))
@@ -217,10 +220,13 @@ class AdminServer:
         *,
         files: list[str],
         resident: bool,
+        pair_only: bool,
         report: Callable[[Progress], None],
     ) -> Warmed | CraftcacheError:
         try:
-            return await self._service.warm(source, files, report, resident=resident)
+            return await self._service.warm(
+                source, files, report, resident=resident, pair_only=pair_only
+            )
         except CraftcacheError as error:
             return error
         except Exception:
@@ -293,7 +299,12 @@ def _strings(body: dict[str, Any], name: str, *, required: bool) -> list[str]:
 
 
 def _model(manifest: Manifest) -> dict[str, Any]:
-    return manifest.to_fields() | {"size": manifest.size}
+    needs = [{"source": need.parsed.shown, "why": need.why} for need in manifest.needs]
+    return manifest.to_fields() | {
+        "size": manifest.size,
+        "needs": needs,
+        "needed_only": manifest.needed_only,
+    }
 
 
 def _state(state: ModelState) -> dict[str, Any]:
@@ -301,6 +312,7 @@ def _state(state: ModelState) -> dict[str, Any]:
         "resident_bytes": state.resident_bytes,
         "pinned": state.pin is not None,
         "locked": state.pin is not None and state.pin.is_locked,
+        "needs": [asdict(need) for need in state.needs],
     }
 
 
@@ -311,6 +323,7 @@ def _job(promise: Promise) -> dict[str, Any]:
         "source": parse(job.source).shown,
         "files": job.filenames,
         "resident": job.resident,
+        "pair_only": job.pair_only,
         "tries": promise.tries,
         "failure": failure.to_problem() if failure else None,
     }

@@ -82,7 +82,11 @@ class ServiceBackend:
         async def one(source: str) -> WarmResult:
             try:
                 warmed = await self._service.warm(
-                    source, request.filenames, report, resident=request.resident
+                    source,
+                    request.filenames,
+                    report,
+                    resident=request.resident,
+                    pair_only=request.pair_only,
                 )
             except CraftcacheError as error:
                 return WarmResult(error=error)
@@ -123,6 +127,9 @@ def _model(state: ModelState) -> Model:
         resident_bytes=state.resident_bytes,
         is_pinned=state.pin is not None,
         is_locked=state.pin is not None and state.pin.is_locked,
+        needs=state.needs,
+        unmet=manifest.unmet,
+        is_needed_only=manifest.needed_only,
     )
 
 
