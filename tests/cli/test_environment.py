@@ -18,7 +18,7 @@ def test_env_survives_a_shell(tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
     variables = dict(line.partition("=")[::2] for line in done.stdout.split("\0"))
     assert variables["AUDIOCRAFT_CACHE_DIR"] == variables["HF_HUB_CACHE"] == str(cache)
-    assert "TORCH_HOME" not in variables, "nothing fills one"
+    assert variables["TORCH_HOME"] == str(cache / ".craftcache" / "torch")
     assert variables["HF_HUB_OFFLINE"] == "1"
 
 

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
     from daemons import DaemonProcess
 
-__all__ = ["PROGRAMS", "Upstream", "without_network"]
+__all__ = ["PROGRAMS", "Upstream", "isolated"]
 
 ROOT = Path(__file__).parents[2]
 
 PROGRAMS = Path(__file__).parent / "programs"
 """What is run by its interpreter, and by no other."""
 
-_WITHOUT_NETWORK = (
-    ("unshare", "--net"),
-    ("unshare", "--map-current-user", "--net"),
-)
+_ISOLATED = """
+mount --bind "$1" "$1" && mount --options remount,bind,ro "$1" && shift && exec "$@"
+"""
+"""What a shell does first in a mount namespace of its own, with a directory and a command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +85,22 @@ class Upstream:
     def run_offline(
         self, *program: str | Path, home: Path, daemon: DaemonProcess, **environment: str
     ) -> Any:
-        """``run`` with no network, and with what ``craftcache env`` prints for a daemon's cache.
+        """``run`` with what ``craftcache env`` prints for a daemon's cache, and with nothing else.
 
-        Where namespaces are not allowed, the test is skipped.
+        There is no network, and the cache is mounted read-only. Where namespaces are not allowed,
+        the test is skipped.
         """
-        craftcache = (sys.executable, "-m", "craftcache.cli")
+        command = (sys.executable, "-m", "craftcache.cli")
         place = ("--socket-dir", str(daemon.socket_dir), "--cache-dir", str(daemon.cache_dir))
-        within = (*without_network(), *craftcache, *place, "run", "--")
+        within = (*isolated(daemon.cache_dir), *command, *place, "run", "--")
         return self.run(*program, home=home, within=within, **environment)
 
 
-def without_network() -> tuple[str, ...]:
-    """A command that runs another with no network interface but a loopback that is down."""
-    for command in _WITHOUT_NETWORK:
+def isolated(directory: Path) -> tuple[str, ...]:
+    """A command that runs another without network, and with ``directory`` read-only."""
+    for user in ((), ("--map-root-user",)):
+        unshare = ("unshare", *user, "--net", "--mount")
+        command = (*unshare, "sh", "-c", _ISOLATED, "sh", str(directory))
         if not subprocess.run([*command, "true"], capture_output=True).returncode:
             return command
-    pytest.skip("no network namespaces here: unshare --net fails")
+    pytest.skip("no network and mount namespaces are to be had here: unshare fails")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.layout.cache import CacheDir
+
 from .context import Place, json_option, pass_place
 from .output import print_json
 
@@ -68,10 +70,11 @@ def run(place: Place, *, online: bool, patch_audiocraft: bool, command: tuple[st
 
 
 def cache_environment(cache_dir: Path, *, online: bool) -> dict[str, str]:
-    """The variables by which AudioCraft and huggingface_hub find the cache."""
+    """The variables by which AudioCraft, huggingface_hub and torch.hub find the cache."""
     variables = {
         "AUDIOCRAFT_CACHE_DIR": str(cache_dir),
         "HF_HUB_CACHE": str(cache_dir),
+        "TORCH_HOME": str(CacheDir(cache_dir).torch_home),
     }
     return variables if online else variables | {"HF_HUB_OFFLINE": "1"}
 
