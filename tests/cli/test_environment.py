@@ -46,3 +46,11 @@ def test_run_passes_on_options_and_the_exit_code() -> None:
     absent = run("run", "--", "no-such-command")
     assert absent.code == 127
     assert absent.err == "craftcache: no-such-command: No such file or directory\n"
+
+
+def test_what_leads_old_transformers_elsewhere_is_taken_back(tmp_path: Path) -> None:
+    elsewhere = {"TRANSFORMERS_CACHE": str(tmp_path / "elsewhere")}
+    assert "unset TRANSFORMERS_CACHE" in run("env", **elsewhere).out.splitlines()
+    assert "unset" not in run("env").out
+    script = "import os; print(os.environ.get('TRANSFORMERS_CACHE'))"
+    assert run("run", "--", sys.executable, "-c", script, **elsewhere).out == "None\n"

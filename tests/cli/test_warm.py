@@ -118,8 +118,8 @@ def test_check_answers_by_the_exit_code(node: Node) -> None:
     mixed = node.run("warm", "--check", "--json", "org/model", "org/never")
     assert mixed.code == 1
     assert mixed.json["results"] == [
-        {"source": "org/model", "warm": True},
-        {"source": "org/never", "warm": False},
+        {"source": "org/model", "warm": True, "missing": []},
+        {"source": "org/never", "warm": False, "missing": list(EXPORT_FILES)},
     ]
     assert node.run("warm", "--check", "--file", "config.json", "org/model").code == 1
     assert node.hub.count(None, "/org/never/*") == 0

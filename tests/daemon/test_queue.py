@@ -113,6 +113,7 @@ def test_a_queued_warm_is_listed_and_withdrawn(
     assert listed == job | {
         "files": ["state_dict.bin"],
         "resident": False,
+        "pair_only": False,
         "tries": 0,
         "failure": None,
     }

@@ -10,10 +10,20 @@ from craftcache.errors import NotFound
 from craftcache.sources import parse
 
 from .context import Place, json_option, pass_place
-from .output import NOT_KNOWN, print_columns, print_json, print_pairs, short_revision, size_text
+from .output import (
+    NOT_KNOWN,
+    Branch,
+    aligned,
+    print_columns,
+    print_json,
+    print_pairs,
+    print_tree,
+    short_revision,
+    size_text,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from craftcache import FileInfo
     from craftcache.node import CachedModel
@@ -49,8 +59,15 @@ def ls(place: Place, *, as_json: bool) -> None:
 @json_option
 @pass_place
 def show(place: Place, source: str, *, as_json: bool) -> None:
-    """Show a model of the cache: its revision and its files."""
-    model = _cached(place, source)
+    """Show a model of the cache, its files and what it needs.
+
+    What it needs and no cache can hold comes last, with what to do about it.
+    """
+    models = {model.source: model for model in place.client().models()}
+    shown = parse(source).shown
+    model = models.get(shown)
+    if model is None:
+        raise NotFound("not in the cache", source=shown, hint=f"craftcache warm {shown}")
     if as_json:
         print_json(_document(model))
         return
@@ -64,7 +81,26 @@ def show(place: Place, source: str, *, as_json: bool) -> None:
         }
     )
     click.echo()
-    _print_files(model.files)
+    click.echo(model.source)
+    print_tree(_branches(model, models))
+
+
+def _branches(model: CachedModel, models: Mapping[str, CachedModel]) -> list[Branch]:
+    """The files of a model, what it needs with the files of that, and what cannot be warmed."""
+    branches = _file_branches(model)
+    for need in model.needs:
+        needed = models.get(need.source)
+        state = "cached" if need.is_cached else f"missing; craftcache warm {model.source}"
+        files = _file_branches(needed) if needed else []
+        branches.append(Branch(f"needs {need.source}: {state}", [Branch(need.why), *files]))
+    for unmet in model.unmet:
+        reasons = [Branch(unmet.why), Branch(unmet.hint)]
+        branches.append(Branch(f"needs {unmet.what}: cannot be warmed", reasons))
+    return branches
+
+
+def _file_branches(model: CachedModel) -> list[Branch]:
+    return [Branch("  ".join(row)) for row in aligned(_file_rows(model.files))]
 
 
 @click.command()
@@ -124,14 +160,6 @@ def rm(place: Place, source: str, *, as_json: bool) -> None:
         click.echo(f"{shown}: removed, {size_text(freed)} freed")
 
 
-def _cached(place: Place, source: str) -> CachedModel:
-    shown = parse(source).shown
-    for model in place.client().models():
-        if model.source == shown:
-            return model
-    raise NotFound("not in the cache", source=shown, hint=f"craftcache warm {shown}")
-
-
 def _document(model: CachedModel) -> dict[str, object]:
     return {
         "source": model.source,
@@ -140,7 +168,10 @@ def _document(model: CachedModel) -> dict[str, object]:
         "resident_bytes": model.resident_bytes,
         "pinned": model.is_pinned,
         "locked": model.is_locked,
+        "needed_only": model.is_needed_only,
         "files": model.files,
+        "needs": model.needs,
+        "unmet": model.unmet,
     }
 
 
@@ -151,11 +182,17 @@ def _resident(model: CachedModel) -> str:
 def _pinned(model: CachedModel) -> str:
     if model.is_locked:
         return "locked"
-    return "yes" if model.is_pinned else "no"
+    if model.is_pinned:
+        return "yes"
+    return "needed" if model.is_needed_only else "no"
 
 
 def _print_files(files: Iterable[FileInfo]) -> None:
-    rows = [
+    print_columns(("FILE", "SIZE", "VERIFIED", "SHA256", "ORIGIN"), _file_rows(files))
+
+
+def _file_rows(files: Iterable[FileInfo]) -> list[tuple[str, ...]]:
+    return [
         (
             file.filename,
             size_text(file.size),
@@ -165,4 +202,3 @@ def _print_files(files: Iterable[FileInfo]) -> None:
         )
         for file in files
     ]
-    print_columns(("FILE", "SIZE", "VERIFIED", "SHA256", "ORIGIN"), rows)

@@ -22,6 +22,13 @@ NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 """The exit codes of env(1) and of shells for a command that cannot be run."""
 
+EARLIER_NAMES = (
+    "TRANSFORMERS_CACHE",
+    "PYTORCH_TRANSFORMERS_CACHE",
+    "PYTORCH_PRETRAINED_BERT_CACHE",
+)
+"""Variables by which releases of transformers before 5 look elsewhere, whatever the others say."""
+
 online_option = click.option(
     "--online", is_flag=True, help="Leave out HF_HUB_OFFLINE=1, so that programs may fetch."
 )
@@ -42,6 +49,9 @@ def env(place: Place, *, online: bool, as_json: bool) -> None:
         return
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")
+    for name in EARLIER_NAMES:
+        if name in os.environ:
+            click.echo(f"unset {name}")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -61,8 +71,9 @@ def run(place: Place, *, online: bool, patch_audiocraft: bool, command: tuple[st
     variables = cache_environment(place.chosen_cache_dir(), online=online)
     if patch_audiocraft:
         variables |= patch_environment(place)
+    kept = {name: value for name, value in os.environ.items() if name not in EARLIER_NAMES}
     try:
-        os.execvpe(command[0], command, os.environ | variables)  # noqa: S606 - the user's own command
+        os.execvpe(command[0], command, kept | variables)  # noqa: S606 - the user's own command
     except OSError as error:
         click.echo(f"craftcache: {command[0]}: {error.strerror}", err=True)
         not_found = isinstance(error, FileNotFoundError)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,17 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["print_json", "print_columns", "print_pairs", "size_text", "short_revision", "NOT_KNOWN"]
+__all__ = [
+    "Branch",
+    "NOT_KNOWN",
+    "aligned",
+    "print_columns",
+    "print_json",
+    "print_pairs",
+    "print_tree",
+    "short_revision",
+    "size_text",
+]
 
 SHORT_REVISION = 12
 """Digits of a commit that people are shown; all of them are in the JSON."""
@@ -31,11 +41,30 @@ def print_json(data: object) -> None:
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table whose columns are as wide as they must be, readable by people and by awk."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+    for cells in aligned([header, *rows]):
         click.echo("  ".join(cells).rstrip())
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Rows of one length, their cells as wide as their columns must be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [[cell.ljust(width) for cell, width in zip(r, widths, strict=True)] for r in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A line of a tree, and those that hang from it."""
+
+    text: str
+    branches: Sequence[Branch] = ()
+
+
+def print_tree(branches: Sequence[Branch], indent: str = "") -> None:
+    """What hangs from the line above."""
+    for branch in branches:
+        is_last = branch is branches[-1]
+        click.echo(f"{indent}{'└── ' if is_last else '├── '}{branch.text}".rstrip())
+        print_tree(branch.branches, indent + ("    " if is_last else "│   "))
 
 
 def print_pairs(pairs: Mapping[str, object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from craftcache import AsyncClient
+    from craftcache.closure import Unmet
     from craftcache.node import CachedModel, WarmedModel
     from craftcache.sources import RemoteSource
 
@@ -39,6 +41,11 @@ AT_ONCE = 8
     help="This file of each source instead of the export's pair; may be given again.",
 )
 @click.option("--resident", is_flag=True, help="Bring it into memory too, as far as there is room.")
+@click.option(
+    "--pair-only",
+    is_flag=True,
+    help="Leave out what the model needs beyond its own files: text encoder, codec ...",
+)
 @click.option("--detach", is_flag=True, help="Queue it with the daemon and do not wait.")
 @click.option("--check", is_flag=True, help="Only answer, by the exit code, whether all is warm.")
 @click.option(
@@ -56,13 +63,14 @@ def warm(
     timeout: float | None,
     *,
     resident: bool,
+    pair_only: bool,
     detach: bool,
     check: bool,
     as_json: bool,
 ) -> None:
-    """Bring each SOURCE to its newest revision.
+    """Bring each SOURCE to its newest revision, and what it needs.
 
-    All are tried; failures are listed last.
+    All are tried; failures are listed last. What a model needs and no cache can hold is named.
     """
     if detach and check:
         raise click.UsageError("--detach and --check exclude each other")
@@ -70,53 +78,69 @@ def warm(
         raise click.UsageError("--timeout is for a warm that is waited for")
     if check and resident:
         raise click.UsageError("--check and --resident exclude each other")
+    wanted = _Wanted(filenames, resident, pair_only)
     if check:
-        _check(place, sources, filenames, as_json=as_json)
+        _check(place, sources, wanted, as_json=as_json)
     elif detach:
-        _detach(place, sources, filenames, resident=resident, as_json=as_json)
+        _detach(place, sources, wanted, as_json=as_json)
     else:
-        _warm(place, sources, filenames, timeout, resident=resident, as_json=as_json)
+        _warm(place, sources, wanted, timeout, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is wanted of each source."""
+
+    filenames: tuple[str, ...]
+    resident: bool
+    pair_only: bool
 
 
 def _warm(
     place: Place,
     sources: Sequence[str],
-    filenames: Sequence[str],
+    wanted: _Wanted,
     timeout: float | None,
     *,
-    resident: bool,
     as_json: bool,
 ) -> None:
     with make_display(quiet=as_json) as display:
-        outcomes = asyncio.run(
-            _warm_all(place, sources, filenames, timeout, display, resident=resident)
-        )
+        outcomes = asyncio.run(_warm_all(place, sources, wanted, timeout, display))
     errors = [outcome for outcome in outcomes if isinstance(outcome, CraftcacheError)]
     warmed = [outcome for outcome in outcomes if not isinstance(outcome, CraftcacheError)]
+    cached = {model.source: model for model in place.client().models()} if warmed else {}
     if as_json:
-        print_json({"results": warmed})
+        print_json({"results": [_document(model, cached.get(model.source)) for model in warmed]})
     for model in () if as_json else warmed:
         click.echo(
             f"{model.source}: warm at {short_revision(model.revision)}, "
             f"{size_text(model.bytes_fetched)} fetched, {size_text(model.bytes_reused)} reused, "
             f"by {model.served_by}"
         )
-        if resident:
+        if wanted.resident:
             click.echo(f"{model.source}: {_resident_text(model)}")
+        for unmet in _unmet(cached.get(model.source)):
+            click.echo(f"{model.source} needs {unmet.what}, which cannot be warmed. {unmet.hint}")
     for error in errors:
         show_error(error, as_json=as_json)
     if errors:
         raise SystemExit(exit_code(*errors))
 
 
+def _document(model: WarmedModel, cached: CachedModel | None) -> dict[str, object]:
+    return asdict(model) | {"needs": cached.needs if cached else (), "unmet": _unmet(cached)}
+
+
+def _unmet(cached: CachedModel | None) -> tuple[Unmet, ...]:
+    return cached.unmet if cached else ()
+
+
 async def _warm_all(
     place: Place,
     sources: Sequence[str],
-    filenames: Sequence[str],
+    wanted: _Wanted,
     timeout: float | None,
     display: Display,
-    *,
-    resident: bool,
 ) -> list[WarmedModel | CraftcacheError]:
     """What became of each source, in order; what is cut off by ``timeout`` is a failure."""
     turns = asyncio.Semaphore(AT_ONCE)
@@ -125,7 +149,11 @@ async def _warm_all(
         try:
             async with turns:
                 [model] = await client.warm(
-                    [source], filenames=filenames, resident=resident, on_progress=display.report
+                    [source],
+                    filenames=wanted.filenames,
+                    resident=wanted.resident,
+                    pair_only=wanted.pair_only,
+                    on_progress=display.report,
                 )
         except CraftcacheError as error:
             return error
@@ -159,15 +187,10 @@ def _too_late(source: str, timeout: float | None) -> Unavailable:
     )
 
 
-def _detach(
-    place: Place,
-    sources: Sequence[str],
-    filenames: Sequence[str],
-    *,
-    resident: bool,
-    as_json: bool,
-) -> None:
-    jobs = place.admin().queue_warm(sources, filenames, resident=resident)
+def _detach(place: Place, sources: Sequence[str], wanted: _Wanted, *, as_json: bool) -> None:
+    jobs = place.admin().queue_warm(
+        sources, wanted.filenames, resident=wanted.resident, pair_only=wanted.pair_only
+    )
     if as_json:
         print_json({"jobs": jobs})
         return
@@ -175,24 +198,26 @@ def _detach(
         click.echo(f"{job.source}: queued")
 
 
-def _check(
-    place: Place, sources: Sequence[str], filenames: Sequence[str], *, as_json: bool
-) -> None:
+def _check(place: Place, sources: Sequence[str], wanted: _Wanted, *, as_json: bool) -> None:
     models = {model.source: model for model in place.client().models()}
-    answers = [
-        (source.shown, _is_warm(models, source, filenames)) for source in map(parse, sources)
-    ]
+    missing = {source.shown: _missing(models, source, wanted) for source in map(parse, sources)}
     if as_json:
-        print_json({"results": [{"source": shown, "warm": is_warm} for shown, is_warm in answers]})
-    for shown, is_warm in () if as_json else answers:
-        click.echo(f"{shown}: {'warm' if is_warm else 'not warm'}")
-    if not all(is_warm for _, is_warm in answers):
+        results = [
+            {"source": shown, "warm": not lacks, "missing": lacks}
+            for shown, lacks in missing.items()
+        ]
+        print_json({"results": results})
+    for shown, lacks in () if as_json else missing.items():
+        click.echo(f"{shown}: {'not warm, lacks ' + ', '.join(lacks) if lacks else 'warm'}")
+    if any(missing.values()):
         raise SystemExit(1)
 
 
-def _is_warm(
-    models: dict[str, CachedModel], source: RemoteSource, filenames: Sequence[str]
-) -> bool:
+def _missing(models: dict[str, CachedModel], source: RemoteSource, wanted: _Wanted) -> list[str]:
+    """What is not cached of a source and, unless the pair is enough, of what it needs."""
     model = models.get(source.shown)
     files = {file.filename for file in model.files} if model else set()
-    return files.issuperset(wanted_files(source, filenames))
+    missing = [name for name in wanted_files(source, wanted.filenames) if name not in files]
+    if model is not None and not wanted.pair_only:
+        missing += [need.source for need in model.needs if not need.is_cached]
+    return missing

@@ -31,6 +31,10 @@ withdraws the request.
 from a copy that all workers of the node share. What the index of a file says is what the file is:
 a daemon may answer with the files as they are.
 
+*Needs.* A ``warm`` brings what its sources need as well, unless it says ``"pair_only": true``.
+``models`` lists with each model what it needs and whether that is cached, and what it needs that no
+cache can hold.
+
 *Following.* ``follow`` with the number of a watch's generation waits, however long that takes,
 until another one is served. Who follows asks again with each number that it hears, so it misses
 none but those that were replaced before it had asked, whichever daemon answers.
