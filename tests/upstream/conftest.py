@@ -27,6 +27,8 @@ MODELS = {
 }
 """The exports, one of each kind, with the class of AudioCraft's that loads it."""
 
+DIFFUSION = "facebook/multiband-diffusion"
+"""No pair but files, of which the one for MusicGen is here: AudioCraft knows it by its name."""
 
 SET_UP_SECONDS = 300.0
 
@@ -49,7 +51,7 @@ def upstream() -> Upstream:
 
 @pytest.fixture(scope="session")
 def repositories(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that holds, by their ids, the exports of MODELS and what they need of the Hub."""
+    """A directory that holds, by their ids, MODELS, DIFFUSION and what they need of the Hub."""
     directory = tmp_path_factory.mktemp("repositories")
     home = tmp_path_factory.mktemp("maker")
     checkpoints = home / "hub" / "checkpoints"
@@ -74,11 +76,12 @@ def origin(repositories: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="session")
 def warm_node(origin: Origin) -> Iterator[DaemonProcess]:
-    """A daemon in whose cache all of MODELS were warmed, and nothing else was."""
+    """A daemon in whose cache MODELS and DIFFUSION were warmed, and nothing else was."""
     with (
         tempfile.TemporaryDirectory(prefix="cc-") as base,
         DaemonProcess(Path(base), **origin.environment) as daemon,
         daemon.client() as client,
     ):
         client.warm(list(MODELS))
+        client.warm([DIFFUSION], filenames=["mbd_musicgen_32khz.th"])
         yield daemon

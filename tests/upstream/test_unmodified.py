@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import MODELS
+from .conftest import DIFFUSION, MODELS
 from .environment import PROGRAMS
 
 if TYPE_CHECKING:
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from .environment import Upstream
     from .origin import Origin
 
+EACH = {**MODELS, DIFFUSION: "MultiBandDiffusion"}
+
 GENERATE: tuple[str | Path, ...] = (
     PROGRAMS / "generate.py",
-    *(f"{kind}:{name}" for name, kind in MODELS.items()),
+    *(f"{kind}:{name}" for name, kind in EACH.items()),
 )
 
 
@@ -47,7 +49,7 @@ def offline(
     return samples
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", EACH)
 def test_the_samples_are_the_same(
     expected: dict[str, str], offline: dict[str, str], model: str
 ) -> None:

@@ -30,6 +30,10 @@ CARD = 256
 
 HUB_CODEC = "facebook/encodec_32khz"
 
+DIFFUSION = "facebook/multiband-diffusion/mbd_musicgen_32khz.th"
+DIFFUSION_CODEC = "facebook/musicgen-small/compression_state_dict.bin"
+"""The one that goes with it, by its name in AudioCraft's code."""
+
 TINY_LM = [
     *("device=cpu", "dset=default", "channels=1"),
     *("transformer_lm.dim=16", "transformer_lm.num_heads=2", "transformer_lm.num_layers=2"),
@@ -43,6 +47,12 @@ TINY_CODEC = [
 
 TOKEN_IDS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 """As T5 has them."""
+
+TINY_DIFFUSION = [
+    *("device=cpu", "dset=default", "processor.use=true", "processor.n_bands=2"),
+    *("diffusion_unet.hidden=4", "diffusion_unet.depth=2", "diffusion_unet.norm_groups=2"),
+    "diffusion_unet.codec_dim=8",
+]
 
 LUT = {"description": {"model": "lut", "lut": {"n_bins": 32, "dim": 8, "tokenizer": "noop"}}}
 """Conditioners that need no other model."""
@@ -73,6 +83,8 @@ def exports() -> None:
     export("org/melody", music, "musicgen/musicgen_melody_32khz", small_t5, short_chroma)
     export("org/sound", sound, "audiogen/audiogen_base_16khz")
     export("org/magnet", music, "magnet/magnet_32khz", small_t5, one_second, unrestricted)
+    export_pretrained_compression_model(music, DIFFUSION_CODEC)
+    diffusion(DIFFUSION, bands=2)
 
 
 def export(repo_id: str, codec: str, solver: str, *overrides: str, **changed: Any) -> None:
@@ -83,6 +95,23 @@ def export(repo_id: str, codec: str, solver: str, *overrides: str, **changed: An
     save_training("lm.th", config, builders.get_lm_model(config).half())
     export_lm("lm.th", Path(repo_id, "state_dict.bin"))
     export_pretrained_compression_model(codec, Path(repo_id, "compression_state_dict.bin"))
+
+
+def diffusion(checkpoint: str, *, bands: int) -> None:
+    """Save as many diffusion models that have not been trained as load_diffusion_models reads."""
+    config = configuration("diffusion/encodec_24khz", *TINY_DIFFUSION)
+    package: dict[str | int, Any] = {"sample_rate": 32000, "n_bands": bands}
+    torch.manual_seed(0)
+    for band in range(bands):
+        processor = builders.get_processor(config.processor, sample_rate=32000)
+        processor.project_sample(torch.randn(1, 1, 32000))  # measures its bands
+        package[band] = {
+            "cfg": config,
+            "model_state": builders.get_diffusion_model(config).state_dict(),
+            "processor_state": processor.state_dict(),
+        }
+    Path(checkpoint).parent.mkdir(parents=True)
+    torch.save(package, checkpoint)
 
 
 def codec(solver: str) -> str:
