@@ -140,8 +140,8 @@ class Settings:
     drain_seconds: float = field(
         default=4.0,
         metadata=_about(
-            "Seconds that running requests may take to finish when the daemon stops; all of the stop, "
-            "downloads included, takes less than a second more."
+            "Seconds that running requests may take to finish when the daemon stops; all of the "
+            "stop, downloads included, takes less than a second more."
         ),
     )
     watches: tuple[WatchRule, ...] = field(
