@@ -1,9 +1,10 @@
-"""huggingface_hub's lock of a blob, held while the blob comes and only while it progresses.
+"""huggingface_hub's lock of a blob, held until the blob is published and only while that nears.
 
 Unmodified programs that want the same blob wait for this lock and then find the blob; without it
-they would download it a second time. They wait without limit, so a download of ours that stalls
-must let go; and so must nobody of theirs make us wait for ever: correctness never rests on the
-lock, see HubTree.publish_blob.
+they would download it a second time. A blob that has come waits for the rest of its request, which
+is published as one; meanwhile its lock stands for them all. They wait without limit, so a download
+of ours that stalls must let go, and a request that stalls of all that it holds; and so must nobody
+of theirs make us wait for ever: correctness never rests on the lock, see HubTree.publish_blob.
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ from craftcache.layout.durable import make_directory
 from craftcached.threads import Threads
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from craftcache.layout.hub_cache import HubTree
 
-__all__ = ["HubLock"]
+    from .reception import Reception
+
+__all__ = ["HubLock", "PATIENCE_SECONDS"]
 
 MODE = 0o664
 """As huggingface_hub makes its lock files, so that other users can wait for them too."""
 
+PATIENCE_SECONDS = 5.0
 
 TRY_SECONDS = 0.5
 """How long a thread waits for the lock at a time; a cancelled request waits for it to end."""
-
 
 _WAITING = Threads(16, "lock")
 """For waits alone, which take long and do nothing; what they held up would take microseconds."""
@@ -41,10 +46,10 @@ class HubLock:
         tree: The repository's part of the cache.
         etag: The blob's name.
         patience: Seconds without progress after which whoever holds the lock is passed by, and
-            after which a stalled download of ours lets go of it.
+            after which we let go of it ourselves.
     """
 
-    def __init__(self, tree: HubTree, etag: str, *, patience: float = 5.0) -> None:
+    def __init__(self, tree: HubTree, etag: str, *, patience: float = PATIENCE_SECONDS) -> None:
         self._blobs = tree.blob(etag).parent
         self._blob = tree.blob(etag)
         self._path = tree.lock_path(etag)
@@ -52,7 +57,7 @@ class HubLock:
         # Acquired and released from whichever thread is at hand.
         self._lock = FileLock(self._path, mode=MODE, thread_local=False)
         self._watch: asyncio.Task[None] | None = None
-        self._received = 0
+        self._awaited: list[Reception] = []
 
     @property
     def is_held(self) -> bool:
@@ -79,9 +84,17 @@ class HubLock:
         self._watch = asyncio.create_task(self._keep_while_progressing())
         return self._blob.exists()
 
-    def progressed(self, received: int) -> None:
-        """Note how many bytes of our own download have come."""
-        self._received = received
+    @contextlib.contextmanager
+    def waiting_for(self, reception: Reception) -> Iterator[None]:
+        """While inside, the blob is not published before ``reception`` ends.
+
+        The lock is let go when all that is waited for so has stalled.
+        """
+        self._awaited.append(reception)
+        try:
+            yield
+        finally:
+            self._awaited.remove(reception)
 
     def release(self) -> None:
         """Let go, whether it is held or not."""
@@ -92,12 +105,18 @@ class HubLock:
     async def _keep_while_progressing(self) -> None:
         """Let go of the lock while nothing comes; take it again, if it is free, when bytes do."""
         while True:
-            before = self._received
+            before = {reception: reception.snapshot() for reception in self._awaited}
             await asyncio.sleep(self._patience)
-            if self._received == before:
+            if self._has_stalled(before):
                 self._lock.release()
             elif not self.is_held:
                 await self._try_acquire(0)
+
+    def _has_stalled(self, since: Mapping[Reception, Mapping[str | None, int]]) -> bool:
+        return bool(self._awaited) and all(
+            reception in since and reception.has_stalled(since[reception])
+            for reception in self._awaited
+        )
 
     async def _try_acquire(self, seconds: float) -> bool:
         try:

@@ -25,7 +25,8 @@ from craftcache.wire import Progress
 from craftcached.fetch import Priority
 
 from .flights import Flights
-from .hub_lock import HubLock
+from .hub_lock import PATIENCE_SECONDS, HubLock
+from .reception import Reception
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -55,6 +56,15 @@ class Teller:
         """Report how far it has come."""
         self.report(Progress(self.source.shown, file, done, total, state))
 
+    def telling(self, listener: Callable[[Progress], None]) -> Teller:
+        """Likewise, with somebody more who hears of it."""
+
+        def report(progress: Progress) -> None:
+            listener(progress)
+            self.report(progress)
+
+        return replace(self, report=report)
+
 
 @dataclass(frozen=True, slots=True)
 class _Obtained:
@@ -71,6 +81,10 @@ class _Obtained:
     def hold(cls, file: Verified, lock: HubLock | None = None) -> _Obtained:
         return cls(file, os.open(file.path, os.O_RDONLY | os.O_CLOEXEC), lock)
 
+    def waiting_for(self, reception: Reception) -> contextlib.AbstractContextManager[None]:
+        """While inside, it waits to be published with the other files of a request."""
+        return self.lock.waiting_for(reception) if self.lock else contextlib.nullcontext()
+
 
 class Obtainer:
     """Obtains files, each once for all who want it.
@@ -81,6 +95,7 @@ class Obtainer:
         urls: Everything else.
         fetcher: Brings bytes into staging, verified.
         inspector: Says whether a checkpoint is safe, and what it holds.
+        lock_patience: See HubLock.
     """
 
     def __init__(
@@ -91,12 +106,14 @@ class Obtainer:
         urls: UrlOrigin,
         fetcher: Fetcher,
         inspector: Inspector,
+        lock_patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._store = store
         self._hub = hub
         self._urls = urls
         self._fetcher = fetcher
         self._inspector = inspector
+        self._lock_patience = lock_patience
         self._flights: Flights[_Obtained, Progress] = Flights(release=self._release)
         self._inspections: Flights[None, Progress] = Flights()
         self._waiters: Counter[RemoteSource] = Counter()
@@ -122,6 +139,7 @@ class Obtainer:
         file: HubFile,
         report: Callable[[Progress], None],
         *,
+        reception: Reception,
         inspected: bool,
     ) -> AsyncIterator[Verified]:
         """Hold a file of a repository; it is where it is said to be until the context ends.
@@ -130,6 +148,7 @@ class Obtainer:
             source: The repository.
             file: As the Hub describes it.
             report: Called with progress.
+            reception: Of the request that it is for: all of its files are published as one.
             inspected: Whether a checkpoint must be safe to load, and is given its index.
 
         Raises:
@@ -140,12 +159,15 @@ class Obtainer:
             return await self._obtain_hub(Teller(source, tell), source, file)
 
         def report_mine(progress: Progress) -> None:  # another repository may have begun the work
-            report(replace(progress, source=source.shown, file=file.filename))
+            mine = replace(progress, source=source.shown, file=file.filename)
+            reception.heard(mine)
+            report(mine)
 
         async with self._flights.join(file.etag, work, report_mine) as obtained:
-            if inspected:
-                await self._inspect(Teller(source, report), file.filename, obtained.file)
-            yield obtained.file
+            with obtained.waiting_for(reception):
+                if inspected:
+                    await self._inspect(Teller(source, report), file.filename, obtained.file)
+                yield obtained.file
 
     @contextlib.asynccontextmanager
     async def url_file(
@@ -223,15 +245,16 @@ class Obtainer:
         present = await self._present(teller, source, file)
         if present is not None:
             return _Obtained.hold(present)
-        lock = HubLock(self._store.cache.hub_tree(source.repo_id), file.etag)
+        tree = self._store.cache.hub_tree(source.repo_id)
+        lock = HubLock(tree, file.etag, patience=self._lock_patience)
         try:
             if await lock.acquire():
                 present = await self._store.adopt(source, file.etag, file.promise)
             if present is None:
-                remote = self._hub.remote_file(source, file)
-                present = await self._fetch(
-                    teller, remote, file.filename, etag=file.etag, progressed=lock.progressed
-                )
+                remote, own = self._hub.remote_file(source, file), Reception()
+                telling = teller.telling(own.heard)
+                with lock.waiting_for(own):
+                    present = await self._fetch(telling, remote, file.filename, etag=file.etag)
             return _Obtained.hold(present, lock)
         except BaseException:
             lock.release()
@@ -295,12 +318,11 @@ class Obtainer:
         filename: str,
         *,
         etag: str | None,
-        progressed: Callable[[int], None] = lambda _: None,
     ) -> Verified:
         def report(done: int, total: int | None) -> None:
-            progressed(done)
             teller.tell(filename, done, total, "fetching")
 
+        report(0, remote.promise.size)
         is_urgent = self._waiters[teller.source] > 0
         self._fetching[teller.source].add(remote.key)
         try:

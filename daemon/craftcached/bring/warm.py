@@ -27,6 +27,7 @@ from craftcached.fetch import Priority
 from .allow import is_allowed
 from .flights import Flights
 from .obtain import Teller
+from .reception import Reception
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -243,10 +244,13 @@ class Warmer:
         commit = described[0].commit
         if manifest is not None and refresh:
             described += await self._describe_others(source, manifest, names, commit)
+        reception = Reception()
         async with contextlib.AsyncExitStack() as held:
             obtained = await _all(
                 held.enter_async_context(
-                    self._obtainer.hub_file(source, file, teller.report, inspected=inspected)
+                    self._obtainer.hub_file(
+                        source, file, teller.report, reception=reception, inspected=inspected
+                    )
                 )
                 for file in described
             )
