@@ -111,30 +111,6 @@ def test_what_fails_leaves_the_old_pair(tmp_path: Path) -> None:
     assert look(Target.of(str(out))) == before
 
 
-# What AudioCraft's functions need with torch 2.6 or later, which torch says aloud:
-@pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-@pytest.mark.parametrize("fsdp", [False, True], ids=["plain", "fsdp"])
-def test_the_result_is_audiocrafts_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsdp: bool
-) -> None:
-    """Against AudioCraft's functions, where it is installed."""
-    upstream = pytest.importorskip("audiocraft.utils.export", reason="AudioCraft is not installed")
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    lm = training_checkpoint(tmp_path / "checkpoint.th", fsdp=fsdp)
-    codec = training_checkpoint(tmp_path / "codec.th")
-    upstream.export_lm(lm, theirs / "state_dict.bin")
-    upstream.export_encodec(codec, theirs / "compression_state_dict.bin")
-    make_export(lm, str(codec), ours)
-    for name in ("state_dict.bin", "compression_state_dict.bin"):
-        assert_same(loaded(ours / name), loaded(theirs / name))
-    for named in ("facebook/encodec_32khz", str(theirs / "compression_state_dict.bin")):
-        upstream.export_pretrained_compression_model(named, tmp_path / "reference.bin")
-        make_export(lm, named, ours)
-        made = loaded(ours / "compression_state_dict.bin")
-        assert_same(made, loaded(tmp_path / "reference.bin"))
-
-
 def test_what_is_made_is_a_good_export(tmp_path: Path) -> None:
     lm = training_checkpoint(tmp_path / "checkpoint.th")
     make_export(lm, str(lm), tmp_path / "out")
