@@ -1,6 +1,6 @@
 """AudioCraft's own loaders, going through craftcache.
 
-``install()`` changes four names in AudioCraft's modules, and ``uninstall()`` puts them back:
+``install()`` changes a few names in AudioCraft's modules, and ``uninstall()`` puts them back:
 checkpoints come from a Client, are mapped rather than read, and a model that the loaders build is
 not filled with random numbers first. The model is the one that AudioCraft would have returned, bit
 for bit. Its parts:

@@ -1,15 +1,18 @@
 """How AudioCraft's loaders build a model and fill it, without work that nobody sees.
 
-A loader calls a builder, and then the model's load_state_dict. ``Builders`` is what the loaders
-see in place of the module ``audiocraft.models.builders``: the model that it returns has had its
-random initialisation put off, and its first load_state_dict takes the checkpoint's tensors over
-and then initialises what is left.
+A loader loads a checkpoint: on the CPU it computes in single precision, so a checkpoint in that is
+asked for where the node has one. Then it calls a builder, and the model's load_state_dict.
+``Builders`` is what the loaders see in place of the module ``audiocraft.models.builders``: the
+model that it returns has had its random initialisation put off, and its first load_state_dict
+takes the checkpoint's tensors over and then initialises what is left.
 """
 
 from __future__ import annotations
 
+import inspect
+from contextvars import ContextVar
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from craftcache.checkpoint.adopting import adopt
 
@@ -21,7 +24,40 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["Builders", "build_suspended", "make_deferrable"]
+__all__ = [
+    "Builders",
+    "build_suspended",
+    "computed_dtype",
+    "load_as_computed",
+    "make_deferrable",
+]
+
+_computed: Final[ContextVar[str | None]] = ContextVar("dtype that is computed in", default=None)
+
+
+def load_as_computed(load_model: Callable[..., Any]) -> Callable[..., Any]:
+    """That loader of language models; while it runs, computed_dtype says what it computes in."""
+    signature = inspect.signature(load_model)
+
+    @wraps(load_model)
+    def load(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # as the loader has it
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        token = _computed.set("float32" if str(call.arguments["device"]) == "cpu" else None)
+        try:
+            return load_model(*args, **kwargs)
+        finally:
+            _computed.reset(token)
+
+    return load
+
+
+def computed_dtype() -> str | None:
+    """The dtype that the model which is being loaded computes in, where that is no half precision.
+
+    None as well outside of any loader of language models.
+    """
+    return _computed.get()
 
 
 class Builders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,7 @@ from craftcache.errors import UnknownAudioCraft
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     import torch
@@ -41,12 +42,11 @@ def install(client: Client | None = None) -> None:
         UnknownAudioCraft: It is of a version that is not known; nothing was changed.
     """
     with _lock:
-        if not _installed:
-            _check_version()
-            for change in _changes():
-                _installed.append(change)
-                setattr(change.module, change.name, change.replacement)
+        changes = [] if _installed else _changes()
         _source.load = (client or default).load_state_dict
+        for change in changes:
+            _installed.append(change)
+            setattr(change.module, change.name, change.replacement)
 
 
 def uninstall() -> None:
@@ -77,18 +77,24 @@ class _Change:
         return cls(module, name, original, wrap(original))
 
 
+@dataclass(slots=True)
 class _Source:
     """Where checkpoints come from, while installed."""
 
-    load: Callable[..., Any] = default.load_state_dict
+    load: Callable[..., Any]
 
 
 _lock = threading.Lock()
 _installed: list[_Change] = []
-_source = _Source()
+_source = _Source(default.load_state_dict)
 
 
-def _check_version() -> None:
+def _changes() -> list[_Change]:
+    """All of it; building says what each is for.
+
+    Raises:
+        UnknownAudioCraft: These names may mean something else there.
+    """
     import audiocraft
 
     if audiocraft.__version__ not in KNOWN_VERSIONS:
@@ -96,20 +102,29 @@ def _check_version() -> None:
             f"AudioCraft {audiocraft.__version__} is not known, only {', '.join(KNOWN_VERSIONS)}",
             hint="Use it unpatched, under `craftcache env`",
         )
-
-
-def _changes() -> list[_Change]:
-    """All of it; see building for why each is needed."""
     from audiocraft.models import builders, lm, loaders
 
     from . import building
 
     return [
-        _Change.of(loaders, "_get_state_dict", lambda _: _get_state_dict),
+        *_changes_everywhere(loaders, "_get_state_dict", lambda _: _get_state_dict),
+        *_changes_everywhere(loaders, "load_lm_model", building.load_as_computed),
+        *_changes_everywhere(loaders, "load_lm_model_magnet", building.load_as_computed),
         _Change.of(loaders, "builders", building.Builders),
         _Change.of(builders, "get_conditioner_provider", building.build_suspended),
         _Change.of(lm, "get_init_fn", building.make_deferrable),
     ]
+
+
+def _changes_everywhere(
+    home: ModuleType, name: str, wrap: Callable[[Any], object]
+) -> Iterator[_Change]:
+    """Of a function, in the module that defines it and in those that imported it by its name."""
+    original = getattr(home, name)
+    replacement = wrap(original)
+    for module_name, module in sorted(sys.modules.items()):
+        if module_name.startswith("audiocraft.") and vars(module).get(name) is original:
+            yield _Change(module, name, original, replacement)
 
 
 def _get_state_dict(
@@ -119,4 +134,7 @@ def _get_state_dict(
     cache_dir: str | None = None,
 ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
     """AudioCraft's function of that name and signature, by craftcache."""
-    return _source.load(file_or_url_or_id, filename, device, cache_dir)
+    from .building import computed_dtype  # which imports torch
+
+    cast = computed_dtype()
+    return _source.load(file_or_url_or_id, filename, device, cache_dir, cast=cast)

@@ -1,0 +1,150 @@
+"""What the patch does to AudioCraft's modules, and what it leaves alone.
+
+Run as ``python patch.py NAME`` by an interpreter that has AudioCraft; NAME is an export with a lut
+conditioner. Prints as JSON what it found, by the names of the functions below.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import audiocraft
+import torch
+from audiocraft.models import builders, loaders
+from omegaconf import OmegaConf
+
+import craftcache
+from craftcache.audiocraft import install, is_installed, uninstall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def attributes() -> dict[str, Any]:
+    """Every name in every module of AudioCraft, and what it stands for."""
+    return {
+        f"{module_name}.{name}": value
+        for module_name, module in sys.modules.items()
+        if module_name.split(".")[0] == "audiocraft"
+        for name, value in vars(module).items()
+    }
+
+
+def changed_from(before: dict[str, Any]) -> list[str]:
+    """The names that stand for another object than before."""
+    now = attributes()
+    return sorted(name for name in {**before, **now} if before.get(name) is not now.get(name))
+
+
+def refusal(_source: str) -> dict[str, Any]:
+    """Of a version that nobody has looked at."""
+    before, version = attributes(), audiocraft.__version__
+    audiocraft.__version__ = "9.9"
+    try:
+        install()
+    except craftcache.UnknownAudioCraft as error:
+        refused = str(error)
+    finally:
+        audiocraft.__version__ = version
+    return {"error": refused, "changed": changed_from(before), "installed": is_installed()}
+
+
+def restoring(_source: str) -> dict[str, Any]:
+    """Twice installed, once uninstalled."""
+    before = attributes()
+    install()
+    once = attributes()
+    install(craftcache.Client())
+    again = changed_from(once)
+    changed = changed_from(before)
+    installed = is_installed()
+    uninstall()
+    uninstall()
+    return {
+        "installed": installed,
+        "changed": changed,
+        "changed again": again,
+        "left": changed_from(before),
+        "uninstalled": not is_installed(),
+    }
+
+
+def other_builds(source: str) -> dict[str, Any]:
+    """What a training run builds while the patch is installed, here and beside a load."""
+    config = configuration(source)
+
+    def build() -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        return list(builders.get_lm_model(deepcopy(config)).parameters())
+
+    before = build()
+    install()
+    here = build()
+    apart: list[list[torch.Tensor]] = []
+    original = builders.get_condition_fuser
+
+    def in_the_midst(cfg: Any) -> Any:
+        """The loaders' builder calls this; another thread builds meanwhile."""
+        if not apart:
+            apart.append([])
+            in_thread(lambda: apart.append(build()))
+        return original(cfg)
+
+    builders.get_condition_fuser = in_the_midst
+    loaders.load_lm_model(source)
+    builders.get_condition_fuser = original
+    uninstall()
+    return {
+        "here": all(map(torch.equal, before, here)),
+        "in another thread": all(map(torch.equal, before, apart[-1])),
+        "tensors": len(apart[-1]),
+    }
+
+
+def not_overwritten(source: str) -> dict[str, Any]:
+    """What a checkpoint lacks, against what AudioCraft initialises it with: standard deviations."""
+    config = configuration(source)
+    theirs = dict(builders.get_lm_model(deepcopy(config)).named_parameters())
+    install()
+    model = loaders.builders.get_lm_model(deepcopy(config))
+    name, weight = next(iter(theirs.items()))
+    model.load_state_dict({name: weight.detach().clone()}, strict=False)
+    uninstall()
+    ours = dict(model.named_parameters())
+    return {
+        "overwritten": torch.equal(ours.pop(name), theirs.pop(name)),
+        "deviations": {
+            path: (ours[path].std().item(), their.std().item(), ours[path].mean().item())
+            for path, their in theirs.items()
+        },
+        "drawn alike": [path for path in theirs if torch.equal(ours[path], theirs[path])],
+        "constant": [path for path, their in theirs.items() if not their.std()],
+    }
+
+
+def configuration(source: str) -> Any:
+    """Of an export's language model."""
+    config = OmegaConf.create(loaders.load_lm_model_ckpt(source)["xp.cfg"])
+    config.device, config.dtype = "cpu", "float32"
+    return config
+
+
+def in_thread(call: Callable[[], object]) -> None:
+    """Call it in another thread, and wait for it."""
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+def main(source: str) -> None:
+    """All of it, one after the other in one process."""
+    steps = (refusal, restoring, other_builds, not_overwritten)
+    print(json.dumps({step.__name__: step(source) for step in steps}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

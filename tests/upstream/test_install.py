@@ -1,0 +1,129 @@
+"""AudioCraft with its loaders patched: the same models, sooner."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .conftest import MODELS
+from .environment import PROGRAMS, isolated
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from daemons import DaemonProcess
+
+    from .environment import Upstream
+
+NAMES = tuple(f"{kind}:{name}" for name, kind in MODELS.items())
+
+PATCHED = {
+    "audiocraft.models.audiogen.load_lm_model",
+    "audiocraft.models.builders.get_conditioner_provider",
+    "audiocraft.models.lm.get_init_fn",
+    "audiocraft.models.loaders._get_state_dict",
+    "audiocraft.models.loaders.builders",
+    "audiocraft.models.loaders.load_lm_model",
+    "audiocraft.models.loaders.load_lm_model_magnet",
+    "audiocraft.models.magnet.load_lm_model_magnet",
+    "audiocraft.models.musicgen.load_lm_model",
+}
+
+
+@pytest.fixture(scope="module")
+def differences(
+    upstream: Upstream, warm_node: DaemonProcess, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[str]]:
+    """What the patch changes in each model, with no network."""
+    found: dict[str, list[str]] = upstream.run_offline(
+        PROGRAMS / "compare.py",
+        *NAMES,
+        home=tmp_path_factory.mktemp("compare"),
+        daemon=warm_node,
+        CRAFTCACHE_SOCKET_DIR=str(warm_node.socket_dir),
+    )
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_models_and_samples_are_the_same_bit_for_bit(
+    differences: dict[str, list[str]], model: str
+) -> None:
+    assert differences[model] == []
+
+
+@pytest.fixture(scope="module")
+def patching(
+    upstream: Upstream, warm_node: DaemonProcess, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """See the program."""
+    found: dict[str, Any] = upstream.run_offline(
+        PROGRAMS / "patch.py",
+        "org/lut",
+        home=tmp_path_factory.mktemp("patch"),
+        daemon=warm_node,
+        CRAFTCACHE_SOCKET_DIR=str(warm_node.socket_dir),
+    )
+    return found
+
+
+def test_an_unknown_version_is_refused_and_nothing_is_changed(patching: dict[str, Any]) -> None:
+    refusal = patching["refusal"]
+    assert "AudioCraft 9.9 is not known, only 1.3.0" in refusal["error"]
+    assert refusal["changed"] == []
+    assert not refusal["installed"]
+
+
+def test_uninstall_puts_everything_back(patching: dict[str, Any]) -> None:
+    restoring = patching["restoring"]
+    assert restoring["installed"]
+    assert set(restoring["changed"]) == PATCHED
+    assert restoring["changed again"] == []
+    assert restoring["left"] == []
+    assert restoring["uninstalled"]
+
+
+def test_models_that_others_build_meanwhile_are_initialised_as_ever(
+    patching: dict[str, Any],
+) -> None:
+    builds = patching["other_builds"]
+    assert builds["tensors"] > 10
+    assert builds["here"]
+    assert builds["in another thread"]
+
+
+def test_what_no_checkpoint_overwrites_is_initialised(patching: dict[str, Any]) -> None:
+    found = patching["not_overwritten"]
+    assert found["overwritten"]
+    assert found["drawn alike"] == found["constant"]
+    assert len(found["deviations"]) > len(found["constant"])
+    for ours, theirs, mean in found["deviations"].values():
+        assert ours == pytest.approx(theirs, rel=0.2)
+        assert abs(mean) <= max(ours, 1)
+
+
+def test_an_unmodified_program_is_patched_and_its_own_sitecustomize_runs(
+    upstream: Upstream, warm_node: DaemonProcess, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "sitecustomize.py").write_text("import sys; sys.own_sitecustomize_ran = True\n")
+    report = (
+        "import json, sys, audiocraft, craftcache.audiocraft as patch;"
+        "print(json.dumps([patch.is_installed(), sys.own_sitecustomize_ran,"
+        " sys.modules['sitecustomize'].__file__, [p for p in sys.path if p == patch.STARTUP_DIR]]))"
+    )
+    place = ("--socket-dir", str(warm_node.socket_dir), "--cache-dir", str(warm_node.cache_dir))
+    found = upstream.run(
+        *("-c", report),
+        home=tmp_path,
+        within=(
+            *isolated(warm_node.cache_dir),
+            *(sys.executable, "-m", "craftcache.cli", *place),
+            *("run", "--patch-audiocraft", "--"),
+        ),
+        PYTHONPATH=str(own),
+    )
+    assert found == [True, True, str(own / "sitecustomize.py"), []]
