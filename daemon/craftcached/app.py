@@ -14,6 +14,7 @@ from craftcache.errors import Unavailable
 from craftcache.layout.cache import CacheDir
 from craftcache.policy import UrlPolicy
 
+from .bring.casts import Casts
 from .bring.obtain import Obtainer
 from .bring.origins import HubOrigin, UrlOrigin
 from .bring.warm import Warmer
@@ -169,6 +170,7 @@ class Daemon:
             settings=settings,
             store=store,
             warmer=self._warmer,
+            casts=Casts(store, inspector),
             records=records,
             handout=handout,
             residency=residency,

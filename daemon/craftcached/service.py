@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from craftcache.layout.manifest import FileRecord, Manifest
     from craftcache.sources import RemoteSource
 
+    from .bring.casts import Casts
     from .bring.warm import Warmer
     from .events import Events
     from .keep.handout import Handout, OpenedModel
@@ -107,6 +108,7 @@ class Service:
         settings: In force.
         store: What is published.
         warmer: What makes it so.
+        casts: What is published in other dtypes.
         records: What was promised.
         handout: Opens what is published.
         residency: Brings it into memory.
@@ -127,6 +129,7 @@ class Service:
         settings: Settings,
         store: Store,
         warmer: Warmer,
+        casts: Casts,
         records: Records,
         handout: Handout,
         residency: Residency,
@@ -139,6 +142,7 @@ class Service:
         self._settings = settings
         self._store = store
         self._warmer = warmer
+        self._casts = casts
         self._handout = handout
         self._residency = residency
         self._pins = pins
@@ -158,9 +162,20 @@ class Service:
         await self._promises.close()
 
     async def open(
-        self, text: str, filenames: Sequence[str], report: Callable[[Progress], None]
+        self,
+        text: str,
+        filenames: Sequence[str],
+        report: Callable[[Progress], None],
+        *,
+        cast: str | None = None,
     ) -> OpenedModel:
         """Open the files of a source, bringing them first where they are missing.
+
+        Args:
+            text: The source.
+            filenames: Of it; none means all that it stands for.
+            report: Called with progress; must not block.
+            cast: A dtype that weights had better be in; they come as they are where they cannot be.
 
         Raises:
             NotACheckpoint: One of them is none by its name.
@@ -170,23 +185,35 @@ class Service:
         for name in names:
             check_checkpoint(name, source=source.shown)
         for _ in range(OPEN_ATTEMPTS):
-            if opened := self.open_nowait(text, filenames):
+            if opened := self.open_nowait(text, filenames, cast=cast):
                 return opened
-            await self._ensure(source, names, Priority.WAITED_FOR, report)
+            warmed = await self._ensure(source, names, Priority.WAITED_FOR, report)
+            if cast is not None:
+                for record in warmed.manifest.select(source, names) or ():
+                    if not await self._casts.settle(record, cast, report, source=source.shown):
+                        cast = None
+                        break
         raise Unavailable(
             "it is removed as often as it is brought",
             source=source.shown,
             hint="See who removes it; the daemon's log says when",
         )
 
-    def open_nowait(self, text: str, filenames: Sequence[str]) -> OpenedModel | None:
-        """Open the files of a source if all are published and untouched; None otherwise."""
+    def open_nowait(
+        self, text: str, filenames: Sequence[str], *, cast: str | None = None
+    ) -> OpenedModel | None:
+        """Open the files of a source if all are published and untouched; None otherwise.
+
+        None as well where it is not known yet whether one of them has a ``cast``.
+        """
         source, names = self._parse(text, filenames)
         manifest = self._store.manifest(source)
         records = manifest.select(source, names) if manifest else None
         if manifest is None or records is None or manifest.needed_only:
             return None
-        opened = self._handout.open(manifest, records)
+        if cast is not None and not all(self._casts.is_settled(each, cast) for each in records):
+            return None
+        opened = self._handout.open(manifest, records, dtype=cast)
         if opened is not None:
             self._uses.note(manifest_key(source))
         return opened

@@ -25,6 +25,9 @@ __all__ = ["Request", "Load", "Resolve", "Warm", "Status", "Models", "Identify",
 
 AnswerT = TypeVar("AnswerT", covariant=True)
 
+CASTS = frozenset({"float32"})
+"""The dtypes that weights may be asked for in; another one asks for nothing."""
+
 MAX_DTYPE = 32
 """Characters of a dtype's name."""
 
@@ -76,7 +79,7 @@ class Load(Request[Loaded]):
         """The message with these keys."""
         source = fields.text("source", MAX_SOURCE)
         cast = None if fields.is_null("cast") else fields.text("cast", MAX_DTYPE)
-        return cls(source, fields.filenames(source), cast)
+        return cls(source, fields.filenames(source), cast if cast in CASTS else None)
 
 
 @dataclass(frozen=True, slots=True)

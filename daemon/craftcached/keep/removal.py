@@ -88,8 +88,11 @@ def _remove_one(cache: CacheDir, key: str, manifest: Manifest) -> int:
         _unlink_snapshot(tree, manifest, others)
         linked = _linked_blobs(tree)
     kept_paths = {record.path for other in others for record in other.files}
+    kept_digests = {record.sha256 for other in others for record in other.files}
     freed = 0
     for record in manifest.files:
+        if record.sha256 not in kept_digests:
+            freed += sum(map(_unlink, cache.casts(record.sha256)))
         if record.path not in kept_paths and os.path.basename(record.path) not in linked:
             freed += _unlink_blob(cache, record)
     if isinstance(source, HubSource):
@@ -117,15 +120,25 @@ def sweep(cache: CacheDir, *, before: float) -> int:
     records = [record for manifest in manifests for record in manifest.files]
     kept = {record.path for record in records}
     kept |= {cache.relative(cache.index_path(record.sha256)) for record in records}
+    for digest in {record.sha256 for record in records}:
+        kept |= set(map(cache.relative, cache.casts(digest)))
     freed = 0
-    for path in (*cache.url_blobs(), *cache.indexes()):
+    for path in (*cache.url_blobs(), *cache.indexes(), *cache.casts()):
         with contextlib.suppress(FileNotFoundError):
-            status = path.stat()
-            if status.st_ctime < before and cache.relative(path) not in kept:
-                path.unlink()
-                freed += status.st_size if status.st_nlink == 1 else 0
+            if path.stat().st_ctime < before and cache.relative(path) not in kept:
+                freed += _unlink(path)
     cache.sweep_torch_checkpoints()
     return freed
+
+
+def _unlink(path: Path) -> int:
+    """Remove one name of a file; returns the bytes that it freed."""
+    try:
+        status = path.stat()
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return status.st_size if status.st_nlink == 1 else 0
 
 
 def _unlink_snapshot(tree: HubTree, manifest: Manifest, others: tuple[Manifest, ...]) -> None:

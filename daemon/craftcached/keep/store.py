@@ -200,6 +200,10 @@ class Store:
         """Publish the index of a checkpoint; comes before the checkpoint itself."""
         await self._write(self.cache.write_index, sha256, index)
 
+    async def publish_cast(self, staged: Path, sha256: str, dtype: str, index: bytes) -> None:
+        """Publish a checkpoint in another dtype; see CacheDir.publish_cast."""
+        await self._write(self.cache.publish_cast, staged, sha256, dtype, index)
+
     async def published_elsewhere(
         self, source: HubSource, filenames: Iterable[str]
     ) -> Manifest | None:

@@ -15,9 +15,10 @@ from .leases import is_in_use
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from craftcache.layout.cache import CacheDir
     from craftcache.layout.manifest import Manifest
     from craftcached.keep.removal import Removed
     from craftcached.keep.store import Store
@@ -215,8 +216,7 @@ class Evictor:
         held: dict[str, list[_File]] = {}
         for key, manifest in published:
             held[key] = []
-            for record in manifest.files:
-                path = self._store.cache.path(record)
+            for path in _paths(self._store.cache, manifest):
                 try:
                     status = path.stat()
                 except FileNotFoundError:
@@ -227,6 +227,13 @@ class Evictor:
                 held[key].append(file)
         blobs = {id(file): file.blob(now) for file in files.values()}
         return {key: frozenset(blobs[id(file)] for file in held[key]) for key in held}
+
+
+def _paths(cache: CacheDir, manifest: Manifest) -> Iterator[Path]:
+    """Where the files of a model are, and what was derived from them."""
+    for record in manifest.files:
+        yield cache.path(record)
+        yield from cache.casts(record.sha256)
 
 
 def _is_served_by_watch(source: str) -> bool:

@@ -1,0 +1,109 @@
+"""Checkpoints in another dtype, made once for all workers of the node that ask for it.
+
+A cast is derived from a verified file, so it has no promise to keep and no manifest names it; it
+goes with the file that it was made from. Who cannot have one loads the file as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from craftcache.errors import CraftcacheError
+from craftcache.layout.durable import staging_name
+from craftcache.wire import Progress
+from craftcached.fetch.space import free_bytes
+
+from .flights import Flights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from craftcache.layout.manifest import FileRecord
+    from craftcached.inspect import Inspector
+    from craftcached.keep.store import Store
+
+__all__ = ["Casts"]
+
+log = logging.getLogger("craftcached")
+
+ROOM = 3
+"""Times the size of a checkpoint that must be free on the disk before it is cast: a cast has twice
+its size, and is not worth the last of the room."""
+
+
+class Casts:
+    """Makes casts, each once for all who wait for it.
+
+    Args:
+        store: Where they are.
+        inspector: Makes them, confined.
+    """
+
+    def __init__(self, store: Store, inspector: Inspector) -> None:
+        self._store = store
+        self._inspector = inspector
+        self._flights: Flights[bool, Progress] = Flights()
+        self._without: set[tuple[str, str]] = set()
+        """Of which checkpoints there is none, because they hold nothing to cast."""
+
+    def is_settled(self, record: FileRecord, dtype: str) -> bool:
+        """Whether a checkpoint has been cast to ``dtype``, or has nothing to cast."""
+        if (record.sha256, dtype) in self._without:
+            return True
+        return self._store.cache.cast_index_path(record.sha256, dtype).is_file()
+
+    async def settle(
+        self, record: FileRecord, dtype: str, report: Callable[[Progress], None], *, source: str
+    ) -> bool:
+        """Cast a checkpoint unless it is settled; returns whether it is now.
+
+        Args:
+            record: Of a published checkpoint.
+            dtype: By its name in the module torch.
+            report: Called with progress.
+            source: Named in progress and log.
+        """
+
+        async def work(tell: Callable[[Progress], None]) -> bool:
+            tell(Progress(source, record.filename, 0, record.size, "casting"))
+            return await self._cast(record, dtype, source)
+
+        def report_mine(progress: Progress) -> None:
+            report(replace(progress, source=source, file=record.filename))
+
+        if self.is_settled(record, dtype):
+            return True
+        async with self._flights.join((record.sha256, dtype), work, report_mine) as is_settled:
+            return is_settled
+
+    async def _cast(self, record: FileRecord, dtype: str, source: str) -> bool:
+        staged = self._store.cache.staging / staging_name()
+        try:
+            if await asyncio.to_thread(free_bytes, staged.parent) < ROOM * record.size:
+                log.warning("%s is not cast to %s: the disk is too full", source, dtype)
+                return False
+            index = await self._write(record, dtype, staged, source)
+            if index:
+                await self._store.publish_cast(staged, record.sha256, dtype, index)
+                log.info("cast %s of %s to %s", record.filename, source, dtype)
+            else:
+                self._without.add((record.sha256, dtype))
+        except (CraftcacheError, OSError) as error:  # the checkpoint itself can be loaded as ever
+            log.warning("%s is not cast to %s: %s", source, dtype, error)
+            return False
+        finally:
+            await asyncio.shield(asyncio.to_thread(staged.unlink, missing_ok=True))
+        return True
+
+    async def _write(self, record: FileRecord, dtype: str, staged: Path, source: str) -> bytes:
+        output = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            path = self._store.cache.path(record)
+            return await self._inspector.cast(path, output, dtype, source=source)
+        finally:
+            os.close(output)

@@ -1,0 +1,128 @@
+"""Weights in single precision, made once and shared by all workers that ask for them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from checkpoints import saved
+from craftcache.operations import Operations
+from craftcache.transport import Withdrawal
+
+if TYPE_CHECKING:
+    from daemon.api import Api
+    from daemons import DaemonProcess
+    from hub import TestHub
+
+SOURCE = "org/half"
+LM, CODEC = "state_dict.bin", "compression_state_dict.bin"
+HALF = {"weight": torch.randn(64, 32).half(), "count": torch.arange(3)}
+WORKERS = 8
+
+
+@pytest.fixture(autouse=True)
+def half(threaded_hub: TestHub) -> None:
+    """A repository of half-precision weights."""
+    single = {"best_state": {"weight": torch.randn(8)}}
+    threaded_hub.repo(SOURCE).commit({LM: saved({"best_state": HALF}), CODEC: saved(single)})
+
+
+def load(daemon: DaemonProcess, filename: str = LM, *, cast: str | None = "float32") -> Any:
+    """The state dict as a worker of its own gets it."""
+    worker = Operations(socket_dir=daemon.socket_dir, cache_dir=daemon.cache_dir, fallback="none")
+    checkpoint = worker.load_state_dict(
+        SOURCE, filename, "cpu", None, withdrawal=Withdrawal(), cast=cast
+    )
+    worker.close()
+    return checkpoint["best_state"]
+
+
+def casts(daemon: DaemonProcess) -> list[Path]:
+    """The casts that the cache holds."""
+    return [path for path in daemon.cache_dir.glob(".craftcache/casts/*") if path.suffix != ".json"]
+
+
+def assert_cast(state: Any) -> None:
+    assert state["weight"].dtype is torch.float32
+    assert torch.equal(state["weight"], HALF["weight"].float())
+    assert torch.equal(state["count"], HALF["count"])
+
+
+def test_many_workers_share_one(daemon: DaemonProcess) -> None:
+    with ThreadPoolExecutor(WORKERS) as threads:
+        states = list(threads.map(lambda _: load(daemon), range(WORKERS)))
+    for state in states:
+        assert_cast(state)
+    (path,) = casts(daemon)
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert daemon.log.count("to float32") == 1
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    assert sum(line.endswith(str(path.resolve())) for line in maps) >= WORKERS
+
+
+def test_it_outlives_the_daemon(daemon: DaemonProcess) -> None:
+    load(daemon)
+    daemon.terminate()
+    daemon.start()
+    assert_cast(load(daemon))
+    assert daemon.log.count("to float32") == 1
+
+
+def test_who_does_not_ask_gets_the_file_as_it_is(daemon: DaemonProcess) -> None:
+    load(daemon)
+    state = load(daemon, cast=None)
+    assert torch.equal(state["weight"], HALF["weight"])
+    assert state["weight"].dtype is torch.float16
+
+
+@pytest.mark.parametrize(
+    ("filename", "cast"), [(CODEC, "float32"), (LM, "float64"), (LM, "../../x")]
+)
+def test_what_cannot_be_had_comes_as_it_is(daemon: DaemonProcess, filename: str, cast: str) -> None:
+    state = load(daemon, filename, cast=cast)
+    assert state["weight"].dtype is (torch.float32 if filename == CODEC else torch.float16)
+    assert casts(daemon) == []
+
+
+def test_one_that_is_not_whole_is_made_again(daemon: DaemonProcess) -> None:
+    load(daemon)
+    (path,) = casts(daemon)
+    Path(f"{path}.json").unlink()
+    assert_cast(load(daemon))
+    assert daemon.log.count("to float32") == 2
+
+
+def test_it_goes_with_its_model(api: Api, daemon: DaemonProcess) -> None:
+    state = load(daemon)
+    original, (path,) = load(daemon, cast=None), casts(daemon)
+    size = path.stat().st_size
+    freed = api.delete(SOURCE).json()["freed_bytes"]
+    assert casts(daemon) == []
+    assert freed > size
+    assert_cast(state)
+    assert torch.equal(original["weight"], HALF["weight"])
+
+
+def test_it_stays_while_another_model_has_the_same_file(
+    api: Api, daemon: DaemonProcess, threaded_hub: TestHub
+) -> None:
+    threaded_hub.repo("org/same").commit({LM: saved({"best_state": HALF}), CODEC: saved({})})
+    api.warm("org/same")
+    load(daemon)
+    api.delete(SOURCE)
+    assert len(casts(daemon)) == 1
+    api.delete("org/same")
+    assert casts(daemon) == []
+
+
+def test_it_counts_when_room_is_made(api: Api, daemon: DaemonProcess) -> None:
+    load(daemon)
+    size = sum(path.stat().st_size for path in casts(daemon))
+    evicted = api.request("POST", "/evict", json={"bytes": 1}).json()
+    assert evicted["removed"] == [SOURCE]
+    assert evicted["freed_bytes"] > size > 0
+    assert casts(daemon) == []
