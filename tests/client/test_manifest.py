@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from craftcache.closure import Need, Unmet
 from craftcache.layout.manifest import (
     FileRecord,
     Manifest,
@@ -38,12 +40,24 @@ RECORDS = st.builds(
     etag=st.none() | st.text(),
 )
 
+NEEDS = st.builds(
+    Need,
+    source=st.sampled_from(["t5-base", "org/name", "https://host/name-0123abcd.th"]),
+    why=st.text(),
+    filenames=st.lists(NAMES, max_size=2).map(tuple),
+    one_of=st.lists(st.lists(NAMES, max_size=2).map(tuple), max_size=2).map(tuple),
+    optional=st.lists(NAMES, max_size=2).map(tuple),
+)
+
 MANIFESTS = st.builds(
     Manifest,
     source=st.text(),
     revision=st.text("0123456789abcdef", min_size=40, max_size=40),
     files=st.lists(RECORDS, max_size=3).map(tuple),
     published_at=MOMENTS,
+    needs=st.lists(NEEDS, max_size=2).map(tuple),
+    unmet=st.lists(st.builds(Unmet, st.text(), st.text(), st.text()), max_size=2).map(tuple),
+    needed_only=st.booleans(),
 )
 
 C1, C2 = "c1" * 20, "c2" * 20
@@ -67,6 +81,55 @@ def manifest(*files: FileRecord, revision: str = C1) -> Manifest:
 @given(MANIFESTS)
 def test_what_is_dumped_is_parsed(written: Manifest) -> None:
     assert Manifest.parse(written.dump()) == written
+
+
+def test_a_manifest_of_an_earlier_release_names_no_needs() -> None:
+    fields = json.loads(manifest(record("state_dict.bin")).dump())
+    for key in ("needs", "unmet"):
+        del fields[key]
+    parsed = Manifest.parse(json.dumps(fields).encode())
+    assert (parsed.needs, parsed.unmet, parsed.needed_only) == ((), (), False)
+
+
+NEED = {"source": "t5-base", "why": "", "filenames": [], "one_of": [], "optional": []}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"needs": None},
+        {"needs": {}},
+        {"needs": ["t5-base"]},
+        {"needs": [NEED | {"source": "watch:run"}]},
+        {"needs": [NEED | {"source": "no id"}]},
+        {"needs": [NEED | {"filenames": "config.json"}]},
+        {"needs": [NEED | {"filenames": ["../config.json"]}]},
+        {"needs": [NEED | {"one_of": ["*"]}]},
+        {"needs": [NEED | {"optional": [1]}]},
+        {"unmet": [{"what": "x", "why": "y"}]},
+        {"needed_only": 1},
+    ],
+)
+def test_malformed_needs_are_refused(changed: dict[str, Any]) -> None:
+    fields = json.loads(manifest(record("state_dict.bin")).dump()) | changed
+    with pytest.raises(ManifestError):
+        Manifest.parse(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(
+    ("known", "as_need", "needed_only"),
+    [
+        *((None, True, True), (None, False, False)),
+        *((True, True, True), (True, False, False)),
+        *((False, True, False), (False, False, False)),
+    ],
+)
+def test_what_was_once_asked_for_by_name_stays_so(
+    known: bool | None, as_need: bool, needed_only: bool
+) -> None:
+    before = None if known is None else replace(manifest(), needed_only=known)
+    after = Manifest.merged(before, HubSource("org/name"), C1, [record("a")], as_need=as_need)
+    assert after.needed_only is needed_only
 
 
 @given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))

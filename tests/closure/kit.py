@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from checkpoints import saved
+from checkpoints import memory_file, saved
+from craftcached.inspect.examine import examine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
+    from daemon.api import Api
     from hub import Repo, TestHub
 
 __all__ = [
+    "CODEC",
     "CODEC_FILES",
-    "LM",
+    "DIFFUSION",
+    "MELODY",
+    "OTHER_CODEC",
     "PAIR",
+    "REFERRING",
     "T5_FILES",
+    "WORDS",
     "export",
     "host_codec",
     "host_t5",
-    "reference",
+    "listed",
+    "lm",
+    "seen_before",
     "t5",
 ]
-
-WEIGHTS = json.dumps({"__metadata__": {}}).encode()
-"""Nothing here reads weights, so they need not be any."""
 
 T5_FILES = {
     "config.json": b'{"model_type": "t5"}',
@@ -54,31 +61,50 @@ def lm(**conditioners: object) -> bytes:
     return saved({"best_state": {}, "xp.cfg": config, "exported": True, "version": "1.3.0"})
 
 
-def reference(name: str) -> bytes:
-    """A codec that is only named."""
+def export(language_model: bytes, codec: bytes) -> dict[str, bytes]:
+    """The files of a pair."""
+    return {"state_dict.bin": language_model, "compression_state_dict.bin": codec}
+
+
+def _reference(name: str) -> bytes:
     return saved({"pretrained": name, "exported": True, "version": "1.3.0"})
 
 
-LM = lm(description=t5())
-"""Needs ``t5-base``."""
-
 CODEC = saved({"best_state": {}, "xp.cfg": "encodec: {}", "exported": True, "version": "1.3.0"})
 
-PAIR = {"state_dict.bin": LM, "compression_state_dict.bin": CODEC}
+PAIR = export(lm(description=t5()), CODEC)
+"""Needs t5-base."""
+
+REFERRING = export(lm(description=t5()), _reference("facebook/encodec_32khz"))
+"""Needs t5-base and facebook/encodec_32khz."""
+
+MELODY = export(lm(self_wav={"model": "chroma_stem", "chroma_stem": {}}), CODEC)
+"""Needs htdemucs."""
+
+WORDS = export(lm(words={"model": "lut", "lut": {"tokenizer": "whitespace"}}), CODEC)
+"""Needs a model of spaCy's, which cannot be warmed."""
+
+OTHER_CODEC = saved({"best_state": {}, "xp.cfg": "encodec: {other: 1}"})
+
+DIFFUSION = {"mbd_musicgen_32khz.th": saved({"sample_rate": 32000, "n_bands": 4})}
+"""Needs the codec of musicgen-small, and names it nowhere."""
 
 
-def export(codec: str | None = None, **conditioners: object) -> dict[str, bytes]:
-    """A pair with these conditioners, its codec inside or only named."""
-    return {
-        "state_dict.bin": lm(**conditioners),
-        "compression_state_dict.bin": CODEC if codec is None else reference(codec),
-    }
+def seen_before(cache_dir: Path) -> None:
+    """Let a cache have the indexes of all checkpoints here."""
+    indexes = cache_dir / ".craftcache" / "index"
+    indexes.mkdir(parents=True)
+    for pair in (PAIR, REFERRING, MELODY, WORDS, DIFFUSION):
+        for content in pair.values():
+            with memory_file(content) as descriptor:
+                index = examine(descriptor)
+            (indexes / f"{hashlib.sha256(content).hexdigest()}.json").write_bytes(index)
 
 
-def host_t5(hub: TestHub, files: Mapping[str, bytes] = T5_FILES) -> Repo:
+def host_t5(hub: TestHub, files: Mapping[str, bytes] = T5_FILES, *, private: bool = False) -> Repo:
     """The text encoder where the Hub has it, known under its first name too."""
     hub.rename("t5-base", "google-t5/t5-base")
-    repo = hub.repo("google-t5/t5-base")
+    repo = hub.repo("google-t5/t5-base", private=private)
     repo.commit({**files, **OTHER_T5_FILES})
     return repo
 
@@ -88,3 +114,8 @@ def host_codec(hub: TestHub, name: str = "facebook/encodec_32khz") -> Repo:
     repo = hub.repo(name)
     repo.commit(CODEC_FILES)
     return repo
+
+
+def listed(api: Api) -> dict[str, dict[str, Any]]:
+    """What is cached, by source."""
+    return {model["source"]: model for model in api.get("/models")["models"]}
