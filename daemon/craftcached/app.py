@@ -18,6 +18,7 @@ from .bring.casts import Casts
 from .bring.obtain import Obtainer
 from .bring.origins import HubOrigin, UrlOrigin
 from .bring.warm import Warmer
+from .counts import CountedFetcher, Counts
 from .events import Events
 from .fetch import Engine, EngineSettings
 from .inspect import Inspector
@@ -29,7 +30,9 @@ from .room.evictor import Evictor
 from .room.housekeeping import Housekeeping
 from .room.pins import Pins
 from .room.uses import Uses
+from .serve.counted import CountedBackend
 from .serve.http import AdminServer
+from .serve.metrics import MetricsRoute
 from .serve.peers import Administrators
 from .serve.service_backend import ServiceBackend
 from .serve.sockets import bind_admin_socket, bind_worker_socket
@@ -85,6 +88,7 @@ class Daemon:
         self._evictor: Evictor | None = None
         self._watches: Watches | None = None
         self._events = Events()
+        self._counts = Counts()
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
@@ -143,7 +147,11 @@ class Daemon:
         )
         life.callback(hub.close)
         obtainer = Obtainer(
-            store=store, hub=hub, urls=UrlOrigin(self._policy), fetcher=engine, inspector=inspector
+            store=store,
+            hub=hub,
+            urls=UrlOrigin(self._policy),
+            fetcher=CountedFetcher(engine, self._counts),
+            inspector=inspector,
         )
         self._warmer = Warmer(store=store, hub=hub, obtainer=obtainer, allow=settings.allow)
         handout = Handout(cache, settings.serve_dir)
@@ -198,10 +206,15 @@ class Daemon:
         )
         workers = WorkerServer(
             worker_socket,
-            ServiceBackend(service),
+            CountedBackend(ServiceBackend(service), self._counts),
             Limits(connections_per_uid=settings.max_clients_per_uid),
         )
-        admin = AdminServer(service, self._administrators, drain_seconds=settings.drain_seconds)
+        admin = AdminServer(
+            service,
+            self._administrators,
+            MetricsRoute(service, workers.statistics, self._counts),
+            drain_seconds=settings.drain_seconds,
+        )
 
         async def drain() -> None:
             await asyncio.gather(workers.drain(settings.drain_seconds), admin.close())

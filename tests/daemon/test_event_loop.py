@@ -94,7 +94,14 @@ async def test_a_day_in_the_life_of_a_daemon(
         assert await ask("POST", "warm", warm_all) == 200
         assert await ask("POST", "warm", {"sources": ["org/none"], "wait": False}) == 202
         assert await ask("POST", "warm", {"sources": ["org/none"]}) == 404
-        for target in ("health", "status", "models", "models/org/model", f"models/{url}"):
+        for target in (
+            "health",
+            "status",
+            "models",
+            "models/org/model",
+            f"models/{url}",
+            "/metrics",
+        ):
             assert await ask("GET", target) == 200
         for source in ("org/model", url):
             assert (await client.load(source)).served_by == "daemon"

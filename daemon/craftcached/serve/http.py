@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from craftcached.promises import Promise
     from craftcached.service import ModelState, Service
 
+    from .metrics import MetricsRoute
+
     _WarmOne = Callable[..., Awaitable[Warmed | CraftcacheError]]
 
 __all__ = ["AdminServer"]
@@ -68,11 +70,17 @@ class AdminServer:
     Args:
         service: What does the work.
         administrators: Who may do more than warm and look.
+        metrics: What is shown of it to Prometheus.
         drain_seconds: How long running requests may take to finish on close.
     """
 
     def __init__(
-        self, service: Service, administrators: Administrators, *, drain_seconds: float
+        self,
+        service: Service,
+        administrators: Administrators,
+        metrics: MetricsRoute,
+        *,
+        drain_seconds: float,
     ) -> None:
         self._service = service
         self._administrators = administrators
@@ -89,6 +97,7 @@ class AdminServer:
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
         WatchRoutes(service.watches, service.events, administrators).add_to(app)
+        metrics.add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.
         self._runner = web.AppRunner(
             app,

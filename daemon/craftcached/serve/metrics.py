@@ -1,0 +1,185 @@
+"""``GET /metrics``: how the daemon is and what it has done, for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+    from prometheus_client.metrics_core import Metric
+
+    from craftcached.counts import Counts
+    from craftcached.service import Service, Status
+
+    from .worker import Statistics
+
+__all__ = ["MetricsRoute"]
+
+OTHER = "other"
+"""In the place of a path that there is not; whoever sends them chooses no labels of ours."""
+
+
+class MetricsRoute:
+    """Encodes what the service, the worker socket and the counts say.
+
+    Args:
+        service: Of this daemon.
+        workers: How many workers are connected.
+        counts: Of this daemon; responses over HTTP are added to them.
+    """
+
+    def __init__(self, service: Service, workers: Callable[[], Statistics], counts: Counts) -> None:
+        self._service = service
+        self._workers = workers
+        self._counts = counts
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the route, and count the responses of all."""
+        app.router.add_get("/metrics", self._get)
+        app.middlewares.insert(0, self._counted)
+
+    async def _get(self, _request: web.Request) -> web.Response:
+        snapshot = _Snapshot(
+            await self._service.status(),
+            sum(promise.failure is not None for promise in self._service.queued()),
+            self._workers(),
+            _copied(self._counts),
+        )
+        body = await asyncio.to_thread(_encode, snapshot)  # it reads of the process in /proc
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @web.middleware
+    async def _counted(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        response = await handler(request)
+        resource = request.match_info.route.resource
+        method, path = (request.method, resource.canonical) if resource else (OTHER, OTHER)
+        self._counts.responses[method, path, str(response.status)] += 1
+        return response
+
+
+def _copied(counts: Counts) -> Counts:
+    return replace(
+        counts,
+        fetch_failures=counts.fetch_failures.copy(),
+        refusals=counts.refusals.copy(),
+        responses=counts.responses.copy(),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Snapshot(Collector):
+    """Everything at one moment.
+
+    Attributes:
+        status: Of the daemon.
+        failing: Queued warms that have failed and are tried again.
+        workers: That are connected.
+        counts: Since the start.
+    """
+
+    status: Status
+    failing: int
+    workers: Statistics
+    counts: Counts
+
+    def collect(self) -> Iterator[Metric]:
+        """See Collector."""
+        yield from self._gauges()
+        yield from self._counters()
+
+    def _gauges(self) -> Iterator[Metric]:
+        status, workers = self.status, self.workers
+        yield _gauge(
+            "build_info", "1, with the software's version.", {(status.version,): 1}, "version"
+        )
+        yield _gauge("start_time_seconds", "When the daemon started.", _one(status.started_at))
+        yield _gauge("models", "Models that are cached.", _one(status.models))
+        yield _gauge("cached_bytes", "Of all cached models, each file once.", _one(status.bytes))
+        if status.resident_bytes is not None:
+            yield _gauge("resident_bytes", "Of them in memory.", _one(status.resident_bytes))
+        yield _gauge(
+            "requests_in_flight",
+            "Different requests that are fetched, verified or published for.",
+            _one(status.requests),
+        )
+        yield _gauge("queued_warms", "Warms that are promised and not done.", _one(status.queued))
+        yield _gauge(
+            "failing_warms", "Of them have failed and are tried again.", _one(self.failing)
+        )
+        by_state = {(state,): count for state, count in status.watches.items()}
+        yield _gauge("watches", "Watched directories.", by_state, "state")
+        yield _gauge("worker_connections", "Workers connected.", _one(workers.connections))
+        yield _gauge("worker_requests", "Requests of workers under way.", _one(workers.requests))
+        yield _gauge("worker_followers", "Workers that follow a watch.", _one(workers.followers))
+
+    def _counters(self) -> Iterator[Metric]:
+        counts = self.counts
+        yield _counter(
+            "loads",
+            "Loads served: a hit's files were at hand, a miss's were brought.",
+            {("hit",): counts.hits, ("miss",): counts.misses},
+            "result",
+        )
+        yield _counter(
+            "served_bytes", "Of the files that loads were handed.", _one(counts.bytes_served)
+        )
+        yield _counter(
+            "fetched_bytes", "Downloaded, of files that came whole.", _one(counts.bytes_fetched)
+        )
+        yield _counter(
+            "resumed_bytes", "Left by interrupted downloads and used.", _one(counts.bytes_resumed)
+        )
+        yield _counter(
+            "fetch_failures", "Downloads given up.", _by_one(counts.fetch_failures), "code"
+        )
+        yield _counter(
+            "worker_failures",
+            "Requests on the worker socket that ended in an error.",
+            _by_one(counts.refusals),
+            "code",
+        )
+        yield _counter("http_responses", "Over HTTP.", counts.responses, "method", "path", "status")
+
+
+def _encode(snapshot: _Snapshot) -> bytes:
+    registry = CollectorRegistry()
+    registry.register(snapshot)
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+def _by_one(counts: Mapping[str, int]) -> dict[tuple[str], int]:
+    """Values of a metric with one label."""
+    return {(label,): count for label, count in counts.items()}
+
+
+def _one(value: float) -> dict[tuple[()], float]:
+    """The value of a metric without labels."""
+    return {(): value}
+
+
+def _gauge(name: str, meaning: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    family = GaugeMetricFamily(f"craftcache_{name}", meaning, labels=labels)
+    for labelled, value in values.items():
+        family.add_metric(labelled, value)
+    return family
+
+
+def _counter(name: str, meaning: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    family = CounterMetricFamily(f"craftcache_{name}", meaning, labels=labels)
+    for labelled, value in values.items():
+        family.add_metric(labelled, value)
+    return family
