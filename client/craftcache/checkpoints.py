@@ -10,7 +10,7 @@ from .errors import NotACheckpoint
 
 __all__ = ["is_checkpoint", "check_checkpoint"]
 
-PLAIN_SUFFIXES = (".json", ".md", ".safetensors", ".txt", ".yaml", ".yml")
+PLAIN_SUFFIXES = (".json", ".md", ".model", ".py", ".safetensors", ".txt", ".yaml", ".yml")
 """Of files that nobody unpickles, so that there is nothing in them to inspect."""
 
 

@@ -108,6 +108,8 @@ def _explain_remote(loader: Loader, source: RemoteSource, withdrawal: Withdrawal
     model = _cached(loader.models(withdrawal=withdrawal), source, names)
     if model is not None:
         steps.append(f"it is cached and verified at revision {model.revision}")
+        if missing := [need.source for need in model.needs if not need.is_cached]:
+            steps.append(f"what it needs is not all cached: {', '.join(missing)}")
         if not has_daemon and (obstacle := loader.obstacle(is_cached=True)):
             steps.append(obstacle)
             return _explanation(source, steps, None, None)

@@ -89,7 +89,7 @@ class Demonstration:
         async with AsyncClient(
             socket_dir=self._daemon.socket_dir, cache_dir=self._daemon.cache_dir, fallback="none"
         ) as client:
-            [model] = await client.warm(self.source, on_progress=report)
+            [model] = await client.warm(self.source, pair_only=True, on_progress=report)
         seconds = time.perf_counter() - started
         self._revision = model.revision
         promises = {"the daemon warms it": model.served_by == "daemon"}
