@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
 """What is run by its interpreter, and by no other."""
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""For torch: sums of floats depend on how many threads share them, and tiny models gain nothing."""
+
 _ISOLATED = """
 mount --bind "$1" "$1" && mount --options remount,bind,ro "$1" && shift && exec "$@"
 """
@@ -70,12 +73,12 @@ class Upstream:
             program: The interpreter's arguments: a file, or ``-c`` and code, and its arguments.
             home: Its home and working directory.
             within: A command that runs the one that is appended to it.
-            environment: Beside HOME and PATH.
+            environment: Beside HOME, PATH and ONE_THREAD.
         """
         done = subprocess.run(
             [*within, self.python, "-W", "ignore", *program],
             cwd=home,
-            env={"HOME": str(home), "PATH": os.environ["PATH"]} | environment,
+            env={"HOME": str(home), "PATH": os.environ["PATH"], **ONE_THREAD, **environment},
             capture_output=True,
             text=True,
         )
