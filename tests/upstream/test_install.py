@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .conftest import MODELS
+from .conftest import DIFFUSION, MODELS
 from .environment import PROGRAMS, isolated
 
 if TYPE_CHECKING:
@@ -104,6 +104,25 @@ def test_what_no_checkpoint_overwrites_is_initialised(patching: dict[str, Any]) 
         assert abs(mean) <= max(ours, 1)
 
 
+def run_patched(
+    upstream: Upstream, node: DaemonProcess, *program: str | Path, home: Path, **environment: str
+) -> Any:
+    """Run a program that knows nothing of the patch, with it and with no network."""
+    command = (sys.executable, "-m", "craftcache.cli")
+    place = ("--socket-dir", str(node.socket_dir), "--cache-dir", str(node.cache_dir))
+    run = ("run", "--patch-audiocraft", "--")
+    within = (*isolated(node.cache_dir), *command, *place, *run)
+    return upstream.run(*program, home=home, within=within, **environment)
+
+
+def test_diffusion_models_generate_the_same(
+    upstream: Upstream, warm_node: DaemonProcess, tmp_path: Path
+) -> None:
+    program = (PROGRAMS / "generate.py", f"MultiBandDiffusion:{DIFFUSION}")
+    theirs = upstream.run_offline(*program, home=tmp_path, daemon=warm_node)
+    assert theirs == run_patched(upstream, warm_node, *program, home=tmp_path)
+
+
 def test_an_unmodified_program_is_patched_and_its_own_sitecustomize_runs(
     upstream: Upstream, warm_node: DaemonProcess, tmp_path: Path
 ) -> None:
@@ -113,17 +132,7 @@ def test_an_unmodified_program_is_patched_and_its_own_sitecustomize_runs(
     report = (
         "import json, sys, audiocraft, craftcache.audiocraft as patch;"
         "print(json.dumps([patch.is_installed(), sys.own_sitecustomize_ran,"
-        " sys.modules['sitecustomize'].__file__, [p for p in sys.path if p == patch.STARTUP_DIR]]))"
+        " sys.modules['sitecustomize'].__file__, patch.STARTUP_DIR in sys.path]))"
     )
-    place = ("--socket-dir", str(warm_node.socket_dir), "--cache-dir", str(warm_node.cache_dir))
-    found = upstream.run(
-        *("-c", report),
-        home=tmp_path,
-        within=(
-            *isolated(warm_node.cache_dir),
-            *(sys.executable, "-m", "craftcache.cli", *place),
-            *("run", "--patch-audiocraft", "--"),
-        ),
-        PYTHONPATH=str(own),
-    )
-    assert found == [True, True, str(own / "sitecustomize.py"), []]
+    found = run_patched(upstream, warm_node, "-c", report, home=tmp_path, PYTHONPATH=str(own))
+    assert found == [True, True, str(own / "sitecustomize.py"), False]
