@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hub import OnDisk, hub_in_thread
+from hub.gates import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -116,7 +117,7 @@ def _proxy(context: ssl.SSLContext, port: int) -> Iterator[str]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), name="test-proxy")
     thread.start()
-    url, stop = started.result()
+    url, stop = started.result(PATIENCE_S)
     try:
         yield url
     finally:
