@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .watch_rule import WatchRule
 
-__all__ = ["AdminClient", "Eviction", "KeptModel", "QueuedWarm"]
+__all__ = ["AdminClient", "Eviction", "KeptModel", "QueuedWarm", "VerifiedFile"]
 
 SOCKET_NAME = "craftcache.sock"
 
@@ -28,6 +28,9 @@ CONNECT_SECONDS = 5.0
 
 ANSWER_SECONDS = 60.0
 """For what at most unlinks files of many gigabytes."""
+
+VERIFY_SECONDS = 6 * 3600.0
+"""For hashing a whole cache, which reads all of it from the disk."""
 
 LOCK_SECONDS = 1800.0
 """For locking a model in memory, all of which is read from the disk for that."""
@@ -69,6 +72,25 @@ class Eviction:
     freed_bytes: int
     missing_bytes: int
     kept: tuple[KeptModel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedFile:
+    """What was found of a cached file when it was hashed again.
+
+    Attributes:
+        source: The model, as shown to people.
+        filename: Inside it.
+        sha256: That it was published with.
+        outcome: ``right``, ``wrong`` or ``missing``.
+        quarantined: Where a wrong one is now, below the cache directory; else None.
+    """
+
+    source: str
+    filename: str
+    sha256: str
+    outcome: str
+    quarantined: str | None
 
 
 class AdminClient:
@@ -135,6 +157,30 @@ class AdminClient:
             answer["missing_bytes"],
             tuple(KeptModel(kept["source"], kept["reason"]) for kept in answer["kept"]),
         )
+
+    def verify(self, sources: Sequence[str] = ()) -> list[VerifiedFile]:
+        """Hash what is cached again; what is wrong is put aside and fetched anew when next wanted.
+
+        Args:
+            sources: Of the models; none stands for all.
+
+        Raises:
+            NotFound: One of them is not in the cache; none was looked at.
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        body = {"sources": list(sources)}
+        answer = self._request("POST", "/v1/verify", body, seconds=VERIFY_SECONDS)
+        return [
+            VerifiedFile(
+                file["source"],
+                file["filename"],
+                file["sha256"],
+                file["outcome"],
+                file["quarantined"],
+            )
+            for file in answer["results"]
+        ]
 
     def queue_warm(
         self,

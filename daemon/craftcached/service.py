@@ -19,6 +19,7 @@ from craftcache.wire import Progress
 
 from .bring.warm import Warmed
 from .fetch import Priority
+from .keep.verifier import Verifier
 from .promises import Promises
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .events import Events
     from .keep.handout import Handout, OpenedModel
     from .keep.store import Store
+    from .keep.verifier import Verdict
     from .memory.residency import Residency
     from .promises import Promise
     from .records import Pin, Records, WarmJob
@@ -152,6 +154,7 @@ class Service:
         self.events = events
         self._started_at = time.time()
         self._promises = Promises(records, self._warm_promised)
+        self._verifier = Verifier(store)
 
     async def resume(self) -> None:
         """Take up the warms that were promised before the last stop."""
@@ -160,6 +163,7 @@ class Service:
     async def close(self) -> None:
         """Stop the promised warms at a point from which the next start goes on."""
         await self._promises.close()
+        self._verifier.close()
 
     async def open(
         self,
@@ -397,6 +401,18 @@ class Service:
     async def evict(self, wanted: int | None, *, dry_run: bool) -> Eviction:
         """Make room; see Evictor.evict."""
         return await self._evictor.evict(wanted, dry_run=dry_run)
+
+    async def verify(self, texts: Sequence[str]) -> list[Verdict]:
+        """Hash again all files of these models, or of all models; see Verifier.
+
+        Raises:
+            NotFound: One of them is not in the cache; none was looked at.
+        """
+        if texts:
+            models = [self._published(parse(text))[1] for text in texts]
+        else:
+            models = await self._store.manifests()
+        return await self._verifier.verify(models)
 
     async def models(self) -> list[ModelState]:
         """All published models, by source."""

@@ -103,6 +103,7 @@ async def test_a_day_in_the_life_of_a_daemon(
             "/metrics",
         ):
             assert await ask("GET", target) == 200
+        assert await ask("POST", "verify") == 200
         for source in ("org/model", url):
             assert (await client.load(source)).served_by == "daemon"
         assert await client.resolve("org/model", "state_dict.bin")

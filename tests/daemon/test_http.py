@@ -309,6 +309,16 @@ def test_only_administrators_may_remove(
     assert shared_api.get("/models")["models"] == []
 
 
+@pytest.mark.parametrize("target", ["/v1/verify", "/v1/evict"])
+def test_only_administrators_may_verify_and_evict(
+    shared_api: Api, inspected: Path, group: grp.struct_group, target: str
+) -> None:
+    status, problem = as_nobody(inspected / "run", "POST", target, "")
+    assert (status, problem["code"]) == (403, "PolicyDenied")
+    status, _ = as_nobody(inspected / "run", "POST", target, "", groups=(group.gr_gid,))
+    assert status == 200
+
+
 @pytest.mark.parametrize(
     ("method", "target", "body"),
     [

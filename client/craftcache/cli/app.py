@@ -17,6 +17,7 @@ from .export import export, publish
 from .keep import evict, pin, unpin
 from .load import load
 from .queue import queue
+from .verify import verify
 from .warm import warm
 from .watch import follow, watch
 
@@ -61,6 +62,7 @@ for command in (
     unpin,
     rm,
     evict,
+    verify,
     watch,
     follow,
     export,

@@ -5,8 +5,9 @@
 The reverse of publication, so that a kill in between leaves no model with a part missing, only
 files that no model names. What another model, another revision or a snapshot of huggingface_hub's
 own still leads to stays. What was here for the model's sake alone goes with it. Indexes are left
-to the sweep: the same checkpoint may be on its way under another name. All calls block, and
-nothing may be published meanwhile.
+to the sweep: the same checkpoint may be on its way under another name. A file that turned out wrong
+is taken out of its models without a trace of them going. All calls block, and nothing may be
+published meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from craftcache.layout.durable import make_directory, staging_name, sync_directory
 from craftcache.sources import HubSource, parse
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from craftcache.layout.hub_cache import HubTree
     from craftcache.layout.manifest import FileRecord, Manifest
 
-__all__ = ["Removed", "remove", "sweep"]
+__all__ = ["Removed", "remove", "set_aside", "sweep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,25 @@ def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
             also = remove(cache, orphan, spared)
             removed = Removed(removed.keys + also.keys, removed.freed + also.freed)
     return removed
+
+
+def set_aside(cache: CacheDir, record: FileRecord) -> Path:
+    """Take from a file the name that it is served by; returns the one in quarantine that it gets.
+
+    Whoever has it open keeps it. Where the name is a link into the store that huggingface_hub's
+    repositories share, the file itself goes, for it is wrong for all of them.
+
+    Raises:
+        OSError: It may be served still.
+    """
+    name = cache.path(record)
+    path = name.resolve(strict=True)
+    quarantined = make_directory(cache.quarantine) / f"{path.name}-{staging_name()}"
+    os.replace(path, quarantined)
+    name.unlink(missing_ok=True)
+    for directory in {cache.quarantine, path.parent, name.parent}:
+        sync_directory(directory)
+    return quarantined
 
 
 def _orphans(cache: CacheDir, removed: Manifest) -> list[str]:

@@ -32,7 +32,7 @@ from craftcache.layout.publish import (
 from craftcache.verify import Digest, Digests, HashedFile, Promise, hash_stamped
 from craftcached.threads import Threads
 
-from .removal import Removed, remove, sweep
+from .removal import Removed, remove, set_aside, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -296,6 +296,10 @@ class Store:
             spared: Keys of models that stay, though they were here for its sake alone.
         """
         return await self._write(remove, self.cache, key, spared)
+
+    async def set_aside(self, record: FileRecord) -> Path:
+        """Serve a published file no more; see removal.set_aside."""
+        return await self._write(set_aside, self.cache, record)
 
     def _verify(self, record: FileRecord) -> Verified | None:
         if self.cache.is_intact(record):

@@ -57,6 +57,7 @@ PINS = "/v1/pins/"
 
 WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "pair_only": false}'
 PIN_EXAMPLE = '{"lock": true}'
+VERIFY_EXAMPLE = '{"sources": ["org/name"]}'
 EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
 """What bodies look like, for whoever sent another."""
 
@@ -96,6 +97,7 @@ class AdminServer:
         app.router.add_put(PINS + "{source:.+}", self._pin)
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
+        app.router.add_post("/v1/verify", self._verify)
         WatchRoutes(service.watches, service.events, administrators).add_to(app)
         metrics.add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.
@@ -157,6 +159,13 @@ class AdminServer:
         dry_run = _flag(body, "dry_run", EVICT_EXAMPLE)
         eviction = await self._service.evict(wanted, dry_run=dry_run)
         return web.json_response(asdict(eviction) | {"dry_run": dry_run})
+
+    async def _verify(self, request: web.Request) -> web.Response:
+        self._administrators.check(peer_of(request.transport), "verifying")
+        body = await json_body(request, VERIFY_EXAMPLE) if request.can_read_body else {}
+        sources = _strings(body, "sources", required=False)
+        verdicts = await self._service.verify(sources)
+        return web.json_response({"results": list(map(asdict, verdicts))})
 
     def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
         """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
