@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 NAMES = tuple(f"{kind}:{name}" for name, kind in MODELS.items())
 
 PATCHED = {
+    "audiocraft.models.audiogen.load_compression_model",
     "audiocraft.models.audiogen.load_lm_model",
     "audiocraft.models.builders.get_conditioner_provider",
     "audiocraft.models.lm.get_init_fn",
     "audiocraft.models.loaders._get_state_dict",
     "audiocraft.models.loaders.builders",
+    "audiocraft.models.loaders.load_compression_model",
+    "audiocraft.models.loaders.load_diffusion_models",
     "audiocraft.models.loaders.load_lm_model",
     "audiocraft.models.loaders.load_lm_model_magnet",
+    "audiocraft.models.magnet.load_compression_model",
     "audiocraft.models.magnet.load_lm_model_magnet",
+    "audiocraft.models.multibanddiffusion.load_compression_model",
+    "audiocraft.models.multibanddiffusion.load_diffusion_models",
+    "audiocraft.models.musicgen.load_compression_model",
     "audiocraft.models.musicgen.load_lm_model",
 }
 
@@ -91,6 +98,7 @@ def test_models_that_others_build_meanwhile_are_initialised_as_ever(
     builds = patching["other_builds"]
     assert builds["tensors"] > 10
     assert builds["here"]
+    assert builds["as the loaders, but not by one"]
     assert builds["in another thread"]
 
 

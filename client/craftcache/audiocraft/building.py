@@ -2,15 +2,16 @@
 
 A loader loads a checkpoint: on the CPU it computes in single precision, so a checkpoint in that is
 asked for where the node has one. Then it calls a builder, and the model's load_state_dict.
-``Builders`` is what the loaders see in place of the module ``audiocraft.models.builders``: the
-model that it returns has had its random initialisation put off, and its first load_state_dict
-takes the checkpoint's tensors over and then initialises what is left.
+``Builders`` is what the loaders see in place of the module ``audiocraft.models.builders``: within a
+loader, the model that it returns has had its random initialisation put off, and its first
+load_state_dict takes the checkpoint's tensors over and then initialises what is left.
 """
 
 from __future__ import annotations
 
 import inspect
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,40 +29,65 @@ __all__ = [
     "Builders",
     "build_suspended",
     "computed_dtype",
-    "load_as_computed",
+    "load_language_model",
+    "load_other_model",
     "make_deferrable",
 ]
 
-_computed: Final[ContextVar[str | None]] = ContextVar("dtype that is computed in", default=None)
+
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """A loader that is running.
+
+    Attributes:
+        dtype: What its model will compute in, if that is another than its checkpoint's.
+    """
+
+    dtype: str | None
 
 
-def load_as_computed(load_model: Callable[..., Any]) -> Callable[..., Any]:
-    """That loader of language models; while it runs, computed_dtype says what it computes in."""
-    signature = inspect.signature(load_model)
+_loading: Final[ContextVar[_Loading | None]] = ContextVar("the loader running", default=None)
 
-    @wraps(load_model)
-    def load(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # as the loader has it
+
+def load_language_model(load: Callable[..., Any]) -> Callable[..., Any]:
+    """That loader, whose models are published in half precision and not computed in it on CPUs."""
+    signature = inspect.signature(load)
+
+    def loading(*args: Any, **kwargs: Any) -> _Loading:  # noqa: ANN401  # as the loader has it
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
-        token = _computed.set("float32" if str(call.arguments["device"]) == "cpu" else None)
-        try:
-            return load_model(*args, **kwargs)
-        finally:
-            _computed.reset(token)
+        return _Loading("float32" if str(call.arguments["device"]) == "cpu" else None)
 
-    return load
+    return _known(load, loading)
+
+
+def load_other_model(load: Callable[..., Any]) -> Callable[..., Any]:
+    """That loader, whose models compute in what they are published in."""
+    return _known(load, lambda *_, **__: _Loading(None))
+
+
+def _known(load: Callable[..., Any], loading: Callable[..., _Loading]) -> Callable[..., Any]:
+    """A loader of which it is known that it runs, while it does."""
+
+    @wraps(load)
+    def load_known(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # as the loader has it
+        token = _loading.set(loading(*args, **kwargs))
+        try:
+            return load(*args, **kwargs)
+        finally:
+            _loading.reset(token)
+
+    return load_known
 
 
 def computed_dtype() -> str | None:
-    """The dtype that the model which is being loaded computes in, where that is no half precision.
-
-    None as well outside of any loader of language models.
-    """
-    return _computed.get()
+    """What the model that is being loaded computes in, if that is another than its checkpoint's."""
+    loading = _loading.get()
+    return None if loading is None else loading.dtype
 
 
 class Builders:
-    """The module of builders; those that the loaders call defer the initialisation."""
+    """The module of builders; what a loader builds by it is not initialised at once."""
 
     def __init__(self, builders: ModuleType) -> None:
         self._builders = builders
@@ -107,6 +133,8 @@ def make_deferrable(get_init_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _build(build: Callable[[object], torch.nn.Module], cfg: object) -> torch.nn.Module:
+    if _loading.get() is None:
+        return build(cfg)
     deferral = Deferral()
     with deferral:
         model = build(cfg)

@@ -108,8 +108,10 @@ def _changes() -> list[_Change]:
 
     return [
         *_changes_everywhere(loaders, "_get_state_dict", lambda _: _get_state_dict),
-        *_changes_everywhere(loaders, "load_lm_model", building.load_as_computed),
-        *_changes_everywhere(loaders, "load_lm_model_magnet", building.load_as_computed),
+        *_changes_everywhere(loaders, "load_lm_model", building.load_language_model),
+        *_changes_everywhere(loaders, "load_lm_model_magnet", building.load_language_model),
+        *_changes_everywhere(loaders, "load_compression_model", building.load_other_model),
+        *_changes_everywhere(loaders, "load_diffusion_models", building.load_other_model),
         _Change.of(loaders, "builders", building.Builders),
         _Change.of(builders, "get_conditioner_provider", building.build_suspended),
         _Change.of(lm, "get_init_fn", building.make_deferrable),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import audiocraft
 import torch
-from audiocraft.models import builders, loaders
+from audiocraft.models import builders, lm, loaders
 from omegaconf import OmegaConf
 
 import craftcache
@@ -77,13 +77,14 @@ def other_builds(source: str) -> dict[str, Any]:
     """What a training run builds while the patch is installed, here and beside a load."""
     config = configuration(source)
 
-    def build() -> list[torch.Tensor]:
+    def build(module: Any = builders) -> list[torch.Tensor]:
         torch.manual_seed(3)
-        return list(builders.get_lm_model(deepcopy(config)).parameters())
+        return list(module.get_lm_model(deepcopy(config)).parameters())
 
     before = build()
     install()
     here = build()
+    as_loaders = build(loaders.builders)
     apart: list[list[torch.Tensor]] = []
     original = builders.get_condition_fuser
 
@@ -100,21 +101,27 @@ def other_builds(source: str) -> dict[str, Any]:
     uninstall()
     return {
         "here": all(map(torch.equal, before, here)),
+        "as the loaders, but not by one": all(map(torch.equal, before, as_loaders)),
         "in another thread": all(map(torch.equal, before, apart[-1])),
         "tensors": len(apart[-1]),
     }
 
 
 def not_overwritten(source: str) -> dict[str, Any]:
-    """What a checkpoint lacks, against what AudioCraft initialises it with: standard deviations."""
-    config = configuration(source)
-    theirs = dict(builders.get_lm_model(deepcopy(config)).named_parameters())
+    """What is not taken from a checkpoint, against what AudioCraft initialises it with."""
+    theirs = dict(builders.get_lm_model(configuration(source)).named_parameters())
+    name = "emb.0.weight"
+
+    def take_one(model: lm.LMModel, state: dict[str, torch.Tensor], **_: object) -> object:
+        """A load_state_dict."""
+        return torch.nn.Module.load_state_dict(model, {name: state[name]}, strict=False)
+
     install()
-    model = loaders.builders.get_lm_model(deepcopy(config))
-    name, weight = next(iter(theirs.items()))
-    model.load_state_dict({name: weight.detach().clone()}, strict=False)
+    lm.LMModel.load_state_dict = take_one
+    ours = dict(loaders.load_lm_model(source).named_parameters())
+    del lm.LMModel.load_state_dict
+    theirs[name] = loaders.load_lm_model_ckpt(source)["best_state"][name].float()
     uninstall()
-    ours = dict(model.named_parameters())
     return {
         "overwritten": torch.equal(ours.pop(name), theirs.pop(name)),
         "deviations": {
