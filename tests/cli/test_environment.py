@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from cli.kit import Node, run
+from craftcache.audiocraft import STARTUP_DIR
 from daemons import EXPORT_FILES
 
 
@@ -54,3 +55,22 @@ def test_what_leads_old_transformers_elsewhere_is_taken_back(tmp_path: Path) -> 
     assert "unset" not in run("env").out
     script = "import os; print(os.environ.get('TRANSFORMERS_CACHE'))"
     assert run("run", "--", sys.executable, "-c", script, **elsewhere).out == "None\n"
+
+
+def test_a_patched_program_finds_the_same_cache_and_daemon(tmp_path: Path) -> None:
+    names = ("CRAFTCACHE_CACHE_DIR", "CRAFTCACHE_SOCKET_DIR", "PYTHONPATH")
+    script = f"import json, os; print(json.dumps([os.environ[name] for name in {names}]))"
+    place = ("--cache-dir", str(tmp_path / "cache"), "--socket-dir", str(tmp_path / "run"))
+    patched = ("run", "--patch-audiocraft", "--", sys.executable, "-c", script)
+    cache, socket, path = run(*place, *patched, PYTHONPATH="/theirs").json
+    assert (cache, socket) == (str(tmp_path / "cache"), str(tmp_path / "run"))
+    assert path == f"{STARTUP_DIR}:/theirs"
+
+
+def test_an_audiocraft_that_is_not_known_is_not_patched(tmp_path: Path) -> None:
+    (tmp_path / "audiocraft.py").write_text("__version__ = '0.1'\n")
+    patched = ("run", "--patch-audiocraft", "--", sys.executable, "-c")
+    ran = run(*patched, "import audiocraft", PYTHONPATH=str(tmp_path))
+    assert ran.code == 1
+    assert "UnknownAudioCraft: AudioCraft 0.1 is not known" in ran.err
+    assert run(*patched, "import json", PYTHONPATH=str(tmp_path)).code == 0
