@@ -27,6 +27,7 @@ MODULES = [
         "import craftcache; craftcache.Client(); craftcache.AsyncClient()",
         "import craftcache; craftcache.Client(socket_dir='/none').models()",
         "from craftcache import *",
+        "import craftcache.audiocraft; craftcache.audiocraft.uninstall()",
     ],
 )
 def test_what_needs_no_tensors_imports_no_heavy_library(program: str) -> None:
