@@ -202,7 +202,7 @@ def test_a_codec_that_a_pair_refers_to_is_warmed_with_it(
         client.warm("org/codec", filenames=tuple(codec))  # joins the one under way
         (model,) = [each for each in client.models() if each.source == "org/codec"]
     assert {file.filename for file in model.files} == set(codec)
-    gets = [r for r in threaded_hub.requests if r.method == "GET"]
+    gets = threaded_hub.matching("/org/codec/resolve/*", method="GET")
     assert len(gets) == len(codec)
 
 
