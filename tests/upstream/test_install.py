@@ -112,6 +112,14 @@ def test_what_no_checkpoint_overwrites_is_initialised(patching: dict[str, Any]) 
         assert abs(mean) <= max(ours, 1)
 
 
+def test_weights_lie_in_the_nodes_files_in_single_precision_too(
+    patching: dict[str, Any], warm_node: DaemonProcess
+) -> None:
+    for files in patching["where_weights_lie"].values():
+        assert len(files) > 10
+        assert all(file.startswith(str(warm_node.cache_dir)) for file in files)
+
+
 def run_patched(
     upstream: Upstream, node: DaemonProcess, *program: str | Path, home: Path, **environment: str
 ) -> Any:

@@ -46,7 +46,7 @@ class _Adopting(TorchFunctionMode):
         super().__init__()
         tensors = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
         users = Counter(tensor.untyped_storage() for tensor in tensors.values())
-        self._alone = {
+        self._alone = {  # those that share memory with no other
             number for number, tensor in tensors.items() if users[tensor.untyped_storage()] == 1
         }
         self._adopted: set[torch.UntypedStorage] = set()

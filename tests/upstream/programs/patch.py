@@ -10,11 +10,12 @@ import json
 import sys
 import threading
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import audiocraft
 import torch
-from audiocraft.models import builders, lm, loaders
+from audiocraft.models import MusicGen, builders, lm, loaders
 from omegaconf import OmegaConf
 
 import craftcache
@@ -133,6 +134,27 @@ def not_overwritten(source: str) -> dict[str, Any]:
     }
 
 
+def where_weights_lie(source: str) -> dict[str, list[str]]:
+    """In which files, of the language model and of the codec; anonymous memory has no name."""
+    install()
+    model = MusicGen.get_pretrained(source, device="cpu")
+    uninstall()
+    lines = Path("/proc/self/maps").read_text().splitlines()
+
+    def file_at(address: int) -> str:
+        """By lines of ``start-end permissions offset device inode path``."""
+        for fields in (line.split(maxsplit=5) for line in lines):
+            start, end = (int(bound, 16) for bound in fields[0].split("-"))
+            if start <= address < end:
+                return "".join(fields[5:])
+        return ""
+
+    def files(module: torch.nn.Module) -> list[str]:
+        return [file_at(weight.data_ptr()) for weight in module.parameters()]
+
+    return {"lm": files(model.lm), "compression": files(model.compression_model)}
+
+
 def configuration(source: str) -> Any:
     """Of an export's language model."""
     config = OmegaConf.create(loaders.load_lm_model_ckpt(source)["xp.cfg"])
@@ -149,7 +171,7 @@ def in_thread(call: Callable[[], object]) -> None:
 
 def main(source: str) -> None:
     """All of it, one after the other in one process."""
-    steps = (refusal, restoring, other_builds, not_overwritten)
+    steps = (refusal, restoring, other_builds, not_overwritten, where_weights_lie)
     print(json.dumps({step.__name__: step(source) for step in steps}))
 
 
