@@ -43,25 +43,32 @@ def call_apart(
         Exception: Whatever ``call`` raised.
     """
     outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result = call()
-        except BaseException as error:  # noqa: BLE001  # raised where it is waited for
-            with contextlib.suppress(InvalidStateError):
-                outcome.set_exception(error)
-            return
-        try:
-            outcome.set_result(result)
-        except InvalidStateError:
-            if discard is not None:
-                discard(result)
-
     with withdrawal.ending(outcome.cancel):
-        threading.Thread(target=run, name="craftcache-origin", daemon=True).start()
+        arguments = (call, outcome, discard)
+        threading.Thread(
+            target=_conclude, args=arguments, name="craftcache-origin", daemon=True
+        ).start()
         try:
             return outcome.result()
         except CancelledError as error:
             raise Withdrawn from error
         finally:
             outcome.cancel()  # where a signal ended the wait
+            del outcome, arguments  # an error that it holds must not hold it in turn
+
+
+def _conclude(
+    call: Callable[[], T], outcome: Future[T], discard: Callable[[T], object] | None
+) -> None:
+    try:
+        result = call()
+    except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+        with contextlib.suppress(InvalidStateError):
+            outcome.set_exception(error)
+        del outcome  # as above
+        return
+    try:
+        outcome.set_result(result)
+    except InvalidStateError:
+        if discard is not None:
+            discard(result)
