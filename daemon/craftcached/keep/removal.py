@@ -6,8 +6,8 @@ The reverse of publication, so that a kill in between leaves no model with a par
 files that no model names. What another model, another revision or a snapshot of huggingface_hub's
 own still leads to stays. What was here for the model's sake alone goes with it. Indexes are left
 to the sweep: the same checkpoint may be on its way under another name. A file that turned out wrong
-is taken out of its models without a trace of them going. All calls block, and nothing may be
-published meanwhile.
+loses its name alone: its models stay, and lack it. All calls block, and nothing may be published
+meanwhile.
 """
 
 from __future__ import annotations
