@@ -30,7 +30,7 @@ test: $(INSTALLED)
 test-lowest:
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt EXTRAS=test \
 		ARGS="tests/test_main_job.py tests/client tests/coexistence tests/daemon/test_http.py tests/daemon/test_update.py \
-		tests/test_worker_client.py tests/test_worker_server.py"
+		tests/workerclient tests/test_worker_server.py"
 
 audiocraft: $(INSTALLED)
 	$(MAKE) upstream VENV=.venv-audiocraft CONSTRAINTS=tests/upstream/requirements.txt EXTRAS=omegaconf
