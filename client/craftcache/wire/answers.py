@@ -125,7 +125,9 @@ class ServedFile:
         size: Its bytes.
         origin: Where the bytes came from, for people; clipped where the message would be too large.
         verified_at: When they were verified, in seconds since the epoch.
-        has_index: Whether it has an index, so that it can be mapped without unpickling.
+        has_index: Whether the descriptor of its index follows that of its blob. A load always
+            brings both and a list of models neither; but version 1 requires the key, and counts
+            descriptors by it, so it stays as long as that version is spoken.
     """
 
     filename: str
