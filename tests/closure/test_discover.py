@@ -68,7 +68,7 @@ STYLE = {
         ),
         ({"model": "clap", "clap": {}}, [], ["a CLAP checkpoint"]),
         ({"model": "chords_emb"}, [], ["assets/chord_to_index_mapping.pkl"]),
-        ({"model": "t5", "t5": {"name": ["t5-base"]}}, [], ['''the text encoder "['t5-base']"''']),
+        ({"model": "t5", "t5": {"name": ["t5-base"]}}, [], ["the text encoder of no name"]),
         ({"model": {"t5": 1}, "t5": {"name": "t5-base"}}, [], []),
         ({"model": "of a later release"}, [], []),
     ],
@@ -163,6 +163,23 @@ def test_anchors_that_stand_for_anchors_make_no_copies() -> None:
         lines.append(f"l{depth}: &l{depth} {{<<: [{many}], x: [{many}]}}")
     lines.append("conditioners: {description: {model: t5, t5: {name: t5-base}}}")
     assert sources(found("\n".join(lines))) == ["t5-base"]
+
+
+@pytest.mark.parametrize(
+    ("conditioner", "unmet"),
+    [
+        ("{model: t5, t5: {name: *l59}}", ["the text encoder of no name"]),
+        ("{model: t5, t5: {name: t5-base, normalize_text: *l59}}", []),
+        ("{model: style, style: {encodec_checkpoint: *l59}}", ["the codec of no name"]),
+    ],
+)
+def test_anchors_in_the_place_of_a_name_are_not_written_out(
+    conditioner: str, unmet: list[str]
+) -> None:
+    lines = ["l0: &l0 [a, b]"]
+    lines += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 60)]
+    lines.append(f"conditioners: {{description: {conditioner}}}")
+    assert whats(found("\n".join(lines))) == unmet
 
 
 def test_no_checkpoint_names_without_end() -> None:

@@ -99,7 +99,8 @@ def _text_encoder(settings: Mapping[str, object], namer: str) -> _Found:
         yield table.text_encoder(name, namer)
     else:
         yield _unknown("text encoder", name, namer)
-    if str(settings.get("normalize_text")).lower() == "true":
+    normalize = settings.get("normalize_text")
+    if isinstance(normalize, str) and normalize.lower() == "true":
         yield table.spacy(namer)
 
 
@@ -123,8 +124,10 @@ def _codec(name: str, namer: str) -> _Found:
 
 
 def _unknown(kind: str, name: object, namer: str) -> Unmet:
+    # What is no text is not written out: a few lines of anchors make a list of any length.
+    shown = ascii(name[:MAX_SHOWN]) if isinstance(name, str) else "of no name"
     return Unmet(
-        f"the {kind} {str(name)[:MAX_SHOWN]!a}",
+        f"the {kind} {shown}",
         f"{namer} names it, and it is none that AudioCraft fetches from anywhere",
         "If it is a file of yours, put it where the model runs",
     )
