@@ -50,12 +50,9 @@ value out of bounds is a WireError; unknown keys are ignored, so that later rele
 from .answers import (
     Answer,
     Loaded,
-    Model,
-    ModelsPage,
     Problem,
     Progress,
     Resolved,
-    ServedFile,
     State,
     StatusReport,
     Warmed,
@@ -64,6 +61,7 @@ from .answers import (
 from .codec import MAX_MESSAGE, decode_answer, decode_request, encode, first_page
 from .fields import MAX_FILES, MAX_WARM_SOURCES, WireError
 from .hello import VERSIONS, Hello, Versions
+from .models import Model, ModelsPage, ServedFile
 from .requests import Follow, Identify, Load, Models, Request, Resolve, Status, Warm
 from .watching import Generation, Identified
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from craftcache.closure import NeedState, Unmet
-
-from .fields import MAX_FILENAME, MAX_FILES, MAX_PATH, MAX_SOURCE, MAX_WARM_SOURCES, WireError
+from .fields import (
+    MAX_FILENAME,
+    MAX_FILES,
+    MAX_PATH,
+    MAX_REVISION,
+    MAX_SOURCE,
+    MAX_WARM_SOURCES,
+    TEXT_LIMITS,
+    WireError,
+    clipped,
+)
+from .models import ModelsPage, ServedFile
 from .watching import Generation, Identified
 
 if TYPE_CHECKING:
@@ -16,34 +25,16 @@ if TYPE_CHECKING:
     from .fields import Fields
 
 __all__ = [
-    "TEXT_LIMITS",
     "State",
     "Progress",
-    "ServedFile",
-    "Model",
     "WarmResult",
     "Loaded",
     "Resolved",
     "Warmed",
     "StatusReport",
-    "ModelsPage",
     "Answer",
     "Problem",
 ]
-
-TEXT_LIMITS = (8192, 2048, 512, 64)
-"""Characters that texts for people (of problems, and origins) are clipped to, in turn, until the
-message fits; at the last of them every answer does."""
-
-MAX_REVISION = 256
-MAX_ORIGIN = TEXT_LIMITS[0]
-MAX_MODELS = 4096
-
-MAX_MODEL_FILES = 256
-"""Of one model on a page, which only lists them."""
-
-MAX_NEEDS = 64
-"""Of one model, and of what it needs and cannot be warmed."""
 
 State: TypeAlias = Literal[
     "queued",
@@ -112,52 +103,6 @@ class Progress:
             done=fields.integer("done"),
             total=None if fields.is_null("total") else fields.integer("total"),
             state=state,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ServedFile:
-    """A verified file of a source.
-
-    Attributes:
-        filename: Its name inside the source.
-        sha256: Of all its bytes, in hex.
-        size: Its bytes.
-        origin: Where the bytes came from, for people; clipped where the message would be too large.
-        verified_at: When they were verified, in seconds since the epoch.
-        has_index: Whether the descriptor of its index follows that of its blob. A load always
-            brings both and a list of models neither; but version 1 requires the key, and counts
-            descriptors by it, so it stays as long as that version is spoken.
-    """
-
-    filename: str
-    sha256: str
-    size: int
-    origin: str
-    verified_at: float
-    has_index: bool
-
-    def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
-        """The file as a JSON object, its origin clipped to ``text_limit``."""
-        return {
-            "filename": self.filename,
-            "sha256": self.sha256,
-            "size": self.size,
-            "origin": _clipped(self.origin, text_limit),
-            "verified_at": self.verified_at,
-            "has_index": self.has_index,
-        }
-
-    @classmethod
-    def parse(cls, fields: Fields) -> ServedFile:
-        """The file with these keys."""
-        return cls(
-            filename=fields.text("filename", MAX_FILENAME),
-            sha256=fields.sha256("sha256"),
-            size=fields.integer("size"),
-            origin=fields.text("origin", MAX_ORIGIN, empty=True),
-            verified_at=fields.seconds("verified_at"),
-            has_index=fields.flag("has_index"),
         )
 
 
@@ -312,101 +257,6 @@ class StatusReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """A model of the cache: what a ``load`` of its source would serve now.
-
-    Attributes:
-        source: As shown to people.
-        revision: That would be served.
-        files: All that are cached of it.
-        resident_bytes: Of its files, that are in memory; None where that is not known.
-        is_pinned: Whether it stays until it is unpinned.
-        is_locked: Whether its pages are to stay in memory too.
-        needs: Other sources that it is of no use without.
-        unmet: What it needs as well, and no cache can hold.
-        is_needed_only: Whether it is here for the sake of others alone.
-    """
-
-    source: str
-    revision: str
-    files: tuple[ServedFile, ...]
-    resident_bytes: int | None = None
-    is_pinned: bool = False
-    is_locked: bool = False
-    needs: tuple[NeedState, ...] = ()
-    unmet: tuple[Unmet, ...] = ()
-    is_needed_only: bool = False
-
-    def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
-        """The model as a JSON object, origins clipped to ``text_limit``."""
-        return {
-            "source": self.source,
-            "revision": self.revision,
-            "files": [file.to_fields(text_limit) for file in self.files],
-            "resident_bytes": self.resident_bytes,
-            "is_pinned": self.is_pinned,
-            "is_locked": self.is_locked,
-            "needs": [
-                {
-                    "source": need.source,
-                    "why": _clipped(need.why, text_limit),
-                    "is_cached": need.is_cached,
-                }
-                for need in self.needs
-            ],
-            "unmet": [
-                {
-                    "what": _clipped(unmet.what, text_limit),
-                    "why": _clipped(unmet.why, text_limit),
-                    "hint": _clipped(unmet.hint, text_limit),
-                }
-                for unmet in self.unmet
-            ],
-            "is_needed_only": self.is_needed_only,
-        }
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Model:
-        """The model with these keys."""
-        return cls(
-            source=fields.text("source", MAX_SOURCE),
-            revision=fields.text("revision", MAX_REVISION),
-            files=tuple(map(ServedFile.parse, fields.children("files", MAX_MODEL_FILES))),
-            resident_bytes=fields.optional_integer("resident_bytes"),
-            is_pinned=fields.optional_flag("is_pinned"),
-            is_locked=fields.optional_flag("is_locked"),
-            needs=_needs(fields),
-            unmet=_unmet(fields),
-            is_needed_only=fields.optional_flag("is_needed_only"),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ModelsPage:
-    """Some models, in the order of their sources.
-
-    Attributes:
-        models: As many as one message holds.
-        next: What to ask for the next page with; empty when this is the last.
-    """
-
-    models: tuple[Model, ...]
-    next: str = ""
-
-    TYPE: ClassVar[str] = "models_page"
-
-    def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
-        """The message's keys, but for its type, origins clipped to ``text_limit``."""
-        return {"models": [model.to_fields(text_limit) for model in self.models], "next": self.next}
-
-    @classmethod
-    def parse(cls, fields: Fields) -> ModelsPage:
-        """The message with these keys."""
-        models = tuple(map(Model.parse, fields.children("models", MAX_MODELS)))
-        return cls(models, fields.text("next", MAX_SOURCE, empty=True))
-
-
-@dataclass(frozen=True, slots=True)
 class Problem:
     """Why a request is not granted.
 
@@ -438,36 +288,9 @@ def _files(fields: Fields) -> tuple[ServedFile, ...]:
     return tuple(map(ServedFile.parse, fields.children("files", MAX_FILES)))
 
 
-def _needs(fields: Fields) -> tuple[NeedState, ...]:
-    """The key ``needs``, which a daemon of an earlier release does not send."""
-    if fields.is_null("needs"):
-        return ()
-    return tuple(
-        NeedState(
-            need.text("source", MAX_SOURCE),
-            need.text("why", TEXT_LIMITS[0]),
-            need.flag("is_cached"),
-        )
-        for need in fields.children("needs", MAX_NEEDS)
-    )
-
-
-def _unmet(fields: Fields) -> tuple[Unmet, ...]:
-    if fields.is_null("unmet"):
-        return ()
-    return tuple(
-        Unmet(*(unmet.text(key, TEXT_LIMITS[0]) for key in ("what", "why", "hint")))
-        for unmet in fields.children("unmet", MAX_NEEDS)
-    )
-
-
 def _problem(error: CraftcacheError, text_limit: int) -> dict[str, Any]:
     problem = error.to_problem()
     for key in ("detail", "hint", "source"):
         if key in problem:
-            problem[key] = _clipped(problem[key], text_limit)
+            problem[key] = clipped(problem[key], text_limit)
     return problem
-
-
-def _clipped(words: str, limit: int) -> str:
-    return words if len(words) <= limit else words[: limit - 3] + "..."

@@ -5,20 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from .answers import (
-    TEXT_LIMITS,
-    Answer,
-    Loaded,
-    Model,
-    ModelsPage,
-    Problem,
-    Progress,
-    Resolved,
-    StatusReport,
-    Warmed,
-)
-from .fields import Fields, WireError
+from .answers import Answer, Loaded, Problem, Progress, Resolved, StatusReport, Warmed
+from .fields import TEXT_LIMITS, Fields, WireError
 from .hello import Hello
+from .models import Model, ModelsPage
 from .requests import Follow, Identify, Load, Models, Request, Resolve, Status, Warm
 from .watching import Generation, Identified
 

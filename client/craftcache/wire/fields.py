@@ -20,9 +20,12 @@ __all__ = [
     "MAX_FILENAME",
     "MAX_PATH",
     "MAX_WATCH_NAME",
+    "MAX_REVISION",
+    "TEXT_LIMITS",
     "WireError",
     "Fields",
     "text",
+    "clipped",
 ]
 
 MAX_FILES = 16
@@ -46,6 +49,13 @@ MAX_WATCH_NAME = 128
 
 MAX_FILENAMES_BYTES = 8 * 1024
 """UTF-8 bytes of all filenames of a request, so that any answer about them fits in a message."""
+
+TEXT_LIMITS = (8192, 2048, 512, 64)
+"""Characters that texts for people (of problems, and origins) are clipped to, in turn, until the
+message fits; at the last of them every answer does."""
+
+MAX_REVISION = 256
+"""Characters of a revision."""
 
 MAX_INTEGER = 2**63 - 1
 
@@ -179,3 +189,8 @@ def _words(value: object, key: str) -> str:
     if not isinstance(value, str):
         raise WireError(f"{key!r} is no string")
     return value
+
+
+def clipped(words: str, limit: int) -> str:
+    """``words`` with their end left out, where they have more than ``limit`` characters."""
+    return words if len(words) <= limit else words[: limit - 3] + "..."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from craftcache.sources import check_filename
 
-from .answers import Loaded, ModelsPage, Resolved, StatusReport, Warmed
+from .answers import Loaded, Resolved, StatusReport, Warmed
 from .fields import (
     MAX_FILENAME,
     MAX_SOURCE,
@@ -16,6 +16,7 @@ from .fields import (
     WireError,
     text,
 )
+from .models import ModelsPage
 from .watching import Generation, Identified
 
 if TYPE_CHECKING:
