@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from craftcache.checkpoints import check_checkpoint
@@ -21,6 +21,7 @@ from .bring.warm import Warmed
 from .fetch import Priority
 from .keep.verifier import Verifier
 from .promises import Promises
+from .state import ModelState, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -43,61 +44,9 @@ if TYPE_CHECKING:
     from .settings import Settings
     from .watch import Watches
 
-__all__ = ["ModelState", "Service", "Status"]
+__all__ = ["Service"]
 
 log = logging.getLogger("craftcached")
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How the daemon is.
-
-    Attributes:
-        version: Of the software.
-        pid: Of the process.
-        started_at: Seconds since the epoch.
-        cache_dir: Where the models are.
-        socket_dir: Where the sockets are.
-        models: How many are cached.
-        bytes: Of all cached models, each blob once.
-        requests: How many different sources are being fetched, verified or published.
-        queued: How many warms are promised and not done.
-        resident_bytes: Of all cached models, that are in memory; None where the kernel does not
-            say.
-        has_token: Whether it can ask the Hub for what is not public.
-        watches: How many watched directories are in which state.
-    """
-
-    version: str
-    pid: int
-    started_at: float
-    cache_dir: str
-    socket_dir: str
-    models: int
-    bytes: int
-    requests: int
-    queued: int
-    resident_bytes: int | None
-    has_token: bool
-    watches: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelState:
-    """A published model, and how it is held.
-
-    Attributes:
-        manifest: What it consists of.
-        resident_bytes: Of its files, that are in memory; None where the kernel does not say.
-        pin: What keeps it, or None.
-        needs: What it needs, and whether that is here.
-    """
-
-    manifest: Manifest
-    resident_bytes: int | None
-    pin: Pin | None
-    needs: tuple[NeedState, ...] = ()
-
 
 OPEN_ATTEMPTS = 4
 """How often a model may be removed between being brought and being opened."""

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from craftcache.wire import Progress
     from craftcached.bring.warm import Warmed
     from craftcached.promises import Promise
-    from craftcached.service import ModelState, Service
+    from craftcached.service import Service
+    from craftcached.state import ModelState
 
     from .metrics import MetricsRoute
 

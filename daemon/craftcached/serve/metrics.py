@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from craftcached.counts import Counts
-    from craftcached.service import Service, Status
+    from craftcached.service import Service
+    from craftcached.state import Status
 
     from .worker import Statistics
 

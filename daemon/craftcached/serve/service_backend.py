@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from craftcache.layout.manifest import FileRecord, Manifest
     from craftcache.wire import Follow, Identify, Load, Models, Progress, Resolve, Warm
     from craftcached.keep.handout import OpenedModel
-    from craftcached.service import ModelState, Service
+    from craftcached.service import Service
+    from craftcached.state import ModelState
 
     from .peers import Peer
 
