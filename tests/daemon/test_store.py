@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from craftcache.errors import IntegrityError
 from craftcache.layout.cache import CacheDir
 from craftcache.layout.manifest import manifest_key
 from craftcache.layout.publish import Verified
 from craftcache.sources import UrlSource
-from craftcache.verify import hash_stamped
+from craftcache.verify import Stamp, hash_stamped
 from craftcached.keep.store import Store
+from craftcached.keep.verifier import Verifier
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from craftcache.layout.manifest import Manifest
+    from craftcache.layout.manifest import FileRecord, Manifest
 
 CONTENT = b"a checkpoint"
 ONE, OTHER = (UrlSource(f"https://host/{name}.th") for name in ("one", "other"))
@@ -90,3 +92,66 @@ async def test_a_manifest_of_another_user_is_not_believed(store: Store) -> None:
     assert await store.published() == []
     assert await store.manifest_at(manifest_key(ONE)) is None
     assert await store.find(sha256, store.cache.staging) is None
+
+
+def stamp(path: Path) -> Stamp:
+    return Stamp.of(path.stat())
+
+
+async def cast(store: Store, record: FileRecord) -> None:
+    """Publish a cast of a file, as whoever made it does."""
+    made = store.cache.staging / "cast"
+    made.write_bytes(b"wider")
+    try:
+        await store.publish_cast(made, record, "float32", b"{}")
+    finally:
+        made.unlink(missing_ok=True)
+
+
+async def test_a_good_file_in_the_place_of_a_wrong_one_is_not_set_aside(store: Store) -> None:
+    manifest = await publish(store, ONE, staged(store))
+    (record,) = manifest.files
+    path = store.cache.path(record)
+    path.chmod(0o644)
+    path.write_bytes(b"not what it was")
+    wrong = stamp(path)
+    await publish(store, ONE, staged(store))
+    assert await store.set_aside(record, wrong) is None
+    assert path.read_bytes() == CONTENT
+    await store.remove(manifest_key(ONE))
+    assert await store.set_aside(record, wrong) is None
+
+
+async def test_what_was_made_from_a_wrong_file_goes_with_it(store: Store) -> None:
+    (record,) = (await publish(store, ONE, staged(store))).files
+    await cast(store, record)
+    assert len(store.cache.casts(record.sha256)) == 2
+    quarantined = await store.set_aside(record, stamp(store.cache.path(record)))
+    assert quarantined is not None
+    assert quarantined.read_bytes() == CONTENT
+    assert store.cache.casts() == []
+
+
+@pytest.mark.parametrize("how", ["changed", "removed"])
+async def test_nothing_is_cast_from_a_file_that_is_not_what_it_was(store: Store, how: str) -> None:
+    (record,) = (await publish(store, ONE, staged(store))).files
+    if how == "removed":
+        await store.remove(manifest_key(ONE))
+    else:
+        store.cache.path(record).chmod(0o644)
+        store.cache.path(record).write_bytes(b"not what it was")
+    with pytest.raises(IntegrityError):
+        await cast(store, record)
+    assert store.cache.casts() == []
+
+
+async def test_a_model_that_is_removed_while_others_are_verified_lacks_nothing(
+    store: Store,
+) -> None:
+    await publish(store, ONE, staged(store))
+    models = [*await store.manifests(), await publish(store, OTHER, staged(store, b"another"))]
+    await store.remove(manifest_key(ONE))
+    verifier = Verifier(store)
+    verdicts = await verifier.verify(models)
+    verifier.close()
+    assert [(each.source, each.outcome) for each in verdicts] == [(OTHER.url, "right")]

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.config import daemon_uid
+from craftcache.errors import IntegrityError
 from craftcache.sources import url_digest
 
 from .durable import link_file, make_directory, staging_name, sync_directory, write_file
@@ -311,9 +312,21 @@ class CacheDir:
         make_directory(path.parent)
         write_file(path, data, staging=self.staging)
 
-    def publish_cast(self, staged: Path, sha256: str, dtype: str, index: bytes) -> None:
-        """Give what was written to ``staged`` its final name, and then its index."""
-        path = self.cast_path(sha256, dtype)
+    def publish_cast(self, staged: Path, record: FileRecord, dtype: str, index: bytes) -> None:
+        """Give what was written to ``staged`` its final name, and then its index.
+
+        Args:
+            staged: Made from the checkpoint that ``record`` names.
+            record: Of a published file.
+            dtype: That it was cast to.
+            index: Of what was written.
+
+        Raises:
+            IntegrityError: The checkpoint is gone or was changed, before it was read perhaps.
+        """
+        if not self.is_intact(record):
+            raise IntegrityError("it was changed or removed while it was cast", retryable=True)
+        path = self.cast_path(record.sha256, dtype)
         make_directory(path.parent)
         descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -322,7 +335,7 @@ class CacheDir:
         finally:
             os.close(descriptor)
         os.replace(staged, path)
-        write_file(self.cast_index_path(sha256, dtype), index, staging=self.staging)
+        write_file(self.cast_index_path(record.sha256, dtype), index, staging=self.staging)
 
     def write_manifest(self, source: RemoteSource, manifest: Manifest) -> None:
         """Publish ``manifest``: the moment from which ``source`` is what it says."""

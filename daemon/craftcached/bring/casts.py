@@ -89,7 +89,7 @@ class Casts:
                 return False
             index = await self._write(record, dtype, staged, source)
             if index:
-                await self._store.publish_cast(staged, record.sha256, dtype, index)
+                await self._store.publish_cast(staged, record, dtype, index)
                 log.info("cast %s of %s to %s", record.filename, source, dtype)
             else:
                 self._without.add((record.sha256, dtype))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.layout.durable import make_directory, staging_name, sync_directory
 from craftcache.sources import HubSource, parse
+from craftcache.verify import Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -67,20 +68,33 @@ def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
     return removed
 
 
-def set_aside(cache: CacheDir, record: FileRecord) -> Path:
+def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
     """Take from a file the name that it is served by; returns the one in quarantine that it gets.
 
     Whoever has it open keeps it. Where the name is a link into the store that huggingface_hub's
-    repositories share, the file itself goes, for it is wrong for all of them.
+    repositories share, the file itself goes, for it is wrong for all of them. Its casts go too, for
+    they may have been made from what is wrong in it.
+
+    Args:
+        cache: Where it is published.
+        record: Names it.
+        stamp: Of the file that turned out wrong; None is returned where the name is another's now.
 
     Raises:
         OSError: It may be served still.
     """
     name = cache.path(record)
-    path = name.resolve(strict=True)
+    try:
+        if Stamp.of(name.stat()) != stamp:
+            return None
+        path = name.resolve(strict=True)
+    except FileNotFoundError:
+        return None
     quarantined = make_directory(cache.quarantine) / f"{path.name}-{staging_name()}"
     os.replace(path, quarantined)
     name.unlink(missing_ok=True)
+    for cast in cache.casts(record.sha256):
+        cast.unlink(missing_ok=True)
     for directory in {cache.quarantine, path.parent, name.parent}:
         sync_directory(directory)
     return quarantined

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from craftcache.layout.cache import CacheDir
     from craftcache.layout.manifest import FileRecord, Manifest, Watched
     from craftcache.sources import HubSource, RemoteSource, UrlSource
+    from craftcache.verify import Stamp
 
 __all__ = ["Store"]
 
@@ -200,9 +201,11 @@ class Store:
         """Publish the index of a checkpoint; comes before the checkpoint itself."""
         await self._write(self.cache.write_index, sha256, index)
 
-    async def publish_cast(self, staged: Path, sha256: str, dtype: str, index: bytes) -> None:
+    async def publish_cast(
+        self, staged: Path, record: FileRecord, dtype: str, index: bytes
+    ) -> None:
         """Publish a checkpoint in another dtype; see CacheDir.publish_cast."""
-        await self._write(self.cache.publish_cast, staged, sha256, dtype, index)
+        await self._write(self.cache.publish_cast, staged, record, dtype, index)
 
     async def published_elsewhere(
         self, source: HubSource, filenames: Iterable[str]
@@ -297,9 +300,9 @@ class Store:
         """
         return await self._write(remove, self.cache, key, spared)
 
-    async def set_aside(self, record: FileRecord) -> Path:
+    async def set_aside(self, record: FileRecord, stamp: Stamp) -> Path | None:
         """Serve a published file no more; see removal.set_aside."""
-        return await self._write(set_aside, self.cache, record)
+        return await self._write(set_aside, self.cache, record, stamp)
 
     def _verify(self, record: FileRecord) -> Verified | None:
         if self.cache.is_intact(record):

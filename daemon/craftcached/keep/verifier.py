@@ -74,7 +74,10 @@ class Verifier:
         self._hashing.close()
 
     async def verify(self, models: Iterable[Manifest]) -> list[Verdict]:
-        """Verify all files of ``models``; what several of them share is hashed once."""
+        """Verify all files of ``models``; what several of them share is hashed once.
+
+        Files that are removed with their models meanwhile are left out.
+        """
         async with self._turn:
             known: dict[tuple[str, str], tuple[Outcome, str | None]] = {}
             verdicts = []
@@ -87,38 +90,47 @@ class Verifier:
                     verdicts.append(
                         Verdict(model.source, record.filename, record.sha256, outcome, quarantined)
                     )
-            return verdicts
+            published = {
+                (model.source, record.filename, record.sha256)
+                for model in await self._store.manifests()
+                for record in model.files
+            }
+            return [
+                each
+                for each in verdicts
+                if each.outcome != "missing"
+                or (each.source, each.filename, each.sha256) in published
+            ]
 
     async def _verify(self, record: FileRecord) -> tuple[Outcome, str | None]:
-        cache = self._store.cache
-        path = cache.path(record)
+        path = self._store.cache.path(record)
         while True:
             try:
-                stamp, sha256 = await self._hash(path)
-                is_current = Stamp.of(path.stat()) == stamp
+                stamp = Stamp.of(path.stat())
+                sha256 = await self._hash(path)
             except FileNotFoundError:
                 return "missing", None
-            except OSError as error:
-                if error.errno not in _UNREADABLE:
-                    raise
-                break
             if sha256 == record.sha256:
                 return "right", None
-            if is_current:
-                break  # else another was put in its place meanwhile
-        quarantined = cache.relative(await self._store.set_aside(record))
-        log.error("%s does not hold what was verified; it is %s now", record.path, quarantined)
-        return "wrong", quarantined
+            quarantined = await self._store.set_aside(record, stamp)
+            if quarantined is not None:  # else another was put in its place meanwhile
+                shown = self._store.cache.relative(quarantined)
+                log.error("%s does not hold what was verified; it is %s now", record.path, shown)
+                return "wrong", shown
 
-    async def _hash(self, path: Path) -> tuple[Stamp, str]:
-        """The sha256 of a file, and which file it was."""
-        run = self._hashing.run
-        descriptor = await run(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+    async def _hash(self, path: Path) -> str | None:
+        """The sha256 of a file; None where the disk does not give its bytes."""
+        run, hasher, position = self._hashing.run, Hasher(), 0
         try:
-            stamp, hasher, position = Stamp.of(os.fstat(descriptor)), Hasher(), 0
-            while piece := await run(os.pread, descriptor, PIECE_BYTES, position):
-                await run(hasher.update, piece)
-                position += len(piece)
-            return stamp, hasher.digests().sha256
-        finally:
-            await run(os.close, descriptor)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while piece := await run(os.pread, descriptor, PIECE_BYTES, position):
+                    await run(hasher.update, piece)
+                    position += len(piece)
+            finally:
+                await run(os.close, descriptor)
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            return None
+        return hasher.digests().sha256
