@@ -221,15 +221,21 @@ class Service:
         )
         self._uses.note(manifest_key(source))
         if not pair_only:
-            await self._bring_needs(warmed.manifest, report)
+            await self._bring_needs(source, warmed.manifest, report)
         if resident:
             records = warmed.manifest.select(source, names) or ()
             warmed = replace(warmed, resident_bytes=await self._bring_in(source, records, report))
         return warmed
 
-    async def _bring_needs(self, manifest: Manifest, report: Callable[[Progress], None]) -> None:
-        for needed in await self._warmer.ensure_needs(manifest, report=report):
-            log.info("%s needs %s at %s", manifest.source, needed.source, needed.revision)
+    async def _bring_needs(
+        self, source: RemoteSource, manifest: Manifest, report: Callable[[Progress], None]
+    ) -> None:
+        try:
+            for needed in await self._warmer.ensure_needs(manifest, report=report):
+                log.info("%s needs %s at %s", manifest.source, needed.source, needed.revision)
+        finally:
+            if self._store.manifest(source) is None:  # removed, and what came after it came for it
+                await self._store.remove_unneeded(manifest, self._pins.keys)
         for unmet in manifest.unmet:
             log.info("%s needs %s, which cannot be warmed", manifest.source, unmet.what)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,14 @@ from craftcache.closure import Need
 from craftcached.records import Records, WarmJob
 from craftcached.room.eviction import Blob, CachedModel, plan_eviction
 from craftcached.room.evictor import Eviction, Kept
+from daemon.api import Api
+from hub import Gate, Stall, matching
 from residency.published import Keeping, keeping, source
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from craftcache.layout.manifest import Manifest
-    from daemon.api import Api
     from daemons import DaemonProcess
     from hub import TestHub
 
@@ -47,6 +49,24 @@ def test_it_goes_with_the_last_model_that_needs_it(two: Api, daemon: DaemonProce
     assert freed == PAIR_SIZE + T5_SIZE
     assert listed(two) == {}
     assert not (daemon.cache_dir / "models--t5-base").exists()
+
+
+def test_what_comes_for_a_model_that_is_removed_meanwhile_goes_too(
+    api: Api, daemon: DaemonProcess, threaded_hub: TestHub
+) -> None:
+    host_t5(threaded_hub)
+    threaded_hub.repo("org/model").commit(PAIR)
+    gate = Gate()
+    threaded_hub.inject(Stall(gate), path="*t5-base*", method=None)
+    with ThreadPoolExecutor() as threads:
+        warming = threads.submit(api.warm, "org/model")
+        threaded_hub.wait_for_request_blocking(matching("*t5-base*"))
+        with Api(daemon.socket_dir) as other:
+            assert other.delete("org/model").status_code == 200
+        gate.open()
+        assert warming.result().status_code == 200
+    assert threaded_hub.count("GET", "*/model.safetensors") > 0
+    assert listed(api) == {}
 
 
 @pytest.mark.parametrize("how", ["warm", "resolve", "rm and warm"])

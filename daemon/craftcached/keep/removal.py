@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from craftcache.layout.hub_cache import HubTree
     from craftcache.layout.manifest import FileRecord, Manifest
 
-__all__ = ["Removed", "remove", "set_aside", "sweep"]
+__all__ = ["Removed", "remove", "remove_unneeded", "set_aside", "sweep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,11 @@ class Removed:
         freed: Bytes on the disk.
     """
 
-    keys: tuple[str, ...]
-    freed: int
+    keys: tuple[str, ...] = ()
+    freed: int = 0
+
+    def __add__(self, other: Removed) -> Removed:
+        return Removed(self.keys + other.keys, self.freed + other.freed)
 
 
 def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
@@ -59,13 +62,24 @@ def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
     """
     manifest = cache.manifest_at(key)
     if manifest is None:
-        return Removed((), 0)
+        return Removed()
     removed = Removed((key,), _remove_one(cache, key, manifest))
-    for orphan in _orphans(cache, manifest):
+    return removed + remove_unneeded(cache, manifest, spared)
+
+
+def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] = ()) -> Removed:
+    """Remove what was here for the sake of a model that is gone, unless others need it; see remove.
+
+    Args:
+        cache: Where it is published.
+        removed: The model.
+        spared: Keys of models that stay.
+    """
+    also = Removed()
+    for orphan in _orphans(cache, removed):
         if orphan not in spared:
-            also = remove(cache, orphan, spared)
-            removed = Removed(removed.keys + also.keys, removed.freed + also.freed)
-    return removed
+            also += remove(cache, orphan, spared)
+    return also
 
 
 def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:

@@ -32,7 +32,7 @@ from craftcache.layout.publish import (
 from craftcache.verify import Digest, Digests, HashedFile, Promise, hash_stamped
 from craftcached.threads import Threads
 
-from .removal import Removed, remove, set_aside, sweep
+from .removal import Removed, remove, remove_unneeded, set_aside, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -299,6 +299,10 @@ class Store:
             spared: Keys of models that stay, though they were here for its sake alone.
         """
         return await self._write(remove, self.cache, key, spared)
+
+    async def remove_unneeded(self, removed: Manifest, spared: Collection[str]) -> Removed:
+        """Remove what a model that is gone has left behind; see removal.remove_unneeded."""
+        return await self._write(remove_unneeded, self.cache, removed, spared)
 
     async def set_aside(self, record: FileRecord, stamp: Stamp) -> Path | None:
         """Serve a published file no more; see removal.set_aside."""
