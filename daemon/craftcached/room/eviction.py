@@ -2,9 +2,8 @@
 
 Whole models go, those first that were not used for longest. Pinned ones stay. What a model needs
 goes after it: at once if it was here for the sake of those that go, else when its own turn comes.
-A blob that several
-models share is freed with the last of them, so it is counted once; and a model stays if its going
-would unlink a blob that is in use, because that would free nothing.
+A blob that several models share is freed with the last of them, so it is counted once; and a model
+stays if its going would unlink a blob that is in use, because that would free nothing.
 """
 
 from __future__ import annotations

@@ -200,7 +200,6 @@ class Evictor:
                 is_kept=self._pins.find(key) is not None
                 or _is_served_by_watch(manifest.source)
                 or key in spared
-                or _is_served_watch(manifest)
                 or max(now - last_uses[key], 0.0) < handover,  # the clock may have been set back
                 needs=manifest.needed_keys,
                 is_needed_only=manifest.needed_only,
@@ -258,8 +257,3 @@ class _File:
         if in_use is None:
             in_use = now - self.last_use < GRACE_SECONDS
         return Blob(self.status.st_dev, self.status.st_ino, self.status.st_size, in_use)
-
-
-def _is_served_watch(manifest: Manifest) -> bool:
-    """Whether it is what a watch serves now; its directory may hold nothing better to serve."""
-    return manifest.watched is not None and "@" not in manifest.source
