@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from checkpoints import saved
+from craftcache.errors import CraftcacheError, NotACheckpoint, StorageFull, Unavailable
 from craftcache.operations import Operations
 from craftcache.transport import Withdrawal
+from craftcached.bring.casts import Casts
+from craftcached.inspect import Inspector
+from residency.published import keeping
 
 if TYPE_CHECKING:
     from daemon.api import Api
@@ -126,3 +130,37 @@ def test_it_counts_when_room_is_made(api: Api, daemon: DaemonProcess) -> None:
     assert evicted["removed"] == [SOURCE]
     assert evicted["freed_bytes"] > size > 0
     assert casts(daemon) == []
+
+
+class Refusing(Inspector):
+    """Casts nothing."""
+
+    def __init__(self, error: CraftcacheError) -> None:
+        super().__init__()
+        self.error = error
+        self.asked = 0
+
+    async def cast(self, path: Path, output: int, dtype: str, *, source: str) -> bytes:
+        self.asked += 1
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (NotACheckpoint("it takes more computing than any checkpoint needs"), 1),
+        (Unavailable("its inspection was killed"), 2),
+        (StorageFull("no room"), 2),
+    ],
+)
+async def test_the_next_load_tries_again_only_what_may_pass(
+    tmp_path: Path, error: CraftcacheError, asked: int
+) -> None:
+    async with keeping(tmp_path) as parts:
+        (record,) = (await parts.publish("model", file=b"half")).files
+        inspector = Refusing(error)
+        casts = Casts(parts.store, inspector)
+        assert not await casts.settle(record, "float32", lambda _: None, source=SOURCE)
+        await casts.settle(record, "float32", lambda _: None, source=SOURCE)
+        assert inspector.asked == asked
+        assert list(parts.store.cache.staging.iterdir()) == []

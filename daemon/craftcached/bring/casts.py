@@ -12,7 +12,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from craftcache.errors import CraftcacheError
+from craftcache.errors import CraftcacheError, StorageFull
 from craftcache.layout.durable import staging_name
 from craftcache.wire import Progress
 from craftcached.fetch.space import free_bytes
@@ -48,11 +48,11 @@ class Casts:
         self._store = store
         self._inspector = inspector
         self._flights: Flights[bool, Progress] = Flights()
+        # Checkpoints that hold nothing to cast, or that cannot be cast however often it is tried.
         self._without: set[tuple[str, str]] = set()
-        """Of which checkpoints there is none, because they hold nothing to cast."""
 
     def is_settled(self, record: FileRecord, dtype: str) -> bool:
-        """Whether a checkpoint has been cast to ``dtype``, or has nothing to cast."""
+        """Whether a checkpoint has been cast to ``dtype``, or never will be."""
         if (record.sha256, dtype) in self._without:
             return True
         return self._store.cache.cast_index_path(record.sha256, dtype).is_file()
@@ -95,6 +95,8 @@ class Casts:
                 self._without.add((record.sha256, dtype))
         except (CraftcacheError, OSError) as error:  # the checkpoint itself can be loaded as ever
             log.warning("%s is not cast to %s: %s", source, dtype, error)
+            if not _may_pass(error):
+                self._without.add((record.sha256, dtype))
             return False
         finally:
             await asyncio.shield(asyncio.to_thread(staged.unlink, missing_ok=True))
@@ -107,3 +109,8 @@ class Casts:
             return await self._inspector.cast(path, output, dtype, source=source)
         finally:
             os.close(output)
+
+
+def _may_pass(error: CraftcacheError | OSError) -> bool:
+    """Whether it is not the checkpoint's own fault, so that the next load may try again."""
+    return isinstance(error, OSError | StorageFull) or error.retryable
