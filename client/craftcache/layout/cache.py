@@ -316,7 +316,7 @@ class CacheDir:
         """Give what was written to ``staged`` its final name, and then its index.
 
         Args:
-            staged: Made from the checkpoint that ``record`` names.
+            staged: Made from the checkpoint that ``record`` names; its bytes are durable.
             record: Of a published file.
             dtype: That it was cast to.
             index: Of what was written.
@@ -328,12 +328,7 @@ class CacheDir:
             raise IntegrityError("it was changed or removed while it was cast", retryable=True)
         path = self.cast_path(record.sha256, dtype)
         make_directory(path.parent)
-        descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fchmod(descriptor, BLOB_MODE)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.chmod(staged, BLOB_MODE)
         os.replace(staged, path)
         write_file(self.cast_index_path(record.sha256, dtype), index, staging=self.staging)
 

@@ -41,7 +41,7 @@ _ALIGNMENT: Final = 64
 
 
 def cast(file: int, output: int, dtype: str) -> bytes:
-    """Write the checkpoint behind ``file`` to ``output`` with what can be in ``dtype``.
+    """Write the checkpoint behind ``file`` to ``output``, durably, with what can be in ``dtype``.
 
     Storages of other dtypes, and those that tensors of several dtypes share, are copied.
 
@@ -69,6 +69,7 @@ def cast(file: int, output: int, dtype: str) -> bytes:
         end = _write(file, storage, output, start, widened.get(number), dtype)
         storages.append(Storage(start, end - start))
     os.ftruncate(output, end)
+    os.fsync(output)  # here, where it holds up nobody
     tensors = [
         tensor._replace(dtype=dtype) if tensor.storage in widened else tensor
         for tensor in index.tensors
