@@ -263,7 +263,7 @@ class Loader:
                 CachedModel(
                     m.source,
                     m.revision,
-                    tuple(map(FileInfo.recorded, m.files)),
+                    tuple(map(FileInfo.recorded, filter(self._cache.is_intact, m.files))),
                     needs=tuple(
                         NeedState(need.parsed.shown, need.why, self._cache.has_need(need))
                         for need in m.needs

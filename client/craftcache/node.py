@@ -69,7 +69,7 @@ class CachedModel:
     Attributes:
         source: As shown.
         revision: That would be served.
-        files: Its files, by name.
+        files: Those of its files that are in place and untouched since they were verified, by name.
         resident_bytes: That are in memory; None where that is not known.
         is_pinned: Whether it stays until it is unpinned.
         is_locked: Whether its pages are to stay in memory too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -421,7 +422,9 @@ class Service:
             NeedState(need.parsed.shown, need.why, self._store.needed(need) is not None)
             for need in manifest.needs
         )
-        return ModelState(manifest, resident, self._pins.find(key), needs)
+        is_intact = self._store.cache.is_intact
+        files = await asyncio.to_thread(lambda: tuple(filter(is_intact, manifest.files)))
+        return ModelState(manifest, files, resident, self._pins.find(key), needs)
 
     async def _resident(self, records: Iterable[FileRecord]) -> int | None:
         return await self._residency.resident(map(self._store.cache.path, records))

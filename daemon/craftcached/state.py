@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from craftcache.closure import NeedState
-    from craftcache.layout.manifest import Manifest
+    from craftcache.layout.manifest import FileRecord, Manifest
 
     from .records import Pin
 
@@ -54,12 +54,14 @@ class ModelState:
 
     Attributes:
         manifest: What it consists of.
+        files: Of them those that are in place and untouched.
         resident_bytes: Of its files, that are in memory; None where the kernel does not say.
         pin: What keeps it, or None.
         needs: What it needs, and whether that is here.
     """
 
     manifest: Manifest
+    files: tuple[FileRecord, ...]
     resident_bytes: int | None
     pin: Pin | None
     needs: tuple[NeedState, ...] = ()

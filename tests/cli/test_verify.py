@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from checkpoints import saved
+from cli.kit import run
 
 if TYPE_CHECKING:
     from cli.kit import Node
@@ -30,6 +31,10 @@ def test_what_is_right_and_what_is_not(node: Node) -> None:
     assert ran.code == 1
     assert ran.out.splitlines()[1].split() == ["org/spoilt", "state_dict.bin", "wrong"]
     assert ran.err.startswith("org/spoilt: state_dict.bin is .craftcache/quarantine/")
+    check = ("warm", "--check", "--file", "state_dict.bin", "org/spoilt")
+    alone = ("--socket-dir", "/nowhere", "--cache-dir", str(node.daemon.cache_dir))
+    for ran in (node.run(*check), run(*alone, *check)):
+        assert (ran.code, ran.out) == (1, "org/spoilt: not warm, lacks state_dict.bin\n")
     again = node.run("verify", "--json", "org/spoilt")
     [result] = again.json["results"]
     assert (again.code, result["outcome"], result["quarantined"]) == (1, "missing", None)

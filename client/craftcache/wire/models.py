@@ -77,7 +77,7 @@ class Model:
     Attributes:
         source: As shown to people.
         revision: That would be served.
-        files: All that are cached of it.
+        files: All that are cached of it, in place and untouched since they were verified.
         resident_bytes: Of its files, that are in memory; None where that is not known.
         is_pinned: Whether it stays until it is unpinned.
         is_locked: Whether its pages are to stay in memory too.

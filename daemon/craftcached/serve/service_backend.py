@@ -126,7 +126,7 @@ def _model(state: ModelState) -> Model:
     return Model(
         manifest.source,
         manifest.revision,
-        tuple(_served(record, has_index=False) for record in manifest.files),
+        tuple(_served(record, has_index=False) for record in state.files),
         resident_bytes=state.resident_bytes,
         is_pinned=state.pin is not None,
         is_locked=state.pin is not None and state.pin.is_locked,
