@@ -49,12 +49,14 @@ TEXTS = st.text() | st.from_regex(
 @example("https://[::1")
 @example("https://host:port/")
 @example("org/name@refs/pr/1")
+@example("https://host/name.th ?token=x")
 def test_any_text_is_a_source_or_invalid(text: str) -> None:
     try:
         source = parse(text)
     except InvalidSource:
         return
     assert parse(source.spelled) == source
+    assert parse(source.shown).shown == source.shown
     for name in wanted_files(source):
         assert check_filename(name, source=text) == name
 

@@ -116,6 +116,8 @@ def _parse_watch(text: str) -> WatchSource:
 
 def _parse_url(text: str) -> UrlSource:
     shown = _without_secrets(text)
+    if " " in text:  # one at the end of the path would end what is shown of it, which is parsed too
+        raise InvalidSource("the URL has a space in it", source=shown, hint="Write it as %20")
     try:
         parts = urlsplit(text)
         host = parts.hostname
