@@ -329,6 +329,21 @@ def test_pages_hold_every_model_once_whatever_their_size() -> None:
     assert listed[:-1] == models[:-1]
 
 
+@pytest.mark.parametrize("name", ["a", "n" * 1000])
+@pytest.mark.parametrize("count", [256, 257, 5000])
+def test_a_model_of_many_files_hides_no_other(name: str, count: int) -> None:
+    files = tuple(
+        wire.ServedFile(f"{name}{number}", "0" * 64, 1, "o" * 200, 1.0, has_index=False)
+        for number in range(count)
+    )
+    models = [wire.Model(f"org/{each}", "r", files if each == "b" else ()) for each in "abc"]
+    listed = all_pages(models)
+    assert [model.source for model in listed] == ["org/a", "org/b", "org/c"]
+    shown = listed[1].files
+    assert 16 <= len(shown) <= 256
+    assert [file.filename for file in shown] == [file.filename for file in files[: len(shown)]]
+
+
 def test_no_models_are_one_empty_page() -> None:
     assert wire.first_page([]) == wire.ModelsPage(())
 

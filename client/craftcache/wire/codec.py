@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from .answers import Answer, Loaded, Problem, Progress, Resolved, StatusReport, Warmed
-from .fields import TEXT_LIMITS, Fields, WireError
+from .fields import MAX_FILES, TEXT_LIMITS, Fields, WireError
 from .hello import Hello
-from .models import Model, ModelsPage
+from .models import MAX_MODEL_FILES, Model, ModelsPage
 from .requests import Follow, Identify, Load, Models, Request, Resolve, Status, Warm
 from .watching import Generation, Identified
 
@@ -101,15 +102,28 @@ def decode_answer(packet: bytes | bytearray | memoryview) -> FromDaemon:
 
 
 def first_page(models: Iterable[Model]) -> ModelsPage:
-    """As many of ``models``, which are in the order of their sources, as one message holds."""
+    """As many of ``models``, which are in the order of their sources, as one message holds.
+
+    Of a model with more files than that, only the first are listed: no model hides the others.
+    """
     page: list[Model] = []
     room = _PAGE_BYTES
-    for model in models:
+    for model in map(_listable, models):
         room -= len(_encoded(model.to_fields())) + 1
         if page and room < 0:
             return ModelsPage(tuple(page), next=page[-1].source)
         page.append(model)
     return ModelsPage(tuple(page))
+
+
+def _listable(model: Model) -> Model:
+    """The model with as many of its files as one message holds."""
+    while len(model.files) > MAX_FILES and (
+        len(model.files) > MAX_MODEL_FILES
+        or len(_encoded(model.to_fields(TEXT_LIMITS[-1]))) > _PAGE_BYTES
+    ):
+        model = replace(model, files=model.files[: len(model.files) // 2])
+    return model
 
 
 def _forms(message: Message) -> Iterator[dict[str, Any]]:
