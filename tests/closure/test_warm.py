@@ -222,6 +222,23 @@ def test_what_is_wanted_by_name_and_as_a_need_at_once_comes_once_and_is_inspecte
     assert threaded_hub.count("GET", codec, origin="cdn") == 1
 
 
+def test_what_came_as_a_need_says_what_it_needs_once_it_is_loaded(
+    base: Path, threaded_hub: TestHub
+) -> None:
+    threaded_hub.repo("facebook/musicgen-small").commit(REFERRING)
+    threaded_hub.repo("facebook/multiband-diffusion").commit(DIFFUSION)
+    with (
+        DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint) as daemon,
+        Api(daemon.socket_dir) as api,
+        daemon.client() as client,
+    ):
+        client.warm("facebook/multiband-diffusion", filenames=tuple(DIFFUSION))
+        assert listed(api)["facebook/musicgen-small"]["needs"] == []
+        client.load_state_dict("facebook/musicgen-small", "compression_state_dict.bin")
+        needs = listed(api)["facebook/musicgen-small"]["needs"]
+    assert [need["source"] for need in needs] == ["facebook/encodec_32khz"]
+
+
 def test_a_watched_export_brings_what_it_needs(base: Path, threaded_hub: TestHub) -> None:
     seen_before(base / "cache")
     host_t5(threaded_hub)

@@ -151,12 +151,14 @@ def publish_url(
 def mark_asked_for(cache: CacheDir, source: RemoteSource) -> Manifest | None:
     """Let a model that was here for others' sake stay for its own: somebody asked for it.
 
+    What was inspected for that says what it needs itself.
+
     Raises:
         OSError: The manifest is as it was.
     """
     manifest = _earlier(cache, source)
     if manifest is not None and manifest.needed_only:
-        manifest = replace(manifest, needed_only=False)
+        manifest = replace(_with_closure(cache, source, manifest), needed_only=False)
         cache.write_manifest(source, manifest)
     return manifest
 
