@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from huggingface_hub import hf_hub_download
 
+from checkpoints import saved
 from closure.kit import (
     CODEC,
     CODEC_FILES,
@@ -20,9 +21,11 @@ from closure.kit import (
     REFERRING,
     T5_FILES,
     WORDS,
+    export,
     host_codec,
     host_t5,
     listed,
+    lm,
     seen_before,
 )
 from craftcache import Client, IntegrityError, NotACheckpoint, NotFound, PolicyDenied
@@ -237,6 +240,27 @@ def test_what_came_as_a_need_says_what_it_needs_once_it_is_loaded(
         client.load_state_dict("facebook/musicgen-small", "compression_state_dict.bin")
         needs = listed(api)["facebook/musicgen-small"]["needs"]
     assert [need["source"] for need in needs] == ["facebook/encodec_32khz"]
+
+
+def test_other_files_of_a_source_are_needed_as_well(base: Path, threaded_hub: TestHub) -> None:
+    reference = saved({"pretrained": "facebook/musicgen-small"})
+    style = {"model_name": "encodec", "encodec_checkpoint": "//pretrained/org/codec"}
+    threaded_hub.repo("org/model").commit(
+        export(lm(self_wav={"model": "style", "style": style}), reference)
+    )
+    threaded_hub.repo("org/codec").commit(CODEC_FILES | DIFFUSION)
+    threaded_hub.repo("facebook/musicgen-small").commit(CODEC_FILES | PAIR)
+    with (
+        DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint) as daemon,
+        Api(daemon.socket_dir) as api,
+        daemon.client() as client,
+    ):
+        client.warm("org/codec", filenames=tuple(DIFFUSION), pair_only=True)
+        client.warm("org/model")
+        assert filenames(listed(api)["facebook/musicgen-small"]) == {
+            *CODEC_FILES,
+            "compression_state_dict.bin",
+        }
 
 
 def test_a_watched_export_brings_what_it_needs(base: Path, threaded_hub: TestHub) -> None:

@@ -160,14 +160,14 @@ class Warmer:
         Raises:
             CraftcacheError: The first failure, as one of the model; it says what is needed and why.
         """
-        met: dict[str, Manifest] = {}
+        met: dict[Need, Manifest] = {}
         wanted = manifest.needs
-        while wanted := tuple(need for need in wanted if need.source not in met):
+        while wanted := tuple(need for need in wanted if need not in met):
             outcomes = await _all(self._try_need(need, report) for need in wanted)
             for need, outcome in zip(wanted, outcomes, strict=True):
                 if isinstance(outcome, CraftcacheError):
                     raise _for_need(manifest, need, outcome)
-                met[need.source] = outcome
+                met[need] = outcome
             wanted = tuple(need for each in met.values() for need in each.needs)
         return list(met.values())
 
