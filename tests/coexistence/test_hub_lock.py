@@ -210,7 +210,7 @@ async def test_a_file_that_is_whole_is_kept_for_the_other_while_that_comes(base:
         HubFile(name, "c" * 40, etag * 64, Promise(size=5), f"http://hub/{name}")
         for name, etag in (("compression_state_dict.bin", "a"), ("state_dict.bin", "b"))
     ]
-    theirs = FileLock(cache.hub_tree("org/model").lock_path("a" * 64), blocking=False)
+    theirs = FileLock(cache.hub_tree("org/model").lock_path("a" * 64), timeout=0)
     hub = HubOrigin(endpoint="http://hub", token=None, timeout=1.0)
     async with Store(cache) as store, Inspector() as inspector, asyncio.TaskGroup() as requests:
         obtainer = Obtainer(
