@@ -178,7 +178,7 @@ class Daemon:
             settings=settings,
             store=store,
             warmer=self._warmer,
-            casts=Casts(store, inspector),
+            casts=Casts(store, inspector, lambda: self._settings.max_bytes),
             records=records,
             handout=handout,
             residency=residency,

@@ -397,7 +397,7 @@ class Service:
             cache_dir=str(self._settings.cache_dir),
             socket_dir=str(self._settings.socket_dir),
             models=len(manifests),
-            bytes=sum(blobs.values()),
+            bytes=sum(blobs.values()) + await self._store.derived_bytes(),
             requests=self._warmer.running,
             queued=len(self._promises),
             resident_bytes=await self._resident(

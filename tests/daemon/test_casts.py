@@ -15,11 +15,11 @@ from craftcache.operations import Operations
 from craftcache.transport import Withdrawal
 from craftcached.bring.casts import Casts
 from craftcached.inspect import Inspector
+from daemons import DaemonProcess
 from residency.published import keeping
 
 if TYPE_CHECKING:
     from daemon.api import Api
-    from daemons import DaemonProcess
     from hub import TestHub
 
 SOURCE = "org/half"
@@ -164,3 +164,21 @@ async def test_the_next_load_tries_again_only_what_may_pass(
         await casts.settle(record, "float32", lambda _: None, source=SOURCE)
         assert inspector.asked == asked
         assert list(parts.store.cache.staging.iterdir()) == []
+
+
+def test_it_counts_as_cached(daemon: DaemonProcess) -> None:
+    with daemon.client() as client:
+        load(daemon, cast=None)
+        before = client.status()["bytes"]
+        load(daemon)
+        grown = client.status()["bytes"] - before
+    assert grown >= sum(path.stat().st_size for path in casts(daemon)) > 0
+
+
+def test_no_model_is_cast_that_would_be_evicted_for_it(base: Path, threaded_hub: TestHub) -> None:
+    size = len(saved({"best_state": HALF}))
+    environment = {"HF_ENDPOINT": threaded_hub.endpoint, "CRAFTCACHE_MAX_BYTES": str(2 * size)}
+    with DaemonProcess(base, **environment) as daemon:
+        assert load(daemon)["weight"].dtype is torch.float16
+        assert casts(daemon) == []
+        assert "no room for both" in daemon.log

@@ -31,9 +31,12 @@ __all__ = ["Casts"]
 
 log = logging.getLogger("craftcached")
 
-ROOM = 3
-"""Times the size of a checkpoint that must be free on the disk before it is cast: a cast has twice
-its size, and is not worth the last of the room."""
+GROWTH = 2
+"""Times the size of a checkpoint that a cast of it has."""
+
+ROOM = 1 + GROWTH
+"""Times its size that must be free on the disk before it is cast: that is not worth the last of the
+room. The cache, too, must have room for both, or the model would be evicted for its own cast."""
 
 
 class Casts:
@@ -42,11 +45,15 @@ class Casts:
     Args:
         store: Where they are.
         inspector: Makes them, confined.
+        max_bytes: What the whole cache may have now; 0 is no limit.
     """
 
-    def __init__(self, store: Store, inspector: Inspector) -> None:
+    def __init__(
+        self, store: Store, inspector: Inspector, max_bytes: Callable[[], int] = lambda: 0
+    ) -> None:
         self._store = store
         self._inspector = inspector
+        self._max_bytes = max_bytes
         self._flights: Flights[bool, Progress] = Flights()
         # Checkpoints that hold nothing to cast, or that cannot be cast however often it is tried.
         self._without: set[tuple[str, str]] = set()
@@ -84,8 +91,8 @@ class Casts:
     async def _cast(self, record: FileRecord, dtype: str, source: str) -> bool:
         staged = self._store.cache.staging / staging_name()
         try:
-            if await asyncio.to_thread(free_bytes, staged.parent) < ROOM * record.size:
-                log.warning("%s is not cast to %s: the disk is too full", source, dtype)
+            if not await asyncio.to_thread(self._has_room, record):
+                log.warning("%s is not cast to %s: there is no room for both", source, dtype)
                 return False
             index = await self._write(record, dtype, staged, source)
             if index:
@@ -101,6 +108,12 @@ class Casts:
         finally:
             await asyncio.shield(asyncio.to_thread(staged.unlink, missing_ok=True))
         return True
+
+    def _has_room(self, record: FileRecord) -> bool:
+        needed = ROOM * record.size
+        return needed <= (self._max_bytes() or needed) and needed <= free_bytes(
+            self._store.cache.staging
+        )
 
     async def _write(self, record: FileRecord, dtype: str, staged: Path, source: str) -> bytes:
         output = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

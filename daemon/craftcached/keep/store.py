@@ -207,6 +207,18 @@ class Store:
         """Publish a checkpoint in another dtype; see CacheDir.publish_cast."""
         await self._write(self.cache.publish_cast, staged, record, dtype, index)
 
+    async def derived_bytes(self) -> int:
+        """Bytes of all casts."""
+
+        def count() -> int:
+            size = 0
+            for path in self.cache.casts():
+                with contextlib.suppress(FileNotFoundError):  # removed just now
+                    size += path.stat().st_size
+            return size
+
+        return await asyncio.to_thread(count)
+
     async def published_elsewhere(
         self, source: HubSource, filenames: Iterable[str]
     ) -> Manifest | None:
