@@ -294,6 +294,7 @@ def run(shapes: list[Shape], *, rounds: int, workers: int, directory: Path) -> d
             timings += show(bench.time_loads(rounds))
             timings += show(bench.time_copies(rounds))
         for loader in ("craftcache", "torch.load(mmap=True)", "torch.load") if workers else ():
+            benches[0].heat()  # larger ones may have taken its place in memory
             at_once.append(run_workers(benches[0], loader, workers))
             print(_line_of(at_once[-1]), flush=True)
     imports = time_imports(2 * rounds)
