@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from daemons import EXPORT_FILES, DaemonProcess
-from hub import TestHub, hub_in_thread
+from tests.support.daemons import EXPORT_FILES, DaemonProcess
+from tests.support.hub import TestHub, hub_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from hub import Repo
+    from tests.support.hub import Repo
 
 OURS_AND_UPSTREAMS = (
     "AUDIOCRAFT_",

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from craftcache import Client
-from daemons import EXPORT, EXPORT_FILES
+from tests.support.daemons import EXPORT, EXPORT_FILES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
 
-    from daemons import DaemonProcess
-    from hub import Repo, TestHub
+    from tests.support.daemons import DaemonProcess
+    from tests.support.hub import Repo, TestHub
 
 
 def assert_same(loaded: object, expected: object) -> None:

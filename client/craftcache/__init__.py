@@ -31,6 +31,7 @@ __version__ = VERSION
 
 if TYPE_CHECKING:
     from .aio import AsyncClient
+    from .cache.opened import FileInfo
     from .client import Client
     from .default import (
         explain,
@@ -43,8 +44,7 @@ if TYPE_CHECKING:
         status,
         warm,
     )
-    from .export import Export
-    from .opened import FileInfo
+    from .loading.export import Export
     from .wire import Generation, Progress
 
 __all__ = [

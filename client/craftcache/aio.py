@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from .operations import Operations
+from .daemon.transport import Cancellation, Cancelled
+from .loading.operations import Operations
 from .sources import PARTS
-from .transport import Withdrawal, Withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .explanation import Explanation
-    from .export import Export
-    from .loader import Fallback
-    from .node import CachedModel, WarmedModel
+    from .daemon.client import CachedModel, WarmedModel
+    from .loading.explanation import Explanation
+    from .loading.export import Export
+    from .loading.loader import Fallback
     from .sources import Part
     from .wire import Generation, Progress
 
@@ -190,12 +190,12 @@ class AsyncClient:
 
 async def _run(threads: ThreadPoolExecutor, call: Callable[..., T]) -> T:
     """Run ``call`` in a thread; when cancelled, withdraw it and wait for the thread."""
-    withdrawal = Withdrawal()
+    cancellation = Cancellation()
 
     def run() -> T:
         try:
-            return call(withdrawal=withdrawal)
-        except Withdrawn as error:
+            return call(cancellation=cancellation)
+        except Cancelled as error:
             raise asyncio.CancelledError from error
 
     submitted = threads.submit(run)
@@ -203,7 +203,7 @@ async def _run(threads: ThreadPoolExecutor, call: Callable[..., T]) -> T:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        withdrawal.withdraw()
+        cancellation.withdraw()
         if not submitted.cancel():  # it has begun
             await asyncio.gather(running, return_exceptions=True)
         raise

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from .operations import Operations
+from .daemon.transport import Cancellation
+from .loading.operations import Operations
 from .sources import PARTS
-from .transport import Withdrawal
 
 if TYPE_CHECKING:
     import os
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .explanation import Explanation
-    from .export import Export
-    from .loader import Fallback
-    from .node import CachedModel, WarmedModel
+    from .daemon.client import CachedModel, WarmedModel
+    from .loading.explanation import Explanation
+    from .loading.export import Export
+    from .loading.loader import Fallback
     from .sources import Part
     from .wire import Generation, Progress
 
@@ -78,7 +78,7 @@ class Client:
         Raises:
             CraftcacheError: Any of the tree; see craftcache.errors.
         """
-        return self._do.load(source, device, parts, withdrawal=Withdrawal())
+        return self._do.load(source, device, parts, cancellation=Cancellation())
 
     def load_state_dict(
         self,
@@ -104,7 +104,7 @@ class Client:
             CraftcacheError: Any of the tree.
         """
         return self._do.load_state_dict(
-            file_or_url_or_id, filename, device, cache_dir, withdrawal=Withdrawal(), cast=cast
+            file_or_url_or_id, filename, device, cache_dir, cancellation=Cancellation(), cast=cast
         )
 
     def load_into(
@@ -127,7 +127,7 @@ class Client:
             RuntimeError: Keys or shapes differ, as torch's own load_state_dict says it.
             CraftcacheError: Any of the tree.
         """
-        self._do.load_into(module, source, part, key, withdrawal=Withdrawal())
+        self._do.load_into(module, source, part, key, cancellation=Cancellation())
 
     def resolve(self, source: str | os.PathLike[str], filename: str) -> Path:
         """Where a file stands under this process's cache directory, as hf_hub_download says it.
@@ -136,7 +136,7 @@ class Client:
             NotMounted: The daemon has it, and this process cannot see it there.
             CraftcacheError: Any of the tree.
         """
-        return self._do.resolve(source, filename, withdrawal=Withdrawal())
+        return self._do.resolve(source, filename, cancellation=Cancellation())
 
     def warm(
         self,
@@ -169,7 +169,7 @@ class Client:
             resident=resident,
             pair_only=pair_only,
             on_progress=on_progress,
-            withdrawal=Withdrawal(),
+            cancellation=Cancellation(),
         )
 
     def status(self) -> dict[str, Any]:
@@ -178,11 +178,11 @@ class Client:
         Raises:
             Unavailable: There is no daemon.
         """
-        return self._do.status(withdrawal=Withdrawal())
+        return self._do.status(cancellation=Cancellation())
 
     def models(self) -> list[CachedModel]:
         """What a load would find without asking its origin."""
-        return self._do.models(withdrawal=Withdrawal())
+        return self._do.models(cancellation=Cancellation())
 
     def follow(self, name: str, *, after: int | None = None) -> Iterator[Generation]:
         """Yield the generations of a watched export directory, each as soon as it is served.
@@ -202,14 +202,14 @@ class Client:
         has_daemon = False
         while True:
             generation = self._do.next_generation(
-                name, after, has_daemon=has_daemon, withdrawal=Withdrawal()
+                name, after, has_daemon=has_daemon, cancellation=Cancellation()
             )
             has_daemon, after = True, generation.number
             yield generation
 
     def explain(self, source: str | os.PathLike[str]) -> Explanation:
         """What a load of ``source`` would do here, and why; changes nothing, fetches nothing."""
-        return self._do.explain(source, withdrawal=Withdrawal())
+        return self._do.explain(source, cancellation=Cancellation())
 
     def close(self) -> None:
         """Close idle connections; the client stays usable."""

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .explanation import Explanation
-    from .export import Export
-    from .node import CachedModel, WarmedModel
+    from .daemon.client import CachedModel, WarmedModel
+    from .loading.explanation import Explanation
+    from .loading.export import Export
     from .sources import Part
     from .wire import Generation, Progress
 

@@ -10,26 +10,20 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Self
 
+from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
-from craftcache.layout.cache import CacheDir
-from craftcache.policy import UrlPolicy
+from craftcache.origins.policy import UrlPolicy
 
-from .bring.casts import Casts
-from .bring.obtain import Obtainer
-from .bring.origins import HubOrigin, UrlOrigin
-from .bring.warm import Warmer
 from .counts import CountedFetcher, Counts
+from .database import Database
 from .events import Events
+from .eviction.evictor import Evictor
+from .eviction.last_use import LastUse
+from .eviction.maintenance import Housekeeping
+from .eviction.pins import Pins
 from .fetch import Engine, EngineSettings
 from .inspect import Inspector
-from .keep.handout import Handout
-from .keep.store import Store
-from .memory.residency import Residency
-from .records import Records
-from .room.evictor import Evictor
-from .room.housekeeping import Housekeeping
-from .room.pins import Pins
-from .room.uses import Uses
+from .residency.residency import Residency
 from .serve.counted import CountedBackend
 from .serve.http import AdminServer
 from .serve.metrics import MetricsRoute
@@ -38,7 +32,13 @@ from .serve.service_backend import ServiceBackend
 from .serve.sockets import bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
+from .store.opener import BlobOpener
+from .store.store import Store
 from .systemd import InheritedSockets
+from .warm.acquire import FileAcquirer
+from .warm.casts import Casts
+from .warm.origins import HubOrigin, UrlOrigin
+from .warm.warmer import Warmer
 from .watch import Watches
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Daemon:
         with _naming("cache_dir", settings.cache_dir):
             store = await life.enter_async_context(Store(cache))
         with _naming("state_dir", settings.state_dir):
-            records = await life.enter_async_context(Records(settings.state_dir))
+            records = await life.enter_async_context(Database(settings.state_dir))
         inspector = await life.enter_async_context(Inspector())
         engine = await life.enter_async_context(
             Engine(
@@ -146,7 +146,7 @@ class Daemon:
             endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
         )
         life.callback(hub.close)
-        obtainer = Obtainer(
+        obtainer = FileAcquirer(
             store=store,
             hub=hub,
             urls=UrlOrigin(self._policy),
@@ -154,12 +154,12 @@ class Daemon:
             inspector=inspector,
         )
         self._warmer = Warmer(store=store, hub=hub, obtainer=obtainer, allow=settings.allow)
-        handout = Handout(cache, settings.serve_dir)
+        handout = BlobOpener(cache, settings.serve_dir)
         handout.check()
         residency = await life.enter_async_context(Residency())
         pins = Pins(store=store, records=records, residency=residency)
         await life.enter_async_context(pins)
-        uses = await life.enter_async_context(Uses(records))
+        uses = await life.enter_async_context(LastUse(records))
         self._evictor = Evictor(
             store=store,
             remove=store.remove,

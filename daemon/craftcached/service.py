@@ -10,39 +10,39 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from craftcache.checkpoints import check_checkpoint
-from craftcache.closure import NeedState
+from craftcache.cache.manifest import manifest_key
+from craftcache.checkpoint.filenames import check_checkpoint
+from craftcache.dependencies import DependencyState
 from craftcache.errors import InvalidSource, NotFound, PolicyDenied, Unavailable
-from craftcache.layout.manifest import manifest_key
 from craftcache.sources import HubSource, WatchSource, check_filename, parse, wanted_files
 from craftcache.version import VERSION
 from craftcache.wire import Progress
 
-from .bring.warm import Warmed
 from .fetch import Priority
-from .keep.verifier import Verifier
-from .promises import Promises
-from .state import ModelState, Status
+from .status import ModelState, Status
+from .store.scrub import Scrubber
+from .warm.queue import WarmQueue
+from .warm.warmer import Warmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from craftcache.layout.manifest import FileRecord, Manifest
+    from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.sources import RemoteSource
 
-    from .bring.casts import Casts
-    from .bring.warm import Warmer
+    from .database import Database, Pin, WarmJob
     from .events import Events
-    from .keep.handout import Handout, OpenedModel
-    from .keep.store import Store
-    from .keep.verifier import Verdict
-    from .memory.residency import Residency
-    from .promises import Promise
-    from .records import Pin, Records, WarmJob
-    from .room.evictor import Eviction, Evictor
-    from .room.pins import Pins
-    from .room.uses import Uses
+    from .eviction.evictor import Eviction, Evictor
+    from .eviction.last_use import LastUse
+    from .eviction.pins import Pins
+    from .residency.residency import Residency
     from .settings import Settings
+    from .store.opener import BlobOpener, OpenedModel
+    from .store.scrub import Verdict
+    from .store.store import Store
+    from .warm.casts import Casts
+    from .warm.queue import QueuedWarm
+    from .warm.warmer import Warmer
     from .watch import Watches
 
 __all__ = ["Service"]
@@ -82,11 +82,11 @@ class Service:
         store: Store,
         warmer: Warmer,
         casts: Casts,
-        records: Records,
-        handout: Handout,
+        records: Database,
+        handout: BlobOpener,
         residency: Residency,
         pins: Pins,
-        uses: Uses,
+        uses: LastUse,
         evictor: Evictor,
         watches: Watches,
         events: Events,
@@ -103,8 +103,8 @@ class Service:
         self.watches = watches
         self.events = events
         self._started_at = time.time()
-        self._promises = Promises(records, self._warm_promised)
-        self._verifier = Verifier(store)
+        self._promises = WarmQueue(records, self._warm_promised)
+        self._verifier = Scrubber(store)
 
     async def resume(self) -> None:
         """Take up the warms that were promised before the last stop."""
@@ -316,7 +316,7 @@ class Service:
         except Unavailable as error:  # the generation is served all the same
             log.warning("what %s needs is not fetched: %s", generation.source, error)
 
-    def queued(self) -> list[Promise]:
+    def queued(self) -> list[QueuedWarm]:
         """The promised warms that are not done, oldest first."""
         return self._promises.all()
 
@@ -419,7 +419,7 @@ class Service:
     async def _state(self, key: str, manifest: Manifest) -> ModelState:
         resident = await self._resident(manifest.files)
         needs = tuple(
-            NeedState(need.parsed.shown, need.why, self._store.needed(need) is not None)
+            DependencyState(need.parsed.shown, need.why, self._store.needed(need) is not None)
             for need in manifest.needs
         )
         is_intact = self._store.cache.is_intact

@@ -24,7 +24,7 @@ from craftcache.config import (
     read_config,
 )
 from craftcache.errors import InvalidSource
-from craftcache.hub import DEFAULT_ENDPOINT, hub_endpoint
+from craftcache.origins.hub import DEFAULT_ENDPOINT, hub_endpoint
 from craftcache.watch_rule import WatchRule
 
 if TYPE_CHECKING:

@@ -28,14 +28,14 @@ import safetensors.torch
 import torch
 
 from craftcache import Client
-from daemons import DaemonProcess
-from hub import hub_in_thread
-from hub.content import OnDisk
+from tests.support.daemons import DaemonProcess
+from tests.support.hub import hub_in_thread
+from tests.support.hub.content import OnDisk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from hub import TestHub
+    from tests.support.hub import TestHub
 
 RESULTS = Path(__file__).parent / "results"
 FILENAME = "state_dict.bin"

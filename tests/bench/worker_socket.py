@@ -18,10 +18,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from craftcache.transport import WorkerSocket
+from craftcache.daemon.transport import WorkerSocket
 from craftcache.wire import Hello, Load, encode
-from daemons import EXPORT_FILES, DaemonProcess
-from hub import hub_in_thread
+from tests.support.daemons import EXPORT_FILES, DaemonProcess
+from tests.support.hub import hub_in_thread
 
 RESULTS = Path(__file__).parent / "results" / "worker_socket.json"
 SOURCE = "bench/musicgen-tiny"

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from clientkit import Node
 from craftcache import Client
-from daemons import EXPORT_FILES, DaemonProcess
-from hub import hub_in_thread
+from tests.support.clients import Node
+from tests.support.daemons import EXPORT_FILES, DaemonProcess
+from tests.support.hub import hub_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hub import Repo, TestHub
+    from tests.support.hub import Repo, TestHub
 
 
 @pytest.fixture

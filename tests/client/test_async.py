@@ -15,20 +15,20 @@ import torch
 from blockbuster import blockbuster_ctx
 
 import craftcache.aio
-from checkpoints import assert_same, saved
 from craftcache import AsyncClient
-from craftcache.admin import AdminClient
+from craftcache.daemon.admin import AdminClient
 from craftcache.errors import NotFound, UnknownDevice
 from craftcache.watch_rule import WatchRule
-from daemons import EXPORT
-from hub import Gate, Stall
+from tests.support.checkpoints import assert_same, saved
+from tests.support.daemons import EXPORT
+from tests.support.hub import Gate, Stall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from clientkit import Node
     from craftcache.wire import Progress
+    from tests.support.clients import Node
 
 
 def expected(filename: str = "state_dict.bin") -> Any:
@@ -231,7 +231,7 @@ async def test_a_client_comes_whole_through_a_pickle(client: AsyncClient) -> Non
 FORKING = """
 import asyncio, os, sys
 from craftcache import AsyncClient
-from craftcache.admin import AdminClient
+from craftcache.daemon.admin import AdminClient
 
 client = AsyncClient(socket_dir=sys.argv[1], cache_dir=sys.argv[2])
 

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from checkpoints import assert_same, saved
 from craftcache.errors import CraftcacheError, InvalidSource, NotFound
-from daemons import EXPORT
-from hub import Gate, Stall
+from tests.support.checkpoints import assert_same, saved
+from tests.support.daemons import EXPORT
+from tests.support.hub import Gate, Stall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from clientkit import Node
     from craftcache import Client, Export
-    from hub import TestHub
+    from tests.support.clients import Node
+    from tests.support.hub import TestHub
 
 
 def expected(filename: str = "state_dict.bin") -> Any:

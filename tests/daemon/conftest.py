@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
-from craftcache.verify import hash_file
+from craftcache.digests import hash_file
 from craftcached.inspect import Inspector
-from daemon.api import Api
-from daemons import EXPORT_FILES, DaemonProcess
+from tests.support.api import Api
+from tests.support.daemons import EXPORT_FILES, DaemonProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from hub import Repo, TestHub
+    from tests.support.hub import Repo, TestHub
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,13 @@ from typing import TypeAlias
 import pytest
 from click.testing import CliRunner
 
-from checkpoints import saved
 from craftcache import Client
 from craftcache.cli.app import main
 from craftcache.errors import CraftcacheError, from_problem
-from daemon.api import Api
-from daemons import EXPORT_FILES, DaemonProcess
-from hub import Data, FlipBit, Redirect, Status, TestHub, Truncate, hub_in_thread
+from tests.support.api import Api
+from tests.support.checkpoints import saved
+from tests.support.daemons import EXPORT_FILES, DaemonProcess
+from tests.support.hub import Data, FlipBit, Redirect, Status, TestHub, Truncate, hub_in_thread
 
 GOOD = saved({"best_state": {}})
 HOSTS = "127.0.0.1"

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from checkpoints import saved
+from craftcache.daemon.transport import Cancellation
 from craftcache.errors import CraftcacheError, NotACheckpoint, StorageFull, Unavailable
-from craftcache.operations import Operations
-from craftcache.transport import Withdrawal
-from craftcached.bring.casts import Casts
+from craftcache.loading.operations import Operations
 from craftcached.inspect import Inspector
-from daemons import DaemonProcess
-from residency.published import keeping
+from craftcached.warm.casts import Casts
+from tests.support.checkpoints import saved
+from tests.support.daemons import DaemonProcess
+from tests.support.published import keeping
 
 if TYPE_CHECKING:
-    from daemon.api import Api
-    from hub import TestHub
+    from tests.support.api import Api
+    from tests.support.hub import TestHub
 
 SOURCE = "org/half"
 LM, CODEC = "state_dict.bin", "compression_state_dict.bin"
@@ -39,7 +39,7 @@ def load(daemon: DaemonProcess, filename: str = LM, *, cast: str | None = "float
     """The state dict as a worker of its own gets it."""
     worker = Operations(socket_dir=daemon.socket_dir, cache_dir=daemon.cache_dir, fallback="none")
     checkpoint = worker.load_state_dict(
-        SOURCE, filename, "cpu", None, withdrawal=Withdrawal(), cast=cast
+        SOURCE, filename, "cpu", None, cancellation=Cancellation(), cast=cast
     )
     worker.close()
     return checkpoint["best_state"]

@@ -18,14 +18,14 @@ from blockbuster import blockbuster_ctx
 from craftcache import AsyncClient
 from craftcached.app import Daemon
 from craftcached.settings import Settings
-from daemons import EXPORT_FILES
-from hub import OnDisk, Status
+from tests.support.daemons import EXPORT_FILES
+from tests.support.hub import OnDisk, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from hub import TestHub
+    from tests.support.hub import TestHub
 
 ON_NAMES = (
     *("os.access", "os.link", "os.listdir", "os.mkdir", "os.readlink", "os.remove", "os.rename"),

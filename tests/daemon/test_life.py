@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from daemon.api import Api
-from daemons import DaemonProcess
-from hub import Gate, Stall
+from tests.support.api import Api
+from tests.support.daemons import DaemonProcess
+from tests.support.hub import Gate, Stall
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hub import Repo, TestHub
+    from tests.support.hub import Repo, TestHub
 
 
 def descendants(pid: int) -> set[int]:

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from checkpoints import saved
 from craftcache import Client
-from daemon.api import Api
-from daemons import EXPORT_FILES
-from hub import hub_in_thread
+from tests.support.api import Api
+from tests.support.checkpoints import saved
+from tests.support.daemons import EXPORT_FILES
+from tests.support.hub import hub_in_thread
 
 from .machine import Machine, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hub import TestHub
+    from tests.support.hub import TestHub
 
 ROOT = Path(__file__).parents[2]
 

@@ -67,12 +67,12 @@ def test_workers_may_read_the_cache_and_not_write_to_it(node: Node) -> None:
 def test_not_even_root_in_a_container_can_write_by_a_descriptor(node: Node) -> None:
     code = """
 import errno, os, pathlib
-from craftcache.node import Node
+from craftcache.daemon.client import Node
 from craftcache.sources import parse
-from craftcache.transport import Withdrawal
+from craftcache.daemon.transport import Cancellation
 node = Node(pathlib.Path("/run/craftcache"), lambda *_: 15.0)
 names = ("state_dict.bin", "compression_state_dict.bin")
-files = node.open(parse("facebook/musicgen-small"), names, Withdrawal(), lambda _: None)
+files = node.open(parse("facebook/musicgen-small"), names, Cancellation(), lambda _: None)
 for name in names:
     try:
         os.open(f"/proc/self/fd/{files.files[name].descriptor}", os.O_WRONLY)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from craftcache.errors import PolicyDenied
-from hub import Drip, Valve
+from tests.support.hub import Drip, Valve
 
 from .conftest import LARGE, SERVICE, Node
 

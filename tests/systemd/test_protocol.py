@@ -16,8 +16,8 @@ import pytest
 from craftcache import Client
 from craftcached.serve.sockets import bind_admin_socket, bind_worker_socket
 from craftcached.systemd import JournalFormatter, is_journal
-from daemon.api import Api
-from daemons import DaemonProcess
+from tests.support.api import Api
+from tests.support.daemons import DaemonProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from craftcache.errors import CraftcacheError
-from hub import Drip, Valve
+from tests.support.hub import Drip, Valve
 
 from .conftest import LARGE, SERVICE, Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hub import Request
+    from tests.support.hub import Request
 
 RESTARTS = 5
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from daemons import DaemonProcess
+from tests.support.daemons import DaemonProcess
 
 from .environment import PROGRAMS, Upstream
 from .origin import DEMUCS, Origin, origin_of

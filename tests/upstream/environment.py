@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from daemons import DaemonProcess
+    from tests.support.daemons import DaemonProcess
 
 __all__ = ["PROGRAMS", "Upstream", "isolated"]
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hub import OnDisk, hub_in_thread
-from hub.gates import PATIENCE_S
+from tests.support.hub import OnDisk, hub_in_thread
+from tests.support.hub.gates import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from hub import TestHub
+    from tests.support.hub import TestHub
 
 __all__ = ["DEMUCS", "Origin", "origin_of"]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from checkpoints import assert_same
 from craftcache.exports import make_export
-from exports.kit import training_checkpoint
+from tests.support.checkpoints import assert_same
+from tests.support.exports import training_checkpoint
 
 from .environment import PROGRAMS
 

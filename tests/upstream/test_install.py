@@ -13,7 +13,7 @@ from .environment import PROGRAMS, isolated
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from daemons import DaemonProcess
+    from tests.support.daemons import DaemonProcess
 
     from .environment import Upstream
 

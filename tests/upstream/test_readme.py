@@ -13,7 +13,7 @@ import pytest
 from .environment import isolated
 
 if TYPE_CHECKING:
-    from daemons import DaemonProcess
+    from tests.support.daemons import DaemonProcess
 
     from .environment import Upstream
     from .origin import Origin

@@ -12,7 +12,7 @@ from .environment import PROGRAMS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from daemons import DaemonProcess
+    from tests.support.daemons import DaemonProcess
 
     from .environment import Upstream
     from .origin import Origin

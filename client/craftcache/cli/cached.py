@@ -9,7 +9,7 @@ import click
 from craftcache.errors import NotFound
 from craftcache.sources import parse
 
-from .context import Place, json_option, pass_place
+from .context import CommandPlace, json_option, pass_place
 from .output import (
     NOT_KNOWN,
     Branch,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from craftcache import FileInfo
-    from craftcache.node import CachedModel
+    from craftcache.daemon.client import CachedModel
 
 __all__ = ["ls", "show", "explain", "status", "rm"]
 
@@ -34,7 +34,7 @@ __all__ = ["ls", "show", "explain", "status", "rm"]
 @click.command()
 @json_option
 @pass_place
-def ls(place: Place, *, as_json: bool) -> None:
+def ls(place: CommandPlace, *, as_json: bool) -> None:
     """List the models of the cache."""
     models = place.client().models()
     if as_json:
@@ -58,7 +58,7 @@ def ls(place: Place, *, as_json: bool) -> None:
 @click.argument("source")
 @json_option
 @pass_place
-def show(place: Place, source: str, *, as_json: bool) -> None:
+def show(place: CommandPlace, source: str, *, as_json: bool) -> None:
     """Show a model of the cache, its files and what it needs.
 
     What it needs and no cache can hold comes last, with what to do about it.
@@ -107,7 +107,7 @@ def _file_branches(model: CachedModel) -> list[Branch]:
 @click.argument("source")
 @json_option
 @pass_place
-def explain(place: Place, source: str, *, as_json: bool) -> None:
+def explain(place: CommandPlace, source: str, *, as_json: bool) -> None:
     """Say what a load of SOURCE would load here, and why."""
     explanation = place.client().explain(source)
     if as_json:
@@ -132,7 +132,7 @@ def explain(place: Place, source: str, *, as_json: bool) -> None:
 @click.command()
 @json_option
 @pass_place
-def status(place: Place, *, as_json: bool) -> None:
+def status(place: CommandPlace, *, as_json: bool) -> None:
     """Say how the daemon is, and how much of each model is in memory."""
     client = place.client()
     report = client.status()
@@ -150,7 +150,7 @@ def status(place: Place, *, as_json: bool) -> None:
 @click.argument("source")
 @json_option
 @pass_place
-def rm(place: Place, source: str, *, as_json: bool) -> None:
+def rm(place: CommandPlace, source: str, *, as_json: bool) -> None:
     """Remove a model and free the bytes that no other model needs."""
     shown = parse(source).shown
     freed = place.admin().remove(source)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from craftcache import AsyncClient, Client
-    from craftcache.admin import AdminClient
+    from craftcache.daemon.admin import AdminClient
 
-__all__ = ["Place", "pass_place", "json_option", "Commands", "show_error", "exit_code"]
+__all__ = ["CommandPlace", "pass_place", "json_option", "Commands", "show_error", "exit_code"]
 
 FAILED = 1
 RETRY_MAY_HELP = 75
@@ -30,7 +30,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CommandPlace:
     """The cache and the daemon that the global options name.
 
     Attributes:
@@ -55,7 +55,7 @@ class Place:
 
     def admin(self) -> AdminClient:
         """What administrators use."""
-        from craftcache.admin import AdminClient
+        from craftcache.daemon.admin import AdminClient
 
         return AdminClient(choose_socket_dir(self.socket_dir))
 
@@ -64,7 +64,7 @@ class Place:
         return choose_cache_dir(self.cache_dir)
 
 
-pass_place = click.make_pass_decorator(Place)
+pass_place = click.make_pass_decorator(CommandPlace)
 
 
 def json_option(command: F) -> F:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from craftcache.node import own_token
+from craftcache.daemon.client import own_token
 
 from .context import FAILED, json_option
 from .output import print_columns, print_json, print_pairs, size_text

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from craftcache.contents import Contents
+from craftcache.checkpoint.contents import Contents
 from craftcache.sources import PARTS, LocalDirectory, LocalFile, locate
 
-from .context import Place, json_option, pass_place
+from .context import CommandPlace, json_option, pass_place
 from .output import NOT_KNOWN, print_columns, print_json, short_revision, size_text
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ __all__ = ["load"]
 )
 @json_option
 @pass_place
-def load(place: Place, source: str, device: str, parts: tuple[Part, ...], *, as_json: bool) -> None:
+def load(
+    place: CommandPlace, source: str, device: str, parts: tuple[Part, ...], *, as_json: bool
+) -> None:
     """Load SOURCE as a worker does and print what was loaded.
 
     It comes from the daemon, else from the cache, else from its origin.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .context import Place, json_option, pass_place
+from .context import CommandPlace, json_option, pass_place
 from .output import NOT_KNOWN, print_columns, print_json
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def queue() -> None:
 @queue.command()
 @json_option
 @pass_place
-def ls(place: Place, *, as_json: bool) -> None:
+def ls(place: CommandPlace, *, as_json: bool) -> None:
     """List the queued warms, and how each failed last."""
     answer = place.admin().queued_warms()
     if as_json:
@@ -46,7 +46,7 @@ def ls(place: Place, *, as_json: bool) -> None:
 @click.argument("number", type=click.IntRange(1))
 @json_option
 @pass_place
-def rm(place: Place, number: int, *, as_json: bool) -> None:
+def rm(place: CommandPlace, number: int, *, as_json: bool) -> None:
     """Withdraw the warm of that NUMBER; what it has fetched by then is not fetched again."""
     job = place.admin().withdraw_warm(number)
     if as_json:

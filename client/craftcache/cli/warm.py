@@ -11,7 +11,7 @@ import click
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.sources import parse, wanted_files
 
-from .context import Place, exit_code, json_option, pass_place, show_error
+from .context import CommandPlace, exit_code, json_option, pass_place, show_error
 from .output import print_json, short_revision, size_text
 from .progress import make_display
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from craftcache import AsyncClient
-    from craftcache.closure import Unmet
-    from craftcache.node import CachedModel, WarmedModel
+    from craftcache.daemon.client import CachedModel, WarmedModel
+    from craftcache.dependencies import UnmetDependency
     from craftcache.sources import RemoteSource
 
     from .progress import Display
@@ -57,7 +57,7 @@ AT_ONCE = 8
 @json_option
 @pass_place
 def warm(
-    place: Place,
+    place: CommandPlace,
     sources: tuple[str, ...],
     filenames: tuple[str, ...],
     timeout: float | None,
@@ -97,7 +97,7 @@ class _Wanted:
 
 
 def _warm(
-    place: Place,
+    place: CommandPlace,
     sources: Sequence[str],
     wanted: _Wanted,
     timeout: float | None,
@@ -131,12 +131,12 @@ def _document(model: WarmedModel, cached: CachedModel | None) -> dict[str, objec
     return asdict(model) | {"needs": cached.needs if cached else (), "unmet": _unmet(cached)}
 
 
-def _unmet(cached: CachedModel | None) -> tuple[Unmet, ...]:
+def _unmet(cached: CachedModel | None) -> tuple[UnmetDependency, ...]:
     return cached.unmet if cached else ()
 
 
 async def _warm_all(
-    place: Place,
+    place: CommandPlace,
     sources: Sequence[str],
     wanted: _Wanted,
     timeout: float | None,
@@ -187,7 +187,7 @@ def _too_late(source: str, timeout: float | None) -> Unavailable:
     )
 
 
-def _detach(place: Place, sources: Sequence[str], wanted: _Wanted, *, as_json: bool) -> None:
+def _detach(place: CommandPlace, sources: Sequence[str], wanted: _Wanted, *, as_json: bool) -> None:
     jobs = place.admin().queue_warm(
         sources, wanted.filenames, resident=wanted.resident, pair_only=wanted.pair_only
     )
@@ -198,7 +198,7 @@ def _detach(place: Place, sources: Sequence[str], wanted: _Wanted, *, as_json: b
         click.echo(f"{job.source}: queued")
 
 
-def _check(place: Place, sources: Sequence[str], wanted: _Wanted, *, as_json: bool) -> None:
+def _check(place: CommandPlace, sources: Sequence[str], wanted: _Wanted, *, as_json: bool) -> None:
     models = {model.source: model for model in place.client().models()}
     missing = {source.shown: _missing(models, source, wanted) for source in map(parse, sources)}
     if as_json:

@@ -11,7 +11,7 @@ import click
 
 from craftcache.watch_rule import WatchRule, default_watch_name
 
-from .context import Place, json_option, pass_place
+from .context import CommandPlace, json_option, pass_place
 from .output import NOT_KNOWN, print_columns, print_json, size_text
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def watch() -> None:
 @json_option
 @pass_place
 def add(
-    place: Place,
+    place: CommandPlace,
     directory: str,
     name: str | None,
     settle: float,
@@ -83,7 +83,7 @@ def add(
 @watch.command()
 @json_option
 @pass_place
-def ls(place: Place, *, as_json: bool) -> None:
+def ls(place: CommandPlace, *, as_json: bool) -> None:
     """List what is watched, how it is and which generation is served."""
     answer = place.admin().watches()
     if as_json:
@@ -111,7 +111,7 @@ def ls(place: Place, *, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 @pass_place
-def rm(place: Place, name: str, *, as_json: bool) -> None:
+def rm(place: CommandPlace, name: str, *, as_json: bool) -> None:
     """Watch NAME no more, and remove its generations."""
     freed = place.admin().remove_watch(name)
     if as_json:
@@ -125,7 +125,7 @@ def rm(place: Place, name: str, *, as_json: bool) -> None:
 @click.argument("number", type=click.IntRange(1), required=False)
 @json_option
 @pass_place
-def rollback(place: Place, name: str, number: int | None, *, as_json: bool) -> None:
+def rollback(place: CommandPlace, name: str, number: int | None, *, as_json: bool) -> None:
     """Serve generation NUMBER of NAME, or the one before, until `watch resume`."""
     _print_watch(place.admin().roll_back_watch(name, number), as_json=as_json)
 
@@ -134,7 +134,7 @@ def rollback(place: Place, name: str, number: int | None, *, as_json: bool) -> N
 @click.argument("name")
 @json_option
 @pass_place
-def resume(place: Place, name: str, *, as_json: bool) -> None:
+def resume(place: CommandPlace, name: str, *, as_json: bool) -> None:
     """Serve the newest generation of NAME again, and each new one."""
     _print_watch(place.admin().resume_watch(name), as_json=as_json)
 
@@ -147,7 +147,7 @@ def resume(place: Place, name: str, *, as_json: bool) -> None:
 @json_option
 @pass_place
 def follow(
-    place: Place,
+    place: CommandPlace,
     name: str,
     command: tuple[str, ...],
     after: int | None,

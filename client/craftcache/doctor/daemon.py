@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from craftcache.config import choose_cache_dir, choose_socket_dir
+from craftcache.daemon.client import DaemonClient, DaemonUnavailable
+from craftcache.daemon.transport import Cancellation
 from craftcache.errors import CraftcacheError
-from craftcache.node import DaemonAway, Node
-from craftcache.transport import Withdrawal
 from craftcache.version import VERSION
 
 from .finding import Finding
@@ -92,10 +92,10 @@ class Report:
     @classmethod
     def ask(cls, socket_dir: Path | None) -> Report:
         """Ask the daemon on its worker socket, as loads do."""
-        node = Node(choose_socket_dir(socket_dir), lambda *_: ANSWER_SECONDS)
+        node = DaemonClient(choose_socket_dir(socket_dir), lambda *_: ANSWER_SECONDS)
         try:
-            return cls(node.status(Withdrawal()))
-        except (DaemonAway, CraftcacheError) as error:
+            return cls(node.status(Cancellation()))
+        except (DaemonUnavailable, CraftcacheError) as error:
             return cls({}, str(error))
         finally:
             node.close()

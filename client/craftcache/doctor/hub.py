@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from craftcache.config import config_path, read_config
-from craftcache.hub import hub_endpoint
+from craftcache.origins.hub import hub_endpoint
 
 from .finding import Finding
 

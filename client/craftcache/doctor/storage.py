@@ -6,8 +6,8 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from craftcache.cache.directory import CacheDir
 from craftcache.config import choose_cache_dir
-from craftcache.layout.cache import CacheDir
 
 from .finding import Finding
 

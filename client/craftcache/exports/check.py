@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from craftcache.checkpoint.contents import Contents
 from craftcache.checkpoint.weights_only import load
-from craftcache.contents import Contents
 from craftcache.errors import CraftcacheError, InvalidSource, NotFound
-from craftcache.hub import describe, hub_endpoint
+from craftcache.origins.hub import describe, hub_endpoint
 from craftcache.sources import FILENAMES, PARTS, HubSource, Part, parse
 
 if TYPE_CHECKING:

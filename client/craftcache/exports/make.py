@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from craftcache.cache.durable import staging_name, sync_directory
 from craftcache.checkpoint.weights_only import load
 from craftcache.errors import InvalidSource, NotFound
-from craftcache.layout.durable import staging_name, sync_directory
 from craftcache.sources import FILENAMES
 
 __all__ = ["make_export"]

@@ -11,7 +11,7 @@ from .names import basename, is_commit, shown_url, url_digest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from craftcache.verify import Digest
+    from craftcache.digests import Digest
 
 __all__ = [
     "Part",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
+from craftcache.digests import Digest
 from craftcache.errors import InvalidSource
-from craftcache.verify import Digest
 
 __all__ = [
     "check_filename",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from craftcache.digests import Digest
 from craftcache.errors import InvalidSource, NotFound
-from craftcache.verify import Digest
 
 from .kinds import (
     FILENAMES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from craftcache.closure import NeedState, Unmet
+from craftcache.dependencies import DependencyState, UnmetDependency
 
 from .fields import MAX_FILENAME, MAX_REVISION, MAX_SOURCE, TEXT_LIMITS, clipped
 
@@ -92,8 +92,8 @@ class Model:
     resident_bytes: int | None = None
     is_pinned: bool = False
     is_locked: bool = False
-    needs: tuple[NeedState, ...] = ()
-    unmet: tuple[Unmet, ...] = ()
+    needs: tuple[DependencyState, ...] = ()
+    unmet: tuple[UnmetDependency, ...] = ()
     is_needed_only: bool = False
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
@@ -165,12 +165,12 @@ class ModelsPage:
         return cls(models, fields.text("next", MAX_SOURCE, empty=True))
 
 
-def _needs(fields: Fields) -> tuple[NeedState, ...]:
+def _needs(fields: Fields) -> tuple[DependencyState, ...]:
     """The key ``needs``, which a daemon of an earlier release does not send."""
     if fields.is_null("needs"):
         return ()
     return tuple(
-        NeedState(
+        DependencyState(
             need.text("source", MAX_SOURCE),
             need.text("why", TEXT_LIMITS[0]),
             need.flag("is_cached"),
@@ -179,10 +179,10 @@ def _needs(fields: Fields) -> tuple[NeedState, ...]:
     )
 
 
-def _unmet(fields: Fields) -> tuple[Unmet, ...]:
+def _unmet(fields: Fields) -> tuple[UnmetDependency, ...]:
     if fields.is_null("unmet"):
         return ()
     return tuple(
-        Unmet(*(unmet.text(key, TEXT_LIMITS[0]) for key in ("what", "why", "hint")))
+        UnmetDependency(*(unmet.text(key, TEXT_LIMITS[0]) for key in ("what", "why", "hint")))
         for unmet in fields.children("unmet", MAX_NEEDS)
     )

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Self
 import aiofiles
 from aiohttp import web
 
-from craftcache.verify import hash_file
+from craftcache.digests import hash_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Hub", "Statistics"]
+__all__ = ["Hub", "HubStatistics"]
 
 CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class HubStatistics:
     """What the hub has done so far.
 
     Attributes:
@@ -70,9 +70,9 @@ class Hub:
         host, port = self._runner.addresses[0][:2]
         return f"http://{host}:{port}"
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> HubStatistics:
         """What it has done so far."""
-        return Statistics(self._requests, self._bytes_sent)
+        return HubStatistics(self._requests, self._bytes_sent)
 
     async def _resolve(self, request: web.Request) -> web.StreamResponse:
         self._requests += 1

@@ -11,7 +11,7 @@ import torch
 
 from craftcache.sources import FILENAMES
 
-from .hub import Hub, Statistics
+from .hub import Hub, HubStatistics
 from .sample import write_sample
 from .worker import digest
 
@@ -43,16 +43,16 @@ class Origin:
     digest: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def statistics(self) -> Statistics | None:
+    def statistics(self) -> HubStatistics | None:
         """What the hub has done so far; None where it is not ours."""
         return self.hub.statistics() if self.hub else None
 
-    def since(self, before: Statistics | None) -> Statistics | None:
+    def since(self, before: HubStatistics | None) -> HubStatistics | None:
         """What the hub has done since ``before``; None where it is not ours."""
         now = self.statistics()
         if now is None or before is None:
             return None
-        return Statistics(now.requests - before.requests, now.bytes_sent - before.bytes_sent)
+        return HubStatistics(now.requests - before.requests, now.bytes_sent - before.bytes_sent)
 
 
 @asynccontextmanager

@@ -19,15 +19,15 @@ import aiohttp
 from craftcache.errors import Unavailable
 from craftcached.threads import Threads
 
+from .context import FetchContext, FetchRequest
+from .disk_space import DiskSpace, free_bytes
 from .job import Job
 from .journal import current_boot_id
-from .limits import Bandwidth, Claimant, Connections, Memory
-from .part import Names, reclaim, stale_keys
+from .limits import Bandwidth, Claimant, Connections, MemoryBudget
+from .partial_file import Names, reclaim, stale_keys
 from .retry import RetryPolicy
-from .space import Space, free_bytes
 from .transfer import Transfer
 from .types import Priority
-from .workbench import Order, Workbench
 from .xet import Xet
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Engine:
             limit = self._settings.deadline_seconds
             try:
                 async with asyncio.timeout(limit) as deadline:
-                    return await Job(Order(file, claimant, report), self._bench).run()
+                    return await Job(FetchRequest(file, claimant, report), self._bench).run()
             except TimeoutError:
                 if not deadline.expired():
                     raise
@@ -138,7 +138,7 @@ class Engine:
         if key in self._claimants:
             self._claimants[key].priority = Priority.WAITED_FOR
 
-    async def _workbench(self, stack: AsyncExitStack) -> Workbench:
+    async def _workbench(self, stack: AsyncExitStack) -> FetchContext:
         settings = self._settings
         threads, syncing = Threads(THREADS, "fetch"), Threads(SYNC_THREADS, "fsync")
         stack.callback(threads.close)
@@ -158,7 +158,7 @@ class Engine:
             trust_env=True,
         )
         await stack.enter_async_context(session)
-        return Workbench(
+        return FetchContext(
             staging=self._staging,
             boot_id=boot_id,
             settings=settings,
@@ -168,8 +168,8 @@ class Engine:
             syncing=syncing,
             connections=Connections(settings.max_connections, settings.max_connections_per_host),
             bandwidth=Bandwidth(settings.bandwidth),
-            memory=Memory(settings.memory_bytes),
-            space=Space(self._free, threads),
+            memory=MemoryBudget(settings.memory_bytes),
+            space=DiskSpace(self._free, threads),
             xet=Xet(self._xet, settings.stall_seconds) if self._xet else None,
         )
 

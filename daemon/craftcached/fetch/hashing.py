@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from craftcache.verify import Digests, Hasher
+    from craftcache.digests import Digests, Hasher
     from craftcached.threads import Threads
 
-    from .limits import Memory
+    from .limits import MemoryBudget
 
 __all__ = ["OrderedHash"]
 
@@ -35,7 +35,9 @@ class OrderedHash:
         threads: Where the hashing is done.
     """
 
-    def __init__(self, hasher: Hasher, descriptor: int, memory: Memory, threads: Threads) -> None:
+    def __init__(
+        self, hasher: Hasher, descriptor: int, memory: MemoryBudget, threads: Threads
+    ) -> None:
         self._hasher = hasher
         self._descriptor = descriptor
         self._memory = memory

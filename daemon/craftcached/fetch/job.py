@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING
 from craftcache.errors import IntegrityError
 from craftcache.sources import shown_url
 
-from .assembly import Assembly
 from .faults import BEGIN_AGAIN, Fault, Trouble
-from .journal import Identity, Record
-from .part import Names, Part, find_record, take_over_xet
+from .journal import Identity, JournalRecord
+from .partial_file import Names, PartialFile, find_record, take_over_xet
 from .pieces import Pieces
 from .ranges import RangedDownload
 from .spans import Span
 from .transfer import host_of
 from .types import Fetched
+from .writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from craftcache.verify import Digests
+    from craftcache.digests import Digests
 
-    from .transfer import Reply
-    from .workbench import Order, Workbench
+    from .context import FetchContext, FetchRequest
+    from .transfer import RangeReply
     from .xet import Xet
 
 __all__ = ["Job"]
@@ -62,7 +62,7 @@ class Job:
         bench: What all downloads share.
     """
 
-    def __init__(self, order: Order, bench: Workbench) -> None:
+    def __init__(self, order: FetchRequest, bench: FetchContext) -> None:
         self._order = order
         self._file = order.file
         self._bench = bench
@@ -107,7 +107,7 @@ class Job:
         return await self._by_ranges(record, reply.url, head)
 
     @asynccontextmanager
-    async def _request(self) -> AsyncIterator[Reply]:
+    async def _request(self) -> AsyncIterator[RangeReply]:
         """The first request of an attempt that has nothing to build on."""
         order, file = self._order, self._file
         span = None if self._plain else Span(0, PROBE_BYTES)
@@ -125,7 +125,7 @@ class Job:
                 )
             yield reply
 
-    def _record_of(self, reply: Reply) -> Record:
+    def _record_of(self, reply: RangeReply) -> JournalRecord:
         """The record to begin with, if this version can be put together from ranges."""
         promise = self._file.promise
         size = promise.size if reply.total is None else reply.total
@@ -133,15 +133,17 @@ class Job:
             raise Fault(
                 Trouble.UNSPLITTABLE, f"{shown_url(reply.url)} says too little about the file"
             )
-        return Record(Identity.of(promise, size=size, etag=reply.etag), (), ())
+        return JournalRecord(Identity.of(promise, size=size, etag=reply.etag), (), ())
 
-    async def _by_ranges(self, record: Record, url: str, head: Sequence[bytes] = ()) -> Fetched:
+    async def _by_ranges(
+        self, record: JournalRecord, url: str, head: Sequence[bytes] = ()
+    ) -> Fetched:
         """Bring what ``record`` lacks; ``head`` are the file's first bytes, in hand already."""
         order, bench, present = self._order, self._bench, record.present
         size, etag = record.identity.size, record.identity.etag
         reused = sum(span.size for span in present)
         async with self._part(record, size - reused) as part:
-            assembly = Assembly(order, bench, part, total=size, present=present)
+            assembly = Writer(order, bench, part, total=size, present=present)
             async with assembly.at_work():
                 if head:
                     present = (*present, await assembly.put(0, head))
@@ -150,7 +152,7 @@ class Job:
                 digests = await assembly.finish()
             return await self._sealed(part, digests, etag, reused)
 
-    async def _by_xet(self, xet: Xet, record: Record) -> Fetched:
+    async def _by_xet(self, xet: Xet, record: JournalRecord) -> Fetched:
         """Let huggingface_hub's own client bring the file, once; its failures do not matter."""
         order, bench, size = self._order, self._bench, record.identity.size
         self._xet = None
@@ -170,16 +172,16 @@ class Job:
                 raise Fault(Trouble.LOST, "the Xet client brought too little")
         finally:
             await bench.threads.run(self._names.xet.unlink, missing_ok=True)
-        whole = Record(record.identity, (), (Span(0, size),))
+        whole = JournalRecord(record.identity, (), (Span(0, size),))
         order.claimant.received += size
         fetched = await self._by_ranges(whole, self._file.url)
         return replace(fetched, bytes_reused=0)
 
-    async def _as_one_stream(self, reply: Reply) -> Fetched:
+    async def _as_one_stream(self, reply: RangeReply) -> Fetched:
         promised = self._file.promise.size
         total = promised if reply.total is None else reply.total
         async with self._part(None, ROOM_AHEAD_BYTES if total is None else total) as part:
-            assembly = Assembly(self._order, self._bench, part, total=total)
+            assembly = Writer(self._order, self._bench, part, total=total)
             async with assembly.at_work():
                 position = 0
                 while chunks := await reply.block():
@@ -196,11 +198,11 @@ class Job:
             return await self._sealed(part, digests, reply.etag, 0)
 
     @asynccontextmanager
-    async def _part(self, record: Record | None, needed: int) -> AsyncIterator[Part]:
+    async def _part(self, record: JournalRecord | None, needed: int) -> AsyncIterator[PartialFile]:
         """The open partial file, with room for it; removed if it cannot be resumed."""
         bench = self._bench
         await bench.space.reserve(self._order, needed, source=self._file.source)
-        part = Part(self._names, record, bench.boot_id)
+        part = PartialFile(self._names, record, bench.boot_id)
         try:
             await bench.threads.run(part.open)
             yield part
@@ -213,7 +215,9 @@ class Job:
                 part.close
             )  # frees the space of what was removed: may take long
 
-    async def _sealed(self, part: Part, digests: Digests, etag: str | None, reused: int) -> Fetched:
+    async def _sealed(
+        self, part: PartialFile, digests: Digests, etag: str | None, reused: int
+    ) -> Fetched:
         try:
             self._file.promise.check(digests, source=self._file.source)
         except IntegrityError as error:

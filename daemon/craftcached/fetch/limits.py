@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .types import Priority
 
-__all__ = ["Claimant", "Connections", "Bandwidth", "Memory"]
+__all__ = ["Claimant", "Connections", "Bandwidth", "MemoryBudget"]
 
 BURST_SECONDS = 0.1
 """Unused bandwidth that may be made up for, in seconds of the cap."""
@@ -135,7 +135,7 @@ class Bandwidth:
 
 
 @dataclass(slots=True)
-class Memory:
+class MemoryBudget:
     """Bytes that all downloads together may keep in memory for the hash.
 
     Attributes:

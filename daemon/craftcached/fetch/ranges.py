@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from craftcache.sources import shown_url
 
+from .concurrency import INTERVAL_SECONDS, Concurrency
 from .faults import BEGIN_AGAIN, Fault, Trouble
-from .ramp import INTERVAL_SECONDS, Ramp
 from .transfer import host_of
 
 if TYPE_CHECKING:
-    from .assembly import Assembly
+    from .context import FetchContext, FetchRequest
     from .pieces import Pieces
     from .spans import Span
-    from .transfer import Reply
-    from .workbench import Order, Workbench
+    from .transfer import RangeReply
+    from .writer import Writer
 
 __all__ = ["RangedDownload"]
 
@@ -49,10 +49,10 @@ class RangedDownload:
 
     def __init__(
         self,
-        order: Order,
-        bench: Workbench,
+        order: FetchRequest,
+        bench: FetchContext,
         pieces: Pieces,
-        assembly: Assembly,
+        assembly: Writer,
         *,
         etag: str | None,
         url: str,
@@ -64,7 +64,7 @@ class RangedDownload:
         self._etag = etag
         self._url = url
         settings = bench.settings
-        self._ramp = Ramp(min(settings.max_connections, settings.max_connections_per_host))
+        self._ramp = Concurrency(min(settings.max_connections, settings.max_connections_per_host))
         self._workers = 0
         self._quiet_until = 0.0
         """The loop's time before which the origin wants no request."""
@@ -84,7 +84,7 @@ class RangedDownload:
                     group.create_task(self._work())
                 await self._observe()
 
-    async def take(self, reply: Reply, claim: Span) -> None:
+    async def take(self, reply: RangeReply, claim: Span) -> None:
         """Write what ``reply`` brings of ``claim``, which may be less than all of it.
 
         Raises:
@@ -154,7 +154,7 @@ class RangedDownload:
         finally:
             self._pieces.give_back(claim)
 
-    def _check(self, reply: Reply) -> None:
+    def _check(self, reply: RangeReply) -> None:
         """Raise a Fault if ``reply`` is not a range of this version of the file."""
         shown = shown_url(reply.url)
         same_etag = reply.etag == self._etag

@@ -17,7 +17,7 @@ import aiohttp
 from yarl import URL
 
 from craftcache.errors import AccessDenied, IntegrityError, NotFound, Unavailable
-from craftcache.etags import strong_etag
+from craftcache.origins.etags import strong_etag
 from craftcache.sources import shown_url
 
 from .faults import Fault, Trouble
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .settings import EngineSettings
     from .types import RemoteFile
 
-__all__ = ["host_of", "redirect_target", "Reply", "Transfer"]
+__all__ = ["host_of", "redirect_target", "RangeReply", "Transfer"]
 
 BLOCK_BYTES = 1024 * 1024
 """Bytes gathered before they are written in one step, at most."""
@@ -55,7 +55,7 @@ def host_of(url: str) -> str:
     return URL(url, encoded=True).authority
 
 
-class Reply:
+class RangeReply:
     """An answer whose status and headers were found good; its body is read block by block.
 
     Attributes:
@@ -188,7 +188,7 @@ class Transfer:
         span: Span | None,
         etag: str | None,
         claimant: Claimant,
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncIterator[RangeReply]:
         """Ask for ``span`` of ``file``, or for all of it, and hold the answer open.
 
         Args:
@@ -210,7 +210,7 @@ class Transfer:
         response, is_xet = await self._follow(file, url, headers)
         try:
             covered, total = self._judge(file, response, span)
-            yield Reply(
+            yield RangeReply(
                 response,
                 covered,
                 total,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from craftcache.verify import Digests, Promise, Stamp
+    from craftcache.digests import Digests, Promise, Stamp
 
 __all__ = ["RemoteFile", "Fetched", "Priority", "Fetcher"]
 

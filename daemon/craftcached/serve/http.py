@@ -20,21 +20,21 @@ from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.sources import parse
 
 from .bodies import json_body
+from .ndjson import NdjsonStream
 from .peers import Administrators, peer_of
 from .sockets import BACKLOG
-from .steps import Steps
 from .watch_routes import WatchRoutes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from socket import socket
 
-    from craftcache.layout.manifest import Manifest
+    from craftcache.cache.manifest import Manifest
     from craftcache.wire import Progress
-    from craftcached.bring.warm import Warmed
-    from craftcached.promises import Promise
     from craftcached.service import Service
-    from craftcached.state import ModelState
+    from craftcached.status import ModelState
+    from craftcached.warm.queue import QueuedWarm
+    from craftcached.warm.warmer import Warmed
 
     from .metrics import MetricsRoute
 
@@ -207,7 +207,7 @@ class AdminServer:
         """One line for each step, as it happens; the last line of a source is its result."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
         await response.prepare(request)
-        steps = Steps()
+        steps = NdjsonStream()
 
         async def warm_all() -> None:
             try:
@@ -335,7 +335,7 @@ def _state(state: ModelState) -> dict[str, Any]:
     }
 
 
-def _job(promise: Promise) -> dict[str, Any]:
+def _job(promise: QueuedWarm) -> dict[str, Any]:
     job, failure = promise.job, promise.failure
     return {
         "id": job.id,

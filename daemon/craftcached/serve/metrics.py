@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from craftcached.counts import Counts
     from craftcached.service import Service
-    from craftcached.state import Status
+    from craftcached.status import Status
 
     from .worker import Statistics
 

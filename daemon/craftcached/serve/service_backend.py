@@ -26,11 +26,11 @@ from .backend import Opened
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from craftcache.layout.manifest import FileRecord, Manifest
+    from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.wire import Follow, Identify, Load, Models, Progress, Resolve, Warm
-    from craftcached.keep.handout import OpenedModel
     from craftcached.service import Service
-    from craftcached.state import ModelState
+    from craftcached.status import ModelState
+    from craftcached.store.opener import OpenedModel
 
     from .peers import Peer
 

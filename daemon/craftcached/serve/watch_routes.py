@@ -18,7 +18,7 @@ from .bodies import json_body
 from .peers import peer_of
 
 if TYPE_CHECKING:
-    from craftcache.layout.manifest import Manifest
+    from craftcache.cache.manifest import Manifest
     from craftcached.events import Events
     from craftcached.watch import Report, Watches
 

@@ -42,10 +42,10 @@ from craftcache.wire import (
     first_page,
 )
 
-from .connection import Connection, ReceiveBuffer, User
-from .parcel import Parcel
+from .connection import ReceiveBuffer, ServerConnection, User
 from .peers import Peer
 from .reporting import Reporter
+from .response import Response
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -195,7 +195,7 @@ class WorkerServer:
             log.warning("a worker of an unknown user is turned away: %s", error)
             sock.close()
             return
-        connection = Connection(sock, peer, self._users.setdefault(peer.uid, User()))
+        connection = ServerConnection(sock, peer, self._users.setdefault(peer.uid, User()))
         connection.user.connections.add(connection)
         self._connections += 1
         try:
@@ -204,16 +204,16 @@ class WorkerServer:
             log.exception("a worker of uid %d is turned away", peer.uid)
             self._end(connection)
 
-    def _welcome(self, connection: Connection) -> None:
+    def _welcome(self, connection: ServerConnection) -> None:
         if self._is_crowded(connection.user):
-            self._send(connection, Parcel(_HELLO))
-            self._send(connection, Parcel.busy("too many connections"))
+            self._send(connection, Response(_HELLO))
+            self._send(connection, Response.busy("too many connections"))
             self._end(connection)
             return
         self._loop.add_reader(connection.descriptor, self._read, connection)
         self._read(connection)  # as a rule hello and request are there already
 
-    def _end(self, connection: Connection) -> None:
+    def _end(self, connection: ServerConnection) -> None:
         """Hear and say no more; forget the connection as soon as nothing of it is left."""
         if connection.is_closing:
             return
@@ -225,7 +225,7 @@ class WorkerServer:
             connection.sock.shutdown(socket.SHUT_RDWR)
         self._linger(connection)
 
-    def _linger(self, connection: Connection) -> None:
+    def _linger(self, connection: ServerConnection) -> None:
         if connection.sock.fileno() < 0:
             return
         if connection.is_over():
@@ -233,7 +233,7 @@ class WorkerServer:
         elif connection.task is None:
             self._loop.call_later(LINGER_SECONDS, self._linger, connection)
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: ServerConnection) -> None:
         user = connection.user
         user.connections.discard(connection)
         user.unread -= connection.unread
@@ -267,12 +267,12 @@ class WorkerServer:
             if connection.has_received() and connection.is_over():
                 self._forget(connection)
 
-    def _all_connections(self) -> list[Connection]:
+    def _all_connections(self) -> list[ServerConnection]:
         return [each for user in self._users.values() for each in user.connections]
 
     # --- What they say ---
 
-    def _read(self, connection: Connection) -> None:
+    def _read(self, connection: ServerConnection) -> None:
         try:
             packet = self._buffer.receive(connection.sock)
         except BlockingIOError:
@@ -291,13 +291,13 @@ class WorkerServer:
         else:
             self._expel(connection, "a packet came before the last answer was received")
 
-    def _hear(self, connection: Connection, packet: memoryview) -> None:
+    def _hear(self, connection: ServerConnection, packet: memoryview) -> None:
         try:
             message = decode_request(packet)
         except WireError as error:
             self._expel(connection, str(error))
         except InvalidSource as error:
-            self._answer(connection, Parcel.problem(error))
+            self._answer(connection, Response.problem(error))
         else:
             if isinstance(message, Hello) == connection.greeted:
                 self._expel(connection, "a conversation begins with one hello")
@@ -306,9 +306,9 @@ class WorkerServer:
             else:
                 self._begin(connection, message)
 
-    def _greet(self, connection: Connection, hello: Hello) -> None:
+    def _greet(self, connection: ServerConnection, hello: Hello) -> None:
         connection.greeted = True
-        self._send(connection, Parcel(_HELLO))
+        self._send(connection, Response(_HELLO))
         version = VERSIONS.common(hello.versions)
         if version is None:
             low, high = hello.versions.low, hello.versions.high
@@ -317,18 +317,18 @@ class WorkerServer:
         connection.drops_next = version != hello.versions.high
         self._read(connection)  # a request is sent along with the hello
 
-    def _expel(self, connection: Connection, why: str) -> None:
+    def _expel(self, connection: ServerConnection, why: str) -> None:
         """End a conversation that is not of this protocol."""
         log.debug("worker pid %d uid %d: %s", connection.peer.pid, connection.peer.uid, why)
         error = ProtocolMismatch(why, hint="Bring client and daemon to neighbouring releases")
-        self._send(connection, Parcel.problem(error))
+        self._send(connection, Response.problem(error))
         self._end(connection)
 
     # --- What becomes of a request ---
 
-    def _begin(self, connection: Connection, request: Grantable) -> None:
+    def _begin(self, connection: ServerConnection, request: Grantable) -> None:
         if self._has_too_much_unread(connection.user):
-            self._answer(connection, Parcel.busy("too many descriptors wait to be received"))
+            self._answer(connection, Response.busy("too many descriptors wait to be received"))
             return
         parcel = self._grant_nowait(request, connection.peer)
         if parcel is not None:
@@ -336,43 +336,43 @@ class WorkerServer:
         elif isinstance(request, Follow):
             self._work(connection, self._serve(connection, request), self._followers)
         elif connection.user.requests >= self._limits.requests - len(self._tasks):
-            self._answer(connection, Parcel.busy("too many requests"))
+            self._answer(connection, Response.busy("too many requests"))
         else:
             self._work(connection, self._serve(connection, request), self._tasks)
 
-    def _grant_nowait(self, request: Grantable, peer: Peer) -> Parcel | None:
+    def _grant_nowait(self, request: Grantable, peer: Peer) -> Response | None:
         if not isinstance(request, Load):
             return None
         try:
             opened = self._backend.load_nowait(request, peer)
-            return None if opened is None else Parcel.files(opened)
+            return None if opened is None else Response.files(opened)
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker gets an answer
-            return Parcel.problem(error)
+            return Response.problem(error)
 
-    async def _grant(self, request: Grantable, peer: Peer, report: Reporter) -> Parcel:
+    async def _grant(self, request: Grantable, peer: Peer, report: Reporter) -> Response:
         backend = self._backend
         try:
             match request:
                 case Load():
-                    return Parcel.files(await backend.load(request, peer, report))
+                    return Response.files(await backend.load(request, peer, report))
                 case Resolve():
-                    return Parcel(encode(await backend.resolve(request, peer, report)))
+                    return Response(encode(await backend.resolve(request, peer, report)))
                 case Warm():
-                    return Parcel(encode(await backend.warm(request, peer, report)))
+                    return Response(encode(await backend.warm(request, peer, report)))
                 case Status():
-                    return Parcel(encode(await backend.status(peer)))
+                    return Response(encode(await backend.status(peer)))
                 case Models():
-                    return Parcel(encode(first_page(await backend.models(request, peer))))
+                    return Response(encode(first_page(await backend.models(request, peer))))
                 case Identify():
-                    return Parcel(encode(await backend.identify(request, peer)))
+                    return Response(encode(await backend.identify(request, peer)))
                 case Follow():
-                    return Parcel(encode(await backend.follow(request, peer)))
+                    return Response(encode(await backend.follow(request, peer)))
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker gets an answer
-            return Parcel.problem(error)
+            return Response.problem(error)
 
-    async def _serve(self, connection: Connection, request: Grantable) -> None:
+    async def _serve(self, connection: ServerConnection, request: Grantable) -> None:
         def send(packet: bytes) -> None:
-            self._send(connection, Parcel(packet))
+            self._send(connection, Response(packet))
 
         with Reporter(send, request, self._limits.heartbeat_seconds) as report:
             parcel = await self._grant(request, connection.peer, report)
@@ -380,7 +380,7 @@ class WorkerServer:
 
     def _work(
         self,
-        connection: Connection,
+        connection: ServerConnection,
         coroutine: Coroutine[None, None, None],
         tasks: set[asyncio.Task[None]],
     ) -> None:
@@ -390,7 +390,7 @@ class WorkerServer:
             connection.user.requests += 1
         task.add_done_callback(partial(self._worked, connection))
 
-    def _worked(self, connection: Connection, task: asyncio.Task[None]) -> None:
+    def _worked(self, connection: ServerConnection, task: asyncio.Task[None]) -> None:
         if task in self._tasks:
             connection.user.requests -= 1
         self._tasks.discard(task)
@@ -407,14 +407,14 @@ class WorkerServer:
 
     # --- Answers ---
 
-    def _answer(self, connection: Connection, parcel: Parcel) -> None:
+    def _answer(self, connection: ServerConnection, parcel: Response) -> None:
         """Send an answer now, or as soon as it fits."""
         if self._send(connection, parcel):
             parcel.close()
         else:
             self._work(connection, self._deliver(connection, parcel), self._tasks)
 
-    async def _deliver(self, connection: Connection, parcel: Parcel) -> None:
+    async def _deliver(self, connection: ServerConnection, parcel: Response) -> None:
         try:
             async with asyncio.timeout(self._limits.send_seconds):
                 while not self._send(connection, parcel):
@@ -425,7 +425,7 @@ class WorkerServer:
             parcel.close()
             connection.task = None  # from now on the worker may ask again
 
-    def _send(self, connection: Connection, parcel: Parcel) -> bool:
+    def _send(self, connection: ServerConnection, parcel: Response) -> bool:
         """Send what fits; True also when there is nobody any more to send it to."""
         if connection.is_closing:
             return True
@@ -434,7 +434,7 @@ class WorkerServer:
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
                 return self._send(
-                    connection, Parcel.busy("too many descriptors wait to be received")
+                    connection, Response.busy("too many descriptors wait to be received")
                 )
             self._end(connection)
             return True

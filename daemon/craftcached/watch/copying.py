@@ -13,17 +13,17 @@ import shutil
 import stat
 from typing import TYPE_CHECKING
 
+from craftcache.cache.publish import Verified
+from craftcache.digests import READ_BYTES, HashedFile, Hasher, Stamp
 from craftcache.errors import StorageFull
-from craftcache.layout.publish import Verified
-from craftcache.verify import READ_BYTES, HashedFile, Hasher, Stamp
 
-from .looking import look, stamp
+from .snapshot import look, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from .looking import Look, Target
+    from .snapshot import Snapshot, Target
 
 __all__ = ["FilesChanged", "copy_pair"]
 
@@ -40,7 +40,7 @@ class FilesChanged(Exception):
 def copy_pair(
     target: Target,
     marker: str | None,
-    seen: Look,
+    seen: Snapshot,
     staging: Path,
     should_stop: Callable[[], bool],
 ) -> dict[str, Verified]:

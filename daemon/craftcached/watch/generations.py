@@ -11,19 +11,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from craftcache.cache.manifest import Watched, manifest_key
 from craftcache.errors import NotFound
-from craftcache.layout.manifest import Watched, manifest_key
 from craftcache.sources import FILENAMES, WatchSource, parse
-from craftcached.room.leases import is_in_use
+from craftcached.in_use import is_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from craftcache.layout.manifest import Manifest
-    from craftcache.layout.publish import Verified
-    from craftcached.keep.store import Store
+    from craftcache.cache.manifest import Manifest
+    from craftcache.cache.publish import Verified
+    from craftcached.store.store import Store
 
-    from .looking import Pair
+    from .snapshot import Pair
 
 __all__ = ["Generations", "numbers_by_watch", "directories_by_watch", "pair_of"]
 

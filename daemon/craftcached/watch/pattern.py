@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from craftcache.errors import InvalidSource
 
-from .looking import MAX_DIRECTORIES, expand
-from .observing import Place
+from .inotify import WatchedPlace
+from .snapshot import MAX_DIRECTORIES, expand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from craftcache.watch_rule import WatchRule
 
-    from .looking import Target
-    from .observing import Observer
+    from .inotify import InotifyObserver
+    from .snapshot import Target
 
 __all__ = ["PatternWatcher"]
 
@@ -56,7 +56,7 @@ class PatternWatcher:
         self,
         rule: WatchRule,
         *,
-        observer: Observer,
+        observer: InotifyObserver,
         found: Callable[[WatchRule, Target], None],
         threads: Executor,
     ) -> None:
@@ -98,7 +98,7 @@ class PatternWatcher:
 
     def _search(self) -> list[tuple[str, Target]]:
         found, parents = expand(self._rule)
-        places = [Place.nearest(parents[0]), *map(Place.at, parents)]
+        places = [WatchedPlace.nearest(parents[0]), *map(WatchedPlace.at, parents)]
         if self._attention.turn_to(place for place in places if place is not None):
             found, _ = expand(self._rule)
         if len(found) >= MAX_DIRECTORIES and not self._has_warned:

@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Protocol
 
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 
+from .candidate import Refused
 from .copying import FilesChanged
 from .generations import pair_of
-from .looking import look
-from .making import Refused
-from .observing import Place
-from .settling import Situation
+from .inotify import WatchedPlace
+from .snapshot import look
+from .state import WatchState
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from craftcache.layout.manifest import Manifest
+    from craftcache.cache.manifest import Manifest
     from craftcache.watch_rule import WatchRule
 
+    from .candidate import Candidate, CandidateMaker
     from .generations import Generations
-    from .looking import Look, Target
-    from .making import Candidate, Maker
-    from .observing import Attention, Observer
-    from .settling import State
+    from .inotify import Attention, InotifyObserver
+    from .snapshot import Snapshot, Target
+    from .state import State
 
-__all__ = ["Hears", "Watcher", "Report"]
+__all__ = ["WatchListener", "Watcher", "Report"]
 
 log = logging.getLogger("craftcached")
 
@@ -75,7 +75,7 @@ class Report:
     is_held: bool
 
 
-class Hears(Protocol):
+class WatchListener(Protocol):
     """Who is told of what becomes of a watch; on the event loop."""
 
     def situation_changed(self, watcher: Watcher) -> None:
@@ -106,9 +106,9 @@ class Watcher:
         target: Target,
         *,
         generations: Generations,
-        maker: Maker,
-        observer: Observer,
-        hears: Hears,
+        maker: CandidateMaker,
+        observer: InotifyObserver,
+        hears: WatchListener,
         threads: Executor,
     ) -> None:
         self.rule = rule
@@ -120,7 +120,7 @@ class Watcher:
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         newest = generations.newest
-        self._situation = Situation(
+        self._situation = WatchState(
             rule.settle,
             was_there=newest is not None,
             judged=pair_of(newest, target.path),
@@ -178,12 +178,12 @@ class Watcher:
                 self._making.cancel()
                 await asyncio.gather(self._making, return_exceptions=True)
 
-    async def _look(self) -> Look:
+    async def _look(self) -> Snapshot:
         """Look, and again where a place was turned to only after the first look."""
         self._has_hint = False
         self._hinted.clear()
 
-        def look_and_turn() -> Look:
+        def look_and_turn() -> Snapshot:
             seen = look(self._target, self.rule.marker)
             if self.rule.poll or not self._attention.turn_to(self._places(seen)):
                 return seen
@@ -201,11 +201,11 @@ class Watcher:
             )
         return seen
 
-    def _places(self, seen: Look) -> list[Place]:
+    def _places(self, seen: Snapshot) -> list[WatchedPlace]:
         path = self._target.path
-        places = [Place.nearest(path)]
+        places = [WatchedPlace.nearest(path)]
         if seen.directory is not None:
-            places.append(Place(path, seen.directory[1]))
+            places.append(WatchedPlace(path, seen.directory[1]))
         return [place for place in places if place is not None]
 
     async def _wait(self) -> None:
@@ -224,7 +224,7 @@ class Watcher:
             return min(POLL_SECONDS, self.rule.settle / 2)
         return REVIEW_SECONDS
 
-    def _become(self, situation: Situation) -> None:
+    def _become(self, situation: WatchState) -> None:
         self._situation = situation
         telling = (situation.state, situation.detail)
         if telling != self._told:
@@ -237,7 +237,7 @@ class Watcher:
         self._stop = threading.Event()
         self._making = asyncio.create_task(self._make(self._situation.look))
 
-    async def _make(self, seen: Look) -> None:
+    async def _make(self, seen: Snapshot) -> None:
         """Make a generation of what was seen; whatever happens, nothing is left in hand."""
         try:
             async with self._maker.candidate(

@@ -18,25 +18,25 @@ from craftcache.errors import (
     Unavailable,
 )
 
+from .candidate import CandidateMaker
 from .generations import Generations, directories_by_watch, numbers_by_watch
-from .looking import Target, matching
-from .making import Maker
-from .observing import Observer
+from .inotify import InotifyObserver
 from .pattern import PatternWatcher
-from .serving import Serving
+from .publisher import Publisher
+from .snapshot import Target, matching
 from .watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 
-    from craftcache.layout.manifest import Manifest
+    from craftcache.cache.manifest import Manifest
     from craftcache.sources import WatchSource
     from craftcache.watch_rule import WatchRule
+    from craftcached.database import Database
     from craftcached.events import Events
-    from craftcached.keep.store import Store
-    from craftcached.records import Records
+    from craftcached.store.store import Store
 
-    from .making import Inspects
+    from .candidate import CandidateInspector
     from .watcher import Report
 
 __all__ = ["Watches"]
@@ -66,15 +66,15 @@ class Watches:
         self,
         *,
         store: Store,
-        inspector: Inspects,
-        records: Records,
+        inspector: CandidateInspector,
+        records: Database,
         events: Events,
         rules: Sequence[WatchRule],
     ) -> None:
         self._store = store
         self._records = records
-        self._maker = Maker(store, inspector)
-        self._serving = Serving(store, self._maker, records, events)
+        self._maker = CandidateMaker(store, inspector)
+        self._serving = Publisher(store, self._maker, records, events)
         self._configured = {rule.name: rule for rule in rules}
         self._added: dict[str, WatchRule] = {}
         self._numbers: dict[str, set[int]] = {}
@@ -83,7 +83,7 @@ class Watches:
         self._watchers: dict[str, Watcher] = {}
         self._tasks: defaultdict[str, list[asyncio.Task[None]]] = defaultdict(list)
         self._owned: defaultdict[str, list[str]] = defaultdict(list)
-        self._observer = Observer()
+        self._observer = InotifyObserver()
         self._threads = ThreadPoolExecutor(LOOKING_THREADS, thread_name_prefix="watch")
 
     @contextlib.asynccontextmanager

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import hf_hub_download
 
-from daemons import DaemonProcess
-from hub import OnDisk, hub_in_thread
-from upstream.environment import Upstream
+from tests.support.daemons import DaemonProcess
+from tests.support.hub import OnDisk, hub_in_thread
+from tests.upstream.environment import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

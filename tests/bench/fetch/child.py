@@ -25,7 +25,7 @@ CHUNK = 4 * 1024 * 1024
 def fetch_with_engine(
     url: str, size: int, sha256: str, base: Path, connections: int, *, told: bool = False
 ) -> float:
-    from craftcache.verify import Digest, Promise
+    from craftcache.digests import Digest, Promise
     from craftcached.fetch import Engine, EngineSettings, Priority, RemoteFile
 
     worst_lag = 0.0

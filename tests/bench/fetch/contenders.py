@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemons import DaemonProcess
+from tests.support.daemons import DaemonProcess
 
 from .origin import FILENAME, REPO_ID
 

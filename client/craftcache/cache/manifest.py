@@ -1,0 +1,381 @@
+"""A manifest: which verified files a source consists of, at which revision.
+
+Stored as ``manifests/<key>.json`` in the cache directory. Renaming it into place is the single
+moment at which a model exists for craftcache. Format, version 1::
+
+    {"version": 1,
+     "source": "org/name",            as shown to people; a URL's query is left out
+     "revision": "<40 hex>",          a commit; of a URL or a watch, a digest over its files
+     "published_at": "2026-01-31T12:00:00Z",
+     "files": [{"filename": "state_dict.bin",
+                "path": "models--org--name/blobs/<etag>",   below the cache directory
+                "sha256": "<64 hex>", "size": 1336949,
+                "origin": "https://...",                    without query
+                "etag": "<validator>" or null,
+                "verified_at": "2026-01-31T12:00:00Z",
+                "inode": 12345, "mtime_ns": 1769860800000000000}],
+     "needs": [{"source": "t5-base", "why": "the text encoder that state_dict.bin names",
+                "filenames": ["config.json"], "one_of": [["model.safetensors"], ...],
+                "optional": ["spiece.model", ...]}],
+     "unmet": [{"what": "...", "why": "...", "hint": "..."}],
+     "needed_only": true,                                    where nobody asked for it by name
+     "watched": {"directory": "/runs/a/export", "generation": 3}}   of a watch only
+
+``needs`` and ``unmet`` are what the model is of no use without, see craftcache.dependencies; a manifest
+of an earlier release has neither.
+
+``inode`` and ``mtime_ns`` are of the moment of verification: a file that no longer has them was
+touched since, and is hashed again before it is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from craftcache.dependencies import Dependency, UnmetDependency
+from craftcache.digests import Digest, Promise, Stamp
+from craftcache.sources import UrlSource, check_filename, is_commit
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+
+    from craftcache.digests import Digests
+    from craftcache.sources import RemoteSource
+
+__all__ = [
+    "FileRecord",
+    "Watched",
+    "Manifest",
+    "ManifestError",
+    "manifest_key",
+    "files_revision",
+    "now",
+]
+
+VERSION = 1
+MAX_BYTES = 4 * 1024 * 1024
+"""Of a manifest's file; one of the largest export closures takes a hundredth of it."""
+
+
+class ManifestError(ValueError):
+    """The text is not a manifest that this release can read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One verified file of a source.
+
+    Attributes:
+        filename: As the source lists it.
+        path: Of the blob, relative to the cache directory, POSIX form.
+        sha256: Of all its bytes, in hex.
+        size: In bytes.
+        origin: Where it came from, as shown to people.
+        verified_at: When its bytes were last hashed, UTC.
+        inode: Of the blob when it was verified.
+        mtime_ns: Of the blob when it was verified.
+        etag: The origin's validator, unquoted, or None.
+    """
+
+    filename: str
+    path: str
+    sha256: str
+    size: int
+    origin: str
+    verified_at: datetime
+    inode: int
+    mtime_ns: int
+    etag: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        filename: str,
+        path: str,
+        digests: Digests,
+        stamp: Stamp,
+        *,
+        origin: str,
+        etag: str | None,
+        verified_at: datetime,
+    ) -> FileRecord:
+        """The record of a verified file that stands at ``path``."""
+        return cls(
+            filename=filename,
+            path=path,
+            sha256=digests.sha256,
+            size=digests.size,
+            origin=origin,
+            verified_at=verified_at,
+            inode=stamp.inode,
+            mtime_ns=stamp.mtime_ns,
+            etag=etag,
+        )
+
+    @property
+    def stamp(self) -> Stamp:
+        """Of the blob when it was verified."""
+        return Stamp(self.size, self.inode, self.mtime_ns)
+
+    @property
+    def promise(self) -> Promise:
+        """What a file must be to be this one."""
+        return Promise(self.size, Digest("sha256", self.sha256), self.etag)
+
+    def describes(self, stat: os.stat_result) -> bool:
+        """Whether a blob with this stat is still the one that was verified."""
+        return (stat.st_size, stat.st_ino, stat.st_mtime_ns) == (
+            self.size,
+            self.inode,
+            self.mtime_ns,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Where a watch's files come from.
+
+    Attributes:
+        directory: The export directory that is watched.
+        generation: Which of its verified states this is, counted from 1.
+    """
+
+    directory: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a source consists of at one revision.
+
+    Attributes:
+        source: As shown to people.
+        revision: A commit; of a URL or a watch, a digest over its files.
+        files: Its files, by name.
+        published_at: When this state was published, UTC.
+        watched: Of a watch, which state of which directory it is.
+        needs: Other sources that it cannot be loaded without.
+        unmet: What it needs as well, and no cache can hold.
+        needed_only: Whether nobody asked for it by name: it is here because others need it, and
+            goes with the last of them.
+    """
+
+    source: str
+    revision: str
+    files: tuple[FileRecord, ...]
+    published_at: datetime
+    watched: Watched | None = None
+    needs: tuple[Dependency, ...] = ()
+    unmet: tuple[UnmetDependency, ...] = ()
+    needed_only: bool = False
+
+    def file(self, filename: str) -> FileRecord | None:
+        """The record of ``filename``, or None where the manifest has no such file."""
+        return next((record for record in self.files if record.filename == filename), None)
+
+    def select(
+        self, source: RemoteSource, filenames: Iterable[str]
+    ) -> tuple[FileRecord, ...] | None:
+        """The records of ``filenames``; None unless each is there and is what ``source`` promises.
+
+        The same URL may be named with a digest that the file recorded for it does not have.
+        """
+        records = []
+        for filename in filenames:
+            record = self.file(filename)
+            promised = source.file_digest(filename) if isinstance(source, UrlSource) else None
+            if record is None or not record.sha256.startswith(promised.hex if promised else ""):
+                return None
+            records.append(record)
+        return tuple(records)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(record.size for record in self.files)
+
+    @property
+    def needed_keys(self) -> frozenset[str]:
+        """Of the manifests of what it needs."""
+        return frozenset(manifest_key(need.parsed) for need in self.needs)
+
+    @classmethod
+    def merged(
+        cls,
+        known: Manifest | None,
+        source: RemoteSource,
+        commit: str | None,
+        records: Iterable[FileRecord],
+        *,
+        as_need: bool = False,
+    ) -> Manifest:
+        """The manifest that publishes ``records``, beside what ``known`` has of the same revision.
+
+        Args:
+            known: What is published now.
+            source: Whose it is.
+            commit: The revision; None for a source that has none but its files.
+            records: New, or in place of those of the same name.
+            as_need: Whether it is published for others' sake. Once asked for by name, it stays so.
+        """
+        keeps = known is not None and commit in (None, known.revision)
+        files = {record.filename: record for record in (known.files if known and keeps else ())}
+        files |= {record.filename: record for record in records}
+        ordered = tuple(files[name] for name in sorted(files))
+        digests = {record.filename: record.sha256 for record in ordered}
+        revision = commit or files_revision(digests)
+        needed_only = as_need and (known is None or known.needed_only)
+        return cls(source.shown, revision, ordered, now(), needed_only=needed_only)
+
+    def dump(self) -> bytes:
+        """The manifest as its file's content."""
+        return json.dumps({"version": VERSION} | self.to_fields(), indent=1).encode()
+
+    def to_fields(self) -> dict[str, Any]:
+        """The manifest as a JSON object, times in RFC 3339."""
+        fields = asdict(self)
+        fields["published_at"] = _shown_time(self.published_at)
+        for record in fields["files"]:
+            record["verified_at"] = _shown_time(record["verified_at"])
+        if self.watched is None:
+            del fields["watched"]
+        if not self.needed_only:
+            del fields["needed_only"]
+        return fields
+
+    @classmethod
+    def parse(cls, data: bytes) -> Manifest:
+        """Read a manifest, trusting nothing.
+
+        Raises:
+            ManifestError: It is malformed, of a newer version, or names a path outside the cache.
+        """
+        try:
+            raw = json.loads(data)
+            if raw["version"] != VERSION:
+                raise ManifestError(f"manifest version {raw['version']!r} is not {VERSION}")
+            return cls(
+                source=_text(raw["source"]),
+                revision=_revision(raw["revision"]),
+                files=tuple(_record(item) for item in raw["files"]),
+                published_at=_time(raw["published_at"]),
+                watched=_watched(raw.get("watched")),
+                needs=tuple(_need(item) for item in _list(raw.get("needs", []))),
+                unmet=tuple(_unmet(item) for item in _list(raw.get("unmet", []))),
+                needed_only=_flag(raw.get("needed_only", False)),
+            )
+        except ManifestError:
+            raise
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ManifestError(f"malformed manifest: {error!r}") from error
+
+
+def manifest_key(source: RemoteSource) -> str:
+    """The name under which the manifest of ``source`` is kept: 64 hex digits."""
+    return hashlib.sha256(str(source).encode()).hexdigest()
+
+
+def files_revision(digests: Mapping[str, str]) -> str:
+    """The revision of a source that has no commits: 40 hex digits over its files.
+
+    Args:
+        digests: The sha256 of each, by name.
+    """
+    lines = sorted(f"{sha256}  {filename}\n" for filename, sha256 in digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:40]
+
+
+def now() -> datetime:
+    """The present moment, UTC, to the second: as precise as a manifest keeps it."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _shown_time(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _record(raw: dict[str, Any]) -> FileRecord:
+    sha256 = _text(raw["sha256"])
+    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise ManifestError(f"{sha256!r} is no sha256")
+    return FileRecord(
+        filename=check_filename(_text(raw["filename"]), source="manifest"),
+        path=check_filename(_text(raw["path"]), source="manifest"),
+        sha256=sha256,
+        size=_count(raw["size"]),
+        origin=_text(raw["origin"]),
+        verified_at=_time(raw["verified_at"]),
+        inode=_count(raw["inode"]),
+        mtime_ns=_count(raw["mtime_ns"]),
+        etag=None if raw.get("etag") is None else _text(raw["etag"]),
+    )
+
+
+def _need(raw: dict[str, Any]) -> Dependency:
+    """A need; its source is fetched and its names are looked for, so both are checked."""
+    need = Dependency(
+        _text(raw["source"]),
+        _text(raw["why"]),
+        _filenames(raw["filenames"]),
+        tuple(_filenames(group) for group in _list(raw["one_of"])),
+        _filenames(raw["optional"]),
+    )
+    _ = need.parsed
+    return need
+
+
+def _unmet(raw: dict[str, Any]) -> UnmetDependency:
+    return UnmetDependency(_text(raw["what"]), _text(raw["why"]), _text(raw["hint"]))
+
+
+def _filenames(value: object) -> tuple[str, ...]:
+    return tuple(check_filename(_text(name), source="manifest") for name in _list(value))
+
+
+def _watched(raw: dict[str, Any] | None) -> Watched | None:
+    return None if raw is None else Watched(_text(raw["directory"]), _count(raw["generation"]))
+
+
+def _revision(value: object) -> str:
+    """A revision; of the Hub's it becomes part of a path."""
+    revision = _text(value)
+    if not is_commit(revision):
+        raise ManifestError(f"{revision!r} is no revision")
+    return revision
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ManifestError(f"{value!r} is not a string")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ManifestError(f"{value!r} is not a list")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ManifestError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ManifestError(f"{value!r} is not a count")
+    return value
+
+
+def _time(value: object) -> datetime:
+    try:
+        moment = datetime.fromisoformat(_text(value))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ManifestError(f"{value!r} is not a time") from error

@@ -1,0 +1,245 @@
+"""From verified files to a published model: the one order in which names are given.
+
+    blobs -> snapshot links -> manifest -> ref
+
+Beside the blobs of URLs stand torch.hub's links to them. The manifest's rename is the moment at
+which the model exists for craftcache, the ref's the one at which it does for unmodified
+huggingface_hub; before each, all that it leads to is in place and durable. A kill in between
+leaves the old state whole, and blobs that the next try finds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from craftcache.dependencies import discover
+from craftcache.sources import WatchSource
+
+from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+    from craftcache.digests import Digests, HashedFile, Promise
+    from craftcache.sources import HubSource, RemoteSource, UrlSource
+
+    from .directory import CacheDir
+    from .manifest import Watched
+
+__all__ = [
+    "Verified",
+    "publish_hub",
+    "publish_url",
+    "mark_asked_for",
+    "publish_generation",
+    "serve_generation",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A file whose bytes kept their promise and whose content was inspected.
+
+    Attributes:
+        file: Where it stands, in staging or already published, and what was hashed there.
+        etag: The origin's validator; a Hub file always has one.
+        bytes_fetched: That came over the network for it.
+        bytes_reused: That were here before.
+        verified_at: When its bytes were hashed.
+    """
+
+    file: HashedFile
+    etag: str | None
+    bytes_fetched: int
+    bytes_reused: int
+    verified_at: datetime = field(default_factory=now)
+
+    @property
+    def path(self) -> Path:
+        """Where it stands."""
+        return self.file.path
+
+    @property
+    def digests(self) -> Digests:
+        """Of all its bytes."""
+        return self.file.digests
+
+
+def publish_hub(
+    cache: CacheDir,
+    source: HubSource,
+    commit: str,
+    files: Mapping[str, tuple[Verified, Promise]],
+    origin: str,
+    *,
+    is_named: bool,
+    as_need: bool = False,
+) -> Manifest:
+    """Publish files of one commit of a repository.
+
+    The caller holds the locks of the blobs, as far as they could be had, and removes the files'
+    names in staging afterwards.
+
+    Args:
+        cache: Where to.
+        source: Whose they are.
+        commit: Whose they are.
+        files: By name; each with the promise that it kept.
+        origin: Shown as where they came from, with the file's name behind it.
+        is_named: Whether the Hub has just said that the source's revision is this commit, so that
+            its ref goes there too. Of a commit known from earlier huggingface_hub itself may have
+            moved the ref on since.
+        as_need: Whether this is for the sake of another model, and nobody asked for the source.
+
+    Raises:
+        IntegrityError: A file was changed after it was verified; nothing is published.
+        OSError: The manifest and the ref are as they were.
+    """
+    tree = cache.hub_tree(source.repo_id)
+    records = []
+    etags = {}
+    for filename, (verified, promise) in files.items():
+        etags[filename] = verified.etag or verified.digests.sha256
+        blob = tree.publish_blob(verified.file, etags[filename], promise)
+        records.append(
+            _record(cache, filename, blob, verified, f"{origin}/{filename}", etags[filename])
+        )
+    tree.link_snapshot(commit, etags)
+    earlier = _earlier(cache, source)
+    manifest = Manifest.merged(earlier, source, commit, records, as_need=as_need)
+    manifest = _with_closure(cache, source, manifest)
+    cache.write_manifest(source, manifest)
+    if is_named:
+        tree.move_ref(source.revision, commit)
+    return manifest
+
+
+def publish_url(
+    cache: CacheDir,
+    source: UrlSource,
+    files: Mapping[str, tuple[Verified, str]],
+    *,
+    as_need: bool = False,
+) -> Manifest:
+    """Publish files of a URL; the caller removes their names in staging afterwards.
+
+    Args:
+        cache: Where to.
+        source: Whose they are.
+        files: By name; each with its address as shown.
+        as_need: Whether this is for the sake of another model, and nobody asked for the source.
+
+    Raises:
+        IntegrityError: A file was changed after it was verified; nothing is published.
+        OSError: The manifest is as it was.
+    """
+    records = []
+    for filename, (verified, origin) in files.items():
+        blob = cache.publish_url_blob(verified.file)
+        cache.link_torch_checkpoint(origin, blob.path)
+        records.append(_record(cache, filename, blob, verified, origin, verified.etag))
+    earlier = _earlier(cache, source)
+    manifest = Manifest.merged(earlier, source, None, records, as_need=as_need)
+    manifest = _with_closure(cache, source, manifest)
+    cache.write_manifest(source, manifest)
+    return manifest
+
+
+def mark_asked_for(cache: CacheDir, source: RemoteSource) -> Manifest | None:
+    """Let a model that was here for others' sake stay for its own: somebody asked for it.
+
+    What was inspected for that says what it needs itself.
+
+    Raises:
+        OSError: The manifest is as it was.
+    """
+    manifest = _earlier(cache, source)
+    if manifest is not None and manifest.needed_only:
+        manifest = replace(_with_closure(cache, source, manifest), needed_only=False)
+        cache.write_manifest(source, manifest)
+    return manifest
+
+
+def publish_generation(
+    cache: CacheDir, name: str, watched: Watched, files: Mapping[str, Verified]
+) -> Manifest:
+    """Publish one state of a watched directory under its number; what is served stays as it is.
+
+    The caller removes the files' names in staging afterwards.
+
+    Args:
+        cache: Where to.
+        name: Of the watch.
+        watched: Which state of which directory it is.
+        files: By name.
+
+    Raises:
+        IntegrityError: A file was changed after it was verified; nothing is published.
+        OSError: There is no such generation.
+    """
+    records = []
+    for filename, verified in sorted(files.items()):
+        blob = cache.publish_url_blob(verified.file)
+        records.append(
+            _record(
+                cache, filename, blob, verified, f"{watched.directory}/{filename}", verified.etag
+            )
+        )
+    revision = files_revision({record.filename: record.sha256 for record in records})
+    source = WatchSource(name, watched.generation)
+    manifest = Manifest(source.shown, revision, tuple(records), now(), watched)
+    manifest = _with_closure(cache, source, manifest)
+    cache.write_manifest(source, manifest)
+    return manifest
+
+
+def serve_generation(cache: CacheDir, name: str, generation: Manifest) -> Manifest:
+    """Make a published generation the one that ``watch:NAME`` is: one rename.
+
+    Raises:
+        OSError: The one served is as it was.
+    """
+    source = WatchSource(name)
+    manifest = replace(generation, source=source.shown)
+    cache.write_manifest(source, manifest)
+    return manifest
+
+
+def _with_closure(cache: CacheDir, source: RemoteSource, manifest: Manifest) -> Manifest:
+    """The manifest with what its files need, as far as they were inspected."""
+    indexes = {
+        record.filename: index
+        for record in manifest.files
+        if (index := cache.index(record)) is not None
+    }
+    closure = discover(indexes)
+    needs = tuple(need for need in closure.needs if need.parsed != source)
+    return replace(manifest, needs=needs, unmet=closure.unmet)
+
+
+def _record(
+    cache: CacheDir,
+    filename: str,
+    blob: HashedFile,
+    verified: Verified,
+    origin: str,
+    etag: str | None,
+) -> FileRecord:
+    """The record of ``verified`` as it was published: as ``blob``."""
+    return FileRecord.of(
+        filename,
+        cache.relative(blob.path),
+        blob.digests,
+        blob.stamp,
+        origin=origin,
+        etag=etag,
+        verified_at=verified.verified_at,
+    )
+
+
+def _earlier(cache: CacheDir, source: RemoteSource) -> Manifest | None:
+    """What was published before, if nobody else can have written that."""
+    return cache.manifest_at(manifest_key(source), ours=True)

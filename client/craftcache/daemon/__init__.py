@@ -1,0 +1,1 @@
+"""The daemon as a client sees it: the worker socket, and HTTP for administration."""

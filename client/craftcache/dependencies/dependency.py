@@ -1,0 +1,153 @@
+"""What a model needs beyond its own files: sources of the cache, and what no cache can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, TypeAlias
+
+from craftcache.errors import InvalidSource, NotFound
+from craftcache.sources import HubSource, UrlSource, check_filename, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+__all__ = ["Dependencies", "Group", "Dependency", "DependencyState", "UnmetDependency", "MAX_FILES"]
+
+MAX_FILES = 128
+"""Of one need; the largest text encoder in shards has a dozen."""
+
+Group: TypeAlias = tuple[str, ...]
+"""Patterns of files that are of use only together; ``*`` stands for any characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """A source that a model cannot be loaded without, and which of its files.
+
+    Attributes:
+        source: As :func:`craftcache.sources.parse` reads it: exactly what AudioCraft asks for.
+        why: What it is for, as shown to people.
+        filenames: That it must have; none means all that the source stands for.
+        one_of: Of these groups the first that the source has; none where there is no choice.
+        optional: That are wanted as far as the source has them.
+    """
+
+    source: str
+    why: str
+    filenames: tuple[str, ...] = ()
+    one_of: tuple[Group, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    @property
+    def parsed(self) -> HubSource | UrlSource:
+        """The source, parsed.
+
+        Raises:
+            InvalidSource: It is none that can be fetched.
+        """
+        source = parse(self.source)
+        if isinstance(source, HubSource | UrlSource):
+            return source
+        raise InvalidSource(
+            "a watch is no need of a model", source=source.shown, hint="Name a Hub id or a URL"
+        )
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its files are known without asking which the source has."""
+        return not self.one_of and not self.optional
+
+    def is_met_by(self, filenames: Collection[str]) -> bool:
+        """Whether a copy of the source that has ``filenames`` is all that is needed."""
+        return set(self.filenames) <= set(filenames) and (
+            not self.one_of or _first_present(self.one_of, filenames) is not None
+        )
+
+    def choose(self, listing: Iterable[str]) -> tuple[str, ...]:
+        """Which of the files that the source has are to be brought.
+
+        Args:
+            listing: All files of the source.
+
+        Raises:
+            NotFound: It lacks one that it must have.
+            InvalidSource: More files are named so than a need may have.
+        """
+        there = set(listing)
+        if missing := [name for name in self.filenames if name not in there]:
+            raise self._lacks(missing[0])
+        chosen = dict.fromkeys(self.filenames)
+        if self.one_of:
+            group = _first_present(self.one_of, there)
+            if group is None:
+                raise self._lacks(" and no ".join(names[0] for names in self.one_of))
+            chosen |= dict.fromkeys(sorted(_matching(group, there)))
+        chosen |= dict.fromkeys(name for name in self.optional if name in there)
+        if len(chosen) > MAX_FILES:
+            raise InvalidSource(
+                f"more than {MAX_FILES} files",
+                source=self.source,
+                hint="This is no repository that AudioCraft was made for",
+            )
+        return tuple(check_filename(name, source=self.source) for name in chosen)
+
+    def _lacks(self, what: str) -> NotFound:
+        return NotFound(
+            f"the repository has no {what}", source=self.source, hint="Check what the model names"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DependencyState:
+    """A need, and whether it is met.
+
+    Attributes:
+        source: As shown to people.
+        why: What it is for.
+        is_cached: Whether all that is needed of it is cached.
+    """
+
+    source: str
+    why: str
+    is_cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UnmetDependency:
+    """Something that a model needs and that cannot be warmed.
+
+    Attributes:
+        what: It is.
+        why: It is needed, and cannot be warmed.
+        hint: What to do about it.
+    """
+
+    what: str
+    why: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """All that a model needs beyond its own files.
+
+    Attributes:
+        needs: That can be warmed.
+        unmet: That cannot.
+    """
+
+    needs: tuple[Dependency, ...] = ()
+    unmet: tuple[UnmetDependency, ...] = ()
+
+
+def _first_present(groups: Iterable[Group], filenames: Collection[str]) -> Group | None:
+    """The first group of which each pattern has a match among ``filenames``."""
+    for group in groups:
+        if all(any(fnmatchcase(name, pattern) for name in filenames) for pattern in group):
+            return group
+    return None
+
+
+def _matching(group: Group, filenames: Iterable[str]) -> set[str]:
+    return {name for name in filenames if any(fnmatchcase(name, pattern) for pattern in group)}

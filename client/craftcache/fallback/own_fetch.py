@@ -1,0 +1,244 @@
+"""A worker's own fetch, where no daemon can be had: one file after the other, then published.
+
+What it fetches it publishes as the daemon would. Publishing is for those who come later and never
+in the way of this worker: where a lock is held for long or the cache cannot be written, the
+verified files are used all the same, and the answer says why they were not kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from craftcache.cache.manifest import files_revision, manifest_key
+from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles
+from craftcache.cache.publish import Verified, publish_hub, publish_url
+from craftcache.checkpoint.filenames import is_checkpoint
+from craftcache.config import choose_insecure_hosts
+from craftcache.digests import Promise
+from craftcache.origins.hub import describe, hub_endpoint
+from craftcache.origins.policy import UrlPolicy
+from craftcache.sources import shown_url
+from craftcache.wire import Progress
+
+from .abandonable import call_apart
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from craftcache.cache.directory import CacheDir
+    from craftcache.cache.hub_cache import HubTree
+    from craftcache.daemon.transport import Cancellation
+    from craftcache.origins.hub import HubFile
+    from craftcache.sources import HubSource, UrlSource
+
+    from .stream import Download
+
+__all__ = ["OwnFetch", "Report", "fetch_hub", "fetch_url"]
+
+Report: TypeAlias = Callable[[Progress], None]
+
+HUB_SECONDS = 10.0
+"""How long the Hub may take to describe a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFetch:
+    """What a fetch of the worker's own brought.
+
+    Attributes:
+        files: Open; the caller closes them.
+        bytes_fetched: That came over the network.
+        bytes_reused: That were in the cache before.
+        not_kept: Why nothing was published; None where it was.
+    """
+
+    files: OpenFiles
+    bytes_fetched: int
+    bytes_reused: int
+    not_kept: str | None
+
+
+def fetch_hub(
+    cache: CacheDir,
+    source: HubSource,
+    names: Sequence[str],
+    *,
+    token: str | None,
+    lock_seconds: float,
+    report: Report,
+    cancellation: Cancellation,
+) -> OwnFetch:
+    """Fetch files of a repository at its newest commit.
+
+    Args:
+        cache: Where to.
+        source: The repository.
+        names: Of the files.
+        token: Sent to the Hub only; None sends none.
+        lock_seconds: How long each lock of huggingface_hub is waited for.
+        report: Called with progress; what it raises ends the fetch.
+        cancellation: Ends at once whatever the origin is waited for.
+
+    Raises:
+        CraftcacheError: Any of the tree but those of loading; nothing was published.
+        Cancelled: So it was; nothing was published.
+    """
+    tree = cache.hub_tree(source.repo_id)
+    described = _describe(source, names, token, cancellation)
+    by_etag = {file.etag: file for file in described}  # two names may have one content
+    with contextlib.ExitStack() as stack:
+        # In one order, as everybody takes them who holds several.
+        held = [stack.enter_context(tree.lock(e, seconds=lock_seconds)) for e in sorted(by_etag)]
+        obtained = {
+            etag: _obtain(stack, cache, tree, source, file, token, report, cancellation)
+            for etag, file in by_etag.items()
+        }
+        files = {file.filename: (obtained[file.etag], file.promise) for file in described}
+        commit = described[0].commit
+        origin = f"{hub_endpoint()}/{source.repo_id}/resolve/{commit}"
+        publish = partial(publish_hub, cache, source, commit, files, origin, is_named=True)
+        not_kept = _kept(publish, all(held))
+        opened = {name: (file, f"{origin}/{name}") for name, (file, _) in files.items()}
+        return _own_fetch(opened, commit, not_kept)
+
+
+def fetch_url(
+    cache: CacheDir,
+    source: UrlSource,
+    names: Sequence[str],
+    *,
+    lock_seconds: float,
+    report: Report,
+    cancellation: Cancellation,
+) -> OwnFetch:
+    """Fetch the files of a URL; see fetch_hub."""
+    from .stream import Download
+
+    with contextlib.ExitStack() as stack:
+        is_held = stack.enter_context(cache.lock(manifest_key(source), seconds=lock_seconds))
+        files: dict[str, tuple[Verified, str]] = {}
+        for name in names:
+            url = source.file_url(name)
+            _policy().check_source(url)
+            wanted = Download(source.shown, url, Promise(digest=source.file_digest(name)))
+            verified = _download(stack, cache, wanted, name, report, cancellation)
+            files[name] = (verified, shown_url(url))
+        not_kept = _kept(lambda: publish_url(cache, source, files), is_held)
+        published = cache.manifest(source) if not_kept is None else None
+        digests = {name: verified.digests.sha256 for name, (verified, _) in files.items()}
+        revision = published.revision if published else files_revision(digests)
+        return _own_fetch(files, revision, not_kept)
+
+
+def _describe(
+    source: HubSource, names: Sequence[str], token: str | None, cancellation: Cancellation
+) -> list[HubFile]:
+    described: list[HubFile] = []
+    for name in names:
+        ask = partial(
+            describe,
+            source,
+            name,
+            revision=described[0].commit if described else source.revision,
+            endpoint=hub_endpoint(),
+            token=token,
+            timeout=HUB_SECONDS,
+        )
+        described.append(call_apart(ask, cancellation=cancellation))
+    return described
+
+
+def _obtain(
+    stack: contextlib.ExitStack,
+    cache: CacheDir,
+    tree: HubTree,
+    source: HubSource,
+    file: HubFile,
+    token: str | None,
+    report: Report,
+    cancellation: Cancellation,
+) -> Verified:
+    """One file, as it is in the Hub's tree already or fetched."""
+    from .stream import Download
+
+    report(Progress(source.shown, file.filename, 0, file.promise.size, "verifying"))
+    present = tree.adopt(file.etag, file.promise)
+    if present is None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        wanted = Download(source.shown, file.url, file.promise, headers)
+        return _download(stack, cache, wanted, file.filename, report, cancellation, etag=file.etag)
+    _inspect(present.path, file.filename, source.shown)
+    return Verified(present, file.etag, 0, present.digests.size)
+
+
+def _download(
+    stack: contextlib.ExitStack,
+    cache: CacheDir,
+    wanted: Download,
+    name: str,
+    report: Report,
+    cancellation: Cancellation,
+    *,
+    etag: str | None = None,
+) -> Verified:
+    """One file into staging, verified and safe to load; ``stack`` removes it from there."""
+    from .stream import download
+
+    fetched = download(
+        wanted,
+        staging=cache.staging,
+        check_url=_policy().check_url,
+        report=lambda done, total: report(Progress(wanted.source, name, done, total, "fetching")),
+        cancellation=cancellation,
+    )
+    stack.callback(fetched.file.path.unlink, missing_ok=True)
+    _inspect(fetched.file.path, name, wanted.source)
+    return Verified(fetched.file, etag or fetched.etag, fetched.file.digests.size, 0)
+
+
+def _policy() -> UrlPolicy:
+    return UrlPolicy(insecure_hosts=choose_insecure_hosts(), hub_endpoint=hub_endpoint())
+
+
+def _inspect(path: Path, filename: str, source: str) -> None:
+    """Refuse a checkpoint that cannot be loaded safely."""
+    if not is_checkpoint(filename):
+        return
+    from craftcache.checkpoint import weights_only
+
+    weights_only.load(path, map_location="meta", source=source)
+
+
+def _kept(publish: Callable[[], object], is_held: bool) -> str | None:
+    """Publish; returns why that was not done, or None."""
+    if not is_held:
+        return "another process holds the cache's lock"
+    try:
+        publish()
+    except OSError as error:
+        return f"the cache cannot be written ({error})"
+    return None
+
+
+def _own_fetch(
+    files: dict[str, tuple[Verified, str]], revision: str, not_kept: str | None
+) -> OwnFetch:
+    by_name: dict[str, OpenFile] = {}
+    opened = OpenFiles(revision, "origin", by_name)
+    with contextlib.ExitStack() as closing:
+        closing.callback(opened.close)
+        for name, (verified, origin) in files.items():
+            descriptor = os.open(verified.path, os.O_RDONLY | os.O_CLOEXEC)
+            by_name[name] = OpenFile(FileInfo.of(name, verified.digests, origin), descriptor)
+        closing.pop_all()
+    return OwnFetch(
+        opened,
+        sum(verified.bytes_fetched for verified, _ in files.values()),
+        sum(verified.bytes_reused for verified, _ in files.values()),
+        not_kept,
+    )

@@ -1,0 +1,242 @@
+"""A worker's own download: one plain stream into a private staging file, hashed as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import httpx
+
+from craftcache.cache.durable import staging_name
+from craftcache.daemon.transport import shut
+from craftcache.digests import HashedFile, Hasher, Promise, Stamp
+from craftcache.errors import AccessDenied, CraftcacheError, NotFound, StorageFull, Unavailable
+from craftcache.origins.etags import strong_etag
+from craftcache.sources import shown_url
+from craftcache.version import VERSION
+
+from .abandonable import call_apart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from craftcache.daemon.transport import Cancellation
+
+__all__ = ["Download", "Downloaded", "download"]
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 30.0
+"""Without a byte, after which the stream counts as dead."""
+
+CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What to fetch.
+
+    Attributes:
+        source: As errors name it.
+        url: May redirect.
+        promise: What the origin said beforehand.
+        headers: Credentials, for the URL's own origin only.
+    """
+
+    source: str
+    url: str
+    promise: Promise
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """A file that came whole, durable and as promised.
+
+    Attributes:
+        file: In staging; the caller links or removes it.
+        etag: The strong validator that came with it, unquoted, or None.
+    """
+
+    file: HashedFile
+    etag: str | None
+
+
+def download(
+    wanted: Download,
+    *,
+    staging: Path,
+    check_url: Callable[[str], None],
+    report: Callable[[int, int | None], None],
+    cancellation: Cancellation,
+) -> Downloaded:
+    """Fetch one file.
+
+    Args:
+        wanted: What to fetch.
+        staging: Where to put it.
+        check_url: Called with each URL before it is asked, redirect targets included.
+        report: Called with bytes so far and the total, where known. What it raises ends the
+            download.
+        cancellation: Ends the download at once, whatever it waits for.
+
+    Raises:
+        NotFound, AccessDenied, PolicyDenied, IntegrityError, StorageFull, Unavailable, Cancelled:
+            Nothing is left in ``staging``.
+    """
+    path = staging / staging_name()
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(path.unlink, missing_ok=True)
+        try:
+            downloaded = _stream(wanted, path, check_url, report, cancellation)
+        except CraftcacheError as error:
+            error.source = wanted.source
+            raise
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _unreachable(error, wanted) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _storage_full(wanted, staging, wanted.promise.size or 0) from error
+        cleanup.pop_all()
+    return downloaded
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer of which the head has come."""
+
+    client: httpx.Client
+    response: httpx.Response
+
+    def close(self) -> None:
+        self.response.close()
+        self.client.close()
+
+    def shut(self) -> None:
+        """End its connection under whoever waits on it."""
+        shut(self.response.extensions["network_stream"].get_extra_info("socket"))
+
+
+def _stream(
+    wanted: Download,
+    path: Path,
+    check_url: Callable[[str], None],
+    report: Callable[[int, int | None], None],
+    cancellation: Cancellation,
+) -> Downloaded:
+    answer = call_apart(
+        partial(_ask, wanted, check_url), cancellation=cancellation, discard=_Answer.close
+    )
+    with contextlib.closing(answer):
+        _check_status(answer.response, wanted)
+        try:
+            with cancellation.ending(answer.shut):
+                file = _receive(answer.response, wanted, path, report)
+        finally:
+            cancellation.check()  # an end that was brought about may look like any other
+    wanted.promise.check(file.digests, source=wanted.source)
+    return Downloaded(file, strong_etag(answer.response.headers.get("ETag")))
+
+
+def _ask(wanted: Download, check_url: Callable[[str], None]) -> _Answer:
+    # httpx drops Authorization where a redirect leaves the origin.
+    client = httpx.Client(
+        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+        headers={"User-Agent": f"craftcache/{VERSION}", "Accept-Encoding": "identity"},
+        follow_redirects=True,
+        event_hooks={"request": [lambda request: check_url(str(request.url))]},
+    )
+    try:
+        request = client.build_request("GET", wanted.url, headers=dict(wanted.headers))
+        return _Answer(client, client.send(request, stream=True))
+    except BaseException:
+        client.close()
+        raise
+
+
+def _receive(
+    response: httpx.Response,
+    wanted: Download,
+    path: Path,
+    report: Callable[[int, int | None], None],
+) -> HashedFile:
+    length = response.headers.get("Content-Length")
+    total = wanted.promise.size if length is None else int(length)
+    _check_space(wanted, path.parent, total)
+    # A sha1 over "blob <size>" needs the size first: the origin promised it with the digest.
+    hasher = Hasher.for_promise(wanted.promise)
+    done = 0
+    with open(path, "xb", opener=_private) as file:
+        for chunk in response.iter_raw(CHUNK_BYTES):
+            file.write(chunk)
+            hasher.update(chunk)
+            done += len(chunk)
+            report(done, total)
+        if total is not None and done < total:
+            raise Unavailable(
+                f"the connection ended after {done} of {total} bytes",
+                source=wanted.source,
+                hint="Try again",
+            )
+        file.flush()
+        os.fsync(file.fileno())
+        stamp = Stamp.of(os.fstat(file.fileno()))
+    return HashedFile(path, hasher.digests(), stamp)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _check_space(wanted: Download, directory: Path, total: int | None) -> None:
+    missing = (total or 0) - shutil.disk_usage(directory).free
+    if missing > 0:
+        raise _storage_full(wanted, directory, missing)
+
+
+def _storage_full(wanted: Download, directory: Path, missing: int) -> StorageFull:
+    lacks = f"lacks {missing} bytes" if missing else "is full"
+    return StorageFull(
+        f"the file system of {directory} {lacks}",
+        missing_bytes=missing,
+        source=wanted.source,
+        hint="Free some space, or remove a model with craftcache rm",
+    )
+
+
+def _check_status(response: httpx.Response, wanted: Download) -> None:
+    status = response.status_code
+    if status == 200:
+        return
+    where = shown_url(str(response.url))
+    if status in (401, 403):
+        raise AccessDenied(
+            f"{where} answers {status}",
+            source=wanted.source,
+            hint="Check that the address is still valid and that you may read it",
+        )
+    if status in (404, 410):
+        raise NotFound(f"{where} answers {status}", source=wanted.source, hint="Check the address")
+    after = response.headers.get("Retry-After", "")
+    raise Unavailable(
+        f"{where} answers {status}",
+        source=wanted.source,
+        hint="Try again later",
+        retryable=status in (408, 425, 429) or status >= 500,
+        retry_after=float(after) if after.isdecimal() else None,
+    )
+
+
+def _unreachable(error: Exception, wanted: Download) -> Unavailable:
+    return Unavailable(
+        f"{urlsplit(wanted.url).hostname} cannot be reached ({type(error).__name__})",
+        source=wanted.source,
+        hint="Check the network, or warm the model while the origin is reachable",
+    )

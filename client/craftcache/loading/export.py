@@ -1,0 +1,239 @@
+"""What a load returns, and how open files become it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from craftcache.errors import InvalidSource, UnknownDevice
+from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles, ServedBy
+    from craftcache.checkpoint.index import Index
+    from craftcache.sources import Source
+
+__all__ = [
+    "Export",
+    "Timings",
+    "parse_device",
+    "files_by_part",
+    "export_of",
+    "to_object",
+    "to_export",
+    "copy_into",
+]
+
+
+log = logging.getLogger("craftcache")
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a load went, in seconds.
+
+    Attributes:
+        resolve: Until all files were open, fetched first where need be.
+        load: From there until the tensors were on their device.
+    """
+
+    resolve: float
+    load: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.resolve + self.load
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A loaded AudioCraft export.
+
+    Attributes:
+        source: As shown: without the query of a signed URL.
+        revision: A commit; of a URL or a watch a digest over its files; empty of local files.
+        served_by: ``daemon``, ``cache`` (found without it), ``origin`` (fetched without it) or
+            ``local``.
+        files: What is known of each loaded part's file.
+        timings: Where the time went.
+        fallback_reason: Why the daemon did not serve it; None where it did or was not asked.
+        lm: What torch.load would have returned for ``state_dict.bin``; None if not asked for.
+        compression: Likewise for ``compression_state_dict.bin``.
+    """
+
+    source: str
+    revision: str
+    served_by: ServedBy
+    files: Mapping[Part, FileInfo]
+    timings: Timings
+    fallback_reason: str | None
+    lm: Any = field(default=None, repr=False)
+    compression: Any = field(default=None, repr=False)
+
+
+def parse_device(device: str | int | torch.device) -> torch.device:
+    """The torch device that ``device`` names.
+
+    Raises:
+        UnknownDevice: torch has no such device, or this machine has not.
+    """
+    import torch
+
+    try:
+        parsed = torch.device(device)
+    except Exception as error:  # torch raises nearly anything
+        raise UnknownDevice(
+            f"torch has no device {device!r}", hint="Name one like cpu, cuda, cuda:0 or meta"
+        ) from error
+    if parsed.type not in ("cpu", "meta"):
+        _check_present(parsed)
+    return parsed
+
+
+def files_by_part(source: Source, parts: Sequence[Part]) -> dict[Part, str]:
+    """The name of each part's file.
+
+    Raises:
+        InvalidSource: An unknown part, or several of a source that is one checkpoint.
+    """
+    if not parts or not set(parts) <= set(PARTS):
+        raise InvalidSource(f"parts are some of {PARTS}, not {tuple(parts)}", source=source.shown)
+    match source:
+        case LocalFile(path):
+            single: str | None = path.name
+        case UrlSource(is_export=False):
+            single = source.basename
+        case _:
+            single = None
+    if single is None:
+        return {part: FILENAMES[part] for part in parts}
+    if len(parts) > 1:
+        raise InvalidSource(
+            "it is one checkpoint, not an export",
+            source=source.shown,
+            hint='Name the one part that it is, as parts=("lm",), or use load_state_dict',
+        )
+    return {parts[0]: single}
+
+
+def export_of(source: Source, parts: Sequence[Part]) -> Source:
+    """``source``, or the directory that a local file of a pair stands for if several are wanted."""
+    if isinstance(source, LocalFile) and len(parts) > 1 and source.path.name in FILENAMES.values():
+        return LocalDirectory(source.path.parent)
+    return source
+
+
+def to_object(file: OpenFile, device: torch.device, *, source: str) -> object:
+    """What ``torch.load`` would have returned for an open file, on ``device``.
+
+    Raises:
+        UnsafeCheckpoint, NotACheckpoint: It has no index and torch refuses it.
+    """
+    from craftcache.checkpoint.tensors import build
+
+    index = _index(file, source)
+    if index is None:
+        return _load_by_torch(file, device, source)
+    return build(index, file.descriptor, device=device, mapped=file.mapped, source=source)
+
+
+def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, source: str) -> None:
+    """Copy the state dict under ``key`` of an open file into ``module``; see tensors.copy_into.
+
+    Raises:
+        InvalidSource: There is no state dict under ``key``.
+        RuntimeError: As load_state_dict does.
+        UnsafeCheckpoint, NotACheckpoint: See to_object.
+    """
+    import torch
+
+    from craftcache.checkpoint import tensors
+
+    index = _index(file, source)
+    if index is None:
+        loaded = _load_by_torch(file, torch.device("cpu"), source)
+        tensors.load_state_dict(loaded, module, key=key, source=source)
+    else:
+        tensors.copy_into(
+            index, file.descriptor, module, key=key, mapped=file.mapped, source=source
+        )
+
+
+def to_export(
+    source: str,
+    opened: OpenFiles,
+    names: Mapping[Part, str],
+    device: torch.device,
+    *,
+    started: float,
+) -> Export:
+    """All parts on ``device``.
+
+    Args:
+        source: As shown.
+        opened: Has a file under each of ``names``.
+        names: Of the parts' files.
+        device: Of all tensors.
+        started: When the load began, by the clock of time.perf_counter.
+
+    Raises:
+        CraftcacheError: See to_object.
+    """
+    resolved = time.perf_counter()
+    parts = {
+        part: to_object(opened.files[name], device, source=source) for part, name in names.items()
+    }
+    return Export(
+        source=source,
+        revision=opened.revision,
+        served_by=opened.served_by,
+        files={part: opened.files[name].info for part, name in names.items()},
+        timings=Timings(resolved - started, time.perf_counter() - resolved),
+        fallback_reason=opened.fallback_reason,
+        **parts,
+    )
+
+
+def _index(file: OpenFile, source: str) -> Index | None:
+    """The index of a file; None where it has none that fits it and that this release can read."""
+    from craftcache.checkpoint.index import InvalidIndex, parse
+
+    if file.index is None:
+        return None
+    try:
+        return parse(file.index, file_size=os.fstat(file.descriptor).st_size)
+    except InvalidIndex as error:
+        log.warning("%s: %s is loaded without its index: %s", source, file.info.filename, error)
+        return None
+
+
+def _load_by_torch(file: OpenFile, device: torch.device, source: str) -> object:
+    import io
+
+    from craftcache.checkpoint import weights_only
+    from craftcache.checkpoint.descriptor import DescriptorFile
+
+    reader = io.BufferedReader(DescriptorFile(file.descriptor))
+    return weights_only.load(reader, map_location=device, source=source)
+
+
+def _check_present(device: torch.device) -> None:
+    """Make the device do the least it can."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # a backend that is not there raises nearly anything
+        lines = str(error).splitlines()
+        raise UnknownDevice(
+            f"this machine has no usable device {device} ({lines[0] if lines else 'no reason'})",
+            hint="Check torch.cuda.is_available() and the driver, or use cpu",
+        ) from error

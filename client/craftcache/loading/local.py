@@ -1,0 +1,77 @@
+"""Local files: the worker's own, read in the worker."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles
+from craftcache.errors import AccessDenied, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["open_local", "resolve_local"]
+
+_LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+
+
+def open_local(paths: Mapping[str, Path]) -> OpenFiles:
+    """Open local files, under the names that they are asked for by.
+
+    Raises:
+        NotFound: One does not exist or is no file.
+        AccessDenied: This process may not read one.
+    """
+    files: dict[str, OpenFile] = {}
+    opened = OpenFiles("", "local", files)
+    try:
+        for name, path in paths.items():
+            files[name] = _open_file(path)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def resolve_local(path: Path) -> Path:
+    """``path``, which must be a file.
+
+    Raises:
+        NotFound: It is none.
+    """
+    if not path.is_file():
+        raise _missing(path)
+    return path
+
+
+def _open_file(path: Path) -> OpenFile:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        raise AccessDenied(
+            "this process may not read the file",
+            source=str(path),
+            hint="Change the file's permissions",
+        ) from error
+    except OSError as error:
+        if error.errno in _LEADS_NOWHERE:
+            raise _missing(path) from error
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise _missing(path)
+    # Its owner may overwrite it in place, under which a map would die.
+    return OpenFile(FileInfo(path.name, status.st_size, str(path)), descriptor, mapped=False)
+
+
+def _missing(path: Path) -> NotFound:
+    return NotFound(
+        "no such file",
+        source=str(path),
+        hint="An export directory holds state_dict.bin and compression_state_dict.bin",
+    )

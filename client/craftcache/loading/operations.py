@@ -1,0 +1,240 @@
+"""What both clients do, written once: blocking, each call withdrawable from another thread."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from craftcache.checkpoint.filenames import check_checkpoint
+from craftcache.config import choose_cache_dir
+from craftcache.errors import CraftcacheError, InvalidSource
+from craftcache.sources import (
+    FILENAMES,
+    LocalDirectory,
+    LocalFile,
+    UrlSource,
+    check_filename,
+    check_watch_name,
+    locate,
+    parse,
+)
+
+from .explanation import explain
+from .export import copy_into, export_of, files_by_part, parse_device, to_export, to_object
+from .loader import Loader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from craftcache.daemon.client import CachedModel, WarmedModel
+    from craftcache.daemon.transport import Cancellation
+    from craftcache.sources import Part, Source
+    from craftcache.wire import Generation, Progress
+
+    from .explanation import Explanation
+    from .export import Export
+    from .loader import Fallback
+
+__all__ = ["Operations", "PathLike", "Device"]
+
+PathLike = str | os.PathLike[str]
+Device = "str | int | torch.device"
+
+
+class Operations:
+    """The clients' methods; see craftcache.client.Client for what each promises.
+
+    Thread-safe and fork-safe as its Loader is, and picklable by its arguments.
+    """
+
+    def __init__(
+        self,
+        *,
+        socket_dir: PathLike | None,
+        cache_dir: PathLike | None,
+        fallback: Fallback | bool,
+    ) -> None:
+        if isinstance(fallback, bool):
+            fallback = "origin" if fallback else "none"
+        self.arguments: dict[str, Any] = {
+            "socket_dir": socket_dir,
+            "cache_dir": cache_dir,
+            "fallback": fallback,
+        }
+        self.loader = Loader(**self.arguments)
+        self._others: dict[Path, Loader] = {}
+
+    def close(self) -> None:
+        """Close idle connections; the next call opens new ones."""
+        for loader in (self.loader, *self._others.values()):
+            loader.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.arguments
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)  # type: ignore[misc]  # a copy opens its own connections
+
+    def load(
+        self,
+        source: PathLike,
+        device: str | int | torch.device,
+        parts: Sequence[Part],
+        *,
+        cancellation: Cancellation,
+    ) -> Export:
+        """See Client.load."""
+        started = time.perf_counter()
+        placed = parse_device(device)
+        located = export_of(locate(os.fspath(source)), parts)
+        names = files_by_part(located, parts)
+        with self.loader.open(
+            located, tuple(names.values()), cancellation=cancellation, report=_ignore
+        ) as opened:
+            return to_export(located.shown, opened, names, placed, started=started)
+
+    def load_state_dict(
+        self,
+        file_or_url_or_id: PathLike,
+        filename: str | None,
+        device: str | int | torch.device,
+        cache_dir: PathLike | None,
+        *,
+        cancellation: Cancellation,
+        cast: str | None = None,
+    ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
+        """See Client.load_state_dict, and Loader.open for ``cast``."""
+        placed = parse_device(device)
+        source = locate(os.fspath(file_or_url_or_id))
+        name = _one_file(source, filename)
+        if not isinstance(source, LocalFile | LocalDirectory):  # one's own files may have any name
+            check_checkpoint(name, source=source.shown)
+        loader = self._loader_of(cache_dir)
+        with loader.open(
+            source, (name,), cancellation=cancellation, report=_ignore, cast=cast
+        ) as opened:
+            return to_object(opened.files[name], placed, source=source.shown)
+
+    def load_into(
+        self,
+        module: torch.nn.Module,
+        source: PathLike,
+        part: Part,
+        key: str | None,
+        *,
+        cancellation: Cancellation,
+    ) -> None:
+        """See Client.load_into."""
+        located = export_of(locate(os.fspath(source)), (part,))
+        name = files_by_part(located, (part,))[part]
+        with self.loader.open(
+            located, (name,), cancellation=cancellation, report=_ignore
+        ) as opened:
+            copy_into(opened.files[name], module, key, source=located.shown)
+
+    def resolve(self, source: PathLike, filename: str, *, cancellation: Cancellation) -> Path:
+        """See Client.resolve."""
+        located = locate(os.fspath(source))
+        name = _one_file(located, filename)
+        return self.loader.resolve(located, name, cancellation=cancellation, report=_ignore)
+
+    def warm(
+        self,
+        sources: str | Iterable[str],
+        *,
+        filenames: Sequence[str],
+        resident: bool,
+        pair_only: bool,
+        on_progress: Callable[[Progress], None] | None,
+        cancellation: Cancellation,
+    ) -> list[WarmedModel]:
+        """See Client.warm."""
+        warmed: list[WarmedModel] = []
+        failures: list[CraftcacheError] = []
+        for text in [sources] if isinstance(sources, str) else sources:
+            try:
+                source = parse(text)
+                for filename in filenames:
+                    check_filename(filename, source=source.shown)
+                warmed.append(
+                    self.loader.warm(
+                        source,
+                        filenames,
+                        resident=resident,
+                        pair_only=pair_only,
+                        cancellation=cancellation,
+                        report=on_progress or _ignore,
+                    )
+                )
+            except CraftcacheError as error:
+                failures.append(error)
+        if failures:
+            for other in failures[1:]:
+                failures[0].add_note(f"{other.code}: {other}")
+            raise failures[0]
+        return warmed
+
+    def status(self, *, cancellation: Cancellation) -> dict[str, Any]:
+        """See Client.status."""
+        return self.loader.status(cancellation=cancellation)
+
+    def models(self, *, cancellation: Cancellation) -> list[CachedModel]:
+        """See Client.models."""
+        return self.loader.models(cancellation=cancellation)
+
+    def next_generation(
+        self, name: str, after: int | None, *, has_daemon: bool, cancellation: Cancellation
+    ) -> Generation:
+        """See Loader.next_generation."""
+        return self.loader.next_generation(
+            check_watch_name(name.removeprefix("watch:")),
+            after,
+            has_daemon=has_daemon,
+            cancellation=cancellation,
+        )
+
+    def explain(self, source: PathLike, *, cancellation: Cancellation) -> Explanation:
+        """See Client.explain."""
+        return explain(self.loader, os.fspath(source), cancellation=cancellation)
+
+    def _loader_of(self, cache_dir: PathLike | None) -> Loader:
+        """The loader for a call that names a cache directory of its own; each is kept."""
+        if cache_dir is None:
+            return self.loader
+        path = choose_cache_dir(cache_dir)
+        if path == self.loader.cache_dir:
+            return self.loader
+        if path not in self._others:
+            other = Loader(**self.arguments | {"cache_dir": path})
+            self._others.setdefault(path, other)  # in one step, for another thread may do so too
+        return self._others[path]
+
+
+def _one_file(source: Source, filename: str | None) -> str:
+    """The name of the one checkpoint that is meant.
+
+    Raises:
+        InvalidSource: The source holds several, and none was named.
+    """
+    match source:
+        case LocalFile(path):
+            return path.name
+        case UrlSource(is_export=False):
+            return source.basename
+        case UrlSource(filename=str(named)):
+            return named
+    if filename is None:
+        raise InvalidSource(
+            "which file of it is not said",
+            source=source.shown,
+            hint=f"Name one, such as filename={FILENAMES['lm']!r}",
+        )
+    return check_filename(filename, source=source.shown)
+
+
+def _ignore(_progress: Progress) -> None:
+    """Nobody watches."""

@@ -1,0 +1,1 @@
+"""Where bytes come from: the Hub, URLs, and what may be fetched."""

@@ -1,0 +1,171 @@
+"""Pinned models: never evicted, never removed, and in memory for good where that is wanted.
+
+A pin belongs to a source, not to a revision: it protects whatever is published under that name,
+and what that needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from craftcache.cache.manifest import manifest_key
+from craftcache.errors import CraftcacheError, NotFound, PolicyDenied
+from craftcached.database import Pin
+
+if TYPE_CHECKING:
+    from craftcache.cache.manifest import Manifest
+    from craftcache.sources import RemoteSource
+    from craftcached.database import Database
+    from craftcached.residency.page_cache import LockedFile
+    from craftcached.residency.residency import Residency
+    from craftcached.store.store import Store
+
+__all__ = ["Pins"]
+
+log = logging.getLogger("craftcached")
+
+
+@dataclass(frozen=True, slots=True)
+class _Lock:
+    """The files of a model that are locked in memory: which they are, by path and inode."""
+
+    blobs: frozenset[tuple[str, int]]
+    files: tuple[LockedFile, ...]
+
+    def release(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+class Pins:
+    """All pins; an async context manager that reads them, and at the end lets go of memory.
+
+    Locks follow the pins in ``apply_locks``, after a start as after a new revision.
+
+    Args:
+        store: What may be pinned.
+        records: Where pins are kept.
+        residency: What locks.
+    """
+
+    def __init__(self, *, store: Store, records: Database, residency: Residency) -> None:
+        self._store = store
+        self._records = records
+        self._residency = residency
+        self._pins: dict[str, Pin] = {}
+        self._locks: dict[str, _Lock] = {}
+        self._failures: dict[str, str] = {}
+        self._changing = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        self._pins = {pin.key: pin for pin in await self._records.pins()}
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for key in tuple(self._locks):
+            await self._unlock(key)
+
+    def find(self, key: str) -> Pin | None:
+        """The pin of the model whose manifest has that key."""
+        return self._pins.get(key)
+
+    async def check_unpinned(self, source: RemoteSource) -> None:
+        """Raise PolicyDenied if ``source`` is pinned, or needed by a model that is."""
+        key = manifest_key(source)
+        for pin in tuple(self._pins.values()):
+            if pin.key == key:
+                raise _pinned(source, "it is pinned", pin)
+            manifest = await self._store.manifest_at(pin.key)
+            if manifest is not None and key in manifest.needed_keys:
+                raise _pinned(source, f"{pin.source} is pinned, and needs it", pin)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Of the manifests of all pinned models."""
+        return frozenset(self._pins)
+
+    async def pin(self, source: RemoteSource, *, lock: bool) -> Pin:
+        """Pin a model; pinning it again changes whether it is locked.
+
+        Args:
+            source: What to pin.
+            lock: Whether its pages stay in memory too. Returns when all of them are there.
+
+        Raises:
+            NotFound: It is not in the cache.
+            PolicyDenied: It is more than may be locked; an earlier pin is as it was.
+        """
+        key = manifest_key(source)
+        async with self._changing:
+            manifest = self._store.manifest(source)
+            if manifest is None:
+                raise NotFound(
+                    "not in the cache", source=source.shown, hint=f"craftcache warm {source.shown}"
+                )
+            if lock:
+                await self._lock(key, manifest)
+            pin = Pin(key, source.shown, lock, time.time())
+            await self._records.save_pin(pin)
+            self._pins[key] = pin
+            if not lock:
+                await self._unlock(key)
+        log.info("pinned %s%s", source.shown, ", locked in memory" if lock else "")
+        return pin
+
+    async def unpin(self, source: RemoteSource) -> None:
+        """Let a model go when its time comes.
+
+        Raises:
+            NotFound: It is not pinned.
+        """
+        key = manifest_key(source)
+        async with self._changing:
+            if key not in self._pins:
+                raise NotFound("not pinned", source=source.shown, hint="craftcache ls shows pins")
+            await self._records.remove_pin(key)
+            del self._pins[key]
+            await self._unlock(key)
+        log.info("unpinned %s", source.shown)
+
+    async def apply_locks(self) -> None:
+        """Lock what pins want locked at the revision of now; what fails is tried again later."""
+        async with self._changing:
+            for key, pin in self._pins.items():
+                manifest = await self._store.manifest_at(key)
+                if pin.is_locked and manifest is not None:
+                    await self._try_lock(pin, manifest)
+
+    async def _try_lock(self, pin: Pin, manifest: Manifest) -> None:
+        try:
+            await self._lock(pin.key, manifest)
+        except (CraftcacheError, OSError) as error:
+            if self._failures.get(pin.key) != str(error):
+                log.warning("%s is pinned and cannot be locked: %s", pin.source, error)
+            self._failures[pin.key] = str(error)
+        else:
+            self._failures.pop(pin.key, None)
+
+    async def _lock(self, key: str, manifest: Manifest) -> None:
+        held = self._locks.get(key)
+        blobs = frozenset((record.path, record.inode) for record in manifest.files)
+        if held is not None and held.blobs == blobs:
+            return
+        paths = [self._store.cache.path(record) for record in manifest.files]
+        files = await self._residency.lock(paths)
+        await self._unlock(key)
+        self._locks[key] = _Lock(blobs, tuple(files))
+
+    async def _unlock(self, key: str) -> None:
+        lock = self._locks.pop(key, None)
+        if lock is not None:
+            await asyncio.to_thread(lock.release)  # takes as long as there are pages
+
+
+def _pinned(source: RemoteSource, why: str, pin: Pin) -> PolicyDenied:
+    return PolicyDenied(
+        why, source=source.shown, hint=f"craftcache unpin {pin.source}, then try again"
+    )

@@ -1,0 +1,97 @@
+"""Room on the disk, promised to each download before its first byte.
+
+What the file system reports as free is not free: running downloads will still need some of it.
+A download is admitted only if it fits beside all that they lack, so that one that cannot end
+never begins, and a smaller one that can is not held up by it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from craftcache.errors import CraftcacheError, StorageFull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from craftcached.threads import Threads
+
+__all__ = ["DiskSpace", "free_bytes"]
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class DiskSpace:
+    """The ledger of what running downloads still have to write.
+
+    Args:
+        free: How many bytes the file system has left for us now; may block.
+        threads: Where it is asked.
+    """
+
+    def __init__(self, free: Callable[[], int], threads: Threads) -> None:
+        self._free = free
+        self._threads = threads
+        self._lacking: dict[object, int] = {}
+
+    async def reserve(self, holder: object, size: int, *, source: str) -> None:
+        """Promise ``size`` bytes to ``holder``, in place of what it was promised before.
+
+        Raises:
+            StorageFull: They are not there; nothing is promised.
+        """
+        self._lacking.pop(holder, None)
+        free = await self._threads.run(self._free)
+        missing = size - (free - sum(self._lacking.values()))
+        if size > 0 and missing > 0:
+            raise _full(missing, source)
+        self._lacking[holder] = size
+
+    async def keep_ahead(self, holder: object, size: int, *, source: str) -> None:
+        """Promise ``size`` bytes again to ``holder``, once it has written half of them.
+
+        So half of them are always left for others by one that does not know how much will come.
+
+        Raises:
+            StorageFull: They are not there.
+        """
+        if self._lacking.get(holder, 0) < size // 2:
+            await self.reserve(holder, size, source=source)
+
+    def written(self, holder: object, size: int) -> None:
+        """``holder`` has written ``size`` bytes: the file system counts them now."""
+        self._lacking[holder] = max(0, self._lacking.get(holder, 0) - size)
+
+    def release(self, holder: object) -> None:
+        """``holder`` needs no more."""
+        self._lacking.pop(holder, None)
+
+    async def error_for(self, error: OSError, holder: object, *, source: str) -> CraftcacheError:
+        """What the user is told when a write failed."""
+        if error.errno in _FULL:
+            missing = sum(self._lacking.values()) - await self._threads.run(self._free)
+            return _full(max(missing, self._lacking.get(holder, 0), 1), source)
+        # Of no class, for it is the node's own fault: a worker may still fetch for itself.
+        return CraftcacheError(
+            f"the staging directory fails: {error.strerror}",
+            source=source,
+            hint="Look at the disk of the cache directory",
+        )
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that the file system of ``directory`` has left for this user."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def _full(missing: int, source: str) -> StorageFull:
+    return StorageFull(
+        f"the cache's file system lacks {missing} bytes",
+        missing_bytes=missing,
+        source=source,
+        hint="Evict models, or give the cache more room",
+    )

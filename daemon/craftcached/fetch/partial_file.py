@@ -1,0 +1,231 @@
+"""A partial file in staging with its journal; all that blocks about them.
+
+Lifecycle of ``<key>.part``: mode 0600 while bytes arrive, described by ``<key>.journal``; then
+*sealed*: verified, fsynced, mode 0444, the journal gone; then *taken*: renamed to
+``<key>-<random>.whole``, which is its owner's and which no later fetch of the key touches.
+What nobody took, or whose owner a crash ended, is found again under its key, and hashed again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from craftcache.digests import Stamp
+
+from .journal import Identity, Journal, JournalRecord, read_record
+from .spans import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from craftcache.digests import Promise
+
+__all__ = ["Names", "PartialFile", "find_record", "reclaim", "take_over_xet", "stale_keys"]
+
+SEALED_MODE = 0o444
+_MAX_VECTORS = 512
+"""Chunks handed to one pwritev; the kernel takes 1024."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where the files of one key are: the partial file, its journal, and two in the making.
+
+    Attributes:
+        part: The partial file.
+        journal: What is in it.
+        fresh_journal: A journal before it takes the place of an older one.
+        xet: What comes from Xet storage, before it becomes the part.
+    """
+
+    part: Path
+    journal: Path
+    fresh_journal: Path
+    xet: Path
+
+    @classmethod
+    def of(cls, staging: Path, key: str) -> Names:
+        """The names for ``key`` under ``staging``."""
+        journal = staging / f"{key}.journal"
+        fresh_journal = journal.with_suffix(".journal.new")
+        return cls(staging / f"{key}.part", journal, fresh_journal, staging / f"{key}.xet")
+
+    def new_whole(self) -> Path:
+        """A name of its own for the sealed file, once its owner takes it."""
+        return self.part.with_name(f"{self.part.stem}-{secrets.token_hex(8)}.whole")
+
+    def remove(self) -> None:
+        """Remove all of them; the part first, for a journal alone is worth nothing."""
+        for path in (self.part, self.journal, self.fresh_journal, self.xet):
+            path.unlink(missing_ok=True)
+
+
+class PartialFile:
+    """A partial file; nothing is touched before ``open``.
+
+    Args:
+        names: Where it is.
+        record: What it belongs to and what is there already; None for bytes that cannot be
+            resumed, which get no journal.
+        boot_id: Of the running system.
+    """
+
+    def __init__(self, names: Names, record: JournalRecord | None, boot_id: str) -> None:
+        self._names = names
+        self._record = record
+        self._boot_id = boot_id
+        self._descriptor: int | None = None
+        self._journal: Journal | None = None
+
+    def open(self) -> None:
+        """Open the file with what it has, or make it anew if it has nothing."""
+        names, record = self._names, self._record
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        if record is not None and record.is_whole:
+            # Perhaps it is linked to its final name already: it must not be touched any more.
+            self._descriptor = os.open(names.part, flags | os.O_RDONLY)
+            return
+        flags |= os.O_RDWR
+        if record is None or not record.present:
+            names.remove()
+            flags |= os.O_CREAT | os.O_EXCL
+        self._descriptor = os.open(names.part, flags, 0o600)
+        if record is not None:
+            os.ftruncate(self._descriptor, record.identity.size)
+            self._journal = Journal(names.journal, names.fresh_journal, record, self._boot_id)
+            _sync_directory(names.part.parent)
+
+    @property
+    def descriptor(self) -> int:
+        """The open file, for reading as well."""
+        if self._descriptor is None:
+            raise ValueError(f"{self._names.part} is not open")
+        return self._descriptor
+
+    @property
+    def path(self) -> Path:
+        """The partial file's name."""
+        return self._names.part
+
+    def write(self, offset: int, chunks: Sequence[bytes]) -> None:
+        """Write ``chunks`` one after the other from ``offset`` on, and record it."""
+        size = sum(map(len, chunks))
+        vectors = chunks if len(chunks) <= _MAX_VECTORS else [b"".join(chunks)]
+        done = os.pwritev(self.descriptor, vectors, offset)
+        if done < size:  # a signal, or a disk nearly full: the next call says which
+            rest = memoryview(b"".join(chunks))[done:]
+            while rest:
+                count = os.pwrite(self.descriptor, rest, offset + done)
+                done, rest = done + count, rest[count:]
+        if self._journal is not None:
+            self._journal.written(Span(offset, offset + size))
+
+    def sync(self, spans: Iterable[Span]) -> None:
+        """Bring what was written to the disk, and record that ``spans`` are there."""
+        os.fdatasync(self.descriptor)
+        if self._journal is not None:
+            self._journal.durable(spans)
+
+    def seal(self) -> Stamp:
+        """Make the file what it will stay: durable and read-only; returns which file that is."""
+        os.fchmod(self.descriptor, SEALED_MODE)
+        os.fsync(self.descriptor)
+        self._names.journal.unlink(missing_ok=True)
+        return Stamp.of(os.fstat(self.descriptor))
+
+    def close(self) -> None:
+        """Close what is open; the files stay."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        if self._journal is not None:
+            self._journal.close()
+
+
+def find_record(names: Names, promise: Promise, boot_id: str) -> JournalRecord | None:
+    """What of the promised file is in staging, or None if nothing there may be built on."""
+    try:
+        status = os.lstat(names.part)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    record = read_record(names.journal, boot_id) or _sealed_record(names, status, promise)
+    if (
+        record is None
+        or record.identity.size != status.st_size
+        or not record.identity.may_continue(promise)
+    ):
+        return None
+    return record
+
+
+def take_over_xet(names: Names, size: int) -> bool:
+    """Make what came from Xet the part, if it has the right size; returns whether it has."""
+    try:
+        if os.lstat(names.xet).st_size != size:
+            return False
+    except FileNotFoundError:
+        return False
+    names.xet.replace(names.part)
+    return True
+
+
+def reclaim(staging: Path) -> None:
+    """Give the files that owners had taken when a crash came back to their keys; for the start."""
+    for whole in staging.glob("*-*.whole"):
+        names = Names.of(staging, whole.name.partition("-")[0])
+        if names.part.exists():  # of a later fetch, which goes on with it
+            whole.unlink()
+        else:
+            whole.rename(names.part)
+
+
+def stale_keys(staging: Path, *, before: float) -> set[str]:
+    """The keys of what nobody asked for in a long time, or could not be built on at any age.
+
+    Args:
+        staging: Where partial files are; files with other names are left alone.
+        before: Unix time; what got its last byte earlier is stale.
+    """
+    keys = set()
+    for entry in os.scandir(staging):
+        key, _, kind = entry.name.partition(".")
+        if kind in {"part", "journal", "journal.new", "xet"} and key not in keys:
+            names = Names.of(staging, key)
+            if _is_stale(names, before):
+                keys.add(key)
+    return keys
+
+
+def _is_stale(names: Names, before: float) -> bool:
+    try:
+        status = os.lstat(names.part)
+    except FileNotFoundError:
+        return True
+    if not stat.S_ISREG(status.st_mode) or status.st_mtime < before:
+        return True
+    sealed = stat.S_IMODE(status.st_mode) == SEALED_MODE
+    return not sealed and not names.journal.is_file()
+
+
+def _sealed_record(names: Names, status: os.stat_result, promise: Promise) -> JournalRecord | None:
+    """All of a sealed part, where a digest can tell whether it still is what was promised."""
+    if stat.S_IMODE(status.st_mode) != SEALED_MODE or names.journal.exists():
+        return None
+    if promise.digest is None:
+        return None
+    whole = (Span(0, status.st_size),)
+    return JournalRecord(Identity.of(promise, size=status.st_size, etag=None), whole, whole)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

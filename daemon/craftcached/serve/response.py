@@ -1,0 +1,72 @@
+"""An answer as it goes out: the packet and the open files that go with it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from craftcache.errors import CraftcacheError, Unavailable
+from craftcache.wire import Problem, WireError, encode
+
+if TYPE_CHECKING:
+    from .backend import Opened
+
+__all__ = ["Response"]
+
+log = logging.getLogger("craftcached")
+
+_EXHAUSTION = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""What the system says when the daemon asks too much of it just now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A packet, and the files whose descriptors go with it; it owns them until it is closed."""
+
+    packet: bytes
+    opened: Opened | None = None
+
+    @classmethod
+    def files(cls, opened: Opened) -> Response:
+        """The answer to a load.
+
+        Raises:
+            WireError: It does not fit into a message.
+        """
+        try:
+            if len(opened.descriptors) != opened.loaded.descriptor_count:
+                raise WireError("an answer whose descriptors do not match its files")
+            return cls(encode(opened.loaded), opened)
+        except BaseException:
+            opened.close()
+            raise
+
+    @classmethod
+    def problem(cls, error: Exception) -> Response:
+        """The answer to a request that failed with ``error``; what is no user's fault is logged."""
+        if isinstance(error, CraftcacheError):
+            # An error that is of no class is one that no class blames on anybody else.
+            return cls(encode(Problem(error, own_fault=type(error) is CraftcacheError)))
+        if isinstance(error, OSError) and error.errno in _EXHAUSTION:
+            return cls.busy(f"{error.strerror}")
+        log.error("a request of a worker failed", exc_info=error)
+        fault = CraftcacheError("the daemon failed", hint="Its log says why")
+        return cls(encode(Problem(fault, own_fault=True)))
+
+    @classmethod
+    def busy(cls, why: str) -> Response:
+        """The answer to a request that may be granted a little later."""
+        error = Unavailable(f"the daemon is overloaded: {why}", hint="Try again", retry_after=1.0)
+        return cls(encode(Problem(error, own_fault=True)))
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The descriptors that go with the packet."""
+        return () if self.opened is None else self.opened.descriptors
+
+    def close(self) -> None:
+        """Close the files on this side."""
+        if self.opened is not None:
+            self.opened.close()

@@ -1,0 +1,161 @@
+"""From a quiet directory to a generation.
+
+    copy and hash -> inspect -> gate -> publish -> serve
+
+Until the last of these steps nothing is different for anybody, and a state that fails at any of
+them never is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from .copying import copy_pair
+from .gate import ask_gate
+from .snapshot import stamp
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import AsyncIterator
+
+    from craftcache.cache.publish import Verified
+    from craftcache.watch_rule import WatchRule
+    from craftcached.store.store import Store
+
+    from .snapshot import Snapshot, Target
+
+__all__ = ["Candidate", "CandidateInspector", "CandidateMaker", "Refused"]
+
+AT_ONCE = 2
+"""Directories that are copied at the same time: more would only share the disk."""
+
+
+class CandidateInspector(Protocol):
+    """Says whether a checkpoint is safe to load; see inspect.Inspector."""
+
+    def prepare(self) -> None:
+        """Be ready soon."""
+        ...
+
+    async def inspect(self, path: Path, *, source: str) -> bytes:
+        """Its index, or why there is none."""
+        ...
+
+
+class Refused(Exception):
+    """The gate did not let a candidate pass; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A verified pair that is not published yet.
+
+    Attributes:
+        files: By name.
+    """
+
+    files: dict[str, Verified]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The sha256 of each file."""
+        return {name: file.digests.sha256 for name, file in self.files.items()}
+
+
+class CandidateMaker:
+    """Makes candidates; one instance a daemon.
+
+    Args:
+        store: Where the copies are staged, and what keeps the indexes.
+        inspector: Looks at them.
+    """
+
+    def __init__(self, store: Store, inspector: CandidateInspector) -> None:
+        self._store = store
+        self._inspector = inspector
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._staging = store.cache.staging / "watch"
+
+    def prepare(self) -> None:
+        """Be ready to inspect: something may have to be soon."""
+        self._inspector.prepare()
+
+    def clear(self) -> None:
+        """Remove what a killed predecessor left; blocks."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._staging.mkdir(mode=0o755)
+
+    @contextlib.asynccontextmanager
+    async def candidate(
+        self, rule: WatchRule, target: Target, seen: Snapshot, stop: threading.Event
+    ) -> AsyncIterator[Candidate]:
+        """Copy, hash and inspect what was seen, and ask the gate; it is gone with the context.
+
+        Args:
+            rule: Of the watch.
+            target: Its directory.
+            seen: What was quiet for long enough.
+            stop: When set, the copy gives up.
+
+        Raises:
+            FilesChanged: It is not what was seen any more.
+            UnsafeCheckpoint, NotACheckpoint: It cannot be loaded safely.
+            Refused: The gate says no.
+            StorageFull, Unavailable, OSError: Nothing is wrong with the files themselves.
+        """
+        async with self._slots:
+            directory = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._staging))
+            try:
+                yield await self._prepare(rule, target, seen, directory, stop)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    async def _prepare(
+        self,
+        rule: WatchRule,
+        target: Target,
+        seen: Snapshot,
+        directory: Path,
+        stop: threading.Event,
+    ) -> Candidate:
+        copying = asyncio.create_task(
+            asyncio.to_thread(copy_pair, target, rule.marker, seen, directory, stop.is_set)
+        )
+        try:
+            copied = await asyncio.shield(copying)
+        except asyncio.CancelledError:
+            stop.set()  # a thread cannot be cancelled, and it must not write on
+            await asyncio.gather(copying, return_exceptions=True)
+            raise
+        for file in copied.values():
+            await self._inspect(rule, file)
+        if rule.gate is not None:
+            await _pass_gate(rule.gate, directory, rule.name, copied)
+        return Candidate({name: await self._known(file) for name, file in copied.items()})
+
+    async def _inspect(self, rule: WatchRule, file: Verified) -> None:
+        """Refuse what cannot be loaded safely; write the index of what can."""
+        sha256 = file.digests.sha256
+        if not await self._store.has_index(sha256):
+            index = await self._inspector.inspect(file.path, source=f"watch:{rule.name}")
+            await self._store.write_index(sha256, index)
+
+    async def _known(self, file: Verified) -> Verified:
+        """The same bytes as another model has them, so that both are one file."""
+        found = await self._store.find(file.digests.sha256, file.path.parent)
+        return file if found is None else replace(file, file=found.file)
+
+
+async def _pass_gate(command: str, directory: Path, name: str, copied: dict[str, Verified]) -> None:
+    before = [stamp(os.stat(file.path)) for file in copied.values()]
+    if reason := await ask_gate(command, directory, name):
+        raise Refused(reason)
+    if [stamp(os.stat(file.path)) for file in copied.values()] != before:
+        raise Refused("the gate changed the candidate")

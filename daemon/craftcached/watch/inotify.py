@@ -1,0 +1,209 @@
+"""Hints that something may have changed, as the kernel's inotify gives them.
+
+A hint says "look again" and nothing else, so none has to be believed, and losing some costs time
+only. watchdog's observer runs two threads for each directory; its reader of one inotify instance,
+which is what is used here, runs one for all.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from watchdog.observers.inotify_c import (
+    CallbackId,
+    InotifyConstants,
+    InotifyFD,
+    Mask,
+)
+
+from .mounts import file_system_type, is_network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from watchdog.observers.inotify_c import InotifyEvent, WatchDescriptor
+
+__all__ = ["WatchedPlace", "InotifyObserver", "Attention"]
+
+log = logging.getLogger("craftcached")
+
+_NAMES = (
+    InotifyConstants.IN_CREATE
+    | InotifyConstants.IN_DELETE
+    | InotifyConstants.IN_MOVED_FROM
+    | InotifyConstants.IN_MOVED_TO
+    | InotifyConstants.IN_DELETE_SELF
+    | InotifyConstants.IN_MOVE_SELF
+)
+_WRITES = InotifyConstants.IN_MODIFY | InotifyConstants.IN_ATTRIB | InotifyConstants.IN_CLOSE_WRITE
+# The kernel has one mask for each directory, whoever asks; listeners choose among what it tells.
+_MASK = Mask(_NAMES | _WRITES | InotifyConstants.IN_ONLYDIR)
+
+_LIMITS = {
+    errno.ENOSPC: "fs.inotify.max_user_watches",
+    errno.EMFILE: "fs.inotify.max_user_instances",
+}
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedPlace:
+    """A directory in which something may change.
+
+    Attributes:
+        path: Of the directory.
+        inode: Which one it is: another that has its name is another place.
+        name: The only name in it that matters; None where all do.
+        names_only: Whether it only matters which names there are, and not what is written.
+    """
+
+    path: str
+    inode: int
+    name: str | None = None
+    names_only: bool = False
+
+    @classmethod
+    def at(cls, path: str, name: str | None = None) -> WatchedPlace | None:
+        """The place at ``path`` as it is now, for the names in it, or for one; None if none is."""
+        try:
+            return cls(path, os.stat(path).st_ino, name, names_only=True)
+        except OSError:
+            return None
+
+    @classmethod
+    def nearest(cls, path: str) -> WatchedPlace | None:
+        """Where ``path`` would appear or vanish: its parent, or what there is of it."""
+        while True:
+            parent, name = os.path.split(path)
+            if parent == path:
+                return None
+            if place := cls.at(parent, name):
+                return place
+            path = parent
+
+
+class InotifyObserver:
+    """All hints of one daemon; a context manager. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._inotify: InotifyFD | None = None
+        self._limit: OSError | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._inotify = InotifyFD()
+        except OSError as error:
+            self._limit = error
+        else:
+            self._inotify.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._inotify is not None:
+            self._inotify.stop()
+            self._inotify.join()
+
+    def attention(self, hint: Callable[[], None]) -> Attention:
+        """Attention for one who looks; ``hint`` is called from another thread."""
+        return Attention(self._inotify, self._limit, hint)
+
+
+class Attention:
+    """The places whose changes somebody wants to hear of.
+
+    Args:
+        inotify: What tells of them.
+        limit: Why there is none, where there is none.
+        hint: Called, from another thread, whenever something may have changed.
+    """
+
+    def __init__(
+        self, inotify: InotifyFD | None, limit: OSError | None, hint: Callable[[], None]
+    ) -> None:
+        self._inotify = inotify
+        self._limit = limit
+        self._hint = hint
+        self._heard: dict[WatchedPlace, _Listener] = {}
+        self._reason: str | None = None
+
+    def turn_to(self, places: Iterable[WatchedPlace]) -> bool:
+        """Hear of these places from now on, and of no others; whether there are new ones.
+
+        What changed before may not have been heard of, so whoever turns to new places looks again.
+        """
+        wanted = frozenset(places)
+        for place in self._heard.keys() - wanted:
+            self._forget(place)
+        new = wanted - self._heard.keys()
+        self._reason = None
+        for place in new:
+            self._reason = self._listen(place) or self._reason
+        return bool(new & self._heard.keys())
+
+    @property
+    def blind_spot(self) -> str | None:
+        """Why not every change is heard of, so that one has to look by oneself; or None."""
+        return self._reason
+
+    def close(self) -> None:
+        """Hear nothing any more."""
+        for place in tuple(self._heard):
+            self._forget(place)
+
+    def _listen(self, place: WatchedPlace) -> str | None:
+        if self._inotify is None:
+            return _limit_reached(self._limit)
+        listener = _Listener(self._hint, place)
+        try:
+            kind = file_system_type(place.path)
+            listener.descriptor = self._inotify.add_callback(
+                os.fsencode(place.path), _MASK, listener, listener.number
+            )
+        except FileNotFoundError:
+            return None  # it has just gone, and the next look will say so
+        except OSError as error:
+            return _limit_reached(error)
+        self._heard[place] = listener
+        return f"{kind} does not tell of other machines' changes" if is_network(kind) else None
+
+    def _forget(self, place: WatchedPlace) -> None:
+        listener = self._heard.pop(place)
+        if self._inotify is not None and not listener.is_deaf:
+            self._inotify.remove_callbacks([(listener.descriptor, listener.number)])
+
+
+class _Listener:
+    """One directory's events; its methods are called by watchdog, in its thread."""
+
+    def __init__(self, hint: Callable[[], None], place: WatchedPlace) -> None:
+        self.number = CallbackId(next(_numbers))
+        self.descriptor: WatchDescriptor
+        self.is_deaf = False
+        self._hint = hint
+        self._mask = _NAMES if place.names_only else _NAMES | _WRITES
+        self._name = None if place.name is None else os.fsencode(place.name)
+
+    def on_event(self, event: InotifyEvent) -> None:
+        if event.mask & self._mask and (self._name is None or event.name in (b"", self._name)):
+            self._hint()
+
+    def on_watch_deleted(self, wd: WatchDescriptor) -> None:  # noqa: ARG002  # watchdog's signature
+        self.is_deaf = True
+        self._hint()
+
+    def on_queue_overflow(self) -> None:
+        self._hint()
+
+
+def _limit_reached(error: OSError | None) -> str:
+    number = error.errno if error is not None else None
+    setting = _LIMITS.get(number or 0)
+    if setting is None:
+        return f"inotify fails ({error.strerror if error else 'unknown'})"
+    return f"inotify's limit {setting} is exhausted; raise it with sysctl"

@@ -1,0 +1,172 @@
+"""What each watch serves: published when it is right, rolled back, waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from craftcache.errors import NotFound
+from craftcache.sources import FILENAMES, WatchSource
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from craftcache.cache.manifest import Manifest
+    from craftcached.database import Database
+    from craftcached.events import Events
+    from craftcached.store.store import Store
+
+    from .candidate import Candidate, CandidateMaker
+    from .watcher import Watcher
+
+__all__ = ["Publisher"]
+
+log = logging.getLogger("craftcached")
+
+
+class Publisher:
+    """Publishes and serves generations, and tells of it; what watchers tell of what they see.
+
+    A watch that was rolled back is *held*: what it serves stays, whatever is made, until resumed.
+
+    Args:
+        store: Where generations are published.
+        maker: Is told when there will be something to inspect.
+        records: Remember what is held.
+        events: Are told what becomes of each watch.
+    """
+
+    def __init__(
+        self, store: Store, maker: CandidateMaker, records: Database, events: Events
+    ) -> None:
+        self._store = store
+        self._maker = maker
+        self._records = records
+        self._events = events
+        self._held: set[str] = set()
+        self._moving = asyncio.Lock()  # held while what is served becomes another
+        self._turns: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._bring_needs: Callable[[Manifest], Awaitable[object]]
+
+    async def begin(self, bring_needs: Callable[[Manifest], Awaitable[object]]) -> None:
+        """Remember what was held before the last stop.
+
+        Args:
+            bring_needs: Called with each new generation; promises to bring what it needs, and
+                returns at once.
+        """
+        self._bring_needs = bring_needs
+        self._held = await self._records.held_watches()
+
+    async def take_up(self, watcher: Watcher) -> None:
+        """Serve what a watch that begins should: a kill may have come before the newest was."""
+        watcher.is_held = watcher.rule.name in self._held and watcher.generations.served is not None
+        await self._serve_newest(watcher)
+
+    def situation_changed(self, watcher: Watcher) -> None:
+        """See watcher.Hears."""
+        report = watcher.report()
+        if report.state == "settling":
+            self._maker.prepare()
+        log.info(
+            "watch %s: %s%s", report.rule.name, report.state, f", {report.detail}".rstrip(", ")
+        )
+        self._events.tell(
+            "watch",
+            name=report.rule.name,
+            directory=report.rule.directory,
+            state=report.state,
+            detail=report.detail,
+        )
+
+    async def candidate_verified(self, watcher: Watcher, candidate: Candidate) -> None:
+        """See watcher.Hears."""
+        rule, generations = watcher.rule, watcher.generations
+        if not self._is_newest(watcher, candidate):
+            manifest = await generations.add(rule.directory, candidate.files)
+            log.info("watch %s: %s is generation %s", rule.name, rule.directory, manifest.source)
+        await self._serve_newest(watcher)
+        if generations.newest is not None:
+            await self._bring_needs(generations.newest)
+        await generations.prune(rule.keep)
+
+    async def roll_back(self, watcher: Watcher, number: int | None) -> None:
+        """Serve an earlier generation, by default the one before, and hold it.
+
+        Raises:
+            NotFound: There is no such generation.
+        """
+        name = watcher.rule.name
+        async with self._moving:
+            if number is None:
+                number = _before(watcher)
+            manifest = await watcher.generations.serve(number)
+            watcher.is_held = True
+            self._held.add(name)
+            await self._records.hold_watch(name)
+        self._served(watcher, manifest)
+
+    async def resume(self, watcher: Watcher) -> None:
+        """Serve the newest generation again, and each new one."""
+        await self.release(watcher)
+        await self._serve_newest(watcher)
+
+    async def release(self, watcher: Watcher) -> None:
+        """Hold it no more."""
+        watcher.is_held = False
+        self._held.discard(watcher.rule.name)
+        await self._records.release_watch(watcher.rule.name)
+
+    async def wait_turn(self, name: str) -> None:
+        """Wait until another generation of a watch is served, or the watch ends."""
+        await self._turns[name].wait()
+
+    def turn(self, name: str) -> None:
+        """Wake all who wait for something else to be served under that name."""
+        if turn := self._turns.pop(name, None):
+            turn.set()
+
+    def _is_newest(self, watcher: Watcher, candidate: Candidate) -> bool:
+        """Whether the newest generation has these very bytes, and has them still."""
+        newest = watcher.generations.newest
+        if newest is None or newest.watched is None:
+            return False
+        source = WatchSource(watcher.rule.name, newest.watched.generation)
+        digests = {record.filename: record.sha256 for record in newest.files}
+        is_intact = self._store.intact(source, FILENAMES.values()) is not None
+        return is_intact and digests == candidate.digests
+
+    async def _serve_newest(self, watcher: Watcher) -> None:
+        """Serve the newest generation, unless that is so, or the watch is held."""
+        async with self._moving:
+            newest, served = watcher.generations.newest, watcher.generations.served
+            if watcher.is_held or newest is None or newest.watched is None:
+                return
+            if served is not None and served.watched == newest.watched:
+                return
+            manifest = await watcher.generations.serve(newest.watched.generation)
+        self._served(watcher, manifest)
+
+    def _served(self, watcher: Watcher, manifest: Manifest) -> None:
+        """Tell everybody that another generation is served."""
+        name = watcher.rule.name
+        number = manifest.watched.generation if manifest.watched else 0
+        log.info("watch %s: generation %d is served", name, number)
+        self._events.tell("generation", name=name, generation=number, revision=manifest.revision)
+        self.turn(name)
+
+
+def _before(watcher: Watcher) -> int:
+    """The number of the generation before the one that is served."""
+    served = watcher.generations.served
+    number = served.watched.generation if served and served.watched else 0
+    earlier = [each for each in watcher.generations.numbers if each < number]
+    if not earlier:
+        raise NotFound(
+            "there is no generation before the one that is served",
+            source=f"watch:{watcher.rule.name}",
+            hint="craftcache watch ls shows which there are",
+        )
+    return earlier[-1]

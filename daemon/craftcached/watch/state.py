@@ -1,0 +1,106 @@
+"""When a directory's state is ready to be taken: decided by looks and times alone.
+
+    absent, gone    there is no such directory, not yet or not any more
+    partial         a file that a generation needs is missing
+    settling        all is there, and was not quiet for long enough
+    verifying       this very state is being copied, hashed and inspected
+    ready           this very state is a generation
+    invalid         it cannot be one; the detail says why
+
+Everything is a value: nothing here reads a clock or a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from .snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from .snapshot import Pair
+
+__all__ = ["State", "WatchState"]
+
+State: TypeAlias = Literal["absent", "partial", "settling", "verifying", "ready", "invalid", "gone"]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchState:
+    """Where a watched directory stands.
+
+    Attributes:
+        settle: Seconds without a change after which it is taken.
+        look: What was seen last.
+        since: When that was seen first.
+        was_there: Whether the directory was ever seen.
+        in_hand: The pair that is being verified.
+        judged: The pair that was verified last.
+        verdict: Why that is no generation; empty where it is one.
+        retry_at: When it is tried again, where the fault was not the files'.
+    """
+
+    settle: float
+    look: Snapshot = field(default_factory=Snapshot)
+    since: float = 0.0
+    was_there: bool = False
+    in_hand: Pair | None = None
+    judged: Pair | None = None
+    verdict: str = ""
+    retry_at: float | None = None
+
+    @property
+    def state(self) -> State:
+        """The state, in one word."""
+        if self.look.fault:
+            return "invalid"
+        if self.look.directory is None:
+            return "gone" if self.was_there else "absent"
+        if self.look.missing:
+            return "partial"
+        if self.in_hand == self.look.pair:
+            return "verifying"
+        if self.judged == self.look.pair:
+            return "invalid" if self.verdict else "ready"
+        return "settling"
+
+    @property
+    def detail(self) -> str:
+        """What there is to say about the state; may be empty."""
+        match self.state:
+            case "partial":
+                return f"waits for {' and '.join(self.look.missing)}"
+            case "invalid":
+                return self.look.fault or self.verdict
+        return ""
+
+    @property
+    def due_at(self) -> float | None:
+        """When the directory is to be taken if nothing changes; None where that is not all."""
+        if self.in_hand is not None or not self.look.is_complete:
+            return None
+        if self.judged == self.look.pair:
+            return self.retry_at
+        return self.since + self.settle
+
+    def saw(self, look: Snapshot, now: float) -> WatchState:
+        """After another look at the directory."""
+        is_there = self.was_there or look.directory is not None
+        since = self.since if look == self.look else now
+        return replace(self, look=look, since=since, was_there=is_there)
+
+    def took(self) -> WatchState:
+        """Now that what was seen last is being verified."""
+        return replace(self, in_hand=self.look.pair, retry_at=None)
+
+    def published(self) -> WatchState:
+        """Now that what was in hand is a generation."""
+        return replace(self, in_hand=None, judged=self.in_hand, verdict="")
+
+    def refused(self, reason: str, retry_at: float | None = None) -> WatchState:
+        """Now that what was in hand cannot be one: for good, or until ``retry_at``."""
+        return replace(self, in_hand=None, judged=self.in_hand, verdict=reason, retry_at=retry_at)
+
+    def changed(self, now: float) -> WatchState:
+        """Now that the files turned out to be written to while they were in hand."""
+        return replace(self, in_hand=None, since=now)

@@ -1,0 +1,199 @@
+"""Who gets a connection, the line, memory and the disk's room, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from craftcache.digests import Hasher
+from craftcache.errors import CraftcacheError, StorageFull
+from craftcached.fetch import Priority
+from craftcached.fetch.disk_space import DiskSpace
+from craftcached.fetch.hashing import OrderedHash
+from craftcached.fetch.limits import Bandwidth, Claimant, Connections, MemoryBudget
+from craftcached.fetch.spans import Span, SpanSet
+from craftcached.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    pool = Threads(2, "test")
+    yield pool
+    pool.close()
+
+
+async def settle() -> None:
+    """Let every task go on until it waits."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class Holder:
+    """Holds one connection until told to give it back."""
+
+    def __init__(self, connections: Connections, host: str, claimant: Claimant) -> None:
+        self.has_it = False
+        self._release = asyncio.Event()
+        self.task = asyncio.create_task(self._hold(connections, host, claimant))
+
+    async def _hold(self, connections: Connections, host: str, claimant: Claimant) -> None:
+        async with connections.one(host, claimant):
+            self.has_it = True
+            await self._release.wait()
+
+    async def release(self) -> None:
+        self._release.set()
+        await self.task
+        await settle()
+
+
+async def test_a_waiting_worker_goes_before_background_warming() -> None:
+    connections = Connections(1, 1)
+    first = Holder(connections, "a", Claimant(Priority.BACKGROUND))
+    await settle()
+    background = Holder(connections, "a", Claimant(Priority.BACKGROUND))
+    waited_for = Holder(connections, "a", Claimant(Priority.WAITED_FOR))
+    await settle()
+    await first.release()
+    assert (waited_for.has_it, background.has_it) == (True, False)
+    await waited_for.release()
+    assert background.has_it
+    await background.release()
+
+
+async def test_among_equals_the_one_that_has_least_goes_first() -> None:
+    connections = Connections(2, 2)
+    greedy, modest = Claimant(Priority.BACKGROUND), Claimant(Priority.BACKGROUND)
+    held = [Holder(connections, "a", greedy), Holder(connections, "a", greedy)]
+    await settle()
+    more = Holder(connections, "a", greedy)
+    other = Holder(connections, "a", modest)
+    await settle()
+    await held[0].release()
+    assert (other.has_it, more.has_it) == (True, False)
+    for holder in (held[1], other, more):
+        await holder.release()
+
+
+async def test_a_busy_host_does_not_hold_up_another() -> None:
+    connections = Connections(2, 1)
+    claimant = Claimant(Priority.BACKGROUND)
+    a, b, c = (Holder(connections, host, claimant) for host in ("a", "a", "c"))
+    await settle()
+    assert (a.has_it, b.has_it, c.has_it) == (True, False, True)
+    for holder in (a, b, c):
+        await holder.release()
+
+
+async def test_who_stops_waiting_takes_nothing_along() -> None:
+    connections = Connections(1, 1)
+    claimant = Claimant(Priority.BACKGROUND)
+    first, second, third = (Holder(connections, "a", claimant) for _ in range(3))
+    await settle()
+    second.task.cancel()
+    await settle()
+    await first.release()
+    assert third.has_it
+    await third.release()
+    assert claimant.connections == 0
+
+
+async def test_the_line_is_given_to_a_waiting_worker_first() -> None:
+    bandwidth = Bandwidth(200_000)
+    order: list[str] = []
+
+    async def take(name: str, priority: Priority) -> None:
+        await bandwidth.take(20_000, Claimant(priority))
+        order.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        for name in ("first", "second", "third"):
+            group.create_task(take(name, Priority.BACKGROUND))
+        await asyncio.sleep(0)
+        group.create_task(take("worker", Priority.WAITED_FOR))
+    assert order.index("worker") < order.index("third")
+
+
+async def test_room_is_promised_before_it_is_used(threads: Threads) -> None:
+    space = DiskSpace(lambda: 100, threads)
+    await space.reserve("big", 80, source="s")
+    with pytest.raises(StorageFull) as full:
+        await space.reserve("too much", 30, source="s")
+    assert full.value.missing_bytes == 10
+    await space.reserve("small", 20, source="s")
+    space.release("big")
+    await space.reserve("too much", 80, source="s")
+
+
+async def test_what_is_written_needs_no_promise_any_more(threads: Threads) -> None:
+    free = 100
+    space = DiskSpace(lambda: free, threads)
+    await space.reserve("a", 60, source="s")
+    free -= 50
+    space.written("a", 50)
+    await space.reserve("b", 40, source="s")
+    with pytest.raises(StorageFull):
+        await space.reserve("c", 1, source="s")
+
+
+async def test_errors_of_the_disk_have_names(threads: Threads) -> None:
+    space = DiskSpace(lambda: 5, threads)
+    await space.reserve("a", 5, source="s")
+    full = await space.error_for(OSError(errno.ENOSPC, "full"), "a", source="s")
+    assert isinstance(full, StorageFull)
+    assert full.missing_bytes > 0
+    broken = await space.error_for(OSError(errno.EIO, "broken"), "a", source="s")
+    assert type(broken) is CraftcacheError
+    assert not broken.retryable
+
+
+BLOCK = 1000
+
+
+@given(
+    order=st.permutations(range(8)),
+    resumed=st.sets(st.integers(0, 7)),
+    memory=st.integers(0, 8 * BLOCK),
+)
+def test_blocks_in_any_order_give_the_digest_of_the_file(
+    order: list[int], resumed: set[int], memory: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    data = os.urandom(8 * BLOCK)
+    path: Path = tmp_path_factory.mktemp("hash") / "part"
+    path.write_bytes(data)
+    budget = MemoryBudget(memory)
+
+    async def digest() -> str:
+        threads = Threads(2, "test")
+        with path.open("rb") as file:
+            ordered = OrderedHash(Hasher(), file.fileno(), budget, threads)
+            hashing = asyncio.create_task(ordered.run())
+            present = SpanSet(Span(i * BLOCK, (i + 1) * BLOCK) for i in resumed)
+            ordered.written_to(present.end_of_run(0))
+            for index in order:
+                if index in resumed:
+                    continue
+                start = index * BLOCK
+                ordered.keep(start, [data[start : start + 300], data[start + 300 : start + BLOCK]])
+                present.add(Span(start, start + BLOCK))
+                ordered.written_to(present.end_of_run(ordered.position))
+                await asyncio.sleep(0)
+            ordered.complete()
+            digests = await hashing
+            ordered.close()
+        threads.close()
+        return digests.sha256
+
+    assert asyncio.run(digest()) == hashlib.sha256(data).hexdigest()
+    assert budget.used == 0

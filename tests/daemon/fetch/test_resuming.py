@@ -1,0 +1,209 @@
+"""What the engine makes of bytes that an earlier run left, and what it leaves to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.fetching import MIB, QUICK, cdn_file, remote, rig_at, sha256_of
+from tests.support.hub import Data, Gate, Generated, Hosted, Stall
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from craftcached.fetch import RemoteFile
+    from tests.support.hub import Request, TestHub
+
+SEVERAL_PIECES = Generated(3 * MIB + 12345)
+
+
+async def test_a_cancelled_fetch_goes_on_later(hub: TestHub, tmp_path: Path) -> None:
+    gate = Gate()
+    file = cdn_file(hub, SEVERAL_PIECES)
+    rule = hub.inject(Stall(gate, after=1), when=lambda r: r.range != "bytes=0-1048575", times=None)
+    async with rig_at(tmp_path) as rig:
+        fetching = asyncio.create_task(rig.fetch(file))
+        await gate.reached.wait()
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+        assert rig.left == ["k.journal", "k.part"]
+        rule.cancel()
+        fetched = await rig.fetch(file)
+        assert fetched.bytes_reused == MIB
+        assert fetched.digests.sha256 == SEVERAL_PIECES.sha256
+        assert rig.left == ["k.whole"]
+    gate.open()
+
+
+async def test_a_cancelled_stream_leaves_nothing(hub: TestHub, tmp_path: Path) -> None:
+    gate = Gate()
+    hub.files["/w.bin"] = Hosted(SEVERAL_PIECES, ranges=False)
+    hub.inject(Stall(gate, after=MIB))
+    async with rig_at(tmp_path) as rig:
+        fetching = asyncio.create_task(rig.fetch(remote(SEVERAL_PIECES, hub.cdn_url("/w.bin"))))
+        await gate.reached.wait()
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+        assert rig.left == []
+    gate.open()
+
+
+async def interrupted(hub: TestHub, base: Path, file: RemoteFile, *, boot_id: str) -> None:
+    """Leave the first piece of ``file`` in staging."""
+    gate = Gate()
+    rule = hub.inject(Stall(gate, after=1), when=lambda r: r.range != "bytes=0-1048575", times=None)
+    async with rig_at(base, boot_id=boot_id) as rig:
+        fetching = asyncio.create_task(rig.fetch(file))
+        await gate.reached.wait()
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+    rule.cancel()
+    gate.open()
+
+
+async def test_after_a_power_loss_only_what_was_synced_is_believed(
+    hub: TestHub, tmp_path: Path
+) -> None:
+    file = cdn_file(hub, SEVERAL_PIECES)
+    await interrupted(hub, tmp_path, file, boot_id="before")
+    async with rig_at(tmp_path, boot_id="after") as rig:
+        fetched = await rig.fetch(file)
+    assert fetched.bytes_reused == 0
+    assert fetched.digests.sha256 == SEVERAL_PIECES.sha256
+
+
+async def test_what_was_synced_outlives_a_power_loss(hub: TestHub, tmp_path: Path) -> None:
+    content = Generated(80 * MIB)
+    file = cdn_file(hub, content)
+    gate = Gate()
+
+    def starts_late(request: Request) -> bool:
+        return int((request.range or "=0-").partition("=")[2].partition("-")[0]) >= 72 * MIB
+
+    rule = hub.inject(Stall(gate), when=starts_late, times=None)
+    settings = replace(QUICK, piece_bytes=4 * MIB, max_connections=1)
+    async with rig_at(tmp_path, settings, boot_id="before") as rig:
+        fetching = asyncio.create_task(rig.fetch(file))
+        await gate.reached.wait()
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+    rule.cancel()
+    gate.open()
+    async with rig_at(tmp_path, settings, boot_id="after") as rig:
+        fetched = await rig.fetch(file)
+    assert fetched.digests.sha256 == content.sha256
+    assert 60 * MIB < fetched.bytes_reused < 80 * MIB
+
+
+async def test_a_new_version_at_the_origin_is_not_mixed_with_kept_bytes(
+    hub: TestHub, tmp_path: Path
+) -> None:
+    old, new = Generated(3 * MIB, seed=1), Generated(3 * MIB, seed=2)
+    await interrupted(hub, tmp_path, cdn_file(hub, old, promised=False), boot_id="same")
+    async with rig_at(tmp_path, boot_id="same") as rig:
+        fetched = await rig.fetch(cdn_file(hub, new, promised=False))
+    assert sha256_of(fetched.path) == new.sha256
+    assert fetched.bytes_reused == 0
+
+
+async def test_kept_bytes_that_went_bad_are_fetched_again(hub: TestHub, tmp_path: Path) -> None:
+    file = cdn_file(hub, SEVERAL_PIECES)
+    await interrupted(hub, tmp_path, file, boot_id="same")
+    part = tmp_path / "staging" / "k.part"
+    with part.open("r+b") as damaged:
+        damaged.write(b"rotten")
+    async with rig_at(tmp_path, boot_id="same") as rig:
+        fetched = await rig.fetch(file)
+    assert sha256_of(fetched.path) == SEVERAL_PIECES.sha256
+    assert fetched.bytes_reused == 0
+
+
+async def test_what_a_crash_left_sealed_is_hashed_and_used(hub: TestHub, tmp_path: Path) -> None:
+    file = cdn_file(hub, SEVERAL_PIECES)
+    async with rig_at(tmp_path) as rig:
+        await rig.fetch(file)
+    before = hub.count(None)
+    async with rig_at(tmp_path) as rig:
+        fetched = await rig.fetch(file)
+        assert fetched.bytes_reused == SEVERAL_PIECES.size
+        assert hub.count(None) == before
+        assert fetched.path.stat().st_mode & 0o777 == 0o444
+    fetched.path.chmod(0o644)
+    fetched.path.write_bytes(b"x" * SEVERAL_PIECES.size)
+    fetched.path.chmod(0o444)
+    async with rig_at(tmp_path) as rig:
+        again = await rig.fetch(file)
+        assert sha256_of(again.path) == SEVERAL_PIECES.sha256
+
+
+async def test_a_file_that_was_handed_out_is_not_touched_by_the_next_fetch_of_its_key(
+    hub: TestHub, tmp_path: Path
+) -> None:
+    gate = Gate()
+    file = cdn_file(hub, SEVERAL_PIECES, promised=False)
+    async with rig_at(tmp_path) as rig:
+        mine = await rig.fetch(file)
+        hub.inject(Stall(gate, after=1), times=None)
+        fetching = asyncio.create_task(rig.fetch(file))
+        await gate.reached.wait()
+        assert sha256_of(mine.path) == SEVERAL_PIECES.sha256
+        assert mine.path.stat().st_mode & 0o777 == 0o444
+        gate.open()
+        theirs = await fetching
+        assert theirs.path != mine.path
+        assert sha256_of(theirs.path) == sha256_of(mine.path)
+
+
+async def test_what_a_crash_left_sealed_and_published_is_not_touched(
+    hub: TestHub, tmp_path: Path
+) -> None:
+    file = cdn_file(hub, SEVERAL_PIECES)
+    published = tmp_path / "published"
+    async with rig_at(tmp_path) as rig:
+        published.hardlink_to((await rig.fetch(file)).path)
+    before = published.stat()
+    async with rig_at(tmp_path) as rig:
+        assert (await rig.fetch(file)).bytes_fetched == 0
+    after = published.stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+async def test_what_nobody_asks_for_again_is_removed(hub: TestHub, tmp_path: Path) -> None:
+    await interrupted(hub, tmp_path, cdn_file(hub, SEVERAL_PIECES), boot_id="same")
+    staging = tmp_path / "staging"
+    (staging / "lonely.journal").write_text("{}")
+    (staging / "unsealed.part").write_text("x")
+    (staging / "not-ours").write_text("x")
+
+    async with rig_at(tmp_path) as rig:
+        await rig.fetch(cdn_file(hub, Data(b"y"), "/y", key="y"))
+        assert rig.left == ["k.journal", "k.part", "not-ours", "y.whole"]
+    week_ago = time.time() - QUICK.journal_retention_seconds - 60
+    for path in staging.iterdir():
+        os.utime(path, (week_ago, week_ago))
+    async with rig_at(tmp_path) as rig:
+        await rig.fetch(cdn_file(hub, Data(b"z"), "/z", key="z"))
+        assert rig.left == ["not-ours", "z.whole"]
+
+
+async def test_what_cannot_be_swept_holds_up_neither_the_start_nor_the_rest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    staging = tmp_path / "staging"
+    for key in "bdf":
+        (staging / f"{key}.part" / "taken").mkdir(parents=True)
+    for key in "ace":
+        (staging / f"{key}.part").symlink_to("nowhere")
+        (staging / f"{key}.journal").write_text("{}")
+    async with rig_at(tmp_path) as rig:
+        assert rig.left == ["b.part", "d.part", "f.part"]
+    assert caplog.text.count("Is a directory") == 3

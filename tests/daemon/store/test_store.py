@@ -1,0 +1,157 @@
+"""The store alone: what holds between a removal, a publication and those who leave early."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from craftcache.cache.directory import CacheDir
+from craftcache.cache.manifest import manifest_key
+from craftcache.cache.publish import Verified
+from craftcache.digests import Stamp, hash_stamped
+from craftcache.errors import IntegrityError
+from craftcache.sources import UrlSource
+from craftcached.store.scrub import Scrubber
+from craftcached.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from craftcache.cache.manifest import FileRecord, Manifest
+
+CONTENT = b"a checkpoint"
+ONE, OTHER = (UrlSource(f"https://host/{name}.th") for name in ("one", "other"))
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with Store(CacheDir(tmp_path)) as entered:
+        yield entered
+
+
+def staged(store: Store, content: bytes = CONTENT) -> Verified:
+    path = store.cache.staging / "came"
+    path.write_bytes(content)
+    return Verified(hash_stamped(path), None, len(content), 0)
+
+
+async def publish(store: Store, source: UrlSource, file: Verified) -> Manifest:
+    manifest = await store.publish_url(source, {source.basename: (file, source.url)})
+    await store.discard(file)
+    return manifest
+
+
+async def test_what_is_taken_over_outlives_the_removal_of_its_model(store: Store) -> None:
+    await publish(store, ONE, staged(store))
+    sha256 = hash_stamped(next(store.cache.url_blobs())).digests.sha256
+    found = await store.find(sha256, store.cache.staging)
+    assert found is not None
+    await store.remove(manifest_key(ONE))
+    assert list(store.cache.url_blobs()) == []
+    manifest = await publish(store, OTHER, found)
+    assert store.cache.path(manifest.files[0]).read_bytes() == CONTENT
+    assert store.cache.is_intact(manifest.files[0])
+    assert os.listdir(store.cache.staging) == []
+
+
+async def test_a_publication_ends_before_a_cancelled_caller_leaves(store: Store) -> None:
+    publishing = asyncio.create_task(publish(store, ONE, staged(store)))
+    await asyncio.sleep(0)  # it has begun
+    publishing.cancel()
+    await asyncio.wait([publishing])
+    assert publishing.cancelled()
+    manifest = store.manifest(ONE)
+    assert manifest is not None
+    assert store.cache.is_intact(manifest.files[0])
+
+
+async def test_the_index_of_a_removed_model_is_swept_and_no_other(store: Store) -> None:
+    kept = await publish(store, ONE, staged(store))
+    gone = await publish(store, OTHER, staged(store, b"another checkpoint"))
+    for manifest in (kept, gone):
+        await store.write_index(manifest.files[0].sha256, b"{}")
+    await store.remove(manifest_key(OTHER))
+    await store.sweep(before=time.time() - 3600)
+    assert await store.has_index(gone.files[0].sha256)
+    await store.sweep(before=time.time() + 3600)
+    assert not await store.has_index(gone.files[0].sha256)
+    assert await store.has_index(kept.files[0].sha256)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+async def test_a_manifest_of_another_user_is_not_believed(store: Store) -> None:
+    await publish(store, ONE, staged(store))
+    sha256 = hash_stamped(next(store.cache.url_blobs())).digests.sha256
+    os.chown(store.cache.manifest_path(manifest_key(ONE)), 65534, 65534)
+    assert store.manifest(ONE) is None
+    assert await store.published() == []
+    assert await store.manifest_at(manifest_key(ONE)) is None
+    assert await store.find(sha256, store.cache.staging) is None
+
+
+def stamp(path: Path) -> Stamp:
+    return Stamp.of(path.stat())
+
+
+async def cast(store: Store, record: FileRecord) -> None:
+    """Publish a cast of a file, as whoever made it does."""
+    made = store.cache.staging / "cast"
+    made.write_bytes(b"wider")
+    try:
+        await store.publish_cast(made, record, "float32", b"{}")
+    finally:
+        made.unlink(missing_ok=True)
+
+
+async def test_a_good_file_in_the_place_of_a_wrong_one_is_not_set_aside(store: Store) -> None:
+    manifest = await publish(store, ONE, staged(store))
+    (record,) = manifest.files
+    path = store.cache.path(record)
+    path.chmod(0o644)
+    path.write_bytes(b"not what it was")
+    wrong = stamp(path)
+    await publish(store, ONE, staged(store))
+    assert await store.set_aside(record, wrong) is None
+    assert path.read_bytes() == CONTENT
+    await store.remove(manifest_key(ONE))
+    assert await store.set_aside(record, wrong) is None
+
+
+async def test_what_was_made_from_a_wrong_file_goes_with_it(store: Store) -> None:
+    (record,) = (await publish(store, ONE, staged(store))).files
+    await cast(store, record)
+    assert len(store.cache.casts(record.sha256)) == 2
+    quarantined = await store.set_aside(record, stamp(store.cache.path(record)))
+    assert quarantined is not None
+    assert quarantined.read_bytes() == CONTENT
+    assert store.cache.casts() == []
+
+
+@pytest.mark.parametrize("how", ["changed", "removed"])
+async def test_nothing_is_cast_from_a_file_that_is_not_what_it_was(store: Store, how: str) -> None:
+    (record,) = (await publish(store, ONE, staged(store))).files
+    if how == "removed":
+        await store.remove(manifest_key(ONE))
+    else:
+        store.cache.path(record).chmod(0o644)
+        store.cache.path(record).write_bytes(b"not what it was")
+    with pytest.raises(IntegrityError):
+        await cast(store, record)
+    assert store.cache.casts() == []
+
+
+async def test_a_model_that_is_removed_while_others_are_verified_lacks_nothing(
+    store: Store,
+) -> None:
+    await publish(store, ONE, staged(store))
+    models = [*await store.manifests(), await publish(store, OTHER, staged(store, b"another"))]
+    await store.remove(manifest_key(ONE))
+    verifier = Scrubber(store)
+    verdicts = await verifier.verify(models)
+    verifier.close()
+    assert [(each.source, each.outcome) for each in verdicts] == [(OTHER.url, "right")]

@@ -1,0 +1,136 @@
+"""Queued warms: what is accepted, how long it is tried, and how it is withdrawn."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from craftcache.errors import (
+    CraftcacheError,
+    NotFound,
+    StorageFull,
+    Unavailable,
+)
+from craftcached.database import Database
+from craftcached.warm.queue import MAX_PROMISES, WarmQueue, pause_after
+from tests.support.api import Api
+from tests.support.daemons import DaemonProcess
+from tests.support.hub import Gate, Stall
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from craftcached.database import WarmJob
+    from tests.support.hub import TestHub
+
+FULL = StorageFull("full", missing_bytes=1)
+AWAY = Unavailable("away")
+
+
+@asynccontextmanager
+async def promises(base: Path, warm: Callable[[WarmJob], None]) -> AsyncIterator[WarmQueue]:
+    """Promises in records of their own; what ``warm`` raises is how each fails."""
+
+    async def warm_one(job: WarmJob) -> None:
+        warm(job)
+        await asyncio.Event().wait()
+
+    async with Database(base / "state") as records:
+        made = WarmQueue(records, warm_one)
+        await made.resume()
+        try:
+            yield made
+        finally:
+            await made.close()
+
+
+async def tried(made: WarmQueue) -> None:
+    """Let each promise be tried once; none waits for anything but the loop and the records."""
+    while not all(promise.tries for promise in made.all()):
+        await asyncio.sleep(0)
+
+
+async def test_a_full_disk_or_an_origin_that_is_away_keeps_the_promise(base: Path) -> None:
+    failures = {"org/full": FULL, "org/away": AWAY}
+
+    def fail(job: WarmJob) -> None:
+        raise failures[job.source]
+
+    async with promises(base, fail) as made:
+        await made.make(list(failures), (), resident=False)
+        await tried(made)
+        assert [promise.failure for promise in made.all()] == [FULL, AWAY]
+    async with promises(base, fail) as again:
+        assert [promise.job.source for promise in again.all()] == list(failures)
+
+
+async def test_what_only_the_asker_can_mend_is_given_up(base: Path) -> None:
+    def fail(_job: WarmJob) -> None:
+        raise NotFound("no such repository")
+
+    async with promises(base, fail) as made:
+        await made.make(["org/none"], (), resident=False)
+        while made.all():
+            await asyncio.sleep(0)
+    async with promises(base, fail) as again:
+        assert again.all() == []
+
+
+async def test_there_is_room_for_so_many_and_the_next_is_to_try_later(base: Path) -> None:
+    sources = [f"org/model-{number}" for number in range(MAX_PROMISES)]
+    async with promises(base, lambda _: None) as made:
+        await made.make(sources[1:], (), resident=False)
+        with pytest.raises(Unavailable) as refused:
+            await made.make(["org/a", "org/b"], (), resident=False)
+        assert refused.value.retryable
+        assert refused.value.retry_after
+        await made.make([sources[0]], (), resident=False)
+        await made.make(sources, (), resident=False)  # the same once more takes no room
+        assert len(made) == MAX_PROMISES
+
+
+def test_each_pause_is_longer_up_to_the_longest() -> None:
+    pauses = [pause_after(AWAY, tries) or 0.0 for tries in range(1, 50)]
+    assert pauses[:3] == [15.0, 30.0, 60.0]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 3600.0
+    assert pause_after(FULL, 1) == 15.0
+    assert pause_after(Unavailable("busy", retry_after=100.0), 1) == 100.0
+    assert pause_after(CraftcacheError("bad"), 1) is None
+
+
+def test_a_queued_warm_is_listed_and_withdrawn(
+    api: Api, daemon: DaemonProcess, threaded_hub: TestHub
+) -> None:
+    gate = Gate()
+    threaded_hub.inject(Stall(gate), path="*", method="HEAD", origin="hub", times=None)
+    (job,) = api.warm("org/model", files=("state_dict.bin",), wait=False).json()["jobs"]
+    (listed,) = api.get("/warm")["jobs"]
+    assert listed == job | {
+        "files": ["state_dict.bin"],
+        "resident": False,
+        "pair_only": False,
+        "tries": 0,
+        "failure": None,
+    }
+    path = f"/warm/{job['id']}"
+    assert api.request("DELETE", path).json() == job
+    assert api.get("/warm") == {"jobs": []}
+    assert api.request("DELETE", path).status_code == 404
+    gate.open()
+    daemon.terminate()
+    daemon.start()
+    with Api(daemon.socket_dir) as fresh:
+        assert fresh.get("/warm") == {"jobs": []}
+
+
+def test_what_would_never_be_done_is_refused_at_once(base: Path) -> None:
+    with DaemonProcess(base, "--allow", "org/*") as daemon, Api(daemon.socket_dir) as api:
+        for source, code in (("other/model", "PolicyDenied"), ("watch:run", "InvalidSource")):
+            response = api.warm("org/model", source, wait=False)
+            assert (response.status_code >= 400, response.json()["code"]) == (True, code)
+        assert api.get("/warm") == {"jobs": []}

@@ -1,0 +1,106 @@
+"""Published models without an origin: files put into a real store, and the parts around it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from craftcache.cache.directory import CacheDir
+from craftcache.cache.manifest import manifest_key
+from craftcache.cache.publish import Verified
+from craftcache.digests import hash_stamped
+from craftcache.sources import UrlSource, parse
+from craftcached.database import Database
+from craftcached.eviction.evictor import Evictor
+from craftcached.eviction.last_use import LastUse
+from craftcached.eviction.pins import Pins
+from craftcached.residency.residency import Residency
+from craftcached.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from craftcache.cache.manifest import Manifest
+
+__all__ = ["Clock", "Keeping", "keeping", "key", "source"]
+
+
+class Clock:
+    """Seconds since the epoch, which pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 2_000_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """The parts of a daemon that keep models or let them go."""
+
+    store: Store
+    records: Database
+    residency: Residency
+    pins: Pins
+    uses: LastUse
+    evictor: Evictor
+    clock: Clock
+
+    async def publish(self, name: str, **files: bytes) -> Manifest:
+        """Publish the model ``name``, used a second after all that were published before."""
+        verified: dict[str, tuple[Verified, str]] = {}
+        for filename, content in files.items():
+            path = self.store.cache.staging / f"{name}-{filename}"
+            path.write_bytes(content)
+            verified[filename] = Verified(hash_stamped(path), None, 0, 0), "nowhere"
+        manifest = await self.store.publish_url(source(name), verified)
+        for file, _ in verified.values():
+            await self.store.discard(file)
+        self.clock.now += 1
+        self.uses.note(key(name))
+        return manifest
+
+    async def names(self) -> set[str]:
+        """The published models."""
+        return {m.source.rpartition("/")[2] for m in await self.store.manifests()}
+
+    def path(self, manifest: Manifest) -> Path:
+        """The blob of a model's first file."""
+        return self.store.cache.path(manifest.files[0])
+
+
+def source(name: str) -> UrlSource:
+    parsed = parse(f"https://example.org/{name}")
+    assert isinstance(parsed, UrlSource)
+    return parsed
+
+
+def key(name: str) -> str:
+    return manifest_key(source(name))
+
+
+@contextlib.asynccontextmanager
+async def keeping(base: Path, *, max_bytes: int = 0) -> AsyncIterator[Keeping]:
+    """The parts, with their directories under ``base``."""
+    clock = Clock()
+    async with contextlib.AsyncExitStack() as stack:
+        cache = CacheDir(base / "cache", frozenset({os.geteuid()}))
+        store = await stack.enter_async_context(Store(cache))
+        records = await stack.enter_async_context(Database(base / "state"))
+        residency = await stack.enter_async_context(Residency())
+        pins = Pins(store=store, records=records, residency=residency)
+        await stack.enter_async_context(pins)
+        uses = await stack.enter_async_context(LastUse(records, clock))
+        evictor = Evictor(
+            store=store,
+            remove=store.remove,
+            pins=pins,
+            uses=uses,
+            max_bytes=max_bytes,
+            clock=clock,
+        )
+        yield Keeping(store, records, residency, pins, uses, evictor, clock)
