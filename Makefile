@@ -15,12 +15,14 @@ CONSTRAINTS := constraints.txt
 EXTRAS := test,lint
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+FOR_DEMO := $(VENV)/.installed-for-demo
 BENCHES := load worker_socket fetch
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The constraints hold in the environments that pip builds packages in, too.
+PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test test-lowest audiocraft upstream check bench clean
 
-demo: $(INSTALLED)
+demo: $(FOR_DEMO)
 	$(BIN)/craftcache demo $(SOURCE)
 
 test: $(INSTALLED)
@@ -51,10 +53,22 @@ bench: $(INSTALLED)
 clean:
 	rm -rf .venv .venv-lowest .venv-audiocraft
 
-# The build backend is installed first and used as it is, so that it is pinned as well.
-$(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(PIP) install --constraint $(CONSTRAINTS) hatchling editables
-	$(PIP) install --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[$(EXTRAS)]'
+$(INSTALLED): $(VENV)/.torch
+	$(PIP) install --editable '.[$(EXTRAS)]'
+	touch $@ $(FOR_DEMO)
+
+$(FOR_DEMO): $(VENV)/.torch
+	$(PIP) install --editable '.[daemon]'
+	touch $@
+
+# The package index has PyTorch with CUDA alone, which is gigabytes; PyTorch's own index has it
+# without. Where only the package index can be reached, that one has to do.
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+$(VENV)/.torch: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@if $(BIN)/python -c 'import urllib.request as r; r.urlopen("$(TORCH_INDEX)/torch/", timeout=10)' 2>/dev/null; \
+	then index="--extra-index-url $(TORCH_INDEX)"; fi; set -x; \
+	$(PIP) install $$index torch
 	touch $@
 
 # AudioCraft comes as its source distribution: only that has the config/ that models are trained with.
