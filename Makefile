@@ -31,8 +31,8 @@ test: $(INSTALLED)
 # What depends on other libraries, with the oldest of them that pyproject.toml admits.
 test-lowest:
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt EXTRAS=test \
-		ARGS="tests/test_main_job.py tests/client tests/coexistence tests/daemon/test_http.py tests/daemon/test_update.py \
-		tests/workerclient tests/test_worker_server.py"
+		ARGS="tests/test_main_job.py tests/client tests/daemon/serve tests/daemon/warm/test_hub_lock.py \
+		tests/daemon/warm/test_update.py"
 
 audiocraft: $(INSTALLED)
 	$(MAKE) upstream VENV=.venv-audiocraft CONSTRAINTS=tests/upstream/requirements.txt EXTRAS=omegaconf
@@ -48,7 +48,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	for name in $(BENCHES); do PYTHONPATH=tests $(BIN)/python -m bench.$$name || exit; done
+	for name in $(BENCHES); do $(BIN)/python -m tests.bench.$$name || exit; done
 
 clean:
 	rm -rf .venv .venv-lowest .venv-audiocraft

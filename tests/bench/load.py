@@ -1,6 +1,6 @@
 """Hot loads: client.load against torch.load, its mmap mode and safetensors.
 
-``python -m bench.load`` makes LM-shaped checkpoints, warms them through a real daemon, and then
+``tests.bench.load`` makes LM-shaped checkpoints, warms them through a real daemon, and then
 loads each in turn with all of the peers, so that a ratio compares like with like on one machine
 in one run; torch.load is what AudioCraft's own _get_state_dict calls. What is reported is the
 median of the rounds. Loading is measured twice: alone, and with a copy into an existing module,
@@ -197,7 +197,7 @@ class Workers:
 
 def run_workers(bench: Bench, loader: str, count: int) -> Workers:
     """Start ``count`` processes, let them load at the same moment, add up their memory."""
-    command = [sys.executable, "-m", "bench.load", "--worker", loader, bench.source]
+    command = [sys.executable, "-m", "tests.bench.load", "--worker", loader, bench.source]
     command += [str(bench.client.socket_dir), str(bench.path)]
     workers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

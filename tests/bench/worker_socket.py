@@ -1,6 +1,6 @@
 """Round trips of a hit on the worker socket.
 
-``python -m bench.worker_socket`` warms a small export through a real daemon and asks for it over
+``tests.bench.worker_socket`` warms a small export through a real daemon and asks for it over
 and over: two blobs and two indexes an answer. The daemon is one process and all clients together
 are another, two cores in all. One client is the client library's own end of the socket; many are
 bare sockets, so that the rate is the daemon's and not that of Python threads.

@@ -37,10 +37,10 @@ ON_NAMES = (
 
 SMALL = (
     # A manifest, once each time that it has changed: some kilobytes, written a moment ago.
-    ("io.BufferedReader.read", "craftcache/layout/cache.py", "manifest_at"),
+    ("io.BufferedReader.read", "craftcache/cache/directory.py", "manifest_at"),
     # At the very end: one byte into a pipe, at which the thread that reads inotify ends.
-    ("os.write", "craftcached/watch/observing.py", "__exit__"),
-    ("threading.Lock.acquire", "craftcached/watch/observing.py", "__exit__"),
+    ("os.write", "craftcached/watch/inotify.py", "__exit__"),
+    ("threading.Lock.acquire", "craftcached/watch/inotify.py", "__exit__"),
 )
 """Calls on content that take no longer than those on names: what, in which file and function."""
 

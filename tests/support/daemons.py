@@ -7,17 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 from craftcache import AsyncClient, Client
+from tests.support import DATA
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 __all__ = ["DaemonProcess", "EXPORT", "EXPORT_FILES"]
 
-EXPORT = Path(__file__).parent / "data" / "musicgen-tiny"
+EXPORT = DATA / "musicgen-tiny"
 """A real export, written by AudioCraft itself."""
 
 EXPORT_FILES = {name: EXPORT / name for name in ("state_dict.bin", "compression_state_dict.bin")}

@@ -21,8 +21,8 @@ moment at which a model exists for craftcache. Format, version 1::
      "needed_only": true,                                    where nobody asked for it by name
      "watched": {"directory": "/runs/a/export", "generation": 3}}   of a watch only
 
-``needs`` and ``unmet`` are what the model is of no use without, see craftcache.dependencies; a manifest
-of an earlier release has neither.
+``needs`` and ``unmet`` are what the model is of no use without, see craftcache.dependencies; a
+manifest of an earlier release has neither.
 
 ``inode`` and ``mtime_ns`` are of the moment of verification: a file that no longer has them was
 touched since, and is hashed again before it is served.

@@ -1,5 +1,7 @@
 """From a checkpoint's open file to what torch.load would have returned.
 
+    filenames      which files of a source are checkpoints
+    contents       what a checkpoint holds, in numbers
     index          what a checkpoint holds, so that nobody need unpickle it
     tensors        tensors from an index and the file it describes
     weights_only   torch's own load, for what no index can hold

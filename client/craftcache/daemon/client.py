@@ -99,9 +99,9 @@ class CachedModel:
 class DaemonClient:
     """The daemon of this node; thread-safe, fork-safe.
 
-    Every call raises DaemonUnavailable where the daemon is absent, refuses, goes silent, speaks another
-    protocol or fails by its own fault, or may not read what this process may; and what else the
-    daemon says is wrong as the error that it is.
+    Every call raises DaemonUnavailable where the daemon is absent, refuses, goes silent, speaks
+    another protocol or fails by its own fault, or may not read what this process may; and what
+    else the daemon says is wrong as the error that it is.
 
     Args:
         socket_dir: Where its sockets are; None where this machine has none.

@@ -1,11 +1,10 @@
-"""Making room: what may go, what must stay.
+"""Eviction: which models make room for others, and which must stay.
 
-    eviction           which models go, as a pure function
-    evictor.Evictor    looks, has it choose, removes
-    uses               what was used when
-    pins               what stays whatever happens
-    leases             what the kernel says is in use
-    housekeeping       what is done from time to time, and after each change
+    policy             which models go, as a pure function
+    evictor.Evictor    surveys the cache, asks the policy, removes
+    last_use           when each blob was used last
+    pins               models that stay whatever happens
+    maintenance        periodic work, and eviction after each change
 
-What is in use is never evicted: unlinking it would free nothing.
+A model in use is never evicted: unlinking it would free nothing.
 """

@@ -1,8 +1,9 @@
-"""The cache directory in the daemon's hands.
+"""The content store: the cache directory in the daemon's hands.
 
-    store.Store        publishes and finds; the only writer
-    handout.BlobOpener    opens what is published, for workers
-    removal            takes models out, and what nobody else needs of them
+    store.Store          publishes and finds; the only writer
+    opener.BlobOpener    opens published blobs for workers
+    removal              takes models out, and the blobs that no other model needs
+    scrub                hashes published blobs anew
 
 Nothing else in the daemon writes there, but for the fetch engine in its own staging.
 """

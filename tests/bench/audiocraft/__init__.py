@@ -1,1 +1,1 @@
-"""How soon AudioCraft has a model ready, and in how much memory: ``python -m bench.audiocraft``."""
+"""How soon AudioCraft has a model ready, and in how much memory: ``tests.bench.audiocraft``."""

@@ -1,6 +1,6 @@
 """MusicGen.get_pretrained: as it is, with ``craftcache env``, and with the patch.
 
-``python -m bench.audiocraft`` needs ``make audiocraft``. It makes an export of musicgen-small's
+``tests.bench.audiocraft`` needs ``make audiocraft``. It makes an export of musicgen-small's
 shapes, puts it into a plain Hub cache and into a daemon's, and then lets each contender load it on
 the CPU, in a process of its own, in turn, round after round; the files are in the page cache. The
 time is from the call to the model, without imports. So that laziness hides nothing, each also
@@ -168,7 +168,7 @@ def show(results: list[Result]) -> None:
 
 def main() -> None:
     """Run, print and write the results."""
-    parser = argparse.ArgumentParser(prog="bench.audiocraft", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tests.bench.audiocraft", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
     options = parser.parse_args()

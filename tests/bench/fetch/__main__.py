@@ -1,6 +1,6 @@
 """Cold fetches: the engine against the programs that people use instead.
 
-``python -m bench.fetch`` has every contender fetch the same file from the same nginx on loopback,
+``tests.bench.fetch`` has every contender fetch the same file from the same nginx on loopback,
 check its sha256 and fsync it. They take turns, round after round, so that a slow moment of the
 machine strikes all; what counts are the ratios of the medians. Then the engine's process is
 killed again and again, and a file ten times as large shows that memory does not grow.
@@ -146,7 +146,7 @@ def run(options: argparse.Namespace, base: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run, print and write the results."""
-    parser = argparse.ArgumentParser(prog="bench.fetch")
+    parser = argparse.ArgumentParser(prog="tests.bench.fetch")
     parser.add_argument("--mib", type=int, default=2048, help="size of the file")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--capped-rounds", type=int, default=1)

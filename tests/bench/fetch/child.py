@@ -1,6 +1,6 @@
 """One download in a process of its own; prints what it cost, without the time to import.
 
-Run as ``python -m bench.fetch.child CONTENDER URL SIZE SHA256 DIRECTORY CONNECTIONS``.
+Run as ``python -m tests.bench.fetch.child CONTENDER URL SIZE SHA256 DIRECTORY CONNECTIONS``.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cost", "Contender", "Python", "Daemon", "Curl", "Aria2", "CHILD"]
 
-CHILD = "bench.fetch.child"
+CHILD = "tests.bench.fetch.child"
 
 
 @dataclass(frozen=True, slots=True)

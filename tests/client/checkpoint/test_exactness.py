@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter, OrderedDict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,15 +14,17 @@ from hypothesis import HealthCheck, example, given, settings
 from craftcache.checkpoint import index as index_format
 from craftcache.checkpoint.tensors import build
 from craftcached.inspect.examine import examine
+from tests.support import DATA
 from tests.support.checkpoints import assert_same, checkpoints, loaded, memory_file, rezipped, saved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support")  # torch's, on sight of one
 
-EXPORT = Path(__file__).parents[1] / "data" / "musicgen-tiny"
+EXPORT = DATA / "musicgen-tiny"
 
 
 def index_of(fd: int) -> index_format.Index:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,12 +29,15 @@ from craftcache.wire import (
     StatusReport,
     Warm,
 )
+from tests.support import SUPPORT
 from tests.support.sockets import FunctionBackend, serving
 from tests.support.sockets.backend import BLOB, INDEX
 from tests.support.sockets.serving import SECONDS
 from tests.support.worker_client import ENDLESS, ask
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from craftcached.serve.backend import Opened
     from tests.support.sockets import Serving
 
@@ -168,7 +170,7 @@ def test_parent_and_forked_child_do_not_disturb_each_other(tmp_path: Path) -> No
         await child_was_here.wait()
         return backend.opened(request.source)
 
-    script = Path(__file__).parent.parent / "socketkit" / "forking.py"
+    script = SUPPORT / "sockets" / "forking.py"
     with serving(tmp_path, FunctionBackend(tmp_path, cold=child_first)) as running:
         done = subprocess.run(
             # Newer Pythons warn of forking with threads, which is what is tested here.

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from craftcache.errors import StorageFull
+from tests.support import SUPPORT
 from tests.support.fetching import MIB, cdn_file, rig_at, sha256_of
 from tests.support.hub import Generated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.hub import TestHub
 
 CONTENT = Generated(8 * MIB + 99)
-CHILD = Path(__file__).with_name("child.py")
+CHILD = SUPPORT / "fetch_child.py"
 
 
 def child(hub: TestHub, staging: Path) -> subprocess.Popen[str]:

@@ -36,6 +36,7 @@ from craftcache.wire import (
     encode,
 )
 from craftcached.serve.worker import Limits, Statistics
+from tests.support import ROOT, SUPPORT
 from tests.support.sockets import FunctionBackend, RawWorker, serving
 from tests.support.sockets.backend import BLOB
 from tests.support.sockets.serving import SECONDS
@@ -431,7 +432,7 @@ def test_users_who_want_more_than_can_be_worked_on_leave_the_others_a_share() ->
 
 @contextlib.contextmanager
 def flooded_by(running: Serving, uid: str, source: str) -> Iterator[None]:
-    program = Path(__file__).parent / "socketkit" / "flooding.py"
+    program = SUPPORT / "sockets" / "flooding.py"
     command = [sys.executable, str(program), str(running.path), uid, source]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as flooder:
         assert flooder.stdout is not None
@@ -459,7 +460,7 @@ def test_all_of_this_as_an_unprivileged_user() -> None:
         done = subprocess.run(
             [*command, f"--basetemp={directory}/tests", __file__],
             env=os.environ | {"HYPOTHESIS_STORAGE_DIRECTORY": directory, "TMPDIR": directory},
-            cwd=Path(__file__).parents[1],
+            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=100,

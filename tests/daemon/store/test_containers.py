@@ -19,6 +19,7 @@ import pytest
 from craftcache.config import ConfigError
 from craftcache.errors import CraftcacheError
 from craftcached.store.opener import BlobOpener
+from tests.support import SUPPORT
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
 from tests.support.published import keeping
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from tests.support.hub import Repo, TestHub
 
-WORKER = Path(__file__).with_name("contained_worker.py")
+WORKER = SUPPORT / "contained_worker.py"
 NOBODY = 65534
 DIGESTS = {
     name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in EXPORT_FILES.items()

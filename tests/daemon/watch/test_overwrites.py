@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
 
+from tests.support import SUPPORT
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.daemons import DaemonProcess
 
-HERE = Path(__file__).parent
 WORKERS = 4
 BURSTS = 12
 PAIRS_PER_BURST = 84
@@ -22,7 +24,7 @@ LAST = -1
 
 def _spawn(script: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(HERE / script), *arguments],
+        [sys.executable, str(SUPPORT / script), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -40,8 +42,8 @@ def test_no_worker_crashes_or_sees_a_mixed_pair_or_a_wrong_number(
 ) -> None:
     daemon = patient_daemon
     export.mkdir(parents=True)
-    workers = [_spawn("worker.py", str(daemon.socket_dir), "run") for _ in range(WORKERS)]
-    writer = _spawn("writer.py")
+    workers = [_spawn("watch_worker.py", str(daemon.socket_dir), "run") for _ in range(WORKERS)]
+    writer = _spawn("watch_writer.py")
     following = daemon.client().follow("run")
 
     def save(first: int, last: int) -> None:
