@@ -27,25 +27,12 @@ from torch.serialization import get_safe_globals, safe_globals
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 
 from .descriptor import DescriptorFile
+from .reader import ALLOWED_GLOBALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = ["ALLOWED_GLOBALS", "importable_globals", "load", "translate"]
-
-ALLOWED_GLOBALS: Final = (
-    "builtins.dict",
-    "builtins.int",
-    "builtins.list",
-    "collections.defaultdict",
-    "typing.Any",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.nodes.AnyNode",
-)
-"""What a checkpoint may name beyond torch's own list: the parts of an OmegaConf config."""
 
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 """How torch names the global that it refuses, without ``builtins.``."""
