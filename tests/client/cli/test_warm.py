@@ -105,11 +105,11 @@ def test_warm_detached_is_done_by_the_daemon(node: Node) -> None:
 
 
 def test_a_detached_warm_of_a_malformed_source_queues_nothing(node: Node) -> None:
-    before = node.run("status", "--json").json["queued"]
     ran = node.run("warm", "--detach", "--json", "org/model2", "no such id")
     assert ran.code == 1
     assert ran.problem["code"] == "InvalidSource"
-    assert node.run("status", "--json").json["queued"] == before
+    assert "org/model2" not in node.run("queue", "ls").out
+    assert node.hub.count(None, "/org/model2/*") == 0
 
 
 def test_check_answers_by_the_exit_code(node: Node) -> None:
