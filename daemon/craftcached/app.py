@@ -37,7 +37,7 @@ from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
 from .warm.casts import Casts
-from .warm.origins import HubOrigin, UrlOrigin
+from .warm.origins import Hub, Origins
 from .warm.warmer import Warmer
 from .watch import Watches
 
@@ -142,18 +142,21 @@ class Daemon:
                 xet=self._xet,
             )
         )
-        hub = HubOrigin(
+        hub = Hub(
             endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
         )
         life.callback(hub.close)
         obtainer = FileAcquirer(
             store=store,
-            hub=hub,
-            urls=UrlOrigin(self._policy),
             fetcher=CountedFetcher(engine, self._counts),
             inspector=inspector,
         )
-        self._warmer = Warmer(store=store, hub=hub, obtainer=obtainer, allow=settings.allow)
+        self._warmer = Warmer(
+            store=store,
+            origins=Origins(hub, self._policy),
+            obtainer=obtainer,
+            allow=settings.allow,
+        )
         handout = BlobOpener(cache, settings.serve_dir)
         handout.check()
         residency = await life.enter_async_context(Residency())

@@ -133,7 +133,7 @@ class Service:
 
         Raises:
             NotACheckpoint: One of them is none by its name.
-            CraftcacheError: See Warmer.ensure.
+            CraftcacheError: See Warmer.warm.
         """
         source, names = self._parse(text, filenames)
         for name in names:
@@ -206,7 +206,7 @@ class Service:
             pair_only: Whether to leave out what the source needs.
 
         Raises:
-            CraftcacheError: See Warmer.ensure. Where something that it needs is missing, the source
+            CraftcacheError: See Warmer.warm. Where something that it needs is missing, the source
                 itself is published all the same.
         """
         source, names = self._parse(text, filenames)
@@ -232,7 +232,7 @@ class Service:
         self, source: RemoteSource, manifest: Manifest, report: Callable[[Progress], None]
     ) -> None:
         try:
-            for needed in await self._warmer.ensure_needs(manifest, report=report):
+            for needed in await self._warmer.warm_needs(manifest, report=report):
                 log.info("%s needs %s at %s", manifest.source, needed.source, needed.revision)
         finally:
             if self._store.manifest(source) is None:  # removed, and what came after it came for it
@@ -249,9 +249,9 @@ class Service:
         *,
         refresh: bool = False,
     ) -> Warmed:
-        """Have files of a source published; see Warmer.ensure. Watches bring theirs themselves."""
+        """Have files of a source published; see Warmer.warm. Watches bring theirs themselves."""
         if not isinstance(source, WatchSource):
-            return await self._warmer.ensure(
+            return await self._warmer.warm(
                 source, names, refresh=refresh, priority=priority, report=report
             )
         manifest = self._store.intact(source, names)
