@@ -21,7 +21,7 @@ from .eviction.evictor import Evictor
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
 from .eviction.pins import Pins
-from .fetch import Engine, EngineSettings
+from .fetch import Engine, EngineSettings, SecondAttempt
 from .inspect import Inspector
 from .residency.residency import Residency
 from .serve.counted import CountedBackend
@@ -147,7 +147,7 @@ class Daemon:
         life.callback(hub.close)
         obtainer = FileAcquirer(
             store=store,
-            fetcher=CountedFetcher(engine, self._counts),
+            fetcher=CountedFetcher(SecondAttempt(engine), self._counts),
             inspector=inspector,
         )
         self._warmer = Warmer(

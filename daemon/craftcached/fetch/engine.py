@@ -10,7 +10,8 @@ import asyncio
 import logging
 import ssl
 import time
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 from weakref import WeakValueDictionary
 
@@ -31,7 +32,7 @@ from .types import Priority
 from .xet import Xet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -124,8 +125,8 @@ class Engine:
             claimant = self._claimants[file.key] = Claimant(priority)
             limit = self._settings.deadline_seconds
             try:
-                async with asyncio.timeout(limit) as deadline:
-                    return await Job(FetchRequest(file, claimant, report), self._bench).run()
+                async with asyncio.timeout(limit) as deadline, self._bench_for(file) as bench:
+                    return await Job(FetchRequest(file, claimant, report), bench).run()
             except TimeoutError:
                 if not deadline.expired():
                     raise
@@ -145,19 +146,8 @@ class Engine:
         stack.callback(syncing.close)
         await threads.run(self._staging.mkdir, mode=0o700, parents=True, exist_ok=True)
         boot_id = await threads.run(current_boot_id) if self._boot_id is None else self._boot_id
-        session = aiohttp.ClientSession(
-            # SSL_CERT_FILE and SSL_CERT_DIR are heeded by OpenSSL, proxies by trust_env.
-            connector=aiohttp.TCPConnector(
-                limit=0, ssl=await threads.run(ssl.create_default_context)
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": settings.user_agent},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_seconds),
-            auto_decompress=False,
-            read_bufsize=READ_AHEAD_BYTES,
-            trust_env=True,
-        )
-        await stack.enter_async_context(session)
+        self._tls = await threads.run(ssl.create_default_context)
+        session = await stack.enter_async_context(self._session())
         return FetchContext(
             staging=self._staging,
             boot_id=boot_id,
@@ -172,6 +162,29 @@ class Engine:
             space=DiskSpace(self._free, threads),
             xet=Xet(self._xet, settings.stall_seconds) if self._xet else None,
         )
+
+    def _session(self) -> aiohttp.ClientSession:
+        """A pool of connections."""
+        return aiohttp.ClientSession(
+            # SSL_CERT_FILE and SSL_CERT_DIR are heeded by OpenSSL, proxies by trust_env.
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": self._settings.user_agent},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_seconds),
+            auto_decompress=False,
+            read_bufsize=READ_AHEAD_BYTES,
+            trust_env=True,
+        )
+
+    @asynccontextmanager
+    async def _bench_for(self, file: RemoteFile) -> AsyncIterator[FetchContext]:
+        """What the fetch of ``file`` works with: after wrong bytes, a pool of connections apart."""
+        if file.attempt == 1:
+            yield self._bench
+            return
+        async with self._session() as session:
+            transfer = Transfer(session, self._settings, self._check_url)
+            yield replace(self._bench, transfer=transfer)
 
     async def _keep_swept(self) -> None:
         while True:

@@ -203,6 +203,8 @@ class Transfer:
             NotFound, AccessDenied, PolicyDenied, IntegrityError, Unavailable: None can.
         """
         headers = {"Accept-Encoding": "identity"}
+        if file.attempt > 1:
+            headers["Cache-Control"] = "no-cache"
         if span is not None:
             headers["Range"] = f"bytes={span.start}-{span.stop - 1}"
             if etag is not None:
