@@ -6,6 +6,7 @@ somebody asks for it by name.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.errors import CraftcacheError
@@ -18,12 +19,27 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import Manifest
     from craftcache.dependencies import Dependency
 
-__all__ = ["warm_needs"]
+__all__ = ["MetNeed", "warm_needs"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetNeed:
+    """What a model needs, as it is cached now.
+
+    Attributes:
+        manifest: What is published of it: all that is needed, and maybe more.
+        superseded: As in Warmed.
+        not_refreshed: Why its origin could not be asked for a newer revision; None where it was.
+    """
+
+    manifest: Manifest
+    superseded: Manifest | None = None
+    not_refreshed: CraftcacheError | None = None
 
 
 async def warm_needs(
-    manifest: Manifest, warm: Callable[[Dependency], Coroutine[object, object, Manifest]]
-) -> list[Manifest]:
+    manifest: Manifest, warm: Callable[[Dependency], Coroutine[object, object, MetNeed]]
+) -> list[MetNeed]:
     """Make present, at its newest revision, what a model needs, and what that needs in turn.
 
     All of it is tried, so that a failure leaves no more to be done than what failed.
@@ -39,13 +55,13 @@ async def warm_needs(
         CraftcacheError: The first failure, as one of the model; it says what is needed and why.
     """
 
-    async def attempt(need: Dependency) -> Manifest | CraftcacheError:
+    async def attempt(need: Dependency) -> MetNeed | CraftcacheError:
         try:
             return await warm(need)
         except CraftcacheError as error:
             return error
 
-    met: dict[Dependency, Manifest] = {}
+    met: dict[Dependency, MetNeed] = {}
     wanted = manifest.needs
     # Needs may need each other: each is warmed once, and the walk ends when none is new.
     while wanted := tuple(need for need in wanted if need not in met):
@@ -54,7 +70,7 @@ async def warm_needs(
             if isinstance(outcome, CraftcacheError):
                 raise _as_failure_of(manifest, need, outcome)
             met[need] = outcome
-        wanted = tuple(need for each in met.values() for need in each.needs)
+        wanted = tuple(need for each in met.values() for need in each.manifest.needs)
     return list(met.values())
 
 

@@ -16,13 +16,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from craftcache.errors import CraftcacheError, PolicyDenied
+from craftcache.errors import CraftcacheError, Offline, PolicyDenied, Unavailable
 from craftcache.sources import HubSource, UrlSource, shown_url, wanted_files
 from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
 
 from .allow import is_allowed
-from .dependencies import warm_needs
+from .dependencies import MetNeed, warm_needs
 from .description import Wanted
 from .progress import SourceProgress
 
@@ -56,12 +56,18 @@ class Warmed:
         bytes_reused: Bytes that were in the cache before, in whatever form.
         resident_bytes: Bytes of the files asked for that are in memory; None where that was not
             asked for, or is not known.
+        superseded: What was published before, where that needed something that is no longer
+            needed.
+        not_refreshed: Names of what it needs that is cached, but whose origin cannot be asked
+            for a newer revision now.
     """
 
     manifest: Manifest
     bytes_fetched: int
     bytes_reused: int
     resident_bytes: int | None = None
+    superseded: Manifest | None = None
+    not_refreshed: tuple[str, ...] = ()
 
 
 def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
@@ -161,7 +167,7 @@ class Warmer:
 
     async def warm_needs(
         self, manifest: Manifest, *, report: Callable[[Progress], None]
-    ) -> list[Manifest]:
+    ) -> list[MetNeed]:
         """Make present what a published model needs; see dependencies.warm_needs."""
         return await warm_needs(manifest, lambda need: self._warm_need(need, report))
 
@@ -181,17 +187,17 @@ class Warmer:
             await self._store.mark_asked_for(source)
         return Warmed(manifest, 0, manifest.size)
 
-    async def _warm_need(self, need: Dependency, report: Callable[[Progress], None]) -> Manifest:
+    async def _warm_need(self, need: Dependency, report: Callable[[Progress], None]) -> MetNeed:
         """Make present, at its newest revision, what another model needs.
 
         Raises:
-            CraftcacheError: As for warm.
+            CraftcacheError: As for warm; Unavailable and Offline only if it is not cached.
         """
         source = need.parsed
         known = self._store.needed(need)
         # A URL that is a need carries its hash in its name: nothing newer can stand there.
         if known is not None and isinstance(source, UrlSource):
-            return known
+            return MetNeed(known)
         self.check_allowed(source)
 
         async def work(progress: SourceProgress) -> Warmed:
@@ -202,7 +208,15 @@ class Warmer:
             wanted = Wanted(source, wanted_files(source, names), refresh=True, as_need=True)
             return await self._warm(wanted, progress)
 
-        return (await self._shared((source, need), source, work, report)).manifest
+        try:
+            warmed = await self._shared((source, need), source, work, report)
+        except (Unavailable, Offline) as error:
+            # The model can be loaded with what is here. Looked up again: it may be gone by now.
+            known = self._store.needed(need)
+            if known is None:
+                raise
+            return MetNeed(known, not_refreshed=error)
+        return MetNeed(warmed.manifest, warmed.superseded)
 
     async def _shared(
         self,
@@ -242,7 +256,13 @@ class Warmer:
             # Under the files' locks: whoever waits for one finds the blob published.
             manifest = await self._publish(files, as_need=wanted.as_need)
         progress.tell(None, manifest.size, manifest.size, "done")
-        return Warmed(manifest, files.bytes_fetched, files.bytes_reused)
+        is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
+        return Warmed(
+            manifest,
+            files.bytes_fetched,
+            files.bytes_reused,
+            superseded=known if is_less_needed else None,
+        )
 
     async def _publish(self, files: VerifiedFiles, *, as_need: bool) -> Manifest:
         """Give verified files their names in the cache; the last of them makes them a model."""
