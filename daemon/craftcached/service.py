@@ -191,16 +191,7 @@ class Service:
                 itself is published all the same.
         """
         source, names = self._parse(text, filenames)
-        started = time.monotonic()
         warmed = await self._ensure(source, names, Priority.BACKGROUND, report, refresh=True)
-        log.info(
-            "warmed %s at %s: %d bytes fetched, %d reused, %.2f s",
-            source.shown,
-            warmed.manifest.revision,
-            warmed.bytes_fetched,
-            warmed.bytes_reused,
-            time.monotonic() - started,
-        )
         self._uses.note(manifest_key(source))
         try:
             if not pair_only:

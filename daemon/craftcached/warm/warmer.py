@@ -12,7 +12,10 @@ after it was published, see dependencies.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from .origins import Origins
 
 __all__ = ["Admission", "Warmer", "Warmed"]
+
+log = logging.getLogger("craftcached")
 
 Admission: TypeAlias = "Callable[[Description], contextlib.AbstractAsyncContextManager[object]]"
 """Makes sure of room for described files before the first byte of them is fetched, and keeps it
@@ -226,10 +231,12 @@ class Warmer:
         report: Callable[[Progress], None],
     ) -> Warmed:
         """Do ``work`` once for all who ask under ``key`` meanwhile; errors name ``source``."""
+
+        async def run(tell: Callable[[Progress], None]) -> Warmed:
+            return await _logged(source, work(SourceProgress(source, tell)))
+
         try:
-            async with self._requests.join(
-                key, lambda tell: work(SourceProgress(source, tell)), report
-            ) as warmed:
+            async with self._requests.join(key, run, report) as warmed:
                 return warmed
         except CraftcacheError as error:  # of work that others, too, may have waited for
             raise error.about(source.shown) from error
@@ -284,6 +291,32 @@ class Warmer:
                     for name, (verified, _) in files.files.items()
                 }
                 return await self._store.publish_url(source, shown, as_need=as_need)
+
+
+async def _logged(source: FetchedSource, work: Coroutine[object, object, Warmed]) -> Warmed:
+    """Do ``work``, and log what became of it: one line, however it ends and whoever waits."""
+    started = time.monotonic()
+    try:
+        warmed = await work
+    except CraftcacheError as error:
+        seconds = time.monotonic() - started
+        log.warning(
+            "not warmed %s: %s, %s, %.2f s", source.shown, error.code, error.message, seconds
+        )
+        raise
+    except asyncio.CancelledError:
+        seconds = time.monotonic() - started
+        log.info("not warmed %s: nobody waits for it any more, %.2f s", source.shown, seconds)
+        raise
+    log.info(
+        "warmed %s at %s: %d bytes fetched, %d reused, %.2f s",
+        source.shown,
+        warmed.manifest.revision,
+        warmed.bytes_fetched,
+        warmed.bytes_reused,
+        time.monotonic() - started,
+    )
+    return warmed
 
 
 def _known_commit(wanted: Wanted, known: Manifest | None) -> str:
