@@ -24,6 +24,7 @@ from craftcache.config import (
     read_config,
 )
 from craftcache.errors import InvalidSource
+from craftcache.network.token import find_token, read_token
 from craftcache.origins.hub import DEFAULT_ENDPOINT, hub_endpoint
 from craftcache.watch_rule import WatchRule
 
@@ -371,7 +372,5 @@ def _hub_token(environment: Mapping[str, str]) -> str | None:
     if credentials := environment.get("CREDENTIALS_DIRECTORY"):
         path = Path(credentials, "hf-token")
         if path.is_file():
-            return path.read_text("utf-8").strip() or None
-    from huggingface_hub import get_token
-
-    return get_token()
+            return read_token(path)
+    return find_token()

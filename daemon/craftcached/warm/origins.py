@@ -13,6 +13,7 @@ from yarl import URL
 
 from craftcache.digests import Promise
 from craftcache.errors import Unavailable
+from craftcache.network.token import authorization
 from craftcache.origins.etags import strong_etag
 from craftcache.origins.hub import HubFile, describe, list_files
 from craftcache.sources import shown_url
@@ -88,7 +89,7 @@ class HubOrigin:
 
     def remote_file(self, source: HubSource, file: HubFile) -> RemoteFile:
         """The file as the fetch engine takes it."""
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        headers = authorization(self._token, source=source.shown)
         return RemoteFile(
             source=source.shown, url=file.url, promise=file.promise, key=file.etag, headers=headers
         )
