@@ -81,7 +81,9 @@ class Daemon:
         self._inherited = inherited or InheritedSockets()
         self._life = contextlib.AsyncExitStack()
         self._policy = UrlPolicy(
-            insecure_hosts=frozenset(settings.insecure_hosts), hub_endpoint=settings.hub_endpoint
+            insecure_hosts=frozenset(settings.insecure_hosts),
+            hub_endpoint=settings.hub_endpoint,
+            private_hosts=frozenset(settings.private_hosts),
         )
         self._administrators = Administrators(settings.admin_group)
         self._warmer: Warmer | None = None
@@ -110,9 +112,10 @@ class Daemon:
         """Go by the live ones of these settings from now on."""
         self._settings = self._settings.with_live(settings)
         self._policy.allow_insecure(frozenset(settings.insecure_hosts))
+        self._policy.allow_private(frozenset(settings.private_hosts))
         self._administrators.group = settings.admin_group
         if self._warmer is not None:
-            self._warmer.allow(settings.allow)
+            self._warmer.allow(settings.allow, deny=settings.deny)
         if self._evictor is not None:
             self._evictor.max_bytes = settings.max_bytes
         if self._watches is not None:
@@ -139,6 +142,7 @@ class Daemon:
                     bandwidth=settings.max_bytes_per_second or None,
                 ),
                 check_url=self._policy.check_url,
+                may_be_private=self._policy.may_be_private,
                 xet=self._xet,
             )
         )
@@ -153,7 +157,9 @@ class Daemon:
             fetcher=CountedFetcher(engine, self._counts),
             inspector=inspector,
         )
-        self._warmer = Warmer(store=store, hub=hub, obtainer=obtainer, allow=settings.allow)
+        self._warmer = Warmer(
+            store=store, hub=hub, obtainer=obtainer, allow=settings.allow, deny=settings.deny
+        )
         handout = BlobOpener(cache, settings.serve_dir)
         handout.check()
         residency = await life.enter_async_context(Residency())

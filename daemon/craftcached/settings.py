@@ -36,7 +36,9 @@ __all__ = ["Settings", "Setting", "SETTINGS", "LIVE"]
 PREFIX = "CRAFTCACHE_"
 """Of the variables in the environment."""
 
-LIVE = frozenset({"admin_group", "allow", "insecure_hosts", "max_bytes", "watches"})
+LIVE = frozenset(
+    {"admin_group", "allow", "deny", "insecure_hosts", "max_bytes", "private_hosts", "watches"}
+)
 """Settings that a reload puts in force; all others take a restart."""
 
 
@@ -84,9 +86,21 @@ class Settings:
         default=("*",),
         metadata=_about("Pattern of sources that may be fetched, like 'facebook/*'."),
     )
+    deny: tuple[str, ...] = field(
+        default=(),
+        metadata=_about("Pattern of sources that may not be fetched, whatever allow says."),
+    )
     insecure_hosts: tuple[str, ...] = field(
         default=(),
         metadata=_about("Host that plain http:// is allowed for.", option="--insecure-host"),
+    )
+    private_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Host that URLs may name although its address is private, loopback or link-local, "
+            "beside those that plain http:// is allowed for.",
+            option="--private-host",
+        ),
     )
     hub_endpoint: str = field(
         default=DEFAULT_ENDPOINT,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import quote, urldefrag, urljoin, urlsplit
 
 from craftcache.errors import Unavailable
 from craftcache.sources import shown_url
-
-if TYPE_CHECKING:
-    from urllib.parse import SplitResult
 
 __all__ = ["MAX_REDIRECTS", "REDIRECTS", "origin_of", "redirect_target"]
 
@@ -55,10 +51,14 @@ def redirect_target(base: str, location: bytes | None, *, source: str) -> str:
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of ``url``: what credentials are for."""
-    parts: SplitResult = urlsplit(url)
+    """Scheme, host and port of ``url``: what credentials are for; port 0 of one that is none."""
+    parts = urlsplit(url)
     scheme = parts.scheme.lower()
-    return scheme, parts.hostname or "", parts.port or _DEFAULT_PORTS.get(scheme, 0)
+    try:
+        port = parts.port or _DEFAULT_PORTS.get(scheme, 0)
+    except ValueError:
+        port = 0
+    return scheme, parts.hostname or "", port
 
 
 def _refused(source: str, message: str) -> Unavailable:

@@ -36,6 +36,8 @@ class RemoteFile:
         key: The name under which partial bytes are kept in staging; the same key means the same
             content, so that a restart may resume. Letters and digits only.
         headers: Credentials; sent to ``url``'s own origin (scheme, host and port) and no other.
+        public_only: Whether a user chose the address, so that it and what it redirects to must be
+            public, as far as the policy excepts no host.
     """
 
     source: str
@@ -43,6 +45,7 @@ class RemoteFile:
     promise: Promise
     key: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    public_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

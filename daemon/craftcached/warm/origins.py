@@ -8,17 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-import aiohttp
-from yarl import URL
-
 from craftcache.digests import Promise
 from craftcache.errors import Unavailable
+from craftcache.network.locations import MAX_REDIRECTS, REDIRECTS, redirect_target
 from craftcache.network.token import authorization
 from craftcache.origins.etags import strong_etag
 from craftcache.origins.hub import HubFile, describe, list_files
-from craftcache.sources import shown_url
 from craftcached.fetch import RemoteFile
-from craftcached.fetch.transfer import redirect_target
+from craftcached.fetch.faults import Fault
+from craftcached.fetch.network import Network
+from craftcached.fetch.settings import USER_AGENT
+from craftcached.fetch.transfer import location_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +30,6 @@ __all__ = ["HubOrigin", "UrlOrigin"]
 
 T = TypeVar("T")
 
-MAX_REDIRECTS = 10
 HEAD_SECONDS = 15.0
 
 ASKED_AT_ONCE = 16
@@ -138,6 +137,7 @@ class UrlOrigin:
             url=url,
             promise=Promise(digest=source.file_digest(filename)),
             key="url" + hashlib.sha256(url.encode()).hexdigest(),
+            public_only=True,
         )
 
     async def etag(self, source: UrlSource, filename: str) -> str | None:
@@ -147,23 +147,30 @@ class UrlOrigin:
             PolicyDenied: The URL, or where it redirects to, may not be asked.
             Unavailable: The server does not answer, or leads nowhere.
         """
-        target = URL(source.file_url(filename), encoded=True)  # as the server signed it
-        timeout = aiohttp.ClientTimeout(total=HEAD_SECONDS)
+        target = source.file_url(filename)
+        network = Network(
+            user_agent=USER_AGENT,
+            connect_seconds=HEAD_SECONDS,
+            answer_seconds=HEAD_SECONDS,
+            may_be_private=self._policy.may_be_private,
+        )
         try:
-            async with aiohttp.ClientSession(trust_env=True, timeout=timeout) as session:
+            async with network:
                 for _ in range(MAX_REDIRECTS):
-                    self._policy.check_url(str(target))
-                    async with session.head(target, allow_redirects=False) as answer:
-                        if answer.status not in (301, 302, 303, 307, 308):
-                            return strong_etag(answer.headers.get("ETag")) if answer.ok else None
-                        location = answer.headers.get("Location")
-                        target = redirect_target(target, location, source=source.shown)
-        except (aiohttp.ClientError, TimeoutError) as error:
+                    self._policy.check_url(target)
+                    answer = await network.request(
+                        "HEAD", target, {}, source=source.shown, public_only=True
+                    )
+                    answer.release()
+                    if answer.status not in REDIRECTS:
+                        return strong_etag(answer.headers.get("ETag")) if answer.ok else None
+                    target = redirect_target(target, location_of(answer), source=source.shown)
+        except Fault as fault:
             raise Unavailable(
-                f"{shown_url(str(target))} cannot be reached ({type(error).__name__})",
+                fault.message,
                 source=source.shown,
                 hint="Check the network, or load what is cached",
-            ) from error
+            ) from None
         raise Unavailable(
             f"more than {MAX_REDIRECTS} redirects", source=source.shown, hint="Check the URL"
         )

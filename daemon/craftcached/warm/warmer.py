@@ -26,7 +26,7 @@ from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
 
 from .acquire import Teller
-from .allow import is_allowed
+from .allow import is_allowed, is_denied
 from .stalls import StallDetector
 
 if TYPE_CHECKING:
@@ -75,15 +75,23 @@ class Warmer:
         hub: Describes what is in repositories.
         obtainer: Brings their files.
         allow: Patterns of sources that this node may fetch.
+        deny: Patterns of those among them that it may not.
     """
 
     def __init__(
-        self, *, store: Store, hub: HubOrigin, obtainer: FileAcquirer, allow: tuple[str, ...]
+        self,
+        *,
+        store: Store,
+        hub: HubOrigin,
+        obtainer: FileAcquirer,
+        allow: tuple[str, ...],
+        deny: tuple[str, ...] = (),
     ) -> None:
         self._store = store
         self._hub = hub
         self._obtainer = obtainer
         self._allow = allow
+        self._deny = deny
         self._requests: SingleFlight[Warmed, Progress] = SingleFlight()
 
     @property
@@ -95,9 +103,10 @@ class Warmer:
         """How far each of them has come."""
         return self._requests.latest()
 
-    def allow(self, patterns: tuple[str, ...]) -> None:
+    def allow(self, patterns: tuple[str, ...], *, deny: tuple[str, ...] = ()) -> None:
         """Fetch by these patterns from now on; what is under way goes on."""
         self._allow = patterns
+        self._deny = deny
 
     async def ensure(
         self,
@@ -173,6 +182,12 @@ class Warmer:
 
     def check_allowed(self, source: RemoteSource) -> None:
         """Raise PolicyDenied unless this node may fetch ``source``."""
+        if any(is_denied(source, pattern) for pattern in self._deny):
+            raise PolicyDenied(
+                "this node is told not to fetch it",
+                source=source.shown,
+                hint="The administrator lists what may not be fetched in the setting deny",
+            )
         if not any(is_allowed(source, pattern) for pattern in self._allow):
             raise PolicyDenied(
                 "this node does not fetch it",
