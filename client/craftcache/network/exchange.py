@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from typing import TYPE_CHECKING, Self, TypeAlias
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -96,13 +97,7 @@ class Exchange:
         response.request = request
         if proxy is not None and response.status_code == 407:
             response.close()
-            raise _unreachable(
-                url,
-                proxy,
-                "it answers 407: user or password are wrong or missing",
-                self._source,
-                retryable=False,
-            )
+            raise proxy.refusal(407, request.url.host, source=self._source)
         return response
 
     def follow(
@@ -147,13 +142,10 @@ class Exchange:
                 hint="Name a private CA's bundle in SSL_CERT_FILE",
                 retryable=False,
             )
-        reason = type(error).__name__
-        if isinstance(error, httpx.ProxyError) and str(error)[:3].isdecimal():
-            status = str(error)[:3]  # of the proxy's answer to CONNECT
-            return _unreachable(
-                url, proxy, f"it answers {status}", self._source, retryable=status[0] == "5"
-            )
-        return _unreachable(url, proxy, reason, self._source)
+        status = str(error)[:3]  # of the proxy's answer to CONNECT
+        if proxy and isinstance(error, httpx.ProxyError) and status.isdecimal():
+            return proxy.refusal(int(status), httpx.URL(url).host, source=self._source)
+        return _unreachable(url, proxy, type(error).__name__, self._source)
 
     def _transport(self, proxy: Proxy | None) -> httpx.HTTPTransport:
         if proxy not in self._transports:
@@ -179,22 +171,13 @@ def location_of(response: httpx.Response) -> bytes | None:
     return next((v for n, v in response.headers.raw if n.lower() == b"location"), None)
 
 
-def _unreachable(
-    url: str, proxy: Proxy | None, reason: str, source: str, *, retryable: bool = True
-) -> Unavailable:
-    host = httpx.URL(url).host
-    if proxy is None:
-        return Unavailable(
-            f"{host} cannot be reached ({reason})",
-            source=source,
-            hint="Check the network, or warm the model while the origin is reachable",
-            retryable=retryable,
-        )
+def _unreachable(url: str, proxy: Proxy | None, reason: str, source: str) -> Unavailable:
+    way = f" through the proxy {proxy.url}" if proxy else ""
+    hint = "Check the network, or warm the model while the origin is reachable"
+    if proxy:
+        hint = f"Check {proxy.variable}, or except the host in NO_PROXY"
     return Unavailable(
-        f"{host} cannot be reached through the proxy {proxy.url} ({reason})",
-        source=source,
-        hint=f"Check {proxy.variable}, or except the host in NO_PROXY",
-        retryable=retryable,
+        f"{urlsplit(url).hostname} cannot be reached{way} ({reason})", source=source, hint=hint
     )
 
 

@@ -80,6 +80,16 @@ class Proxy:
         raw = unquote_to_bytes(name) + b":" + unquote_to_bytes(password)
         return {"Proxy-Authorization": f"Basic {b64encode(raw).decode('ascii')}"}
 
+    def refusal(self, status: int, host: str, *, source: str) -> Unavailable:
+        """What the user is told where the proxy answers ``status`` instead of ``host``."""
+        why = ": user or password are wrong or missing" if status == 407 else ""
+        return Unavailable(
+            f"{host} cannot be reached through the proxy {self.url}: it answers {status}{why}",
+            source=source,
+            hint=f"Check {self.variable}, or except the host in NO_PROXY",
+            retryable=status >= 500,
+        )
+
     @property
     def _authority(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

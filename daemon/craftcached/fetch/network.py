@@ -131,7 +131,7 @@ class Network:
             raise _failure(error, url, proxy, source) from None
         if proxy is not None and response.status == 407:
             response.close()
-            raise _proxy_refusal(407, url, proxy, source)
+            raise proxy.refusal(407, origin_of(url)[1], source=source)
         return response
 
     def _session(self, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
@@ -207,7 +207,7 @@ def _failure(error: Exception, url: str, proxy: Proxy | None, source: str) -> Ex
                 retryable=False,
             )
         case aiohttp.ClientHttpProxyError() if proxy is not None and error.status < 500:
-            return _proxy_refusal(error.status, url, proxy, source)
+            return proxy.refusal(error.status, origin_of(url)[1], source=source)
         case aiohttp.ClientConnectorError(os_error=PrivateAddressError()):
             return _private(origin_of(url)[1], source)
     reason = type(error).__name__
@@ -217,17 +217,6 @@ def _failure(error: Exception, url: str, proxy: Proxy | None, source: str) -> Ex
         reason = f"the proxy answers {error.status}"
     way = f" through the proxy {proxy.url}" if proxy is not None else ""
     return Fault(Trouble.LOST, f"the connection to {shown_url(url)}{way} failed: {reason}")
-
-
-def _proxy_refusal(status: int, url: str, proxy: Proxy, source: str) -> Unavailable:
-    why = ": user or password are wrong or missing" if status == 407 else ""
-    return Unavailable(
-        f"{urlsplit(url).hostname} cannot be reached through the proxy {proxy.url}: "
-        f"it answers {status}{why}",
-        source=source,
-        hint=f"Check {proxy.variable}, or except the host in NO_PROXY",
-        retryable=False,
-    )
 
 
 def _private(host: str, source: str) -> PolicyDenied:
