@@ -80,7 +80,9 @@ class Daemon:
         self._inherited = inherited or InheritedSockets()
         self._life = contextlib.AsyncExitStack()
         self._policy = UrlPolicy(
-            insecure_hosts=frozenset(settings.insecure_hosts), hub_endpoint=settings.hub_endpoint
+            insecure_hosts=frozenset(settings.insecure_hosts),
+            hub_endpoint=settings.hub_endpoint,
+            private_hosts=frozenset(settings.private_hosts),
         )
         self._administrators = Administrators(settings.admin_group)
         self._warmer: Warmer | None = None
@@ -109,9 +111,10 @@ class Daemon:
         """Go by the live ones of these settings from now on."""
         self._settings = self._settings.with_live(settings)
         self._policy.allow_insecure(frozenset(settings.insecure_hosts))
+        self._policy.allow_private(frozenset(settings.private_hosts))
         self._administrators.group = settings.admin_group
         if self._warmer is not None:
-            self._warmer.allow(settings.allow)
+            self._warmer.allow(settings.allow, deny=settings.deny)
         if self._evictor is not None:
             self._evictor.max_bytes = settings.max_bytes
         if self._watches is not None:
@@ -138,6 +141,7 @@ class Daemon:
                     bandwidth=settings.max_bytes_per_second or None,
                 ),
                 check_url=self._policy.check_url,
+                may_be_private=self._policy.may_be_private,
                 xet=self._xet,
             )
         )
@@ -155,6 +159,7 @@ class Daemon:
             origins=Origins(hub, self._policy),
             obtainer=obtainer,
             allow=settings.allow,
+            deny=settings.deny,
         )
         handout = BlobOpener(cache, settings.serve_dir)
         handout.check()

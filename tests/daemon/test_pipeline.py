@@ -110,7 +110,12 @@ async def running(
     async with (
         Store(cache) as store,
         Inspector() as inspector,
-        Engine(cache.staging / "fetch", QUICK, check_url=policy.check_url) as engine,
+        Engine(
+            cache.staging / "fetch",
+            QUICK,
+            check_url=policy.check_url,
+            may_be_private=policy.may_be_private,
+        ) as engine,
     ):
         hub = Hub(endpoint=test_hub.endpoint, token=None, timeout=10.0)
         origins = Origins(hub, policy)

@@ -18,16 +18,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import aiohttp
-from yarl import URL
-
 from craftcache.digests import Promise
 from craftcache.errors import NotFound, Unavailable
+from craftcache.network.locations import MAX_REDIRECTS, REDIRECTS, redirect_target
+from craftcache.network.token import authorization
 from craftcache.origins import hub as hub_api
 from craftcache.origins.etags import strong_etag
 from craftcache.sources import HubSource, UrlSource, shown_url
 from craftcached.fetch import RemoteFile
-from craftcached.fetch.transfer import redirect_target
+from craftcached.fetch.faults import Fault
+from craftcached.fetch.network import Network
+from craftcached.fetch.settings import USER_AGENT
+from craftcached.fetch.transfer import location_of
 
 from .description import DescribedFile, Description, HubBlob
 from .tasks import all_results
@@ -45,7 +47,6 @@ __all__ = ["Origin", "Hub", "HubOrigin", "UrlOrigin", "Origins"]
 
 T = TypeVar("T")
 
-MAX_REDIRECTS = 10
 HEAD_SECONDS = 15.0
 
 ASKED_AT_ONCE = 16
@@ -105,10 +106,13 @@ class Hub:
         """Take no more questions; requests that still wait for an answer are abandoned."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """Credentials for requests to its own address."""
-        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+    def headers(self, source: HubSource) -> dict[str, str]:
+        """Credentials for requests to its own address.
+
+        Raises:
+            AccessDenied: No header can carry the token; see craftcache.network.token.
+        """
+        return authorization(self._token, source=source.shown)
 
     async def describe(self, source: HubSource, filename: str, revision: str) -> HubFile:
         """See craftcache.origins.hub.describe."""
@@ -185,7 +189,7 @@ class HubOrigin:
             url=file.url,
             promise=file.promise,
             key=file.etag,
-            headers=self._hub.headers,
+            headers=self._hub.headers(self._source),
         )
         return DescribedFile(
             file.filename,
@@ -253,43 +257,51 @@ class UrlOrigin:
         if record is not None and refresh:
             if digest is not None and digest.algorithm == "sha256":
                 record = None  # looked for by content, whichever source has it: nobody is asked
-            elif record.etag is None or record.etag != await self._etag(filename):
+            elif record.etag is None or record.etag != await self.etag(filename):
                 record = None  # changed, or the server does not say
         remote = RemoteFile(
             source=self._source.shown,
             url=url,
             promise=Promise(digest=digest),
             key="url" + hashlib.sha256(url.encode()).hexdigest(),
+            public_only=True,
         )
         return DescribedFile(filename, remote, current=record)
 
-    async def _etag(self, filename: str) -> str | None:
+    async def etag(self, filename: str) -> str | None:
         """The strong validator that the server gives now, unquoted; None where it gives none.
 
         Raises:
             PolicyDenied: Where it redirects to may not be asked.
             Unavailable: The server does not answer, or leads nowhere.
         """
-        target = URL(self._source.file_url(filename), encoded=True)  # as the server signed it
-        timeout = aiohttp.ClientTimeout(total=HEAD_SECONDS)
+        target, shown = self._source.file_url(filename), self._source.shown
+        network = Network(
+            user_agent=USER_AGENT,
+            connect_seconds=HEAD_SECONDS,
+            answer_seconds=HEAD_SECONDS,
+            may_be_private=self._policy.may_be_private,
+        )
         try:
-            async with aiohttp.ClientSession(trust_env=True, timeout=timeout) as session:
+            async with network:
                 for _ in range(MAX_REDIRECTS):
-                    self._policy.check_url(str(target))
-                    async with session.head(target, allow_redirects=False) as answer:
-                        if answer.status not in (301, 302, 303, 307, 308):
-                            return strong_etag(answer.headers.get("ETag")) if answer.ok else None
-                        location = answer.headers.get("Location")
-                        target = redirect_target(target, location, source=self._source.shown)
-        except (aiohttp.ClientError, TimeoutError) as error:
+                    self._policy.check_url(target)
+                    answer = await network.request(
+                        "HEAD", target, {}, source=shown, public_only=True
+                    )
+                    answer.release()
+                    if answer.status not in REDIRECTS:
+                        return strong_etag(answer.headers.get("ETag")) if answer.ok else None
+                    target = redirect_target(target, location_of(answer), source=shown)
+        except Fault as fault:
             raise Unavailable(
-                f"{shown_url(str(target))} cannot be reached ({type(error).__name__})",
-                source=self._source.shown,
+                fault.message,
+                source=shown,
                 hint="Check the network, or load what is cached",
-            ) from error
+            ) from None
         raise Unavailable(
             f"more than {MAX_REDIRECTS} redirects",
-            source=self._source.shown,
+            source=shown,
             hint="Check the URL",
         )
 

@@ -24,7 +24,7 @@ from craftcache.sources import HubSource, UrlSource, shown_url, wanted_files
 from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
 
-from .allow import is_allowed
+from .allow import is_allowed, is_denied
 from .dependencies import MetNeed, warm_needs
 from .description import Wanted
 from .progress import SourceProgress
@@ -92,6 +92,7 @@ class Warmer:
         origins: Where they come from.
         obtainer: Acquires their files.
         allow: Patterns of sources that this node may fetch.
+        deny: Patterns of those among them that it may not.
         admission: The step between description and acquisition.
     """
 
@@ -102,12 +103,14 @@ class Warmer:
         origins: Origins,
         obtainer: FileAcquirer,
         allow: tuple[str, ...],
+        deny: tuple[str, ...] = (),
         admission: Admission = admit_all,
     ) -> None:
         self._store = store
         self._origins = origins
         self._obtainer = obtainer
         self._allow = allow
+        self._deny = deny
         self._admission = admission
         self._requests: SingleFlight[Warmed, Progress] = SingleFlight()
 
@@ -120,12 +123,19 @@ class Warmer:
         """How far each of them has come."""
         return self._requests.latest()
 
-    def allow(self, patterns: tuple[str, ...]) -> None:
+    def allow(self, patterns: tuple[str, ...], *, deny: tuple[str, ...] = ()) -> None:
         """Fetch by these patterns from now on; what is under way goes on."""
         self._allow = patterns
+        self._deny = deny
 
     def check_allowed(self, source: RemoteSource) -> None:
         """Raise PolicyDenied unless this node may fetch ``source``."""
+        if any(is_denied(source, pattern) for pattern in self._deny):
+            raise PolicyDenied(
+                "this node is told not to fetch it",
+                source=source.shown,
+                hint="The administrator lists what may not be fetched in the setting deny",
+            )
         if not any(is_allowed(source, pattern) for pattern in self._allow):
             raise PolicyDenied(
                 "this node does not fetch it",
