@@ -10,9 +10,8 @@ from craftcache.wire import Progress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from craftcache.sources import RemoteSource
     from craftcache.wire import State
-
-    from .description import FetchedSource
 
 __all__ = ["SourceProgress"]
 
@@ -26,7 +25,7 @@ class SourceProgress:
         report: Called with each progress; must not block.
     """
 
-    source: FetchedSource
+    source: RemoteSource
     report: Callable[[Progress], None]
 
     def tell(self, file: str | None, done: int, total: int | None, state: State) -> None:

@@ -166,8 +166,10 @@ class Warmer:
             CraftcacheError: Any of the tree but those of loading.
         """
         names = wanted_files(source, filenames)
-        if not refresh and (manifest := self._store.intact(source, names)):
-            return await self._warmed_before(manifest, source, names, report)
+        if not refresh and (manifest := await self.recheck(source, names, report)):
+            if manifest.needed_only:
+                await self._store.mark_asked_for(source)
+            return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
         wanted = Wanted(source, names, refresh)
         with contextlib.ExitStack() as stack:
@@ -186,21 +188,20 @@ class Warmer:
         """Make present what a published model needs; see dependencies.warm_needs."""
         return await warm_needs(manifest, lambda need: self._warm_need(need, report))
 
-    async def _warmed_before(
-        self,
-        manifest: Manifest,
-        source: FetchedSource,
-        names: tuple[str, ...],
-        report: Callable[[Progress], None],
-    ) -> Warmed:
-        """What is published and untouched, as good as warmed now."""
+    async def recheck(
+        self, source: RemoteSource, names: Sequence[str], report: Callable[[Progress], None]
+    ) -> Manifest | None:
+        """What is published of a source, if all that is wanted of it is in place and inspected.
+
+        Raises:
+            UnsafeCheckpoint, NotACheckpoint: It must not be served.
+        """
+        manifest = self._store.intact(source, names)
         # A worker that had no daemon publishes without an index, and what another model needs is
         # published without inspection: it must be safe before anybody is handed it.
-        for record in manifest.select(source, names) or ():
+        for record in (manifest.select(source, names) if manifest else None) or ():
             await self._obtainer.inspect(record, SourceProgress(source, report))
-        if manifest.needed_only:
-            await self._store.mark_asked_for(source)
-        return Warmed(manifest, 0, manifest.size)
+        return manifest
 
     async def _warm_need(self, need: Dependency, report: Callable[[Progress], None]) -> MetNeed:
         """Make present, at its newest revision, what another model needs.
