@@ -21,7 +21,7 @@ from .eviction.evictor import Evictor
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
 from .eviction.pins import Pins
-from .fetch import Engine, EngineSettings
+from .fetch import Engine, EngineSettings, SecondAttempt
 from .inspect import Inspector
 from .residency.residency import Residency
 from .serve.counted import CountedBackend
@@ -36,7 +36,7 @@ from .store.opener import BlobOpener
 from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
-from .warm.origins import HubOrigin, UrlOrigin
+from .warm.origins import Hub, Origins
 from .warm.warmer import Warmer
 from .watch import Watches
 
@@ -80,7 +80,9 @@ class Daemon:
         self._inherited = inherited or InheritedSockets()
         self._life = contextlib.AsyncExitStack()
         self._policy = UrlPolicy(
-            insecure_hosts=frozenset(settings.insecure_hosts), hub_endpoint=settings.hub_endpoint
+            insecure_hosts=frozenset(settings.insecure_hosts),
+            hub_endpoint=settings.hub_endpoint,
+            private_hosts=frozenset(settings.private_hosts),
         )
         self._administrators = Administrators(settings.admin_group)
         self._warmer: Warmer | None = None
@@ -109,9 +111,10 @@ class Daemon:
         """Go by the live ones of these settings from now on."""
         self._settings = self._settings.with_live(settings)
         self._policy.allow_insecure(frozenset(settings.insecure_hosts))
+        self._policy.allow_private(frozenset(settings.private_hosts))
         self._administrators.group = settings.admin_group
         if self._warmer is not None:
-            self._warmer.allow(settings.allow)
+            self._warmer.allow(settings.allow, deny=settings.deny)
         if self._evictor is not None:
             self._evictor.max_bytes = settings.max_bytes
         if self._watches is not None:
@@ -138,21 +141,26 @@ class Daemon:
                     bandwidth=settings.max_bytes_per_second or None,
                 ),
                 check_url=self._policy.check_url,
+                may_be_private=self._policy.may_be_private,
                 xet=self._xet,
             )
         )
-        hub = HubOrigin(
+        hub = Hub(
             endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
         )
         life.callback(hub.close)
         obtainer = FileAcquirer(
             store=store,
-            hub=hub,
-            urls=UrlOrigin(self._policy),
-            fetcher=CountedFetcher(engine, self._counts),
+            fetcher=CountedFetcher(SecondAttempt(engine), self._counts),
             inspector=inspector,
         )
-        self._warmer = Warmer(store=store, hub=hub, obtainer=obtainer, allow=settings.allow)
+        self._warmer = Warmer(
+            store=store,
+            origins=Origins(hub, self._policy),
+            obtainer=obtainer,
+            allow=settings.allow,
+            deny=settings.deny,
+        )
         handout = BlobOpener(cache, settings.serve_dir)
         handout.check()
         residency = await life.enter_async_context(Residency())

@@ -126,7 +126,7 @@ class Service:
 
         Raises:
             NotACheckpoint: One of them is none by its name.
-            CraftcacheError: See Warmer.ensure.
+            CraftcacheError: See Warmer.warm.
         """
         source, names = self._parse(text, filenames)
         for name in names:
@@ -187,23 +187,20 @@ class Service:
             pair_only: Whether to leave out what the source needs.
 
         Raises:
-            CraftcacheError: See Warmer.ensure. Where something that it needs is missing, the source
+            CraftcacheError: See Warmer.warm. Where something that it needs is missing, the source
                 itself is published all the same.
         """
         source, names = self._parse(text, filenames)
-        started = time.monotonic()
         warmed = await self._ensure(source, names, Priority.BACKGROUND, report, refresh=True)
-        log.info(
-            "warmed %s at %s: %d bytes fetched, %d reused, %.2f s",
-            source.shown,
-            warmed.manifest.revision,
-            warmed.bytes_fetched,
-            warmed.bytes_reused,
-            time.monotonic() - started,
-        )
         self._uses.note(manifest_key(source))
-        if not pair_only:
-            await self._bring_needs(source, warmed.manifest, report)
+        try:
+            if not pair_only:
+                not_refreshed = await self._bring_needs(source, warmed.manifest, report)
+                warmed = replace(warmed, not_refreshed=not_refreshed)
+        finally:
+            # After what is needed now has come: some of that may need it in turn.
+            if warmed.superseded is not None:
+                await self._drop_unneeded(warmed.superseded)
         if resident:
             records = warmed.manifest.select(source, names) or ()
             warmed = replace(warmed, resident_bytes=await self._bring_in(source, records, report))
@@ -211,15 +208,32 @@ class Service:
 
     async def _bring_needs(
         self, source: RemoteSource, manifest: Manifest, report: Callable[[Progress], None]
-    ) -> None:
+    ) -> tuple[str, ...]:
+        """Make present what a model needs; returns what of it could not be refreshed."""
+        not_refreshed = []
         try:
-            for needed in await self._warmer.ensure_needs(manifest, report=report):
+            for met in await self._warmer.warm_needs(manifest, report=report):
+                needed, failure = met.manifest, met.not_refreshed
                 log.info("%s needs %s at %s", manifest.source, needed.source, needed.revision)
+                if failure is not None:
+                    not_refreshed.append(needed.source)
+                    log.warning("%s is not refreshed: %s", needed.source, failure.message)
+                if met.superseded is not None:
+                    await self._drop_unneeded(met.superseded)
         finally:
             if self._store.manifest(source) is None:  # removed, and what came after it came for it
-                await self._store.remove_unneeded(manifest, self._pins.keys)
+                await self._drop_unneeded(manifest)
         for unmet in manifest.unmet:
             log.info("%s needs %s, which cannot be warmed", manifest.source, unmet.what)
+        return tuple(not_refreshed)
+
+    async def _drop_unneeded(self, past: Manifest) -> None:
+        """Remove what was here for the sake of a model, or of a revision of it, that is gone."""
+        removed = await self._store.remove_unneeded(past, self._pins.keys)
+        for gone in removed.keys:
+            await self._uses.forget(gone)
+        if removed.keys:
+            log.info("removed what %s needed: %d bytes freed", past.source, removed.freed)
 
     async def _ensure(
         self,
@@ -230,9 +244,9 @@ class Service:
         *,
         refresh: bool = False,
     ) -> Warmed:
-        """Have files of a source published; see Warmer.ensure. Watches bring theirs themselves."""
+        """Have files of a source published; see Warmer.warm. Watches bring theirs themselves."""
         if not isinstance(source, WatchSource):
-            return await self._warmer.ensure(
+            return await self._warmer.warm(
                 source, names, refresh=refresh, priority=priority, report=report
             )
         manifest = self._store.intact(source, names)

@@ -24,6 +24,7 @@ from craftcache.config import (
     read_config,
 )
 from craftcache.errors import InvalidSource
+from craftcache.network.token import find_token, read_token
 from craftcache.origins.hub import DEFAULT_ENDPOINT, hub_endpoint
 from craftcache.watch_rule import WatchRule
 
@@ -35,7 +36,9 @@ __all__ = ["Settings", "Setting", "SETTINGS", "LIVE"]
 PREFIX = "CRAFTCACHE_"
 """Of the variables in the environment."""
 
-LIVE = frozenset({"admin_group", "allow", "insecure_hosts", "max_bytes", "watches"})
+LIVE = frozenset(
+    {"admin_group", "allow", "deny", "insecure_hosts", "max_bytes", "private_hosts", "watches"}
+)
 """Settings that a reload puts in force; all others take a restart."""
 
 
@@ -83,9 +86,21 @@ class Settings:
         default=("*",),
         metadata=_about("Pattern of sources that may be fetched, like 'facebook/*'."),
     )
+    deny: tuple[str, ...] = field(
+        default=(),
+        metadata=_about("Pattern of sources that may not be fetched, whatever allow says."),
+    )
     insecure_hosts: tuple[str, ...] = field(
         default=(),
         metadata=_about("Host that plain http:// is allowed for.", option="--insecure-host"),
+    )
+    private_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Host that URLs may name although its address is private, loopback or link-local, "
+            "beside those that plain http:// is allowed for.",
+            option="--private-host",
+        ),
     )
     hub_endpoint: str = field(
         default=DEFAULT_ENDPOINT,
@@ -371,7 +386,5 @@ def _hub_token(environment: Mapping[str, str]) -> str | None:
     if credentials := environment.get("CREDENTIALS_DIRECTORY"):
         path = Path(credentials, "hf-token")
         if path.is_file():
-            return path.read_text("utf-8").strip() or None
-    from huggingface_hub import get_token
-
-    return get_token()
+            return read_token(path)
+    return find_token()

@@ -239,9 +239,9 @@ class DaemonClient:
 
 def own_token() -> str | None:
     """The Hub token of this process's user, as huggingface_hub finds it."""
-    from huggingface_hub import get_token
+    from craftcache.network.token import find_token
 
-    return get_token()
+    return find_token()
 
 
 def _or_away(

@@ -20,6 +20,7 @@ from craftcache.cache.publish import Verified, publish_hub, publish_url
 from craftcache.checkpoint.filenames import is_checkpoint
 from craftcache.config import choose_insecure_hosts
 from craftcache.digests import Promise
+from craftcache.network.token import authorization
 from craftcache.origins.hub import describe, hub_endpoint
 from craftcache.origins.policy import UrlPolicy
 from craftcache.sources import shown_url
@@ -169,7 +170,7 @@ def _obtain(
     report(Progress(source.shown, file.filename, 0, file.promise.size, "verifying"))
     present = tree.adopt(file.etag, file.promise)
     if present is None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = authorization(token, source=source.shown)
         wanted = Download(source.shown, file.url, file.promise, headers)
         return _download(stack, cache, wanted, file.filename, report, cancellation, etag=file.etag)
     _inspect(present.path, file.filename, source.shown)

@@ -9,17 +9,20 @@ import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import httpx
 
 from craftcache.cache.durable import staging_name
 from craftcache.daemon.transport import shut
 from craftcache.digests import HashedFile, Hasher, Promise, Stamp
-from craftcache.errors import AccessDenied, CraftcacheError, NotFound, StorageFull, Unavailable
+from craftcache.errors import AccessDenied, CraftcacheError, NotFound, Unavailable
+from craftcache.full_disk import storage_full
+from craftcache.network.content_encoding import check_uncompressed
+from craftcache.network.exchange import Exchange
+from craftcache.network.locations import origin_of
 from craftcache.origins.etags import strong_etag
+from craftcache.origins.hub import invalid_token
 from craftcache.sources import shown_url
-from craftcache.version import VERSION
 
 from .abandonable import call_apart
 
@@ -98,12 +101,11 @@ def download(
         except CraftcacheError as error:
             error.source = wanted.source
             raise
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _unreachable(error, wanted) from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise _storage_full(wanted, staging, wanted.promise.size or 0) from error
+            needed = wanted.promise.size or 0
+            raise storage_full(staging, needed, source=wanted.source, error=error) from error
         cleanup.pop_all()
     return downloaded
 
@@ -112,12 +114,12 @@ def download(
 class _Answer:
     """An answer of which the head has come."""
 
-    client: httpx.Client
+    exchange: Exchange
     response: httpx.Response
 
     def close(self) -> None:
         self.response.close()
-        self.client.close()
+        self.exchange.close()
 
     def shut(self) -> None:
         """End its connection under whoever waits on it."""
@@ -139,6 +141,8 @@ def _stream(
         try:
             with cancellation.ending(answer.shut):
                 file = _receive(answer.response, wanted, path, report)
+        except httpx.HTTPError as error:
+            raise answer.exchange.failure(error, str(answer.response.url)) from error
         finally:
             cancellation.check()  # an end that was brought about may look like any other
     wanted.promise.check(file.digests, source=wanted.source)
@@ -146,18 +150,16 @@ def _stream(
 
 
 def _ask(wanted: Download, check_url: Callable[[str], None]) -> _Answer:
-    # httpx drops Authorization where a redirect leaves the origin.
-    client = httpx.Client(
-        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-        headers={"User-Agent": f"craftcache/{VERSION}", "Accept-Encoding": "identity"},
-        follow_redirects=True,
-        event_hooks={"request": [lambda request: check_url(str(request.url))]},
+    exchange = Exchange(
+        wanted.source,
+        read_seconds=READ_SECONDS,
+        connect_seconds=CONNECT_SECONDS,
+        check_url=check_url,
     )
     try:
-        request = client.build_request("GET", wanted.url, headers=dict(wanted.headers))
-        return _Answer(client, client.send(request, stream=True))
+        return _Answer(exchange, exchange.follow("GET", wanted.url, {}, wanted.headers))
     except BaseException:
-        client.close()
+        exchange.close()
         raise
 
 
@@ -196,26 +198,19 @@ def _private(path: str, flags: int) -> int:
 
 
 def _check_space(wanted: Download, directory: Path, total: int | None) -> None:
-    missing = (total or 0) - shutil.disk_usage(directory).free
-    if missing > 0:
-        raise _storage_full(wanted, directory, missing)
-
-
-def _storage_full(wanted: Download, directory: Path, missing: int) -> StorageFull:
-    lacks = f"lacks {missing} bytes" if missing else "is full"
-    return StorageFull(
-        f"the file system of {directory} {lacks}",
-        missing_bytes=missing,
-        source=wanted.source,
-        hint="Free some space, or remove a model with craftcache rm",
-    )
+    if (total or 0) > shutil.disk_usage(directory).free:
+        raise storage_full(directory, total or 0, source=wanted.source)
 
 
 def _check_status(response: httpx.Response, wanted: Download) -> None:
     status = response.status_code
     if status == 200:
+        encodings = response.headers.get_list("Content-Encoding")
+        check_uncompressed(encodings, url=str(response.url), source=wanted.source)
         return
     where = shown_url(str(response.url))
+    if status == 401 and wanted.headers and origin_of(str(response.url)) == origin_of(wanted.url):
+        raise invalid_token(where, source=wanted.source)
     if status in (401, 403):
         raise AccessDenied(
             f"{where} answers {status}",
@@ -231,12 +226,4 @@ def _check_status(response: httpx.Response, wanted: Download) -> None:
         hint="Try again later",
         retryable=status in (408, 425, 429) or status >= 500,
         retry_after=float(after) if after.isdecimal() else None,
-    )
-
-
-def _unreachable(error: Exception, wanted: Download) -> Unavailable:
-    return Unavailable(
-        f"{urlsplit(wanted.url).hostname} cannot be reached ({type(error).__name__})",
-        source=wanted.source,
-        hint="Check the network, or warm the model while the origin is reachable",
     )

@@ -1,32 +1,36 @@
 """What the Hub says of a file: its commit, validator, size and address.
 
-The only module that calls huggingface_hub for metadata, and so the only one that meets its
-errors. All calls block.
+Asked by HTTP as huggingface_hub asks, and answered as that library understands it, but under the
+same rules for proxies and certificates as the bytes. All calls block.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from craftcache.digests import Digest, Promise
-from craftcache.errors import (
-    AccessDenied,
-    CraftcacheError,
-    InvalidSource,
-    NotFound,
-    Offline,
-    Unavailable,
-)
-from craftcache.sources import is_commit
+from craftcache.errors import AccessDenied, CraftcacheError, NotFound, Offline, Unavailable
+from craftcache.network.locations import MAX_REDIRECTS, REDIRECTS, origin_of, redirect_target
+from craftcache.network.token import authorization
+from craftcache.sources import is_commit, shown_url
 
 if TYPE_CHECKING:
+    import httpx
+
+    from craftcache.network.exchange import Exchange
     from craftcache.sources import HubSource
 
-__all__ = ["HubFile", "hub_endpoint", "describe", "list_files"]
+__all__ = ["HubFile", "hub_endpoint", "describe", "list_files", "invalid_token"]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+
+MAX_LIST_BYTES = 64 * 1024 * 1024
+"""Of the answer that lists a repository's files; the largest repositories have 100,000 of them."""
+
+_YES = frozenset({"1", "ON", "YES", "TRUE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,33 +78,31 @@ def describe(
 
     Raises:
         NotFound: No such repository, revision or file, or a private one that the token may not see.
-        AccessDenied: Gated, and not granted to the token.
+        AccessDenied: Gated, and not granted to the token; or the token is invalid.
         Unavailable: The Hub does not answer, or not sensibly.
         Offline: ``HF_HUB_OFFLINE`` is set.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    try:
-        url = hf_hub_url(source.repo_id, filename, revision=revision, endpoint=endpoint)
-        metadata = get_hf_file_metadata(url, token=token or False, timeout=timeout)
-    except Exception as error:  # the HTTP library behind it differs by version
-        raise _translated(error, source, filename, revision, has_token=bool(token)) from error
-    commit, etag = metadata.commit_hash, metadata.etag
-    digest = Digest.from_hub_etag(etag or "")
+    url = _file_url(endpoint, source, revision, filename)
+    question = _Question(source, filename, revision, has_token=bool(token))
+    found = _describe(question, url, token, timeout)
+    digest = Digest.from_hub_etag(found.etag)
     # The commit becomes a directory's name and the etag a file's: neither is taken on trust.
-    if commit is None or not is_commit(commit) or etag is None or digest is None:
+    if not is_commit(found.commit) or digest is None:
+        hint = "Is HF_ENDPOINT a Hub, or a proxy that drops its headers?"
+        if found.leads_to:
+            hint = f"It redirects to {found.leads_to}: is that what HF_ENDPOINT should be?"
         raise Unavailable(
             f"the Hub's answer for {filename} lacks a commit or a digest, or they are malformed",
             source=source.shown,
-            hint="Is HF_ENDPOINT a Hub, or a proxy that drops its headers?",
+            hint=hint,
             retryable=False,
         )
     return HubFile(
         filename=filename,
-        commit=commit,
-        etag=etag,
-        promise=Promise(size=metadata.size, digest=digest),
-        url=hf_hub_url(source.repo_id, filename, revision=commit, endpoint=endpoint),
+        commit=found.commit,
+        etag=found.etag,
+        promise=Promise(size=found.size, digest=digest),
+        url=_file_url(endpoint, source, found.commit, filename),
     )
 
 
@@ -118,84 +120,177 @@ def list_files(
     Raises:
         CraftcacheError: As for describe.
     """
-    from huggingface_hub import HfApi
+    from craftcache.network.exchange import Exchange
 
+    _check_online(source)
+    question = _Question(source, "list of files", source.revision, has_token=bool(token))
+    url = f"{endpoint}/api/models/{source.repo_id}/revision/{quote(source.revision, safe='')}"
+    credentials = authorization(token, source=source.shown)
+    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout) as exchange:
+        response = exchange.follow("GET", url, {}, credentials)
+        if response.status_code != 200:
+            raise question.refusal(response)
+        try:
+            return _listed(_body(response, exchange, url))
+        except (ValueError, KeyError, TypeError):
+            raise Unavailable(
+                "the Hub's list of files cannot be read",
+                source=source.shown,
+                hint="Is HF_ENDPOINT a Hub?",
+                retryable=False,
+            ) from None
+
+
+def invalid_token(where: str, *, source: str) -> AccessDenied:
+    """What the user is told of a token that ``where`` does not know."""
+    return AccessDenied(
+        f"the Hub token is invalid or expired: {where} answers 401 to it",
+        source=source,
+        hint="Set HF_TOKEN to a valid one, or unset it for what is public",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the headers of an answer, and of the redirects before it, say."""
+
+    commit: str
+    etag: str
+    size: int | None
+    leads_to: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What was asked for, for the words about a refusal."""
+
+    source: HubSource
+    filename: str
+    revision: str
+    has_token: bool
+
+    def refusal(self, response: httpx.Response) -> CraftcacheError:
+        """What an answer means that is none, by the Hub's own code for it."""
+        shown, status = self.source.shown, response.status_code
+        match response.headers.get("X-Error-Code"):
+            case "GatedRepo":
+                return AccessDenied(
+                    "the repository is gated"
+                    + (" and not granted to this token" if self.has_token else ""),
+                    source=shown,
+                    hint="Ask for access on its page, then set HF_TOKEN to a token that has it",
+                )
+            case "RevisionNotFound":
+                return NotFound(
+                    f"no revision {self.revision}",
+                    source=shown,
+                    hint="Name a branch, a tag or a full commit of the repository",
+                )
+            case "EntryNotFound":
+                return NotFound(
+                    f"no file {self.filename} at {self.revision}",
+                    source=shown,
+                    hint="An export has state_dict.bin and compression_state_dict.bin; check the "
+                    "repository's files",
+                )
+            case code if status == 401 and self.has_token:
+                return invalid_token("the Hub", source=shown)
+            case code if code == "RepoNotFound" or status == 401:
+                return NotFound(
+                    "no such repository, or a private one that "
+                    + ("this token may not see" if self.has_token else "needs a token"),
+                    source=shown,
+                    hint="Check the spelling; for a private repository set HF_TOKEN",
+                )
+        return _from_status(status, response.headers.get("Retry-After"), shown)
+
+
+def _describe(question: _Question, url: str, token: str | None, timeout: float) -> _Found:
+    """Ask for a file's headers, as far as the Hub's own origin leads."""
+    from craftcache.network.exchange import Exchange, location_of
+
+    source = question.source
+    _check_online(source)
+    credentials = authorization(token, source=source.shown)
+    home, commit, size = origin_of(url), "", None
+    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout) as exchange:
+        for _ in range(MAX_REDIRECTS + 1):
+            response = exchange.ask("HEAD", url, credentials)
+            response.close()
+            headers, status = response.headers, response.status_code
+            if status not in REDIRECTS and status != 200:
+                raise question.refusal(response)
+            commit = commit or headers.get("X-Repo-Commit", "")
+            size = _number(headers.get("X-Linked-Size")) if size is None else size
+            linked = headers.get("X-Linked-Etag")
+            if status == 200 and size is None:
+                size = _number(headers.get("Content-Length"))
+            if status == 200 or linked is not None:
+                return _Found(commit, _unquoted(linked or headers.get("ETag")), size, None)
+            url = redirect_target(url, location_of(response), source=source.shown)
+            if origin_of(url) != home:  # no place for the token, nor to be believed
+                leads_to = "{}://{}:{}".format(*origin_of(url))
+                return _Found(commit, _unquoted(headers.get("ETag")), size, leads_to)
+    raise Unavailable(
+        f"{shown_url(url)} redirects more than {MAX_REDIRECTS} times",
+        source=source.shown,
+        hint="Check HF_ENDPOINT",
+        retryable=False,
+    )
+
+
+def _file_url(endpoint: str, source: HubSource, revision: str, filename: str) -> str:
+    return f"{endpoint}/{source.repo_id}/resolve/{quote(revision, safe='')}/{quote(filename)}"
+
+
+def _check_online(source: HubSource) -> None:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in _YES:
+        raise Offline(
+            "HF_HUB_OFFLINE is set", source=source.shown, hint="Unset it, or warm the model first"
+        )
+
+
+def _body(response: httpx.Response, exchange: Exchange, url: str) -> bytes:
+    import httpx
+
+    body = bytearray()
     try:
-        api = HfApi(endpoint=endpoint, token=token or False)
-        info = api.model_info(source.repo_id, revision=source.revision, timeout=timeout)
-        return tuple(sibling.rfilename for sibling in info.siblings or ())
-    except Exception as error:  # the HTTP library behind it differs by version
-        what = "list of files"
-        raise _translated(error, source, what, source.revision, has_token=bool(token)) from error
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > MAX_LIST_BYTES:
+                raise ValueError(len(body))
+    except httpx.HTTPError as error:
+        raise exchange.failure(error, url) from error
+    return bytes(body)
 
 
-def _translated(
-    error: Exception, source: HubSource, filename: str, revision: str, *, has_token: bool
-) -> CraftcacheError:
-    from huggingface_hub import errors as hub_errors
+def _listed(body: bytes) -> tuple[str, ...]:
+    import json
 
-    shown = source.shown
-    match error:
-        case hub_errors.HFValidationError():
-            return InvalidSource("malformed Hub id", source=shown, hint="Write it as org/name")
-        case hub_errors.OfflineModeIsEnabled():
-            return Offline(
-                "HF_HUB_OFFLINE is set", source=shown, hint="Unset it, or warm the model first"
-            )
-        case hub_errors.GatedRepoError():
-            return AccessDenied(
-                "the repository is gated" + (" and not granted to this token" if has_token else ""),
-                source=shown,
-                hint="Ask for access on its page, then set HF_TOKEN to a token that has it",
-            )
-        case hub_errors.RepositoryNotFoundError():
-            return NotFound(
-                "no such repository, or a private one that "
-                + ("this token may not see" if has_token else "needs a token"),
-                source=shown,
-                hint="Check the spelling; for a private repository set HF_TOKEN",
-            )
-        case hub_errors.RevisionNotFoundError():
-            return NotFound(
-                f"no revision {revision}",
-                source=shown,
-                hint="Name a branch, a tag or a full commit of the repository",
-            )
-        case hub_errors.EntryNotFoundError():
-            return NotFound(
-                f"no file {filename} at {revision}",
-                source=shown,
-                hint="An export has state_dict.bin and compression_state_dict.bin; check the "
-                "repository's files",
-            )
-    return _from_status(error, shown)
+    return tuple(str(sibling["rfilename"]) for sibling in json.loads(body).get("siblings") or ())
 
 
-def _from_status(error: Exception, shown: str) -> CraftcacheError:
-    response: Any = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    if status in (401, 403):
+def _from_status(status: int, retry_after: str | None, shown: str) -> CraftcacheError:
+    if status == 403:
         return AccessDenied(
-            f"the Hub answers {status}",
+            "the Hub answers 403",
             source=shown,
             hint="Set HF_TOKEN to a token that may read the repository",
         )
     if status == 404:
         return NotFound("the Hub answers 404", source=shown, hint="Check the spelling")
-    if status is not None:
-        return Unavailable(
-            f"the Hub answers {status}",
-            source=shown,
-            hint="Try again later",
-            retryable=status in (408, 425, 429) or status >= 500,
-            retry_after=_seconds(response.headers.get("Retry-After")),
-        )
     return Unavailable(
-        f"the Hub cannot be reached ({type(error).__name__})",
+        f"the Hub answers {status}",
         source=shown,
-        hint="Check the network and HF_ENDPOINT, or warm the model while the Hub is reachable",
+        hint="Try again later",
+        retryable=status in (408, 425, 429) or status >= 500,
+        retry_after=_number(retry_after),
     )
 
 
-def _seconds(value: str | None) -> float | None:
-    return float(value) if value is not None and value.isdecimal() else None
+def _unquoted(etag: str | None) -> str:
+    return (etag or "").removeprefix("W/").strip('"')
+
+
+def _number(value: str | None) -> int | None:
+    return int(value) if value is not None and value.isascii() and value.isdecimal() else None

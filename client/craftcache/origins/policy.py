@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from craftcache.errors import PolicyDenied
+from craftcache.network.locations import origin_of
 from craftcache.sources import shown_url
 
 __all__ = ["UrlPolicy"]
@@ -17,17 +18,35 @@ class UrlPolicy:
         insecure_hosts: Host names and addresses, without port, that plain HTTP is allowed for.
         hub_endpoint: The Hub's own address: configuring it is trusting its host with what it
             serves itself, and with what it redirects to on that host.
+        private_hosts: Host names and addresses, without port, that users may have fetched from
+            although they are private, beside those in ``insecure_hosts``.
     """
 
-    def __init__(self, *, insecure_hosts: frozenset[str], hub_endpoint: str) -> None:
+    def __init__(
+        self,
+        *,
+        insecure_hosts: frozenset[str],
+        hub_endpoint: str,
+        private_hosts: frozenset[str] = frozenset(),
+    ) -> None:
         hub = urlsplit(hub_endpoint)
+        self._hub_origin = origin_of(hub_endpoint)[1:]
         is_trusted = hub.scheme == "http" and hub.hostname
         self._hub = frozenset({hub.hostname or ""} if is_trusted else ())
         self.allow_insecure(insecure_hosts)
+        self.allow_private(private_hosts)
 
     def allow_insecure(self, hosts: frozenset[str]) -> None:
         """Allow plain HTTP for these hosts, and no others beside the Hub's, from now on."""
         self._insecure = hosts
+
+    def allow_private(self, hosts: frozenset[str]) -> None:
+        """Let these hosts, and those that plain HTTP is allowed for, be private from now on."""
+        self._private = hosts
+
+    def may_be_private(self, host: str, port: int) -> bool:
+        """Whether a user's URL may lead to ``host`` where it has a private or loopback address."""
+        return host in self._insecure | self._private or (host, port) == self._hub_origin
 
     def check_source(self, url: str) -> None:
         """Raise PolicyDenied unless ``url`` may be named as a source."""

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 from weakref import WeakValueDictionary
-
-import aiohttp
 
 from craftcache.errors import Unavailable
 from craftcached.threads import Threads
@@ -24,6 +22,7 @@ from .disk_space import DiskSpace, free_bytes
 from .job import Job
 from .journal import current_boot_id
 from .limits import Bandwidth, Claimant, Connections, MemoryBudget
+from .network import Network
 from .partial_file import Names, reclaim, stale_keys
 from .retry import RetryPolicy
 from .transfer import Transfer
@@ -31,7 +30,7 @@ from .types import Priority
 from .xet import Xet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -48,9 +47,6 @@ THREADS = 8
 SYNC_THREADS = 2
 """For fsync, which may take seconds: it must not hold up the writes of other downloads."""
 
-READ_AHEAD_BYTES = 128 * 1024
-"""Of each connection, beside the kernel's own buffers, while its last block is written."""
-
 SWEEP_SECONDS = 3600.0
 
 
@@ -65,6 +61,8 @@ class Engine:
         settings: Limits and patience.
         check_url: The node's policy; called with every URL before it is requested, raises
             PolicyDenied for one that must not be.
+        may_be_private: Whether a host and port that a user named may have a private, loopback or
+            link-local address.
         clock: Unix time, for the age of what is left behind.
         boot_id: What tells this boot of the machine from others; None asks the kernel.
         free: Bytes that the file system of ``staging`` has left.
@@ -77,6 +75,7 @@ class Engine:
         settings: EngineSettings,
         *,
         check_url: Callable[[str], None],
+        may_be_private: Callable[[str, int], bool] = lambda _host, _port: False,
         clock: Callable[[], float] = time.time,
         boot_id: str | None = None,
         free: Callable[[], int] | None = None,
@@ -85,6 +84,7 @@ class Engine:
         self._staging = staging
         self._settings = settings
         self._check_url = check_url
+        self._may_be_private = may_be_private
         self._clock = clock
         self._boot_id = boot_id
         self._free = free or (lambda: free_bytes(staging))
@@ -124,8 +124,8 @@ class Engine:
             claimant = self._claimants[file.key] = Claimant(priority)
             limit = self._settings.deadline_seconds
             try:
-                async with asyncio.timeout(limit) as deadline:
-                    return await Job(FetchRequest(file, claimant, report), self._bench).run()
+                async with asyncio.timeout(limit) as deadline, self._bench_for(file) as bench:
+                    return await Job(FetchRequest(file, claimant, report), bench).run()
             except TimeoutError:
                 if not deadline.expired():
                     raise
@@ -145,33 +145,41 @@ class Engine:
         stack.callback(syncing.close)
         await threads.run(self._staging.mkdir, mode=0o700, parents=True, exist_ok=True)
         boot_id = await threads.run(current_boot_id) if self._boot_id is None else self._boot_id
-        session = aiohttp.ClientSession(
-            # SSL_CERT_FILE and SSL_CERT_DIR are heeded by OpenSSL, proxies by trust_env.
-            connector=aiohttp.TCPConnector(
-                limit=0, ssl=await threads.run(ssl.create_default_context)
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": settings.user_agent},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_seconds),
-            auto_decompress=False,
-            read_bufsize=READ_AHEAD_BYTES,
-            trust_env=True,
-        )
-        await stack.enter_async_context(session)
+        network = await stack.enter_async_context(self._network())
+        network.warn()
         return FetchContext(
             staging=self._staging,
             boot_id=boot_id,
             settings=settings,
             policy=RetryPolicy.from_settings(settings),
-            transfer=Transfer(session, settings, self._check_url),
+            transfer=Transfer(network, settings, self._check_url),
             threads=threads,
             syncing=syncing,
             connections=Connections(settings.max_connections, settings.max_connections_per_host),
             bandwidth=Bandwidth(settings.bandwidth),
             memory=MemoryBudget(settings.memory_bytes),
             space=DiskSpace(self._free, threads),
-            xet=Xet(self._xet, settings.stall_seconds) if self._xet else None,
+            xet=Xet(self._xet, settings.stall_seconds, network.rules) if self._xet else None,
         )
+
+    def _network(self) -> Network:
+        """Connections that none before it has used."""
+        return Network(
+            user_agent=self._settings.user_agent,
+            connect_seconds=self._settings.connect_seconds,
+            answer_seconds=self._settings.stall_seconds,
+            may_be_private=self._may_be_private,
+        )
+
+    @asynccontextmanager
+    async def _bench_for(self, file: RemoteFile) -> AsyncIterator[FetchContext]:
+        """What the fetch of ``file`` works with: after wrong bytes, with connections of its own."""
+        if file.attempt == 1:
+            yield self._bench
+            return
+        async with self._network() as network:
+            transfer = Transfer(network, self._settings, self._check_url)
+            yield replace(self._bench, transfer=transfer)
 
     async def _keep_swept(self) -> None:
         while True:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 
-__all__ = ["EngineSettings", "MIB"]
+__all__ = ["EngineSettings", "MIB", "USER_AGENT"]
 
 MIB = 1024 * 1024
+
+USER_AGENT = f"craftcached/{version('craftcache')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,5 +49,5 @@ class EngineSettings:
     max_backoff_seconds: float = 30.0
     bandwidth: int | None = None
     memory_bytes: int = 16 * MIB
-    user_agent: str = f"craftcached/{version('craftcache')}"
+    user_agent: str = USER_AGENT
     journal_retention_seconds: float = 7 * 24 * 3600.0

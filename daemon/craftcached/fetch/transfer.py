@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING
 import aiohttp
 from yarl import URL
 
-from craftcache.errors import AccessDenied, IntegrityError, NotFound, Unavailable
+from craftcache.errors import AccessDenied, NotFound, Unavailable
+from craftcache.network.content_encoding import check_uncompressed
+from craftcache.network.locations import MAX_REDIRECTS, REDIRECTS, origin_of, redirect_target
 from craftcache.origins.etags import strong_etag
+from craftcache.origins.hub import invalid_token
 from craftcache.sources import shown_url
 
 from .faults import Fault, Trouble
@@ -28,10 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from .limits import Claimant
+    from .network import Network
     from .settings import EngineSettings
     from .types import RemoteFile
 
-__all__ = ["host_of", "redirect_target", "RangeReply", "Transfer"]
+__all__ = ["host_of", "location_of", "RangeReply", "Transfer"]
 
 BLOCK_BYTES = 1024 * 1024
 """Bytes gathered before they are written in one step, at most."""
@@ -42,8 +46,6 @@ GATHERED_BYTES = 16 * 1024 * 1024
 BLOCK_SECONDS = 1.0
 """Time after which what came on a slow line is written without waiting for more."""
 
-MAX_REDIRECTS = 10
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BUSY = frozenset({408, 425, 429})
 _ABSENT_CODES = frozenset({"RepoNotFound", "RevisionNotFound", "EntryNotFound"})
 """The Hub's X-Error-Code for what does not exist; it says so with status 401 as well."""
@@ -170,11 +172,11 @@ class Transfer:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        network: Network,
         settings: EngineSettings,
         check_url: Callable[[str], None],
     ) -> None:
-        self._session = session
+        self._network = network
         self._settings = settings
         self._check_url = check_url
         self._block_bytes = min(BLOCK_BYTES, GATHERED_BYTES // settings.max_connections)
@@ -202,7 +204,7 @@ class Transfer:
             Fault: A further request may mend it.
             NotFound, AccessDenied, PolicyDenied, IntegrityError, Unavailable: None can.
         """
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Cache-Control": "no-cache"} if file.attempt > 1 else {}
         if span is not None:
             headers["Range"] = f"bytes={span.start}-{span.stop - 1}"
             if etag is not None:
@@ -227,51 +229,34 @@ class Transfer:
     ) -> tuple[aiohttp.ClientResponse, bool]:
         """The answer at the end of all redirects, and whether one of them spoke of Xet."""
         is_xet = False
-        home = URL(file.url, encoded=True).origin()
-        target = URL(url, encoded=True)
+        home, target = origin_of(file.url), url
         for _ in range(MAX_REDIRECTS + 1):
-            self._check_url(str(target))
-            credentials = file.headers if target.origin() == home else {}
-            response = await self._request(file, target, {**headers, **credentials})
+            self._check_url(target)
+            credentials = file.headers if origin_of(target) == home else {}
+            response = await self._network.request(
+                "GET",
+                target,
+                {**headers, **credentials},
+                source=file.source,
+                public_only=file.public_only,
+            )
             is_xet |= "X-Xet-Hash" in response.headers
-            if response.status not in _REDIRECTS:
+            if response.status not in REDIRECTS:
                 return response, is_xet
-            location = response.headers.get("Location")
             response.release()
-            target = redirect_target(target, location, source=file.source)
+            target = redirect_target(target, location_of(response), source=file.source)
         raise _refused(
             file.source, f"{shown_url(file.url)} redirects more than {MAX_REDIRECTS} times"
         )
-
-    async def _request(
-        self, file: RemoteFile, url: URL, headers: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
-        try:
-            async with asyncio.timeout(self._settings.stall_seconds):
-                return await self._session.get(url, headers=headers, allow_redirects=False)
-        except TimeoutError:
-            raise Fault(Trouble.STALLED, f"{shown_url(str(url))} does not answer") from None
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise Unavailable(
-                f"the certificate of {url.host} is not trusted: {error.certificate_error}",
-                source=file.source,
-                hint="Name a private CA's bundle in SSL_CERT_FILE",
-                retryable=False,
-            ) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise _lost(str(url), error) from None
 
     def _judge(
         self, file: RemoteFile, response: aiohttp.ClientResponse, span: Span | None
     ) -> tuple[Span | None, int | None]:
         """The span that a good answer's body holds and the file's size, as far as it says."""
         status = response.status
-        if response.headers.get("Content-Encoding", "identity") != "identity" and status < 300:
-            raise IntegrityError(
-                f"{shown_url(str(response.url))} sends the file compressed although asked not to",
-                source=file.source,
-                hint="Tell the publisher; the promised bytes cannot be had there",
-            )
+        if status < 300:
+            encodings = response.headers.getall("Content-Encoding", ())
+            check_uncompressed(encodings, url=str(response.url), source=file.source)
         if status == 200:
             size = response.content_length
             return None if size is None else Span(0, size), size
@@ -288,7 +273,7 @@ class Transfer:
     def _refusal(self, file: RemoteFile, response: aiohttp.ClientResponse) -> Exception:
         status = response.status
         shown = shown_url(str(response.url))
-        at_home = response.url.origin() == URL(file.url, encoded=True).origin()
+        at_home = origin_of(str(response.url)) == origin_of(file.url)
         if status in {404, 410} or response.headers.get("X-Error-Code") in _ABSENT_CODES:
             return NotFound(
                 f"{shown} does not exist ({status})",
@@ -297,6 +282,8 @@ class Transfer:
             )
         if status in {400, 401, 403} and not at_home:
             return Fault(Trouble.EXPIRED, f"{shown} no longer honours its signature ({status})")
+        if status == 401 and file.headers:
+            return invalid_token(shown, source=file.source)
         if status in {401, 403}:
             return AccessDenied(
                 f"{shown} refuses access ({status})",
@@ -323,24 +310,9 @@ def _content_range(response: aiohttp.ClientResponse) -> tuple[Span, int | None]:
     return Span(int(match[1]), int(match[2]) + 1), total
 
 
-def redirect_target(base: URL, location: str | None, *, source: str) -> URL:
-    """Where the answer of ``base`` leads that has this Location.
-
-    Raises:
-        Unavailable: To no URL that could be asked.
-    """
-    shown = shown_url(str(base))
-    if location is None:
-        raise _refused(source, f"{shown} redirects to nowhere")
-    try:
-        target = base.join(URL(location, encoded=True))
-        target.origin()
-        _ = target.port  # raises for a port that is no number
-    except ValueError:
-        raise _refused(source, f"{shown} redirects to a malformed URL") from None
-    if target.scheme not in {"http", "https"}:
-        raise _refused(source, f"{shown} redirects to {target.scheme}:")
-    return target
+def location_of(response: aiohttp.ClientResponse) -> bytes | None:
+    """The Location of an answer as it was sent."""
+    return next((v for n, v in response.raw_headers if n.lower() == b"location"), None)
 
 
 def _lost(url: str, error: Exception) -> Fault:

@@ -36,6 +36,10 @@ class RemoteFile:
         key: The name under which partial bytes are kept in staging; the same key means the same
             content, so that a restart may resume. Letters and digits only.
         headers: Credentials; sent to ``url``'s own origin (scheme, host and port) and no other.
+        attempt: Which attempt this is at bytes that keep the promise. From the second on,
+            connections are new, and caches on the way are asked to ask the origin.
+        public_only: Whether a user chose the address, so that it and what it redirects to must be
+            public, as far as the policy excepts no host.
     """
 
     source: str
@@ -43,6 +47,8 @@ class RemoteFile:
     promise: Promise
     key: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    attempt: int = 1
+    public_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

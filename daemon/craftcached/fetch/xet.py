@@ -14,11 +14,15 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from craftcache.errors import Unavailable
+
 from .faults import Fault, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from craftcache.network.proxies import ProxyRules
 
     from .types import RemoteFile
 
@@ -42,10 +46,12 @@ class Xet:
     Args:
         command: How to start it.
         stall_seconds: How long it may bring nothing.
+        rules: Which proxies it goes through.
     """
 
-    def __init__(self, command: Sequence[str], stall_seconds: float) -> None:
+    def __init__(self, command: Sequence[str], stall_seconds: float, rules: ProxyRules) -> None:
         self._command = command
+        self._rules = rules
         self._stall_seconds = stall_seconds
 
     async def fetch(
@@ -57,12 +63,16 @@ class Xet:
             Fault: The process failed or stalled, and is gone.
         """
         order = {"url": file.url, "headers": dict(file.headers), "path": str(path), "size": size}
+        try:
+            environment = self._environment()
+        except Unavailable as error:  # said of the plain request that follows
+            raise Fault(Trouble.LOST, error.message) from None
         process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env={**os.environ, "HF_XET_CHUNK_CACHE_SIZE_BYTES": "0"},
+            env=environment,
         )
         try:
             await self._follow(process, json.dumps(order), report)
@@ -74,6 +84,12 @@ class Xet:
                 await process.wait()
         if process.returncode != 0:
             raise Fault(Trouble.LOST, f"the Xet client ended with status {process.returncode}")
+
+    def _environment(self) -> dict[str, str]:
+        """The daemon's own, with its proxies spelled out and without ``.netrc``."""
+        kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        ours = {"HF_XET_CHUNK_CACHE_SIZE_BYTES": "0", "NETRC": os.devnull}
+        return kept | ours | self._rules.to_environment()
 
     async def _follow(
         self, process: asyncio.subprocess.Process, order: str, report: Callable[[int], None]

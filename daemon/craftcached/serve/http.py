@@ -355,6 +355,7 @@ def _result(outcome: Warmed | CraftcacheError) -> dict[str, Any]:
         "bytes_fetched": outcome.bytes_fetched,
         "bytes_reused": outcome.bytes_reused,
         "resident_bytes": outcome.resident_bytes,
+        "not_refreshed": list(outcome.not_refreshed),
     }
 
 

@@ -1,8 +1,8 @@
-"""One file, whole and verified, wherever it can be had most cheaply.
+"""A described file, whole and verified, from wherever it can be had most cheaply.
 
-    published before -> in the Hub's tree -> in another model -> at its origin
+    published and current -> in the Hub's tree -> in another model -> at its origin
 
-What is asked for twice at once is obtained once: files are known by their content where the origin
+What is asked for twice at once is acquired once: files are known by their content where the origin
 promises a digest, else by their address. A file that came from its origin stays in staging, and
 huggingface_hub's lock of it stays held, until nobody needs it there any more: its last user
 publishes it before that, or it leaves no trace.
@@ -21,53 +21,34 @@ from craftcache.cache.publish import Verified
 from craftcache.checkpoint.filenames import is_checkpoint
 from craftcache.digests import HashedFile
 from craftcache.errors import CraftcacheError
-from craftcache.wire import Progress
+from craftcache.sources import HubSource
 from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
 
+from .description import VerifiedFiles
 from .hub_lock import PATIENCE_SECONDS, HubLock
+from .progress import SourceProgress
 from .stalls import StallDetector
+from .tasks import all_results
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from craftcache.cache.manifest import FileRecord
     from craftcache.digests import Promise
-    from craftcache.origins.hub import HubFile
-    from craftcache.sources import HubSource, RemoteSource, UrlSource
-    from craftcache.wire import State
-    from craftcached.fetch import Fetcher, RemoteFile
+    from craftcache.sources import RemoteSource
+    from craftcache.wire import Progress
+    from craftcached.fetch import Fetcher
     from craftcached.inspect import Inspector
     from craftcached.store.store import Store
 
-    from .origins import HubOrigin, UrlOrigin
+    from .description import DescribedFile, Description, Wanted
 
-__all__ = ["FileAcquirer", "Teller"]
-
-
-@dataclass(frozen=True, slots=True)
-class Teller:
-    """Whose work is done, and who hears of it."""
-
-    source: HubSource | UrlSource
-    report: Callable[[Progress], None]
-
-    def tell(self, file: str | None, done: int, total: int | None, state: State) -> None:
-        """Report how far it has come."""
-        self.report(Progress(self.source.shown, file, done, total, state))
-
-    def telling(self, listener: Callable[[Progress], None]) -> Teller:
-        """Likewise, with somebody more who hears of it."""
-
-        def report(progress: Progress) -> None:
-            listener(progress)
-            self.report(progress)
-
-        return replace(self, report=report)
+__all__ = ["FileAcquirer"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Obtained:
+class _HeldFile:
     """A verified file, and the lock that keeps others from fetching it before it is published.
 
     The file is held open, and so is in use: the model that has it now is not evicted meanwhile.
@@ -78,7 +59,7 @@ class _Obtained:
     lock: HubLock | None = None
 
     @classmethod
-    def hold(cls, file: Verified, lock: HubLock | None = None) -> _Obtained:
+    def hold(cls, file: Verified, lock: HubLock | None = None) -> _HeldFile:
         return cls(file, os.open(file.path, os.O_RDONLY | os.O_CLOEXEC), lock)
 
     def waiting_for(self, reception: StallDetector) -> contextlib.AbstractContextManager[None]:
@@ -87,34 +68,42 @@ class _Obtained:
 
 
 class FileAcquirer:
-    """Obtains files, each once for all who want it.
+    """Acquires files, each once for all who want it; one instance a daemon.
+
+    The mutable state, all of it changed on the event loop between awaits, so that none needs a
+    lock:
+
+    - the files that are being acquired or are held, by DescribedFile.key;
+    - the checkpoints that are being inspected, by sha256;
+    - how many requests wait for each source at this moment;
+    - the fetch engine's keys of the files that are being fetched, by source.
+
+    Lock order: huggingface_hub's lock of a blob, then the engine's turn for its key, then, with the
+    first still held, the store's thread that publishes. A request takes the locks of its several
+    blobs in no order. That cannot deadlock: requests of this daemon for one blob share one lock,
+    unmodified programs hold one at a time, and a worker that fetches for itself waits only seconds
+    for each of its several; whoever holds one without progress is passed by.
 
     Args:
-        store: Where it may be, and what keeps the indexes.
-        hub: The Hub.
-        urls: Everything else.
+        store: Where a file may be already, and what keeps the indexes.
         fetcher: Brings bytes into staging, verified.
         inspector: Says whether a checkpoint is safe, and what it holds.
-        lock_patience: See HubLock.
+        lock_patience: See HubLock; seconds.
     """
 
     def __init__(
         self,
         *,
         store: Store,
-        hub: HubOrigin,
-        urls: UrlOrigin,
         fetcher: Fetcher,
         inspector: Inspector,
         lock_patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._store = store
-        self._hub = hub
-        self._urls = urls
         self._fetcher = fetcher
         self._inspector = inspector
         self._lock_patience = lock_patience
-        self._flights: SingleFlight[_Obtained, Progress] = SingleFlight(release=self._release)
+        self._flights: SingleFlight[_HeldFile, Progress] = SingleFlight(release=self._release)
         self._inspections: SingleFlight[None, Progress] = SingleFlight()
         self._waiters: Counter[RemoteSource] = Counter()
         self._fetching: defaultdict[RemoteSource, set[str]] = defaultdict(set)
@@ -132,245 +121,211 @@ class FileAcquirer:
             if not self._waiters[source]:
                 del self._waiters[source]
 
-    @contextlib.asynccontextmanager
-    async def hub_file(
-        self,
-        source: HubSource,
-        file: HubFile,
-        report: Callable[[Progress], None],
-        *,
-        reception: StallDetector,
-        inspected: bool,
-    ) -> AsyncIterator[Verified]:
-        """Hold a file of a repository; it is where it is said to be until the context ends.
+    async def at_hand(
+        self, wanted: Wanted, commit: str, progress: SourceProgress, *, inspected: bool
+    ) -> VerifiedFiles | None:
+        """The files of a commit if all of them are in the cache, with nobody asked.
 
         Args:
-            source: The repository.
-            file: As the Hub describes it.
-            report: Called with progress.
-            reception: Of the request that it is for: all of its files are published as one.
+            wanted: The source and its files.
+            commit: The commit; empty for a source that has none, of which nothing is known so.
+            progress: Told of the work.
             inspected: Whether a checkpoint must be safe to load, and is given its index.
 
         Raises:
-            CraftcacheError: It cannot be had, is not what was promised, or is unsafe to load.
+            UnsafeCheckpoint, NotACheckpoint: One of them must not be loaded.
         """
-
-        async def work(tell: Callable[[Progress], None]) -> _Obtained:
-            return await self._obtain_hub(Teller(source, tell), source, file)
-
-        def report_mine(progress: Progress) -> None:  # another repository may have begun the work
-            mine = replace(progress, source=source.shown, file=file.filename)
-            reception.heard(mine)
-            report(mine)
-
-        async with self._flights.join(file.etag, work, report_mine) as obtained:
-            with obtained.waiting_for(reception):
-                if inspected:
-                    await self._inspect(Teller(source, report), file.filename, obtained.file)
-                yield obtained.file
+        source = wanted.source
+        if not isinstance(source, HubSource) or not commit:
+            return None
+        files: Mapping[str, tuple[Verified, Promise]] | None = None
+        # The commit is published under another of the repository's revisions: it stays as it is.
+        if source.is_pinned and (
+            known := await self._store.published_elsewhere(source, wanted.filenames)
+        ):
+            files = {
+                record.filename: (self._store.as_verified(record), record.promise)
+                for record in known.files
+            }
+        # A blob's name is its digest, so that a snapshot of huggingface_hub's can be verified
+        # whole. If one file is missing or wrong, the Hub is asked about all of them.
+        else:
+            progress.tell(None, 0, None, "verifying")
+            files = await self._store.adopt_snapshot(source, commit, wanted.filenames)
+        if files is None:
+            return None
+        for filename, (verified, _) in files.items() if inspected else ():
+            await self._inspect(progress, filename, verified)
+        return VerifiedFiles(source, files, commit)
 
     @contextlib.asynccontextmanager
-    async def url_file(
-        self,
-        source: UrlSource,
-        filename: str,
-        report: Callable[[Progress], None],
-        *,
-        refresh: bool,
-        inspected: bool,
-    ) -> AsyncIterator[Verified]:
-        """Hold a file of a URL; see hub_file.
+    async def hold(
+        self, description: Description, progress: SourceProgress, *, inspected: bool
+    ) -> AsyncIterator[VerifiedFiles]:
+        """Acquire all files of a description; they are where they are said to be until the end.
 
         Args:
-            source: The URL.
-            filename: Which of its files.
-            report: Called with progress.
-            refresh: Whether to ask if the file is still the one that is published.
-            inspected: As for hub_file.
-        """
-
-        async def work(tell: Callable[[Progress], None]) -> _Obtained:
-            return await self._obtain_url(Teller(source, tell), source, filename)
-
-        teller = Teller(source, report)
-        if not refresh and (known := await self._known(source, filename)):
-            held = _Obtained.hold(known)
-            try:
-                if inspected:
-                    await self._inspect(teller, filename, known)
-                yield known
-            finally:
-                await self._release(held)
-            return
-        # Whoever finds nothing published asks as a refresh does, so that all can wait for one.
-        key = (source.file_url(filename), source.file_digest(filename))
-        async with self._flights.join(key, work, report) as obtained:
-            if inspected:
-                await self._inspect(teller, filename, obtained.file)
-            yield obtained.file
-
-    async def hub_snapshot(
-        self,
-        teller: Teller,
-        source: HubSource,
-        commit: str,
-        filenames: Iterable[str],
-        *,
-        inspected: bool,
-    ) -> dict[str, tuple[Verified, Promise]] | None:
-        """The files of a commit if all of them are in the Hub's tree, with nobody asked.
+            description: The files, which are published as one.
+            progress: Told how far each file has come.
+            inspected: As for at_hand.
 
         Raises:
-            CraftcacheError: One of them is unsafe to load.
+            CraftcacheError: One of them cannot be had, is not what was promised, or is unsafe to
+                load. The others are let go.
         """
-        teller.tell(None, 0, None, "verifying")
-        files = await self._store.adopt_snapshot(source, commit, filenames)
-        for filename, (verified, _) in (files or {}).items() if inspected else ():
-            await self._inspect(teller, filename, verified)
-        return files
+        reception = StallDetector()
+        heard = progress.heard_by(reception.heard)
+        async with contextlib.AsyncExitStack() as held:
+            verified = await all_results(
+                held.enter_async_context(
+                    self._hold_file(file, heard, reception, inspected=inspected)
+                )
+                for file in description.files
+            )
+            files = {
+                file.filename: (each, file.promise)
+                for file, each in zip(description.files, verified, strict=True)
+            }
+            yield VerifiedFiles(description.source, files, description.commit, description.is_named)
 
-    async def inspect(
-        self, source: HubSource | UrlSource, record: FileRecord, report: Callable[[Progress], None]
-    ) -> None:
+    async def inspect(self, record: FileRecord, progress: SourceProgress) -> None:
         """See that a published file was inspected, whoever published it.
 
         Raises:
             UnsafeCheckpoint, NotACheckpoint: It must not be served.
         """
-        await self._inspect(
-            Teller(source, report), record.filename, self._store.as_verified(record)
-        )
+        await self._inspect(progress, record.filename, self._store.as_verified(record))
 
-    async def _obtain_hub(self, teller: Teller, source: HubSource, file: HubFile) -> _Obtained:
-        present = await self._present(teller, source, file)
-        if present is not None:
-            return _Obtained.hold(present)
-        tree = self._store.cache.hub_tree(source.repo_id)
-        lock = HubLock(tree, file.etag, patience=self._lock_patience)
+    @contextlib.asynccontextmanager
+    async def _hold_file(
+        self,
+        file: DescribedFile,
+        progress: SourceProgress,
+        reception: StallDetector,
+        *,
+        inspected: bool,
+    ) -> AsyncIterator[Verified]:
+        """Hold one file of a request; ``reception`` is of all files of that request."""
+        async with contextlib.AsyncExitStack() as stack:
+            if current := await self._current(file):
+                # Beside the flights: a load that has what was published never waits for the
+                # download of a newer version of it, which may be under way for a warm.
+                held = _HeldFile.hold(current)
+                stack.push_async_callback(self._release, held)
+            else:
+                held = await stack.enter_async_context(self._acquired(file, progress))
+            with held.waiting_for(reception):
+                if inspected:
+                    await self._inspect(progress, file.filename, held.file)
+                yield held.file
+
+    def _acquired(
+        self, file: DescribedFile, progress: SourceProgress
+    ) -> contextlib.AbstractAsyncContextManager[_HeldFile]:
+        async def work(tell: Callable[[Progress], None]) -> _HeldFile:
+            return await self._acquire(file, SourceProgress(progress.source, tell))
+
+        return self._flights.join(file.key, work, progress.relay(file.filename))
+
+    async def _current(self, file: DescribedFile) -> Verified | None:
+        """The file as it is published, where the source still stands for the same bytes."""
+        record = file.current
+        if record is None:
+            return None
+        if self._store.cache.is_intact(record):
+            return self._store.as_verified(record)
+        # Touched since it was verified. One in huggingface_hub's tree is adopted like any other
+        # there: that also takes it from whoever else might write to it.
+        return None if file.blob else await self._store.verify(record)
+
+    async def _acquire(self, file: DescribedFile, progress: SourceProgress) -> _HeldFile:
+        """Find the file in the cache, or fetch it."""
+        if file.blob:
+            progress.tell(file.filename, 0, file.promise.size, "verifying")
+        if present := await self._adopted(file) or await self._linked(file):
+            return _HeldFile.hold(present)
+        if file.blob is None:
+            return _HeldFile.hold(await self._fetch(file, progress))
+        tree = self._store.cache.hub_tree(file.blob.source.repo_id)
+        lock = HubLock(tree, file.blob.etag, patience=self._lock_patience)
         try:
-            if await lock.acquire():
-                present = await self._store.adopt(source, file.etag, file.promise)
+            # Another program may have been faster while we waited for its lock; what it left is
+            # believed only if it is right.
+            was_brought = await lock.acquire()
+            present = await self._adopted(file) if was_brought else None
             if present is None:
-                remote, own = self._hub.remote_file(source, file), StallDetector()
-                telling = teller.telling(own.heard)
+                own = StallDetector()
                 with lock.waiting_for(own):
-                    present = await self._fetch(telling, remote, file.filename, etag=file.etag)
-            return _Obtained.hold(present, lock)
+                    present = await self._fetch(file, progress.heard_by(own.heard))
+            return _HeldFile.hold(present, lock)
         except BaseException:
             lock.release()
             raise
 
-    async def _obtain_url(self, teller: Teller, source: UrlSource, filename: str) -> _Obtained:
-        remote = self._urls.remote_file(source, filename)
-        present = await self._unchanged(source, filename, remote.promise)
-        if present is None:
-            present = await self._fetch(teller, remote, filename, etag=None)
-        return _Obtained.hold(present)
+    async def _adopted(self, file: DescribedFile) -> Verified | None:
+        """The file as somebody else put it into huggingface_hub's tree, hashed."""
+        if file.blob is None:
+            return None
+        return await self._store.adopt(file.blob.source, file.blob.etag, file.promise)
 
-    async def _present(self, teller: Teller, source: HubSource, file: HubFile) -> Verified | None:
-        """The file as it is in the cache already: verified by us, in the Hub's tree, elsewhere."""
-        record = self._published(source, file.filename)
-        if record is not None and record.etag == file.etag and self._store.cache.is_intact(record):
-            return self._store.as_verified(record)
-        teller.tell(file.filename, 0, file.promise.size, "verifying")
-        adopted = await self._store.adopt(source, file.etag, file.promise)
+    async def _linked(self, file: DescribedFile) -> Verified | None:
+        """The same bytes as another model has them, under a name of our own in staging."""
         digest = file.promise.digest
-        if adopted is not None or digest is None or digest.algorithm != "sha256":
-            return adopted
-        return await self._linked(digest.hex, file.etag)
-
-    async def _known(self, source: UrlSource, filename: str) -> Verified | None:
-        """The file as it was published before; it must be what the URL says by itself."""
-        record = self._published(source, filename)
-        digest = source.file_digest(filename)
-        if record is None or (digest is not None and not record.sha256.startswith(digest.hex)):
+        if digest is None or digest.algorithm != "sha256":
             return None
-        return await self._store.verify(record)
+        found = await self._store.find(digest.hex, self._store.cache.staging)
+        return found and replace(found, etag=file.blob.etag if file.blob else None)
 
-    async def _unchanged(
-        self, source: UrlSource, filename: str, promise: Promise
-    ) -> Verified | None:
-        """The file as it was published before, where it is still what the URL stands for."""
-        if promise.digest is not None and promise.digest.algorithm == "sha256":
-            return await self._linked(promise.digest.hex, None)
-        record = self._published(source, filename)
-        if record is None:
-            return None
-        etag = await self._urls.etag(source, filename)
-        if etag is None or etag != record.etag:
-            return None
-        return await self._store.verify(record)
+    async def _fetch(self, file: DescribedFile, progress: SourceProgress) -> Verified:
+        """Bring the file from its origin into staging."""
 
-    def _published(self, source: RemoteSource, filename: str) -> FileRecord | None:
-        manifest = self._store.manifest(source)
-        records = manifest.select(source, [filename]) if manifest else None
-        return records[0] if records else None
-
-    async def _linked(self, sha256: str, etag: str | None) -> Verified | None:
-        """The same bytes as another model has them."""
-        found = await self._store.find(sha256, self._store.cache.staging)
-        return found and replace(found, etag=etag)
-
-    async def _fetch(
-        self,
-        teller: Teller,
-        remote: RemoteFile,
-        filename: str,
-        *,
-        etag: str | None,
-    ) -> Verified:
         def report(done: int, total: int | None) -> None:
-            teller.tell(filename, done, total, "fetching")
+            progress.tell(file.filename, done, total, "fetching")
 
-        report(0, remote.promise.size)
-        is_urgent = self._waiters[teller.source] > 0
-        self._fetching[teller.source].add(remote.key)
+        report(0, file.promise.size)
+        is_urgent = self._waiters[progress.source] > 0
+        self._fetching[progress.source].add(file.remote.key)
         try:
             fetched = await self._fetcher.fetch(
-                remote,
+                file.remote,
                 priority=Priority.WAITED_FOR if is_urgent else Priority.BACKGROUND,
                 report=report,
             )
         finally:
-            self._fetching[teller.source].discard(remote.key)
-            if not self._fetching[teller.source]:
-                del self._fetching[teller.source]
+            self._fetching[progress.source].discard(file.remote.key)
+            if not self._fetching[progress.source]:
+                del self._fetching[progress.source]
         return Verified(
             HashedFile(fetched.path, fetched.digests, fetched.stamp),
-            etag or fetched.etag,
+            file.blob.etag if file.blob else fetched.etag,
             fetched.bytes_fetched,
             fetched.bytes_reused,
         )
 
-    async def _inspect(self, teller: Teller, filename: str, file: Verified) -> None:
+    async def _inspect(self, progress: SourceProgress, filename: str, file: Verified) -> None:
         """Refuse what cannot be loaded safely; write the index of what can.
 
         Content that several wait for is looked into once.
         """
-        sha256 = file.digests.sha256
+        sha256, size = file.digests.sha256, file.digests.size
 
         async def work(tell: Callable[[Progress], None]) -> None:
-            Teller(teller.source, tell).tell(
-                filename, file.digests.size, file.digests.size, "inspecting"
-            )
-            index = await self._inspector.inspect(file.path, source=teller.source.shown)
+            SourceProgress(progress.source, tell).tell(filename, size, size, "inspecting")
+            index = await self._inspector.inspect(file.path, source=progress.source.shown)
             await self._store.write_index(sha256, index)
-
-        def report_mine(progress: Progress) -> None:
-            teller.report(replace(progress, source=teller.source.shown, file=filename))
 
         try:
             if is_checkpoint(filename) and not await self._store.has_index(sha256):
-                async with self._inspections.join(sha256, work, report_mine):
+                async with self._inspections.join(sha256, work, progress.relay(filename)):
                     pass
         except CraftcacheError as error:  # of work that others, too, may have waited for
-            raise error.about(teller.source.shown) from error
+            raise error.about(progress.source.shown) from error
 
-    async def _release(self, obtained: _Obtained) -> None:
+    async def _release(self, held: _HeldFile) -> None:
         try:
-            await self._store.discard(obtained.file)
+            await self._store.discard(held.file)
         finally:
             # The last descriptor of a file without a name gives its bytes back, which takes time.
-            await asyncio.shield(asyncio.to_thread(os.close, obtained.descriptor))
-            if obtained.lock is not None:
-                obtained.lock.release()
+            await asyncio.shield(asyncio.to_thread(os.close, held.descriptor))
+            if held.lock is not None:
+                held.lock.release()

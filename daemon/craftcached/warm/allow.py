@@ -1,4 +1,4 @@
-"""Which sources a node may fetch: the patterns of the setting ``allow``.
+"""Which sources a node may fetch: the patterns of the settings ``allow`` and ``deny``.
 
 In a pattern ``*`` stands for any characters and ``?`` for one; nothing else is special. What a
 source consists of is matched apart, so that no wildcard reaches from one part into the next:
@@ -8,11 +8,15 @@ source consists of is matched apart, so that no wildcard reaches from one part i
   crosses slashes, and a pattern without a path allows all of the host. Queries do not count.
 - Anything else allows Hub ids: ``org/name`` at every revision, ``org/name@revision`` at those. A
   ``*`` in the id does not cross its slash.
+
+What is denied is denied in every spelling that a server takes for the same: a Hub id in capitals,
+a path with percent-encoded letters or steps upwards in it.
 """
 
 from __future__ import annotations
 
 import re
+from posixpath import normpath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -21,7 +25,7 @@ from craftcache.sources import HubSource, UrlSource
 if TYPE_CHECKING:
     from craftcache.sources import RemoteSource
 
-__all__ = ["is_allowed"]
+__all__ = ["is_allowed", "is_denied"]
 
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
@@ -39,6 +43,23 @@ def is_allowed(source: RemoteSource, pattern: str) -> bool:
                 not at or _matches(revision, revision_pattern)
             )
     return False
+
+
+def is_denied(source: RemoteSource, pattern: str) -> bool:
+    """Whether ``pattern`` forbids to fetch ``source``."""
+    match source:
+        case UrlSource(url) if "://" in pattern:
+            parts = urlsplit(url)
+            path = normpath(unquote(parts.path).replace("\\", "/"))
+            path += "/" if parts.path.endswith("/") and path != "/" else ""
+            host = f"{parts.hostname or ''}".rstrip(".") + (f":{parts.port}" if parts.port else "")
+            plain = parts._replace(netloc=host, path=path.replace("//", "/"), query="")
+            return is_allowed(source, pattern) or _is_url_allowed(plain.geturl(), pattern)
+        case HubSource(repo_id, revision) if "://" not in pattern:
+            lowered = HubSource(repo_id.lower(), revision)
+            repo_pattern, at, revision_pattern = pattern.partition("@")
+            return is_allowed(lowered, f"{repo_pattern.lower()}{at}{revision_pattern}")
+    return pattern == "*"
 
 
 def _is_url_allowed(url: str, pattern: str) -> bool:

@@ -1,10 +1,16 @@
-"""huggingface_hub's lock of a blob, held until the blob is published and only while that nears.
+"""huggingface_hub's lock of a blob, held until the blob is published, and only while that nears.
 
-Unmodified programs that want the same blob wait for this lock and then find the blob; without it
-they would download it a second time. A blob that has come waits for the rest of its request, which
-is published as one; meanwhile its lock stands for them all. They wait without limit, so a download
-of ours that stalls must let go, and a request that stalls of all that it holds; and so must nobody
-of theirs make us wait for ever: correctness never rests on the lock, see HubTree.publish_blob.
+Unmodified programs that want the same blob wait for this lock, without limit, and then find the
+blob; without it they would download it a second time. A file that has come waits for the rest of
+its request, with which it is published as one; meanwhile its lock stands for all of them. So a
+download that stalls lets go of its lock, and a request that stalls lets go of all that it holds.
+
+The other way round, a program of theirs that holds the lock and makes no progress is passed by
+after some patience. That is safe, because correctness never rests on the lock: publishing neither
+overwrites a right blob nor trusts a wrong one, see HubTree.publish_blob.
+
+Lock order: this lock is taken before the fetch engine's turn for a file and before the store's
+publishing thread, and is held across both; see Obtainer for several at once.
 """
 
 from __future__ import annotations
@@ -72,13 +78,15 @@ class HubLock:
         """
         await asyncio.to_thread(make_directory, self._path.parent)
         loop = asyncio.get_running_loop()
-        seen, since = -1, loop.time()
+        seen, since = -1, loop.time()  # bytes that the holder has, and since when it has them
         while not await self._try_acquire(TRY_SECONDS):
+            # Whoever holds the lock may have published already, and be busy with another step.
             if self._blob.exists():
                 return True
             grown = await asyncio.to_thread(self._others_bytes)
             if grown > seen:
                 seen, since = grown, loop.time()
+            # Stopped, or a stale lock of a network file system: we go on without the lock.
             elif loop.time() - since > self._patience:
                 return False
         self._watch = asyncio.create_task(self._keep_while_progressing())
@@ -109,6 +117,7 @@ class HubLock:
             await asyncio.sleep(self._patience)
             if self._has_stalled(before):
                 self._lock.release()
+            # Bytes come again. Whoever has taken the lock meanwhile keeps it.
             elif not self.is_held:
                 await self._try_acquire(0)
 

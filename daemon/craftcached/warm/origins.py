@@ -1,42 +1,92 @@
-"""Where bytes come from: what the Hub or a URL says of a file before it is fetched."""
+"""Where bytes come from: what an origin says of a source's files before they are fetched.
+
+    Origin        the protocol: describe files, list them, say what people are shown
+    HubOrigin     a repository at the Hub
+    UrlOrigin     a URL at any web server
+    Origins       which of them a source has; another kind of origin is added there
+
+An origin opens no ranges itself: each file that it describes carries the address, credentials and
+promise with which the fetch engine opens them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
-
-import aiohttp
-from yarl import URL
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from craftcache.digests import Promise
-from craftcache.errors import Unavailable
+from craftcache.errors import NotFound, Unavailable
+from craftcache.network.locations import MAX_REDIRECTS, REDIRECTS, redirect_target
+from craftcache.network.token import authorization
+from craftcache.origins import hub as hub_api
 from craftcache.origins.etags import strong_etag
-from craftcache.origins.hub import HubFile, describe, list_files
-from craftcache.sources import shown_url
+from craftcache.sources import HubSource, UrlSource, shown_url
 from craftcached.fetch import RemoteFile
-from craftcached.fetch.transfer import redirect_target
+from craftcached.fetch.faults import Fault
+from craftcached.fetch.network import Network
+from craftcached.fetch.settings import USER_AGENT
+from craftcached.fetch.transfer import location_of
+
+from .description import DescribedFile, Description, HubBlob
+from .tasks import all_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from craftcache.cache.manifest import Manifest
+    from craftcache.origins.hub import HubFile
     from craftcache.origins.policy import UrlPolicy
-    from craftcache.sources import HubSource, UrlSource
 
-__all__ = ["HubOrigin", "UrlOrigin"]
+    from .description import FetchedSource
+
+__all__ = ["Origin", "Hub", "HubOrigin", "UrlOrigin", "Origins"]
 
 T = TypeVar("T")
 
-MAX_REDIRECTS = 10
 HEAD_SECONDS = 15.0
 
 ASKED_AT_ONCE = 16
 """Threads that wait for the Hub; a silent one keeps each for as long as its timeout."""
 
 
-class HubOrigin:
+class Origin(Protocol):
+    """One source where it comes from."""
+
+    async def describe(
+        self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
+    ) -> Description:
+        """Say what files of the source are now, or are at the revision that is published.
+
+        Args:
+            filenames: Their names; one at least.
+            known: What is published of the source.
+            refresh: Whether the newest revision is wanted. Then the other files of ``known`` are
+                described too, as far as the source still has them: a revision replaces another
+                whole. Otherwise the published revision is wanted, where there is one.
+
+        Raises:
+            NotFound, AccessDenied, PolicyDenied, Unavailable, Offline: Each names the source.
+        """
+        ...
+
+    async def filenames(self) -> tuple[str, ...]:
+        """The names of all files that the source has at its revision.
+
+        Raises:
+            CraftcacheError: As for describe.
+        """
+        ...
+
+    def shown(self, commit: str, /) -> str:
+        """The address that the files of a commit have in common, as shown to people."""
+        ...
+
+
+class Hub:
     """The Hugging Face Hub, asked through huggingface_hub; close it after its last use.
 
     Args:
@@ -53,116 +103,225 @@ class HubOrigin:
         self._threads = ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="hub")
 
     def close(self) -> None:
-        """Ask nothing more; whoever still waits is not waited for."""
+        """Take no more questions; requests that still wait for an answer are abandoned."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def headers(self, source: HubSource) -> dict[str, str]:
+        """Credentials for requests to its own address.
+
+        Raises:
+            AccessDenied: No header can carry the token; see craftcache.network.token.
+        """
+        return authorization(self._token, source=source.shown)
+
+    async def describe(self, source: HubSource, filename: str, revision: str) -> HubFile:
+        """See craftcache.origins.hub.describe."""
+        return await self._ask(partial(hub_api.describe, source, filename, revision=revision))
+
+    async def filenames(self, source: HubSource) -> tuple[str, ...]:
+        """See craftcache.origins.hub.list_files."""
+        return await self._ask(partial(hub_api.list_files, source))
+
+    async def _ask(self, ask: Callable[..., T]) -> T:
+        question = partial(ask, endpoint=self.endpoint, token=self._token, timeout=self._timeout)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, question)
+
+
+class HubOrigin:
+    """A repository at the Hub; an Origin.
+
+    Args:
+        source: The repository.
+        hub: The Hub.
+    """
+
+    def __init__(self, source: HubSource, hub: Hub) -> None:
+        self._source = source
+        self._hub = hub
+
     async def describe(
-        self, source: HubSource, filenames: Sequence[str], revision: str
+        self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
+    ) -> Description:
+        """See Origin.describe. Only the first question names the revision, the others its commit.
+
+        So all files are of one commit, even if the revision moves between two answers.
+        """
+        source = self._source
+        revision = source.revision if refresh or known is None else known.revision
+        first = await self._hub.describe(source, filenames[0], revision)
+        rest = await all_results(
+            self._hub.describe(source, name, first.commit) for name in filenames[1:]
+        )
+        found = [first, *rest]
+        if known is not None and refresh:
+            found += await self._describe_others(known, filenames, first.commit)
+        return Description(
+            source,
+            tuple(self._described(file, known) for file in found),
+            first.commit,
+            # Of a commit known from earlier huggingface_hub may have moved the ref on since.
+            is_named=revision == source.revision,
+        )
+
+    async def filenames(self) -> tuple[str, ...]:
+        """See Origin.filenames."""
+        return await self._hub.filenames(self._source)
+
+    def shown(self, commit: str) -> str:
+        """See Origin.shown."""
+        return f"{self._hub.endpoint}/{self._source.repo_id}/resolve/{commit}"
+
+    async def _describe_others(
+        self, known: Manifest, filenames: Sequence[str], commit: str
     ) -> list[HubFile]:
-        """All ``filenames`` at one commit: the first is asked for by ``revision``.
+        """The files that were asked for earlier, as far as the new commit still has them."""
+        found = []
+        for record in known.files:
+            if record.filename not in filenames:
+                with contextlib.suppress(NotFound):
+                    found.append(await self._hub.describe(self._source, record.filename, commit))
+        return found
 
-        Raises:
-            CraftcacheError: See craftcache.origins.hub.describe.
-        """
-        first = await self._describe(source, filenames[0], revision)
-        rest = await asyncio.gather(
-            *(self._describe(source, filename, first.commit) for filename in filenames[1:])
+    def _described(self, file: HubFile, known: Manifest | None) -> DescribedFile:
+        record = known.file(file.filename) if known else None
+        remote = RemoteFile(
+            source=self._source.shown,
+            url=file.url,
+            promise=file.promise,
+            key=file.etag,
+            headers=self._hub.headers(self._source),
         )
-        return [first, *rest]
-
-    async def files(self, source: HubSource) -> tuple[str, ...]:
-        """The names of all files that a repository has.
-
-        Raises:
-            CraftcacheError: See craftcache.origins.hub.list_files.
-        """
-        return await self._ask(
-            partial(
-                list_files,
-                source,
-                endpoint=self.endpoint,
-                token=self._token,
-                timeout=self._timeout,
-            )
+        return DescribedFile(
+            file.filename,
+            remote,
+            HubBlob(self._source, file.etag),
+            record if record and record.etag == file.etag else None,
         )
-
-    def remote_file(self, source: HubSource, file: HubFile) -> RemoteFile:
-        """The file as the fetch engine takes it."""
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        return RemoteFile(
-            source=source.shown, url=file.url, promise=file.promise, key=file.etag, headers=headers
-        )
-
-    def shown(self, source: HubSource, commit: str) -> str:
-        """Where the files of a commit come from, as shown to people."""
-        return f"{self.endpoint}/{source.repo_id}/resolve/{commit}"
-
-    async def _describe(self, source: HubSource, filename: str, revision: str) -> HubFile:
-        return await self._ask(
-            partial(
-                describe,
-                source,
-                filename,
-                revision=revision,
-                endpoint=self.endpoint,
-                token=self._token,
-                timeout=self._timeout,
-            )
-        )
-
-    async def _ask(self, ask: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
 
 
 class UrlOrigin:
-    """Any ``https://`` server.
+    """A URL at any web server; an Origin.
 
     Args:
+        source: The URL.
         policy: Which addresses may be asked, redirect targets included.
     """
 
-    def __init__(self, policy: UrlPolicy) -> None:
+    def __init__(self, source: UrlSource, policy: UrlPolicy) -> None:
+        self._source = source
         self._policy = policy
 
-    def remote_file(self, source: UrlSource, filename: str) -> RemoteFile:
-        """The file as the fetch engine takes it; its validator comes with its first bytes.
+    async def describe(
+        self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
+    ) -> Description:
+        """See Origin.describe. The server is asked only about what is published already.
+
+        Of other files all that it could say comes with their first bytes.
+        """
+        others = [record.filename for record in known.files] if known and refresh else []
+        names = dict.fromkeys([*filenames, *others])
+        described = await all_results(
+            self._describe(name, known, refresh=refresh) for name in names
+        )
+        return Description(self._source, tuple(described))
+
+    async def filenames(self) -> tuple[str, ...]:
+        """See Origin.filenames. A web server lists nothing.
+
+        Raises:
+            NotFound: Always.
+        """
+        raise NotFound(
+            "a URL does not say which files it has",
+            source=self._source.shown,
+            hint="Name each file that is needed of it",
+        )
+
+    def shown(self, _commit: str, /) -> str:
+        """See Origin.shown; a URL has no commits."""
+        return shown_url(self._source.url)
+
+    async def _describe(
+        self, filename: str, known: Manifest | None, *, refresh: bool
+    ) -> DescribedFile:
+        """Describe one file.
 
         Raises:
             PolicyDenied: Its URL may not be asked.
         """
-        url = source.file_url(filename)
+        url = self._source.file_url(filename)
         self._policy.check_source(url)
-        return RemoteFile(
-            source=source.shown,
+        digest = self._source.file_digest(filename)
+        records = known.select(self._source, [filename]) if known else None
+        record = records[0] if records else None
+        if record is not None and refresh:
+            if digest is not None and digest.algorithm == "sha256":
+                record = None  # looked for by content, whichever source has it: nobody is asked
+            elif record.etag is None or record.etag != await self.etag(filename):
+                record = None  # changed, or the server does not say
+        remote = RemoteFile(
+            source=self._source.shown,
             url=url,
-            promise=Promise(digest=source.file_digest(filename)),
+            promise=Promise(digest=digest),
             key="url" + hashlib.sha256(url.encode()).hexdigest(),
+            public_only=True,
         )
+        return DescribedFile(filename, remote, current=record)
 
-    async def etag(self, source: UrlSource, filename: str) -> str | None:
+    async def etag(self, filename: str) -> str | None:
         """The strong validator that the server gives now, unquoted; None where it gives none.
 
         Raises:
-            PolicyDenied: The URL, or where it redirects to, may not be asked.
+            PolicyDenied: Where it redirects to may not be asked.
             Unavailable: The server does not answer, or leads nowhere.
         """
-        target = URL(source.file_url(filename), encoded=True)  # as the server signed it
-        timeout = aiohttp.ClientTimeout(total=HEAD_SECONDS)
-        try:
-            async with aiohttp.ClientSession(trust_env=True, timeout=timeout) as session:
-                for _ in range(MAX_REDIRECTS):
-                    self._policy.check_url(str(target))
-                    async with session.head(target, allow_redirects=False) as answer:
-                        if answer.status not in (301, 302, 303, 307, 308):
-                            return strong_etag(answer.headers.get("ETag")) if answer.ok else None
-                        location = answer.headers.get("Location")
-                        target = redirect_target(target, location, source=source.shown)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unavailable(
-                f"{shown_url(str(target))} cannot be reached ({type(error).__name__})",
-                source=source.shown,
-                hint="Check the network, or load what is cached",
-            ) from error
-        raise Unavailable(
-            f"more than {MAX_REDIRECTS} redirects", source=source.shown, hint="Check the URL"
+        target, shown = self._source.file_url(filename), self._source.shown
+        network = Network(
+            user_agent=USER_AGENT,
+            connect_seconds=HEAD_SECONDS,
+            answer_seconds=HEAD_SECONDS,
+            may_be_private=self._policy.may_be_private,
         )
+        try:
+            async with network:
+                for _ in range(MAX_REDIRECTS):
+                    self._policy.check_url(target)
+                    answer = await network.request(
+                        "HEAD", target, {}, source=shown, public_only=True
+                    )
+                    answer.release()
+                    if answer.status not in REDIRECTS:
+                        return strong_etag(answer.headers.get("ETag")) if answer.ok else None
+                    target = redirect_target(target, location_of(answer), source=shown)
+        except Fault as fault:
+            raise Unavailable(
+                fault.message,
+                source=shown,
+                hint="Check the network, or load what is cached",
+            ) from None
+        raise Unavailable(
+            f"more than {MAX_REDIRECTS} redirects",
+            source=shown,
+            hint="Check the URL",
+        )
+
+
+class Origins:
+    """The origin of each source: the one place that knows how many kinds there are.
+
+    Args:
+        hub: The Hub.
+        policy: Which addresses of other servers may be asked.
+    """
+
+    def __init__(self, hub: Hub, policy: UrlPolicy) -> None:
+        self._hub = hub
+        self._policy = policy
+
+    def of(self, source: FetchedSource) -> Origin:
+        """Where ``source`` comes from."""
+        match source:
+            case HubSource():
+                return HubOrigin(source, self._hub)
+            case UrlSource():
+                return UrlOrigin(source, self._policy)

@@ -1,52 +1,54 @@
-"""Bringing models into the cache: from a source's name to a published manifest.
+"""Warming a source: one pipeline for whatever origin it has.
 
-    describe (origin) -> obtain all files -> publish -> likewise what it needs
+    wanted files -> described -> admitted -> verified -> published -> dependencies
 
-A source that is asked for twice at once is brought once. Its files stay in staging until all of
-them are verified, so that a request that fails leaves nothing behind. What a model needs is brought
-after it was published, and is verified like any source; but nobody is handed it to load, so it
-is not inspected until somebody asks for it by name.
+Each step is a function from values to values, see description. Which origin a source has is known
+to the first of them alone, and how its files are named in the cache to the one that publishes.
+
+A source that is asked for twice at once is warmed once. Its files stay in staging until all of
+them are verified, so that a request that fails leaves nothing behind. What a model needs is warmed
+after it was published, see dependencies.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
-from craftcache.errors import CraftcacheError, NotFound, PolicyDenied
-from craftcache.sources import (
-    HubSource,
-    UrlSource,
-    shown_url,
-    wanted_files,
-)
+from craftcache.errors import CraftcacheError, Offline, PolicyDenied, Unavailable
+from craftcache.sources import HubSource, UrlSource, shown_url, wanted_files
 from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
 
-from .acquire import Teller
-from .allow import is_allowed
-from .stalls import StallDetector
+from .allow import is_allowed, is_denied
+from .dependencies import MetNeed, warm_needs
+from .description import Wanted
+from .progress import SourceProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Hashable, Sequence
 
     from craftcache.cache.manifest import Manifest
-    from craftcache.cache.publish import Verified
     from craftcache.dependencies import Dependency
-    from craftcache.digests import Promise
-    from craftcache.origins.hub import HubFile
     from craftcache.sources import RemoteSource
     from craftcache.wire import Progress
     from craftcached.store.store import Store
 
     from .acquire import FileAcquirer
-    from .origins import HubOrigin
+    from .description import Description, FetchedSource, VerifiedFiles
+    from .origins import Origins
 
-__all__ = ["Warmer", "Warmed"]
+__all__ = ["Admission", "Warmer", "Warmed"]
 
-T = TypeVar("T")
+log = logging.getLogger("craftcached")
+
+Admission: TypeAlias = "Callable[[Description], contextlib.AbstractAsyncContextManager[object]]"
+"""Makes sure of room for described files before the first byte of them is fetched, and keeps it
+until they are published or given up; raises StorageFull where there can be none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,35 +57,61 @@ class Warmed:
 
     Attributes:
         manifest: All that is published of the source now.
-        bytes_fetched: That came over the network for this request and those it shared it with.
-        bytes_reused: That were in the cache before, in whatever form.
-        resident_bytes: Of the files asked for, that are in memory; None where that was not asked
-            for, or is not known.
+        bytes_fetched: Bytes that came over the network for this request and those it shared.
+        bytes_reused: Bytes that were in the cache before, in whatever form.
+        resident_bytes: Bytes of the files asked for that are in memory; None where that was not
+            asked for, or is not known.
+        superseded: What was published before, where that needed something that is no longer
+            needed.
+        not_refreshed: Names of what it needs that is cached, but whose origin cannot be asked
+            for a newer revision now.
     """
 
     manifest: Manifest
     bytes_fetched: int
     bytes_reused: int
     resident_bytes: int | None = None
+    superseded: Manifest | None = None
+    not_refreshed: tuple[str, ...] = ()
+
+
+def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
+    """Admit whatever is described: the fetch engine checks the disk, one file at a time."""
+    return contextlib.nullcontext()
 
 
 class Warmer:
     """Makes sources present, verified and published; one instance a daemon.
 
+    The mutable state: the warms that are running, by what they are for, and the patterns of
+    sources that may be fetched. Both change on the event loop between awaits. A warm holds no
+    lock itself; those of its files are taken in the order that FileAcquirer states.
+
     Args:
-        store: Where they are published.
-        hub: Describes what is in repositories.
-        obtainer: Brings their files.
+        store: Where sources are published.
+        origins: Where they come from.
+        obtainer: Acquires their files.
         allow: Patterns of sources that this node may fetch.
+        deny: Patterns of those among them that it may not.
+        admission: The step between description and acquisition.
     """
 
     def __init__(
-        self, *, store: Store, hub: HubOrigin, obtainer: FileAcquirer, allow: tuple[str, ...]
+        self,
+        *,
+        store: Store,
+        origins: Origins,
+        obtainer: FileAcquirer,
+        allow: tuple[str, ...],
+        deny: tuple[str, ...] = (),
+        admission: Admission = admit_all,
     ) -> None:
         self._store = store
-        self._hub = hub
+        self._origins = origins
         self._obtainer = obtainer
         self._allow = allow
+        self._deny = deny
+        self._admission = admission
         self._requests: SingleFlight[Warmed, Progress] = SingleFlight()
 
     @property
@@ -95,13 +123,29 @@ class Warmer:
         """How far each of them has come."""
         return self._requests.latest()
 
-    def allow(self, patterns: tuple[str, ...]) -> None:
+    def allow(self, patterns: tuple[str, ...], *, deny: tuple[str, ...] = ()) -> None:
         """Fetch by these patterns from now on; what is under way goes on."""
         self._allow = patterns
+        self._deny = deny
 
-    async def ensure(
+    def check_allowed(self, source: RemoteSource) -> None:
+        """Raise PolicyDenied unless this node may fetch ``source``."""
+        if any(is_denied(source, pattern) for pattern in self._deny):
+            raise PolicyDenied(
+                "this node is told not to fetch it",
+                source=source.shown,
+                hint="The administrator lists what may not be fetched in the setting deny",
+            )
+        if not any(is_allowed(source, pattern) for pattern in self._allow):
+            raise PolicyDenied(
+                "this node does not fetch it",
+                source=source.shown,
+                hint="The administrator lists what may be fetched in the setting allow",
+            )
+
+    async def warm(
         self,
-        source: HubSource | UrlSource,
+        source: FetchedSource,
         filenames: Sequence[str] = (),
         *,
         refresh: bool,
@@ -112,7 +156,7 @@ class Warmer:
 
         Args:
             source: What the user named.
-            filenames: Files of it; none means an export's pair, or a URL's one file.
+            filenames: Names of its files; none means an export's pair, or a URL's one file.
             refresh: Ask the origin whether there is something newer. Without it, what was warmed
                 last is what counts, and the origin is asked only for what is missing.
             priority: Who goes first when connections are scarce.
@@ -122,232 +166,174 @@ class Warmer:
             CraftcacheError: Any of the tree but those of loading.
         """
         names = wanted_files(source, filenames)
-        if not refresh and (manifest := self._store.intact(source, names)):
-            # A worker that had no daemon publishes without an index.
-            for record in manifest.select(source, names) or ():
-                await self._obtainer.inspect(source, record, report)
+        if not refresh and (manifest := await self.recheck(source, names, report)):
             if manifest.needed_only:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
-        key = (source, frozenset(names), refresh)
+        wanted = Wanted(source, names, refresh)
+        with contextlib.ExitStack() as stack:
+            if priority is Priority.WAITED_FOR:
+                stack.enter_context(self._obtainer.waited_for(source))
+            return await self._shared(
+                (source, frozenset(names), refresh),
+                source,
+                lambda progress: self._warm(wanted, progress),
+                report,
+            )
+
+    async def warm_needs(
+        self, manifest: Manifest, *, report: Callable[[Progress], None]
+    ) -> list[MetNeed]:
+        """Make present what a published model needs; see dependencies.warm_needs."""
+        return await warm_needs(manifest, lambda need: self._warm_need(need, report))
+
+    async def recheck(
+        self, source: RemoteSource, names: Sequence[str], report: Callable[[Progress], None]
+    ) -> Manifest | None:
+        """What is published of a source, if all that is wanted of it is in place and inspected.
+
+        Raises:
+            UnsafeCheckpoint, NotACheckpoint: It must not be served.
+        """
+        manifest = self._store.intact(source, names)
+        # A worker that had no daemon publishes without an index, and what another model needs is
+        # published without inspection: it must be safe before anybody is handed it.
+        for record in (manifest.select(source, names) if manifest else None) or ():
+            await self._obtainer.inspect(record, SourceProgress(source, report))
+        return manifest
+
+    async def _warm_need(self, need: Dependency, report: Callable[[Progress], None]) -> MetNeed:
+        """Make present, at its newest revision, what another model needs.
+
+        Raises:
+            CraftcacheError: As for warm; Unavailable and Offline only if it is not cached.
+        """
+        source = need.parsed
+        known = self._store.needed(need)
+        # A URL that is a need carries its hash in its name: nothing newer can stand there.
+        if known is not None and isinstance(source, UrlSource):
+            return MetNeed(known)
+        self.check_allowed(source)
+
+        async def work(progress: SourceProgress) -> Warmed:
+            names = need.filenames
+            # Which files it has decides which of them are needed; the origin alone knows.
+            if not need.is_fixed:
+                names = need.choose(await self._origins.of(source).filenames())
+            wanted = Wanted(source, wanted_files(source, names), refresh=True, as_need=True)
+            return await self._warm(wanted, progress)
+
         try:
-            async with contextlib.AsyncExitStack() as stack:
-                if priority is Priority.WAITED_FOR:
-                    stack.enter_context(self._obtainer.waited_for(source))
-                return await stack.enter_async_context(
-                    self._requests.join(
-                        key, lambda tell: self._bring(Teller(source, tell), names, refresh), report
-                    )
-                )
+            warmed = await self._shared((source, need), source, work, report)
+        except (Unavailable, Offline) as error:
+            # The model can be loaded with what is here. Looked up again: it may be gone by now.
+            known = self._store.needed(need)
+            if known is None:
+                raise
+            return MetNeed(known, not_refreshed=error)
+        return MetNeed(warmed.manifest, warmed.superseded)
+
+    async def _shared(
+        self,
+        key: Hashable,
+        source: FetchedSource,
+        work: Callable[[SourceProgress], Coroutine[object, object, Warmed]],
+        report: Callable[[Progress], None],
+    ) -> Warmed:
+        """Do ``work`` once for all who ask under ``key`` meanwhile; errors name ``source``."""
+
+        async def run(tell: Callable[[Progress], None]) -> Warmed:
+            return await _logged(source, work(SourceProgress(source, tell)))
+
+        try:
+            async with self._requests.join(key, run, report) as warmed:
+                return warmed
         except CraftcacheError as error:  # of work that others, too, may have waited for
             raise error.about(source.shown) from error
 
-    async def ensure_needs(
-        self, manifest: Manifest, *, report: Callable[[Progress], None]
-    ) -> list[Manifest]:
-        """Make present, at its newest revision, what a published model needs.
-
-        All of it is tried.
-
-        Args:
-            manifest: Of the model.
-            report: Called with progress; must not block.
-
-        Returns:
-            What was needed, and what that needs in turn.
-
-        Raises:
-            CraftcacheError: The first failure, as one of the model; it says what is needed and why.
-        """
-        met: dict[Dependency, Manifest] = {}
-        wanted = manifest.needs
-        while wanted := tuple(need for need in wanted if need not in met):
-            outcomes = await _all(self._try_need(need, report) for need in wanted)
-            for need, outcome in zip(wanted, outcomes, strict=True):
-                if isinstance(outcome, CraftcacheError):
-                    raise _for_need(manifest, need, outcome)
-                met[need] = outcome
-            wanted = tuple(need for each in met.values() for need in each.needs)
-        return list(met.values())
-
-    def check_allowed(self, source: RemoteSource) -> None:
-        """Raise PolicyDenied unless this node may fetch ``source``."""
-        if not any(is_allowed(source, pattern) for pattern in self._allow):
-            raise PolicyDenied(
-                "this node does not fetch it",
-                source=source.shown,
-                hint="The administrator lists what may be fetched in the setting allow",
-            )
-
-    async def _try_need(
-        self, need: Dependency, report: Callable[[Progress], None]
-    ) -> Manifest | CraftcacheError:
-        """Make a need present; returns how that failed where it did."""
-        source = need.parsed
-        known = self._store.needed(need)
-        if known is not None and isinstance(source, UrlSource):
-            return known  # its name carries its hash: nothing newer can stand there
-        try:
-            self.check_allowed(source)
-            async with self._requests.join(
-                (source, need), lambda tell: self._bring_need(Teller(source, tell), need), report
-            ) as warmed:
-                return warmed.manifest
-        except CraftcacheError as error:
-            return error.about(source.shown)
-
-    async def _bring_need(self, teller: Teller, need: Dependency) -> Warmed:
-        source, names = teller.source, need.filenames
-        if isinstance(source, HubSource) and not need.is_fixed:
-            names = need.choose(await self._hub.files(source))
-        return await self._bring(teller, wanted_files(source, names), refresh=True, as_need=True)
-
-    async def _bring(
-        self, teller: Teller, names: tuple[str, ...], refresh: bool, *, as_need: bool = False
-    ) -> Warmed:
-        match teller.source:
-            case HubSource() as source:
-                warmed = await self._bring_hub(teller, source, names, refresh, as_need=as_need)
-            case UrlSource() as source:
-                warmed = await self._bring_url(teller, source, names, refresh, as_need=as_need)
-        teller.tell(None, warmed.manifest.size, warmed.manifest.size, "done")
-        return warmed
-
-    async def _bring_hub(
-        self,
-        teller: Teller,
-        source: HubSource,
-        names: tuple[str, ...],
-        refresh: bool,
-        *,
-        as_need: bool,
-    ) -> Warmed:
-        if source.is_pinned and (known := await self._store.published_elsewhere(source, names)):
-            files = {
-                record.filename: (self._store.as_verified(record), record.promise)
-                for record in known.files
-            }
-            return await self._publish_hub(source, known.revision, files, is_named=False)
-        manifest = self._store.manifest(source)
-        inspected = _is_inspected(manifest, as_need=as_need)
-        revision = source.revision
-        if manifest is not None and not refresh:
-            revision = manifest.revision
-        if (source.is_pinned or revision != source.revision) and (
-            present := await self._obtainer.hub_snapshot(
-                teller, source, revision, names, inspected=inspected
-            )
-        ):
-            return await self._publish_hub(source, revision, present, is_named=False)
-        described = await self._hub.describe(source, names, revision)
-        commit = described[0].commit
-        if manifest is not None and refresh:
-            described += await self._describe_others(source, manifest, names, commit)
-        reception = StallDetector()
+    async def _warm(self, wanted: Wanted, progress: SourceProgress) -> Warmed:
+        """The pipeline."""
+        known = self._store.manifest(wanted.source)
+        # What is here for others' sake alone is handed to nobody, and is inspected only when
+        # somebody asks for it by name.
+        inspected = not wanted.as_need or (known is not None and not known.needed_only)
+        commit = _known_commit(wanted, known)
         async with contextlib.AsyncExitStack() as held:
-            obtained = await _all(
-                held.enter_async_context(
-                    self._obtainer.hub_file(
-                        source, file, teller.report, reception=reception, inspected=inspected
-                    )
+            files = await self._obtainer.at_hand(wanted, commit, progress, inspected=inspected)
+            # Something of it is missing, or which commit it is at must be asked.
+            if files is None:
+                description = await self._origins.of(wanted.source).describe(
+                    wanted.filenames, known=known, refresh=wanted.refresh
                 )
-                for file in described
-            )
-            files = {
-                file.filename: (verified, file.promise)
-                for file, verified in zip(described, obtained, strict=True)
-            }
-            teller.tell(None, 0, None, "publishing")
-            is_named = revision == source.revision
-            return await self._publish_hub(
-                source, commit, files, is_named=is_named, as_need=as_need
-            )
-
-    async def _describe_others(
-        self, source: HubSource, manifest: Manifest, names: tuple[str, ...], commit: str
-    ) -> list[HubFile]:
-        """The files that were asked for earlier, as far as the new commit still has them."""
-        described = []
-        for record in manifest.files:
-            if record.filename not in names:
-                with contextlib.suppress(NotFound):
-                    described += await self._hub.describe(source, [record.filename], commit)
-        return described
-
-    async def _publish_hub(
-        self,
-        source: HubSource,
-        commit: str,
-        files: dict[str, tuple[Verified, Promise]],
-        *,
-        is_named: bool,
-        as_need: bool = False,
-    ) -> Warmed:
-        origin = self._hub.shown(source, commit)
-        manifest = await self._store.publish_hub(
-            source, commit, files, origin, is_named=is_named, as_need=as_need
+                await held.enter_async_context(self._admission(description))
+                files = await held.enter_async_context(
+                    self._obtainer.hold(description, progress, inspected=inspected)
+                )
+            progress.tell(None, 0, None, "publishing")
+            # Under the files' locks: whoever waits for one finds the blob published.
+            manifest = await self._publish(files, as_need=wanted.as_need)
+        progress.tell(None, manifest.size, manifest.size, "done")
+        is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
+        return Warmed(
+            manifest,
+            files.bytes_fetched,
+            files.bytes_reused,
+            superseded=known if is_less_needed else None,
         )
-        return _summary(manifest, [verified for verified, _ in files.values()])
 
-    async def _bring_url(
-        self,
-        teller: Teller,
-        source: UrlSource,
-        names: tuple[str, ...],
-        refresh: bool,
-        *,
-        as_need: bool,
-    ) -> Warmed:
-        manifest = self._store.manifest(source)
-        inspected = _is_inspected(manifest, as_need=as_need)
-        if manifest is not None and refresh:
-            names = tuple(dict.fromkeys((*names, *(r.filename for r in manifest.files))))
-        async with contextlib.AsyncExitStack() as held:
-            obtained = await _all(
-                held.enter_async_context(
-                    self._obtainer.url_file(
-                        source, name, teller.report, refresh=refresh, inspected=inspected
-                    )
+    async def _publish(self, files: VerifiedFiles, *, as_need: bool) -> Manifest:
+        """Give verified files their names in the cache; the last of them makes them a model."""
+        match files.source:
+            # In huggingface_hub's tree, where unmodified programs find them as well.
+            case HubSource() as source:
+                return await self._store.publish_hub(
+                    source,
+                    files.commit,
+                    files.files,
+                    self._origins.of(source).shown(files.commit),
+                    is_named=files.is_named,
+                    as_need=as_need,
                 )
-                for name in names
-            )
-            files = {
-                name: (verified, shown_url(source.file_url(name)))
-                for name, verified in zip(names, obtained, strict=True)
-            }
-            teller.tell(None, 0, None, "publishing")
-            published = await self._store.publish_url(source, files, as_need=as_need)
-        return _summary(published, obtained)
+            # By content, for a URL has no place of its own in anybody's cache.
+            case UrlSource() as source:
+                shown = {
+                    name: (verified, shown_url(source.file_url(name)))
+                    for name, (verified, _) in files.files.items()
+                }
+                return await self._store.publish_url(source, shown, as_need=as_need)
 
 
-def _is_inspected(known: Manifest | None, *, as_need: bool) -> bool:
-    """Whether what is brought must be safe to load: all that somebody asked for by name is."""
-    return not as_need or (known is not None and not known.needed_only)
-
-
-def _for_need(manifest: Manifest, need: Dependency, error: CraftcacheError) -> CraftcacheError:
-    """The failure of a need as one of the model, which itself is published."""
-    failure = error.about(manifest.source)
-    failure.message = f"{need.parsed.shown} is missing, {need.why}: {error.message}"
-    failure.hint = ". ".join(filter(None, (error.hint, "Or leave it out with --pair-only")))
-    return failure
-
-
-def _summary(manifest: Manifest, files: Iterable[Verified]) -> Warmed:
-    files = tuple(files)
-    return Warmed(
-        manifest,
-        sum(file.bytes_fetched for file in files),
-        sum(file.bytes_reused for file in files),
-    )
-
-
-async def _all(work: Iterable[Coroutine[object, object, T]]) -> list[T]:
-    """All results in order; the first failure cancels the rest and is raised as it is."""
+async def _logged(source: FetchedSource, work: Coroutine[object, object, Warmed]) -> Warmed:
+    """Do ``work``, and log what became of it: one line, however it ends and whoever waits."""
+    started = time.monotonic()
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(item) for item in work]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+        warmed = await work
+    except CraftcacheError as error:
+        seconds = time.monotonic() - started
+        log.warning(
+            "not warmed %s: %s, %s, %.2f s", source.shown, error.code, error.message, seconds
+        )
+        raise
+    except asyncio.CancelledError:
+        seconds = time.monotonic() - started
+        log.info("not warmed %s: nobody waits for it any more, %.2f s", source.shown, seconds)
+        raise
+    log.info(
+        "warmed %s at %s: %d bytes fetched, %d reused, %.2f s",
+        source.shown,
+        warmed.manifest.revision,
+        warmed.bytes_fetched,
+        warmed.bytes_reused,
+        time.monotonic() - started,
+    )
+    return warmed
+
+
+def _known_commit(wanted: Wanted, known: Manifest | None) -> str:
+    """The commit that is wanted, where that is known with nobody asked; empty otherwise."""
+    if not isinstance(wanted.source, HubSource):
+        return ""
+    if known is not None and not wanted.refresh:
+        return known.revision
+    return wanted.source.revision if wanted.source.is_pinned else ""

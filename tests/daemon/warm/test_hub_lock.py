@@ -16,16 +16,15 @@ from filelock import FileLock, Timeout
 
 from craftcache.cache.directory import CacheDir
 from craftcache.digests import Promise, hash_stamped
-from craftcache.origins.hub import HubFile
-from craftcache.origins.policy import UrlPolicy
 from craftcache.sources import HubSource
 from craftcache.wire import Progress
-from craftcached.fetch import Fetched, Priority
+from craftcached.fetch import Fetched, Priority, RemoteFile
 from craftcached.inspect import Inspector
 from craftcached.store.store import Store
 from craftcached.warm.acquire import FileAcquirer
+from craftcached.warm.description import DescribedFile, Description, HubBlob
 from craftcached.warm.hub_lock import HubLock
-from craftcached.warm.origins import HubOrigin, UrlOrigin
+from craftcached.warm.progress import SourceProgress
 from craftcached.warm.stalls import StallDetector
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
 from tests.support.hub import Gate, Stall
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from craftcached.fetch import RemoteFile
     from tests.support.hub import Repo, TestHub
 
 LIBRARY = """
@@ -208,30 +206,29 @@ class Trickle:
 async def test_a_file_that_is_whole_is_kept_for_the_other_while_that_comes(base: Path) -> None:
     cache = CacheDir(base)
     cache.create()
-    trickle, source, reception = Trickle(cache.staging), HubSource("org/model"), StallDetector()
-    files = [
-        HubFile(name, "c" * 40, etag * 64, Promise(size=5), f"http://hub/{name}")
+    trickle, source = Trickle(cache.staging), HubSource("org/model")
+    files = tuple(
+        DescribedFile(
+            name,
+            RemoteFile(source.shown, f"http://hub/{name}", Promise(size=5), etag * 64),
+            HubBlob(source, etag * 64),
+        )
         for name, etag in (("compression_state_dict.bin", "a"), ("state_dict.bin", "b"))
-    ]
+    )
     theirs = FileLock(cache.hub_tree("org/model").lock_path("a" * 64), timeout=0)
-    hub = HubOrigin(endpoint="http://hub", token=None, timeout=1.0)
     async with Store(cache) as store, Inspector() as inspector, asyncio.TaskGroup() as requests:
         obtainer = FileAcquirer(
-            store=store,
-            hub=hub,
-            urls=UrlOrigin(UrlPolicy(insecure_hosts=frozenset(), hub_endpoint="http://hub")),
-            fetcher=trickle,
-            inspector=inspector,
-            lock_patience=0.0,
+            store=store, fetcher=trickle, inspector=inspector, lock_patience=0.0
         )
 
-        async def obtain(file: HubFile) -> None:
-            async with obtainer.hub_file(
-                source, file, lambda _: None, reception=reception, inspected=False
+        async def obtain() -> None:
+            progress = SourceProgress(source, lambda _: None)
+            async with obtainer.hold(
+                Description(source, files, "c" * 40), progress, inspected=False
             ):
-                await asyncio.Event().wait()
+                raise AssertionError  # the other file never ends
 
-        both = [requests.create_task(obtain(file)) for file in files]
+        request = requests.create_task(obtain())
         await trickle.is_there.wait()
         for _ in range(LOOKS):
             await asyncio.sleep(0)
@@ -243,9 +240,7 @@ async def test_a_file_that_is_whole_is_kept_for_the_other_while_that_comes(base:
             with contextlib.suppress(Timeout):
                 theirs.acquire()
         theirs.release()
-        for task in both:
-            task.cancel()
-    hub.close()
+        request.cancel()
 
 
 async def test_a_cancelled_wait_holds_nothing(base: Path) -> None:

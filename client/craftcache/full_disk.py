@@ -1,0 +1,65 @@
+"""What a full disk lacks: bytes, room for more files, or this user's share of either."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from .errors import StorageFull
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["FULL", "free_bytes", "storage_full"]
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What a write fails with on a disk that is full."""
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that the file system of ``directory`` has left for this user."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def storage_full(
+    directory: Path,
+    needed: int,
+    *,
+    source: str | None = None,
+    error: OSError | None = None,
+) -> StorageFull:
+    """What the user is told of a file system that lets nothing more be written.
+
+    Args:
+        directory: On that file system.
+        needed: Bytes that were to be written.
+        source: As the error names it.
+        error: What a write failed with; None where it was not even tried.
+    """
+    try:
+        status = os.statvfs(directory)
+        free = status.f_bavail * status.f_frsize
+        lacks_inodes = status.f_files > 0 and status.f_favail == 0
+    except OSError:
+        free, lacks_inodes = 0, False
+    missing = max(0, needed - free)
+    hint = "Free some space, or remove a model with craftcache rm"
+    if lacks_inodes:
+        what = "has room for no more files: all its inodes are in use"
+        hint = "Remove files there, however small, or make the file system with more inodes"
+        missing = 0
+    elif missing:
+        what = f"lacks {missing} bytes"
+    elif error is not None and error.errno == errno.EDQUOT:
+        what = "has no more room for this user, whose quota is used up"
+        hint = "Raise the quota of the user that writes there, or remove what it has"
+    elif error is not None:
+        what = f"is full, though it reports {free} bytes free"
+        hint = "Look for a limit on it: a project quota, a reserve, another disk below it"
+    else:
+        what = "is full"
+    return StorageFull(
+        f"the file system of {directory} {what}", missing_bytes=missing, source=source, hint=hint
+    )

@@ -1,0 +1,29 @@
+"""Whose certificates are believed: one answer for all that is asked by TLS."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from functools import lru_cache
+
+__all__ = ["tls_context"]
+
+
+def tls_context() -> ssl.SSLContext:
+    """The context of every TLS connection to an origin or a proxy; reads files when it is made.
+
+    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace what is believed, as OpenSSL reads them. Without
+    them it is what the machine believes, and what certifi lists: containers often have no
+    certificates of their own.
+    """
+    return _context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@lru_cache(maxsize=4)
+def _context(file: str | None, directory: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if not file and not directory:
+        import certifi  # httpx brings it
+
+        context.load_verify_locations(certifi.where())
+    return context
