@@ -245,6 +245,7 @@ class FileAcquirer:
         present = await self._present(teller, source, file)
         if present is not None:
             return _Obtained.hold(present)
+        await self._store.check_place(source)
         tree = self._store.cache.hub_tree(source.repo_id)
         lock = HubLock(tree, file.etag, patience=self._lock_patience)
         try:
