@@ -145,7 +145,7 @@ class HubTree:
                 self._take_over(path)
             git = promise.digest is not None and promise.digest.algorithm == "git-sha1"
             hashed = hash_stamped(path, git=git)
-        except OSError:
+        except (OSError, RuntimeError):  # links in a circle are the latter to pathlib
             return None
         return hashed if promise.is_kept_by(hashed.digests) else None
 
@@ -196,7 +196,10 @@ class HubTree:
         for filename, etag in etags.items():
             pointer = self.pointer(commit, filename)
             _make_directory(pointer.parent)
-            target = os.path.relpath(self.blob(etag), pointer.parent)
+            blob = self.blob(etag)
+            target = os.path.relpath(blob, pointer.parent)
+            if not (pointer.parent / target).exists():  # snapshots were linked elsewhere by hand
+                target = str(blob)
             self._link_pointer(target, pointer)
             sync_directory(pointer.parent)
 
