@@ -30,6 +30,7 @@ from craftcache.cache.publish import (
     publish_url,
     serve_generation,
 )
+from craftcache.cache.signed_urls import same_file
 from craftcache.digests import Digest, Digests, HashedFile, Promise, hash_stamped
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.full_disk import FULL, storage_full
@@ -154,12 +155,19 @@ class Store:
         """
 
         def search() -> Verified | None:
-            for _, manifest in self.cache.published(ours=True):
-                for record in manifest.files:
-                    if record.sha256 == sha256 and (verified := self._verify(record)):
-                        with contextlib.suppress(FileNotFoundError):  # removed just now
-                            return _taken(verified, directory)
-            return None
+            published = self.cache.published(ours=True)
+            records = (record for _, manifest in published for record in manifest.files)
+            return self._take((record for record in records if record.sha256 == sha256), directory)
+
+        return await self._hashing.run(search)
+
+    async def find_signed(
+        self, url: str, digest: Digest | None, directory: Path
+    ) -> Verified | None:
+        """The file at ``url`` as it came under another signature; see find and signed_urls."""
+
+        def search() -> Verified | None:
+            return self._take(same_file(self.cache.published(ours=True), url, digest), directory)
 
         return await self._hashing.run(search)
 
@@ -334,6 +342,14 @@ class Store:
     async def set_aside(self, record: FileRecord, stamp: Stamp) -> Path | None:
         """Serve a published file no more; see removal.set_aside."""
         return await self._write(set_aside, self.cache, record, stamp)
+
+    def _take(self, records: Iterable[FileRecord], directory: Path) -> Verified | None:
+        """The first of these files that is right, under a name in ``directory``."""
+        for record in records:
+            if verified := self._verify(record):
+                with contextlib.suppress(FileNotFoundError):  # removed just now
+                    return _taken(verified, directory)
+        return None
 
     def _verify(self, record: FileRecord) -> Verified | None:
         if self.cache.is_intact(record):

@@ -296,7 +296,8 @@ class FileAcquirer:
             return await self._linked(promise.digest.hex, None)
         record = self._published(source, filename)
         if record is None:
-            return None
+            url, staging = source.file_url(filename), self._store.cache.staging
+            return await self._store.find_signed(url, promise.digest, staging)
         etag = await self._urls.etag(source, filename)
         if etag is None or etag != record.etag:
             return None
