@@ -17,6 +17,10 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What a write fails with on a disk that is full."""
 
 
+FEW_INODES = 16
+"""With so few left, and bytes in plenty, it is they that gave out: what failed was cleared away."""
+
+
 def free_bytes(directory: Path) -> int:
     """Bytes that the file system of ``directory`` has left for this user."""
     status = os.statvfs(directory)
@@ -45,10 +49,12 @@ def storage_full(
     try:
         status = os.statvfs(directory)
         left = status.f_bavail * status.f_frsize if free is None else free
-        lacks_inodes = error is not None and status.f_files > 0 and status.f_favail == 0
+        inodes = status.f_favail if status.f_files > 0 else FEW_INODES
     except OSError:
-        left, lacks_inodes = free or 0, False
+        left, inodes = free or 0, FEW_INODES
     missing = max(0, needed - left)
+    is_refused = error is not None and error.errno == errno.ENOSPC
+    lacks_inodes = is_refused and (inodes == 0 or (not missing and inodes < FEW_INODES))
     hint = "Free some space, or remove a model with craftcache rm"
     if lacks_inodes:
         what = "has room for no more files: all its inodes are in use"
