@@ -17,6 +17,10 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What a write fails with on a disk that is full."""
 
 
+FEW_INODES = 16
+"""With so few left, and bytes in plenty, it is they that gave out: what failed was cleared away."""
+
+
 def free_bytes(directory: Path) -> int:
     """Bytes that the file system of ``directory`` has left for this user."""
     status = os.statvfs(directory)
@@ -29,6 +33,8 @@ def storage_full(
     *,
     source: str | None = None,
     error: OSError | None = None,
+    free: int | None = None,
+    least: int = 0,
 ) -> StorageFull:
     """What the user is told of a file system that lets nothing more be written.
 
@@ -37,29 +43,36 @@ def storage_full(
         needed: Bytes that were to be written.
         source: As the error names it.
         error: What a write failed with; None where it was not even tried.
+        free: Bytes that are left; None asks the file system.
+        least: What the error says at least that must be freed, where bytes are what lacks.
     """
     try:
         status = os.statvfs(directory)
-        free = status.f_bavail * status.f_frsize
-        lacks_inodes = status.f_files > 0 and status.f_favail == 0
+        left = status.f_bavail * status.f_frsize if free is None else free
+        inodes = status.f_favail if status.f_files > 0 else FEW_INODES
     except OSError:
-        free, lacks_inodes = 0, False
-    missing = max(0, needed - free)
+        left, inodes = free or 0, FEW_INODES
+    missing = max(0, needed - left)
+    is_refused = error is not None and error.errno == errno.ENOSPC
+    lacks_inodes = is_refused and (inodes == 0 or (not missing and inodes < FEW_INODES))
     hint = "Free some space, or remove a model with craftcache rm"
     if lacks_inodes:
         what = "has room for no more files: all its inodes are in use"
         hint = "Remove files there, however small, or make the file system with more inodes"
-        missing = 0
+        missing = least = 0
     elif missing:
         what = f"lacks {missing} bytes"
     elif error is not None and error.errno == errno.EDQUOT:
         what = "has no more room for this user, whose quota is used up"
         hint = "Raise the quota of the user that writes there, or remove what it has"
     elif error is not None:
-        what = f"is full, though it reports {free} bytes free"
+        what = f"is full, though it reports {left} bytes free"
         hint = "Look for a limit on it: a project quota, a reserve, another disk below it"
     else:
         what = "is full"
     return StorageFull(
-        f"the file system of {directory} {what}", missing_bytes=missing, source=source, hint=hint
+        f"the file system of {directory} {what}",
+        missing_bytes=max(missing, least),
+        source=source,
+        hint=hint,
     )

@@ -29,9 +29,10 @@ from craftcache.checkpoint.index import parse as parse_index
 from craftcache.config import daemon_uid
 from craftcache.sources import url_digest
 
-from .durable import link_file, make_directory, staging_name, sync_directory, write_file
+from .durable import make_directory, staging_name, sync_directory, write_file
 from .hub_cache import LOCK_SECONDS, HubTree
 from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
+from .placing import put_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -215,7 +216,7 @@ class CacheDir:
                 return False
             steps = (resolved, *(p for p in resolved.parents if p.is_relative_to(root)))
             return all(self.is_ours(os.lstat(step)) for step in steps)
-        except OSError:
+        except (OSError, RuntimeError):  # links in a circle are the latter to pathlib
             return False
 
     def is_ours(self, status: os.stat_result) -> bool:
@@ -254,16 +255,14 @@ class CacheDir:
             IntegrityError: The file was changed after it was verified.
         """
         verified, final = file.path, self.url_blob(file.digests.sha256)
-        published = replace(file, path=final)
         file.check_untouched()
         if final.exists() and final.samefile(verified):
-            return published
+            return replace(file, path=final)
         make_directory(final.parent)
         if verified.is_relative_to(self.staging) and verified.stat().st_nlink == 1:
             os.chmod(verified, BLOB_MODE)
-        staged = self.staging / staging_name()
-        link_file(verified, staged)
-        os.replace(staged, final)  # same digest, same bytes: whichever stands here is right
+        # Same digest, same bytes: whichever stands here is right.
+        published = put_in_place(file, final, staging=self.staging)
         sync_directory(final.parent)
         return published
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ __all__ = [
     "sync_directory",
     "make_directory",
     "staging_name",
+    "beside",
     "file_mode",
 ]
 
@@ -28,13 +30,23 @@ def write_file(path: Path, data: bytes, *, staging: Path, mode: int = 0o644) -> 
     Args:
         path: The final name; its directory must exist.
         data: The content.
-        staging: A directory on the same file system.
+        staging: A directory, on the same file system if no directory was linked to another one;
+            then it is written beside ``path``.
         mode: Of the file.
 
     Raises:
         OSError: Nothing has changed at ``path``.
     """
-    staged = staging / staging_name()
+    try:
+        _write_by(staging / staging_name(), path, data, mode)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _write_by(beside(path), path, data, mode)
+    sync_directory(path.parent)
+
+
+def _write_by(staged: Path, path: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -46,7 +58,6 @@ def write_file(path: Path, data: bytes, *, staging: Path, mode: int = 0o644) -> 
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
 
 
 def link_file(path: Path, name: Path) -> None:
@@ -79,6 +90,14 @@ def make_directory(path: Path) -> Path:
 def staging_name() -> str:
     """A name that no other writer in the same staging directory has."""
     return f"{os.getpid()}-{secrets.token_hex(8)}.tmp"
+
+
+def beside(path: Path) -> Path:
+    """A name in the directory of ``path`` that no other writer has, and that no reader looks for.
+
+    For what must stand on the file system of ``path``, wherever links lead.
+    """
+    return path.parent / f".craftcache-{staging_name()}"
 
 
 def file_mode() -> int:

@@ -18,15 +18,19 @@ tree that we write against the one that the unmodified library writes.
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import shutil
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from craftcache.digests import hash_stamped
 
-from .durable import file_mode, link_file, make_directory, staging_name, sync_directory, write_file
+from .durable import beside, file_mode, make_directory, staging_name, sync_directory, write_file
+from .placing import TreeObstacle, link_or_copy, move_away, put_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from craftcache.digests import HashedFile, Promise
 
 __all__ = ["HubTree", "LOCK_SECONDS"]
+
+log = logging.getLogger("craftcache")
 
 LOCK_SECONDS = 5.0
 """How long a lock of huggingface_hub is waited for. Nothing rests on it but economy: links do not
@@ -128,18 +134,29 @@ class HubTree:
         """
         path = self.blob(etag)
         try:
-            if not path.resolve(strict=True).is_relative_to(self.cache_dir.resolve()):
+            if not self._is_within(path.resolve(strict=True)):
                 return None
             status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                return None
             if promise.size is not None and status.st_size != promise.size:
                 return None
             if not self.is_ours(status):
                 self._take_over(path)
             git = promise.digest is not None and promise.digest.algorithm == "git-sha1"
             hashed = hash_stamped(path, git=git)
-        except OSError:
+        except (OSError, RuntimeError):  # links in a circle are the latter to pathlib
             return None
         return hashed if promise.is_kept_by(hashed.digests) else None
+
+    def check_place(self) -> None:
+        """See that blobs can be put here, before they are fetched.
+
+        Raises:
+            TreeObstacle: Something else stands where a directory must, or it leads nowhere.
+        """
+        for directory in (self.root, self.root / "blobs", self.root / "snapshots"):
+            _make_directory(directory)
 
     def publish_blob(self, file: HashedFile, etag: str, promise: Promise) -> HashedFile:
         """Give a verified file the name ``etag``; the caller holds the lock if it could get it.
@@ -154,29 +171,35 @@ class HubTree:
 
         Raises:
             IntegrityError: The file was changed after it was verified.
+            TreeObstacle: Something stands in the way that cannot be got over.
         """
         verified, final = file.path, self.blob(etag)
         file.check_untouched()
-        make_directory(final.parent)
+        _make_directory(final.parent)
         _tag_cache_dir(self.cache_dir)
         if self._is_unpublished(verified):
             os.chmod(verified, file_mode())
         try:
-            link_file(verified, final)
+            published = link_or_copy(file, final)
         except FileExistsError:
-            if not _is_same(verified, final):
-                if (present := self.adopt(etag, promise)) is not None:
-                    return present
-                self._replace(verified, final)
+            if _is_same(verified, final):
+                published = replace(file, path=final)
+            elif (present := self.adopt(etag, promise)) is not None:
+                return present
+            else:
+                published = self._replace(file, final)
         sync_directory(final.parent)
-        return replace(file, path=final)
+        return published
 
     def link_snapshot(self, commit: str, etags: dict[str, str]) -> None:
         """Make the snapshot of ``commit`` hold each file, given the names of their blobs."""
         for filename, etag in etags.items():
             pointer = self.pointer(commit, filename)
-            make_directory(pointer.parent)
-            target = os.path.relpath(self.blob(etag), pointer.parent)
+            _make_directory(pointer.parent)
+            blob = self.blob(etag)
+            target = os.path.relpath(blob, pointer.parent)
+            if not (pointer.parent / target).exists():  # snapshots were linked elsewhere by hand
+                target = str(blob)
             self._link_pointer(target, pointer)
             sync_directory(pointer.parent)
 
@@ -185,7 +208,9 @@ class HubTree:
         if revision == commit or self.commit_of(revision) == commit:
             return
         ref = self.root / "refs" / revision
-        make_directory(ref.parent)
+        _make_directory(ref.parent)
+        if ref.is_dir() and not ref.is_symlink():
+            raise TreeObstacle(f"{ref} is a directory where the ref {revision} must stand")
         write_file(ref, commit.encode("ascii"), staging=self.staging, mode=file_mode())
 
     def _link_pointer(self, target: str, pointer: Path) -> None:
@@ -195,17 +220,26 @@ class HubTree:
             with contextlib.suppress(OSError):
                 if os.readlink(pointer) == target:
                     return
-            staged = self.staging / staging_name()
-            os.symlink(target, staged)
-            os.replace(staged, pointer)
+            self._clear_directory(pointer)
+            try:
+                _replace_link(target, self.staging / staging_name(), pointer)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                _replace_link(target, beside(pointer), pointer)
 
     def _is_unpublished(self, verified: Path) -> bool:
         """Whether a verified file has no name yet but its own in staging."""
         return verified.is_relative_to(self.staging) and verified.stat().st_nlink == 1
 
+    def _is_within(self, resolved: Path) -> bool:
+        """Whether a blob stands in the cache, or where its directories were linked to by hand."""
+        homes = (self.cache_dir, self.root, self.root / "blobs")
+        return any(resolved.is_relative_to(home.resolve()) for home in homes)
+
     def _take_over(self, path: Path) -> None:
         """Put a copy of our own in a blob's place; who has the old one open keeps that."""
-        staged = self.staging / staging_name()
+        staged = beside(path)
         try:
             shutil.copyfile(path, staged)
             os.chmod(staged, file_mode())
@@ -213,15 +247,49 @@ class HubTree:
         finally:
             staged.unlink(missing_ok=True)
 
-    def _replace(self, verified: Path, final: Path) -> None:
-        make_directory(self.quarantine)
-        with contextlib.suppress(FileNotFoundError):
-            os.link(
-                final, self.quarantine / f"{final.name}-{staging_name()}", follow_symlinks=False
-            )
-        staged = self.staging / staging_name()
-        link_file(verified, staged)
-        os.replace(staged, final)
+    def _replace(self, file: HashedFile, final: Path) -> HashedFile:
+        """Put a verified file where something else stands; that goes to quarantine if it can."""
+        self._clear_directory(final)
+        with contextlib.suppress(OSError):  # another's, or on another file system
+            aside = make_directory(self.quarantine) / f"{final.name}-{staging_name()}"
+            os.link(final, aside, follow_symlinks=False)
+        return put_in_place(file, final, staging=self.staging)
+
+    def _clear_directory(self, path: Path) -> None:
+        """Move a directory out of the way that stands where a file or a link must."""
+        if path.is_dir() and not path.is_symlink():
+            try:
+                aside = make_directory(self.quarantine) / f"{path.name}-{staging_name()}"
+                moved = move_away(path, aside)
+            except OSError as error:
+                raise TreeObstacle(
+                    f"{path} is a directory where a file must stand, and it cannot be moved away: "
+                    f"{error.strerror}"
+                ) from error
+            log.warning("%s is a directory where a file must stand; it is now %s", path, moved)
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory and its parents; says what stands in the way where something does."""
+    try:
+        make_directory(path)
+    except (FileExistsError, NotADirectoryError) as error:
+        for step in (path, *path.parents):
+            if os.path.islink(step) and not step.exists():
+                raise TreeObstacle(
+                    f"{step} is a link to {os.readlink(step)}, which is not there"
+                ) from error
+            if step.exists() and not step.is_dir():
+                raise TreeObstacle(f"{step} stands where a directory must") from error
+        raise
+
+
+def _replace_link(target: str, staged: Path, pointer: Path) -> None:
+    os.symlink(target, staged)
+    try:
+        os.replace(staged, pointer)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def _is_same(path: Path, other: Path) -> bool:

@@ -34,7 +34,9 @@ _REPO_SEGMENT = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./+-]*[A-Za-z0-9_])?")
 _GENERATION = re.compile(r"[1-9][0-9]{0,8}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_MAX_REPO_ID = 96
+_MAX_REPO_SEGMENT = 96
+"""Characters of a repository's name, and of its owner's, as huggingface_hub counts them."""
+
 _MAX_SOURCE = 4096
 """Characters; longer than any real URL of a checkpoint, short enough for one message."""
 
@@ -159,7 +161,7 @@ def _parse_hub(text: str) -> HubSource:
     segments = repo_id.split("/")
     if (
         len(segments) > 2
-        or len(repo_id) > _MAX_REPO_ID
+        or any(len(segment) > _MAX_REPO_SEGMENT for segment in segments)
         or not all(_REPO_SEGMENT.fullmatch(segment) for segment in segments)
         or "--" in repo_id
         or ".." in repo_id

@@ -7,11 +7,11 @@ never begins, and a smaller one that can is not held up by it.
 
 from __future__ import annotations
 
-import errno
-import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from craftcache.errors import CraftcacheError, StorageFull
+from craftcache.full_disk import FULL, free_bytes, storage_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DiskSpace", "free_bytes"]
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-
 
 class DiskSpace:
     """The ledger of what running downloads still have to write.
@@ -30,10 +28,12 @@ class DiskSpace:
     Args:
         free: How many bytes the file system has left for us now; may block.
         threads: Where it is asked.
+        directory: On that file system.
     """
 
-    def __init__(self, free: Callable[[], int], threads: Threads) -> None:
+    def __init__(self, free: Callable[[], int], threads: Threads, directory: Path) -> None:
         self._free = free
+        self._directory = directory
         self._threads = threads
         self._lacking: dict[object, int] = {}
 
@@ -71,21 +71,23 @@ class DiskSpace:
 
     async def error_for(self, error: OSError, holder: object, *, source: str) -> CraftcacheError:
         """What the user is told when a write failed."""
-        if error.errno in _FULL:
-            missing = sum(self._lacking.values()) - await self._threads.run(self._free)
-            return _full(max(missing, self._lacking.get(holder, 0), 1), source)
+        if error.errno in FULL:
+            say = partial(
+                storage_full,
+                self._directory,
+                sum(self._lacking.values()),
+                source=source,
+                error=error,
+                free=await self._threads.run(self._free),
+                least=max(self._lacking.get(holder, 0), 1),
+            )
+            return await self._threads.run(say)
         # Of no class, for it is the node's own fault: a worker may still fetch for itself.
         return CraftcacheError(
             f"the staging directory fails: {error.strerror}",
             source=source,
             hint="Look at the disk of the cache directory",
         )
-
-
-def free_bytes(directory: Path) -> int:
-    """Bytes that the file system of ``directory`` has left for this user."""
-    status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize
 
 
 def _full(missing: int, source: str) -> StorageFull:

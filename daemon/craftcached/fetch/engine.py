@@ -158,7 +158,7 @@ class Engine:
             connections=Connections(settings.max_connections, settings.max_connections_per_host),
             bandwidth=Bandwidth(settings.bandwidth),
             memory=MemoryBudget(settings.memory_bytes),
-            space=DiskSpace(self._free, threads),
+            space=DiskSpace(self._free, threads, self._staging),
             xet=Xet(self._xet, settings.stall_seconds, network.rules) if self._xet else None,
         )
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from craftcache.network.proxies import Proxy
 
-__all__ = ["Network"]
+__all__ = ["Network", "PrivateAddressError", "PublicResolver"]
 
 log = logging.getLogger("craftcached")
 
@@ -72,7 +72,7 @@ class Network:
         async with AsyncExitStack() as stack:
             # Two pools, so that no connection to a private address is lent to a user's URL.
             self._anywhere = await stack.enter_async_context(self._session(None))
-            resolver = _PublicResolver(self._may_be_private)
+            resolver = PublicResolver(self._may_be_private)
             self._public = await stack.enter_async_context(self._session(resolver))
             self._resources = stack.pop_all()
         return self
@@ -158,20 +158,33 @@ class PrivateAddressError(OSError):
     """A name has private addresses only, and may not."""
 
 
-class _PublicResolver(AbstractResolver):
+class PublicResolver(AbstractResolver):
     """Looks names up and leaves out what is not public.
 
     What it answers is what is connected to: a name that means something else a moment later
     (DNS rebinding) leads nowhere new.
+
+    Args:
+        may_be_private: Which hosts and ports are excepted.
+        resolver: What looks up; None asks the system.
     """
 
-    def __init__(self, may_be_private: Callable[[str, int], bool]) -> None:
+    def __init__(
+        self,
+        may_be_private: Callable[[str, int], bool],
+        resolver: AbstractResolver | None = None,
+    ) -> None:
         self._may_be_private = may_be_private
-        self._resolver = aiohttp.ThreadedResolver()
+        self._resolver = resolver or aiohttp.ThreadedResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily | int = 0
     ) -> list[ResolveResult]:
+        """The public addresses of ``host``, or all of an excepted one.
+
+        Raises:
+            PrivateAddressError: It has none but private ones.
+        """
         found = await self._resolver.resolve(host, port, family)  # type: ignore[arg-type]
         if self._may_be_private(host, port):
             return found
@@ -181,6 +194,7 @@ class _PublicResolver(AbstractResolver):
         return public
 
     async def close(self) -> None:
+        """Look nothing up any more."""
         await self._resolver.close()
 
 
@@ -204,6 +218,13 @@ def _failure(error: Exception, url: str, proxy: Proxy | None, source: str) -> Ex
                 f"the certificate of {error.host} is not trusted: {error.certificate_error}",
                 source=source,
                 hint="Name a private CA's bundle in SSL_CERT_FILE",
+                retryable=False,
+            )
+        case aiohttp.InvalidURL():
+            return Unavailable(
+                f"{shown_url(url)} is no address that could be asked",
+                source=source,
+                hint="Check the URL with the publisher",
                 retryable=False,
             )
         case aiohttp.ClientHttpProxyError() if proxy is not None and error.status < 500:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,7 +63,12 @@ class Names:
     def remove(self) -> None:
         """Remove all of them; the part first, for a journal alone is worth nothing."""
         for path in (self.part, self.journal, self.fresh_journal, self.xet):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except (IsADirectoryError, PermissionError):  # a directory is none of ours
+                if not path.is_dir():
+                    raise
+                shutil.rmtree(path)
 
 
 class PartialFile:

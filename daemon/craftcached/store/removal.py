@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.durable import make_directory, staging_name, sync_directory
+from craftcache.cache.placing import move_away
 from craftcache.digests import Stamp
 from craftcache.sources import HubSource, parse
 
@@ -104,7 +105,7 @@ def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
     except FileNotFoundError:
         return None
     quarantined = make_directory(cache.quarantine) / f"{path.name}-{staging_name()}"
-    os.replace(path, quarantined)
+    move_away(path, quarantined)
     name.unlink(missing_ok=True)
     for directory in {cache.quarantine, path.parent, name.parent}:
         sync_directory(directory)

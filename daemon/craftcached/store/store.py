@@ -14,12 +14,14 @@ import os
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 import aiofiles
 
-from craftcache.cache.durable import link_file, staging_name
+from craftcache.cache.durable import staging_name
 from craftcache.cache.manifest import manifest_key
+from craftcache.cache.placing import TreeObstacle, link_or_copy
 from craftcache.cache.publish import (
     Verified,
     mark_asked_for,
@@ -28,15 +30,16 @@ from craftcache.cache.publish import (
     publish_url,
     serve_generation,
 )
+from craftcache.cache.signed_urls import same_file
 from craftcache.digests import Digest, Digests, HashedFile, Promise, hash_stamped
-from craftcache.errors import StorageFull, Unavailable
+from craftcache.errors import CraftcacheError, Unavailable
+from craftcache.full_disk import FULL, storage_full
 from craftcached.threads import Threads
 
 from .removal import Removed, remove, remove_unneeded, set_aside, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
-    from pathlib import Path
 
     from craftcache.cache.directory import CacheDir
     from craftcache.cache.manifest import FileRecord, Manifest, Watched
@@ -152,12 +155,19 @@ class Store:
         """
 
         def search() -> Verified | None:
-            for _, manifest in self.cache.published(ours=True):
-                for record in manifest.files:
-                    if record.sha256 == sha256 and (verified := self._verify(record)):
-                        with contextlib.suppress(FileNotFoundError):  # removed just now
-                            return _taken(verified, directory)
-            return None
+            published = self.cache.published(ours=True)
+            records = (record for _, manifest in published for record in manifest.files)
+            return self._take((record for record in records if record.sha256 == sha256), directory)
+
+        return await self._hashing.run(search)
+
+    async def find_signed(
+        self, url: str, digest: Digest | None, directory: Path
+    ) -> Verified | None:
+        """The file at ``url`` as it came under another signature; see find and signed_urls."""
+
+        def search() -> Verified | None:
+            return self._take(same_file(self.cache.published(ours=True), url, digest), directory)
 
         return await self._hashing.run(search)
 
@@ -166,6 +176,17 @@ class Store:
         tree = self.cache.hub_tree(source.repo_id)
         adopted = await self._hashing.run(tree.adopt, etag, promise)
         return None if adopted is None else Verified(adopted, etag, 0, adopted.digests.size)
+
+    async def check_place(self, source: HubSource) -> None:
+        """See that files of a repository can be published, before they are fetched.
+
+        Raises:
+            CraftcacheError: Something in the Hub's tree is in the way; names it.
+        """
+        try:
+            await asyncio.to_thread(self.cache.hub_tree(source.repo_id).check_place)
+        except TreeObstacle as error:
+            raise _obstacle(error) from error
 
     async def adopt_snapshot(
         self, source: HubSource, commit: str, filenames: Iterable[str]
@@ -269,13 +290,15 @@ class Store:
         """
         try:
             return await self._writing.run(write, *args, **kwargs)
+        except TreeObstacle as error:
+            raise _obstacle(error) from error
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
-            raise StorageFull(
-                "the cache's file system has no room left to publish in",
-                missing_bytes=SMALL_FILES_BYTES,
-                hint="Evict models, or give the cache more room",
+            # A copy to another file system, where a directory leads to one, names that.
+            place = Path(error.filename) if error.filename else self.cache.root
+            raise storage_full(
+                place, SMALL_FILES_BYTES, error=error, least=SMALL_FILES_BYTES
             ) from error
         finally:
             self.changed.set()
@@ -302,6 +325,14 @@ class Store:
         """Serve a published file no more; see removal.set_aside."""
         return await self._write(set_aside, self.cache, record, stamp)
 
+    def _take(self, records: Iterable[FileRecord], directory: Path) -> Verified | None:
+        """The first of these files that is right, under a name in ``directory``."""
+        for record in records:
+            if verified := self._verify(record):
+                with contextlib.suppress(FileNotFoundError):  # removed just now
+                    return _taken(verified, directory)
+        return None
+
     def _verify(self, record: FileRecord) -> Verified | None:
         if self.cache.is_intact(record):
             return self.as_verified(record)
@@ -326,11 +357,14 @@ class Store:
             await asyncio.shield(asyncio.to_thread(verified.path.unlink, missing_ok=True))
 
 
+def _obstacle(error: TreeObstacle) -> CraftcacheError:
+    # Of no class, for it is the node's own fault: a worker may still fetch for itself.
+    return CraftcacheError(str(error), hint="Mount what it leads to, or move it away")
+
+
 def _taken(verified: Verified, directory: Path) -> Verified:
     """A published file under a name of our own in ``directory``."""
-    name = directory / staging_name()
-    link_file(verified.path, name)
-    return replace(verified, file=replace(verified.file, path=name))
+    return replace(verified, file=link_or_copy(verified.file, directory / staging_name()))
 
 
 def _clear_leftovers(staging: Path) -> None:

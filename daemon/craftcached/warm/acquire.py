@@ -246,6 +246,7 @@ class FileAcquirer:
             return _HeldFile.hold(present)
         if file.blob is None:
             return _HeldFile.hold(await self._fetch(file, progress))
+        await self._store.check_place(file.blob.source)
         tree = self._store.cache.hub_tree(file.blob.source.repo_id)
         lock = HubLock(tree, file.blob.etag, patience=self._lock_patience)
         try:
@@ -270,11 +271,13 @@ class FileAcquirer:
 
     async def _linked(self, file: DescribedFile) -> Verified | None:
         """The same bytes as another model has them, under a name of our own in staging."""
-        digest = file.promise.digest
-        if digest is None or digest.algorithm != "sha256":
-            return None
-        found = await self._store.find(digest.hex, self._store.cache.staging)
-        return found and replace(found, etag=file.blob.etag if file.blob else None)
+        digest, staging = file.promise.digest, self._store.cache.staging
+        if digest is not None and digest.algorithm == "sha256":
+            found = await self._store.find(digest.hex, staging)
+            return found and replace(found, etag=file.blob.etag if file.blob else None)
+        if file.is_unseen:
+            return await self._store.find_signed(file.remote.url, digest, staging)
+        return None
 
     async def _fetch(self, file: DescribedFile, progress: SourceProgress) -> Verified:
         """Bring the file from its origin into staging."""

@@ -72,12 +72,15 @@ class DescribedFile:
         remote: Where the fetch engine opens its ranges, and what the origin promises of it.
         blob: Its name in huggingface_hub's cache; None where only craftcache keeps the file.
         current: Record of the published file, where the source still stands for the same bytes.
+        is_unseen: Whether nothing of the file is published under the source's name. Then the same
+            address under another signature counts, where the file's name promises its hash.
     """
 
     filename: str
     remote: RemoteFile
     blob: HubBlob | None = None
     current: FileRecord | None = None
+    is_unseen: bool = False
 
     @property
     def promise(self) -> Promise:

@@ -76,7 +76,10 @@ class HubLock:
         Returns:
             Whether the blob is there, because the other one was faster.
         """
-        await asyncio.to_thread(make_directory, self._path.parent)
+        try:
+            await asyncio.to_thread(make_directory, self._path.parent)
+        except OSError:  # nothing rests on the lock but economy
+            return self._blob.exists()
         loop = asyncio.get_running_loop()
         seen, since = -1, loop.time()  # bytes that the holder has, and since when it has them
         while not await self._try_acquire(TRY_SECONDS):
@@ -130,7 +133,12 @@ class HubLock:
     async def _try_acquire(self, seconds: float) -> bool:
         try:
             await _WAITING.run(self._lock.acquire, timeout=seconds)
-        except (Timeout, NotImplementedError, OSError):  # held, or a file system without locks
+        except Timeout:
+            return False
+        except (NotImplementedError, OSError):
+            # Another user's, a directory in its place, or a file system without locks: whoever
+            # holds it all the same is waited for, but not by asking all the time.
+            await asyncio.sleep(seconds)
             return False
         except asyncio.CancelledError:
             self._lock.release()  # the thread may have got it yet, and nobody would know

@@ -253,7 +253,7 @@ class UrlOrigin:
         self._policy.check_source(url)
         digest = self._source.file_digest(filename)
         records = known.select(self._source, [filename]) if known else None
-        record = records[0] if records else None
+        published = record = records[0] if records else None
         if record is not None and refresh:
             if digest is not None and digest.algorithm == "sha256":
                 record = None  # looked for by content, whichever source has it: nobody is asked
@@ -266,7 +266,7 @@ class UrlOrigin:
             key="url" + hashlib.sha256(url.encode()).hexdigest(),
             public_only=True,
         )
-        return DescribedFile(filename, remote, current=record)
+        return DescribedFile(filename, remote, current=record, is_unseen=published is None)
 
     async def etag(self, filename: str) -> str | None:
         """The strong validator that the server gives now, unquoted; None where it gives none.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.cache.publish import Verified
 from craftcache.digests import READ_BYTES, HashedFile, Hasher, Stamp
-from craftcache.errors import StorageFull
+from craftcache.full_disk import storage_full
 
 from .snapshot import look, stamp
 
@@ -136,10 +136,5 @@ def _copy_through(source: int, copy: int, offset: int, view: memoryview) -> int:
 
 
 def _check_room(directory: Path, size: int) -> None:
-    missing = size - shutil.disk_usage(directory).free
-    if missing > 0:
-        raise StorageFull(
-            f"the file system of {directory} lacks {missing} bytes for a copy",
-            missing_bytes=missing,
-            hint="Free some space, or remove a model with craftcache rm",
-        )
+    if size > shutil.disk_usage(directory).free:
+        raise storage_full(directory, size)

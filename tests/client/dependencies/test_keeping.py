@@ -128,9 +128,11 @@ def test_a_revision_that_needs_it_no_more_lets_it_go(
     repo = threaded_hub.repo("org/model")
     repo.commit(PAIR)
     api.warm("org/model")
+    assert api.request("PUT", "/pins/t5-base").status_code == 200  # it would go with the warm
     repo.commit(WORDS)
     api.warm("org/model")
     assert listed(api)["org/model"]["needs"] == []
+    assert api.request("DELETE", "/pins/t5-base").status_code < 300
     evicted = api.request("POST", "/evict", json={"bytes": T5_SIZE}).json()
     assert evicted["removed"][0] == "t5-base"
 

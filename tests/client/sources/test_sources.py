@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -242,3 +244,17 @@ def test_the_files_that_a_request_means() -> None:
     assert wanted_files(parse("org/name"), ("a.th",)) == ("a.th",)
     assert wanted_files(parse("https://host/run/")) == pair
     assert wanted_files(parse("https://host/a%20b.th?x=1"), ("other",)) == ("a b.th",)
+
+
+@pytest.mark.parametrize(
+    "repo_id", ["n" * 96, f"org/{'n' * 96}", f"{'o' * 96}/{'n' * 96}", f"{'o' * 50}/{'n' * 50}"]
+)
+def test_the_limit_of_96_characters_is_each_names_as_in_the_library(repo_id: str) -> None:
+    validate_repo_id(repo_id)
+    assert parse(repo_id) == HubSource(repo_id)
+    assert parse(f"{repo_id}@{'a' * 40}") == HubSource(repo_id, "a" * 40)
+    too_long = f"{repo_id}{'n' * 90}"
+    with pytest.raises(HFValidationError):
+        validate_repo_id(too_long)
+    with pytest.raises(InvalidSource):
+        parse(too_long)

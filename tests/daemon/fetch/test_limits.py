@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,6 @@ from craftcached.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ async def test_the_line_is_given_to_a_waiting_worker_first() -> None:
 
 
 async def test_room_is_promised_before_it_is_used(threads: Threads) -> None:
-    space = DiskSpace(lambda: 100, threads)
+    space = DiskSpace(lambda: 100, threads, Path())
     await space.reserve("big", 80, source="s")
     with pytest.raises(StorageFull) as full:
         await space.reserve("too much", 30, source="s")
@@ -138,7 +138,7 @@ async def test_room_is_promised_before_it_is_used(threads: Threads) -> None:
 
 async def test_what_is_written_needs_no_promise_any_more(threads: Threads) -> None:
     free = 100
-    space = DiskSpace(lambda: free, threads)
+    space = DiskSpace(lambda: free, threads, Path())
     await space.reserve("a", 60, source="s")
     free -= 50
     space.written("a", 50)
@@ -148,7 +148,7 @@ async def test_what_is_written_needs_no_promise_any_more(threads: Threads) -> No
 
 
 async def test_errors_of_the_disk_have_names(threads: Threads) -> None:
-    space = DiskSpace(lambda: 5, threads)
+    space = DiskSpace(lambda: 5, threads, Path())
     await space.reserve("a", 5, source="s")
     full = await space.error_for(OSError(errno.ENOSPC, "full"), "a", source="s")
     assert isinstance(full, StorageFull)

@@ -1,0 +1,40 @@
+"""The same file under another signature: what of it is published already.
+
+A presigned URL is another one each time, and so another source; its path and the hash in its
+file's name are not. Only the same host and path count: eight hex digits alone are too few to take
+somebody else's file for this one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from craftcache.sources import shown_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from craftcache.digests import Digest
+
+    from .manifest import FileRecord, Manifest
+
+__all__ = ["same_file"]
+
+
+def same_file(
+    published: Iterable[tuple[str, Manifest]], url: str, digest: Digest | None
+) -> Iterator[FileRecord]:
+    """The records of the file at ``url``, whatever the query it was fetched with.
+
+    Args:
+        published: Manifests that only trusted users can have written, with their keys.
+        url: Of the file.
+        digest: What its name promises; without one nothing tells that it is the same.
+    """
+    if digest is None or digest.algorithm == "git-sha1":
+        return
+    origin = shown_url(url)
+    for _, manifest in published:
+        for record in manifest.files:
+            if record.origin == origin and record.sha256.startswith(digest.hex):
+                yield record
