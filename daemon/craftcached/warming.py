@@ -93,7 +93,9 @@ class Warming:
         """
         source, options = request.source, request.options
         started = time.monotonic()
-        warmed = await self.ensure(source, request.names, Priority.BACKGROUND, report, refresh=True)
+        warmed = await self.ensure(
+            source, request.names, Priority.BACKGROUND, report, refresh=options.refresh
+        )
         log.info(
             "warmed %s at %s: %d bytes fetched, %d reused, %.2f s",
             source.shown,
@@ -103,13 +105,16 @@ class Warming:
             time.monotonic() - started,
         )
         self._uses.note(manifest_key(source))
-        if not options.pair_only:
+        if not options.pair_only and (options.refresh or not self._has_needs(warmed.manifest)):
             await self._bring_needs(source, warmed.manifest, report)
         if options.resident:
             records = warmed.manifest.select(source, request.names) or ()
             resident = await self._bring_in(source, records, report)
             warmed = replace(warmed, resident_bytes=resident)
         return warmed
+
+    def _has_needs(self, manifest: Manifest) -> bool:
+        return all(self._store.needed(need) is not None for need in manifest.needs)
 
     async def _bring_needs(
         self, source: RemoteSource, manifest: Manifest, report: Callable[[Progress], None]

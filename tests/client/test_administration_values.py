@@ -29,7 +29,7 @@ SIZES = st.integers(0, 2**63 - 1)
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
 MOMENTS = st.integers(0, 2**32).map(lambda at: datetime.fromtimestamp(at, UTC))
 OPTIONS = st.builds(
-    WarmOptions, st.lists(NAMES, max_size=3).map(tuple), st.booleans(), st.booleans()
+    WarmOptions, st.lists(NAMES, max_size=3).map(tuple), st.booleans(), st.booleans(), st.booleans()
 )
 RULES = st.builds(WatchRule, name=st.text("abc", min_size=1), directory=st.just("/runs/a"))
 GENERATIONS = st.builds(

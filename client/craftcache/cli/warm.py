@@ -49,6 +49,11 @@ AT_ONCE = 8
     is_flag=True,
     help="Leave out what the model needs beyond its own files: text encoder, codec ...",
 )
+@click.option(
+    "--refresh/--no-refresh",
+    default=True,
+    help="Ask the origin for a newer revision, or be content with what was warmed last.",
+)
 @click.option("--detach", is_flag=True, help="Queue it with the daemon and do not wait.")
 @click.option("--check", is_flag=True, help="Only answer, by the exit code, whether all is warm.")
 @click.option(

@@ -139,8 +139,11 @@ class FallbackHandler:
         return Resolved(os.path.abspath(own), status.st_dev, status.st_ino)
 
     def _warm(self, request: Warm, away: DaemonUnavailable, call: Call) -> WarmedModel:
-        """Fetch a source's own files, and keep them."""
+        """Fetch a source's own files, and keep them; or find them where that will do."""
         source = request.source
+        known = None if request.options.refresh else self.resolver.known(source, request.names)
+        if known is not None:
+            return WarmedModel(source.shown, known.revision, 0, known.size, "cache")
         obstacle = next(step.obstacle for step in self.plan() if step.way == "origin")
         if obstacle is not None:
             raise self._forbidden(obstacle, source, away) from away

@@ -160,6 +160,7 @@ class WarmKeywords(TypedDict, total=False):
     filenames: Sequence[str]
     resident: bool
     pair_only: bool
+    refresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +173,14 @@ class WarmOptions:
         filenames: Files of the source; none stands for the export's pair.
         resident: Whether to bring the files into memory as well, as far as there is room.
         pair_only: Whether to leave out what the source needs.
+        refresh: Whether to ask the origin for a newer revision; without it, what was warmed last
+            is enough, and only what is missing is fetched.
     """
 
     filenames: tuple[str, ...] = ()
     resident: bool = False
     pair_only: bool = False
+    refresh: bool = True
 
     @classmethod
     def of(cls, keywords: WarmKeywords) -> WarmOptions:

@@ -221,6 +221,18 @@ def test_a_fallback_does_what_it_is_called(
             client.warm("org/model")
 
 
+def test_a_warm_without_a_refresh_asks_nobody_for_what_a_cache_has(
+    alone: Client, threaded_hub: TestHub
+) -> None:
+    (fetched,) = alone.warm("org/model", refresh=False)
+    assert fetched.served_by == "origin"
+    before = len(threaded_hub.requests)
+    (found,) = alone.warm("org/model", refresh=False)
+    assert (found.served_by, found.revision) == ("cache", fetched.revision)
+    assert (found.bytes_fetched, found.bytes_reused) == (0, fetched.bytes_fetched)
+    assert len(threaded_hub.requests) == before
+
+
 def test_another_fallback_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="fallback"):
         Client(fallback="orign")  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ FILENAMES = st.lists(NAMES, max_size=wire.MAX_FILES).map(tuple)
 VERSIONS = st.tuples(st.integers(0, 65_535), st.integers(0, 65_535)).map(
     lambda ends: wire.Versions(min(ends), max(ends))
 )
-OPTIONS = st.builds(wire.WarmOptions, FILENAMES, st.booleans(), st.booleans())
+OPTIONS = st.builds(wire.WarmOptions, FILENAMES, *[st.booleans()] * 3)
 WARMS = st.builds(wire.Warm, SOURCES, OPTIONS)
 HELLOS = st.builds(wire.Hello, VERSIONS, NAMES)
 REQUESTS = st.one_of(

@@ -15,7 +15,7 @@ from craftcache.errors import (
     Unavailable,
 )
 from craftcache.sources import parse
-from craftcache.wire import Warm
+from craftcache.wire import Warm, WarmOptions
 from craftcached.database import Database
 from craftcached.warm.queue import MAX_QUEUED, WarmQueue, pause_after
 from tests.support.api import Api
@@ -139,3 +139,12 @@ def test_what_would_never_be_done_is_refused_at_once(base: Path) -> None:
             response = api.warm("org/model", source, wait=False)
             assert (response.status_code >= 400, response.json()["code"]) == (True, code)
         assert api.get("/warm") == {"jobs": []}
+
+
+async def test_each_option_outlives_a_restart(base: Path) -> None:
+    options = [WarmOptions(("a.th",)), WarmOptions(resident=True), WarmOptions(refresh=False)]
+    wanted = [Warm(parse("org/model"), each) for each in (*options, WarmOptions())]
+    async with promises(base, lambda _: None) as made:
+        await made.add(wanted)
+    async with promises(base, lambda _: None) as again:
+        assert [queued.options for queued in again.all()] == [warm.options for warm in wanted]
