@@ -32,20 +32,19 @@ __version__ = VERSION
 if TYPE_CHECKING:
     from .aio import AsyncClient
     from .cache.opened import FileInfo
-    from .client import Client
-    from .default import (
-        explain,
-        follow,
-        load,
-        load_into,
-        load_state_dict,
-        models,
-        resolve,
-        status,
-        warm,
-    )
+    from .client import Client, default_client
     from .loading.export import Export
     from .wire import Generation, Progress
+
+    explain = default_client.explain
+    follow = default_client.follow
+    load = default_client.load
+    load_into = default_client.load_into
+    load_state_dict = default_client.load_state_dict
+    models = default_client.models
+    resolve = default_client.resolve
+    status = default_client.status
+    warm = default_client.warm
 
 __all__ = [
     "AsyncClient",
@@ -84,25 +83,29 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "aio",
     "Client": "client",
-    "Export": "export",
-    "FileInfo": "opened",
+    "Export": "loading.export",
+    "FileInfo": "cache.opened",
     "Generation": "wire",
     "Progress": "wire",
-} | dict.fromkeys(
-    (
+}
+
+_OF_THE_DEFAULT_CLIENT = frozenset(
+    {
         *("explain", "follow", "load", "load_into", "load_state_dict", "models", "resolve"),
         *("status", "warm"),
-    ),
-    "default",
+    }
 )
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the name stands for
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    elif name in _OF_THE_DEFAULT_CLIENT:
+        value = getattr(import_module(".client", __name__).default_client, name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
 

@@ -14,22 +14,30 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from .daemon.transport import Cancellation, Cancelled
+from .daemon.transport import Call, Cancellation, Cancelled
 from .loading.operations import Operations
 from .sources import PARTS
+from .wire import WarmOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
+    from typing import Unpack
 
     import torch
 
-    from .daemon.client import CachedModel, WarmedModel
     from .loading.explanation import Explanation
     from .loading.export import Export
-    from .loading.loader import Fallback
+    from .plan import Fallback
     from .sources import Part
-    from .wire import Generation, Progress
+    from .wire import (
+        CachedModel,
+        DaemonStatus,
+        Generation,
+        Progress,
+        WarmedModel,
+        WarmKeywords,
+    )
 
 __all__ = ["AsyncClient"]
 
@@ -112,10 +120,8 @@ class AsyncClient:
         self,
         sources: str | Iterable[str],
         *,
-        filenames: Sequence[str] = (),
-        resident: bool = False,
-        pair_only: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
+        **options: Unpack[WarmKeywords],
     ) -> list[WarmedModel]:
         """See Client.warm; ``on_progress`` is called on the event loop."""
         loop = asyncio.get_running_loop()
@@ -124,18 +130,10 @@ class AsyncClient:
             if on_progress is not None:
                 loop.call_soon_threadsafe(on_progress, progress)
 
-        return await self._run(
-            partial(
-                self._do.warm,
-                sources,
-                filenames=filenames,
-                resident=resident,
-                pair_only=pair_only,
-                on_progress=report,
-            )
-        )
+        wanted = WarmOptions.of(options)
+        return await self._run(partial(self._do.warm, sources, wanted), report)
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> DaemonStatus:
         """See Client.status."""
         return await self._run(self._do.status)
 
@@ -176,8 +174,10 @@ class AsyncClient:
     def __reduce__(self) -> tuple[Any, ...]:
         return (partial(type(self), **self._do.arguments), ())
 
-    async def _run(self, call: Callable[..., T]) -> T:
-        return await _run(self._pool(), call)
+    async def _run(
+        self, call: Callable[..., T], report: Callable[[Progress], None] | None = None
+    ) -> T:
+        return await _run(self._pool(), call, report)
 
     def _pool(self) -> ThreadPoolExecutor:
         """The threads of this process; a forked child has none of its parent's."""
@@ -187,13 +187,18 @@ class AsyncClient:
         return self._threads
 
 
-async def _run(threads: ThreadPoolExecutor, call: Callable[..., T]) -> T:
-    """Run ``call`` in a thread; when cancelled, withdraw it and wait for the thread."""
+async def _run(
+    threads: ThreadPoolExecutor,
+    method: Callable[..., T],
+    report: Callable[[Progress], None] | None = None,
+) -> T:
+    """Call ``method`` in a thread; when cancelled, withdraw it and wait for the thread."""
     cancellation = Cancellation()
+    call = Call(cancellation=cancellation) if report is None else Call(report, cancellation)
 
     def run() -> T:
         try:
-            return call(cancellation=cancellation)
+            return method(call=call)
         except Cancelled as error:
             raise asyncio.CancelledError from error
 

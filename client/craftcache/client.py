@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from .daemon.transport import Cancellation
+from .daemon.transport import Call
 from .loading.operations import Operations
 from .sources import PARTS
+from .wire import WarmOptions
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
+    from typing import Unpack
 
     import torch
 
-    from .daemon.client import CachedModel, WarmedModel
     from .loading.explanation import Explanation
     from .loading.export import Export
-    from .loading.loader import Fallback
+    from .plan import Fallback
     from .sources import Part
-    from .wire import Generation, Progress
+    from .wire import (
+        CachedModel,
+        DaemonStatus,
+        Generation,
+        Progress,
+        WarmedModel,
+        WarmKeywords,
+    )
 
 __all__ = ["Client"]
 
@@ -78,7 +86,7 @@ class Client:
         Raises:
             CraftcacheError: Any of the tree; see craftcache.errors.
         """
-        return self._do.load(source, device, parts, cancellation=Cancellation())
+        return self._do.load(source, device, parts, call=Call())
 
     def load_state_dict(
         self,
@@ -98,9 +106,7 @@ class Client:
         Raises:
             CraftcacheError: Any of the tree.
         """
-        return self._do.load_state_dict(
-            file_or_url_or_id, filename, device, cache_dir, cancellation=Cancellation()
-        )
+        return self._do.load_state_dict(file_or_url_or_id, filename, device, cache_dir, call=Call())
 
     def load_into(
         self,
@@ -122,7 +128,7 @@ class Client:
             RuntimeError: Keys or shapes differ, as torch's own load_state_dict says it.
             CraftcacheError: Any of the tree.
         """
-        self._do.load_into(module, source, part, key, cancellation=Cancellation())
+        self._do.load_into(module, source, part, key, call=Call())
 
     def resolve(self, source: str | os.PathLike[str], filename: str) -> Path:
         """Where a file stands under this process's cache directory, as hf_hub_download says it.
@@ -131,16 +137,14 @@ class Client:
             NotMounted: The daemon has it, and this process cannot see it there.
             CraftcacheError: Any of the tree.
         """
-        return self._do.resolve(source, filename, cancellation=Cancellation())
+        return self._do.resolve(source, filename, call=Call())
 
     def warm(
         self,
         sources: str | Iterable[str],
         *,
-        filenames: Sequence[str] = (),
-        resident: bool = False,
-        pair_only: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
+        **options: Unpack[WarmKeywords],
     ) -> list[WarmedModel]:
         """Bring sources to their newest revision, and what they need; every one is tried.
 
@@ -149,35 +153,28 @@ class Client:
 
         Args:
             sources: URLs and Hub ids.
-            filenames: Of each; none means an export's pair.
-            resident: Whether the daemon brings them into memory too, as far as there is room.
-            pair_only: Whether to leave out what they need.
             on_progress: Called with each step, in this thread.
+            options: How, by the names of the attributes of WarmOptions: ``filenames`` to bring,
+                ``resident`` for memory too, ``pair_only`` without what they need ...
 
         Raises:
             CraftcacheError: The first failure, with the others as its notes. What was brought
                 stays brought: a further warm of it finds it there.
         """
-        return self._do.warm(
-            sources,
-            filenames=filenames,
-            resident=resident,
-            pair_only=pair_only,
-            on_progress=on_progress,
-            cancellation=Cancellation(),
-        )
+        call = Call(on_progress) if on_progress is not None else Call()
+        return self._do.warm(sources, WarmOptions.of(options), call=call)
 
-    def status(self) -> dict[str, Any]:
-        """What the daemon says of itself.
+    def status(self) -> DaemonStatus:
+        """How the daemon is at this moment.
 
         Raises:
             Unavailable: There is no daemon.
         """
-        return self._do.status(cancellation=Cancellation())
+        return self._do.status(call=Call())
 
     def models(self) -> list[CachedModel]:
         """What a load would find without asking its origin."""
-        return self._do.models(cancellation=Cancellation())
+        return self._do.models(call=Call())
 
     def follow(self, name: str, *, after: int | None = None) -> Iterator[Generation]:
         """Yield the generations of a watched export directory, each as soon as it is served.
@@ -196,15 +193,13 @@ class Client:
         """
         has_daemon = False
         while True:
-            generation = self._do.next_generation(
-                name, after, has_daemon=has_daemon, cancellation=Cancellation()
-            )
+            generation = self._do.next_generation(name, after, has_daemon=has_daemon, call=Call())
             has_daemon, after = True, generation.number
             yield generation
 
     def explain(self, source: str | os.PathLike[str]) -> Explanation:
         """What a load of ``source`` would do here, and why; changes nothing, fetches nothing."""
-        return self._do.explain(source, cancellation=Cancellation())
+        return self._do.explain(source, call=Call())
 
     def close(self) -> None:
         """Close idle connections; the client stays usable."""
@@ -215,3 +210,20 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _ClientOfFirstUse(Client):
+    """A client that its first use makes, from the environment as it is then."""
+
+    def __init__(self) -> None:
+        """Make nothing yet: what Client makes is made when it is missed."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever Client makes
+        if name != "_do":
+            raise AttributeError(name)
+        super().__init__()
+        return self._do
+
+
+default_client: Final = _ClientOfFirstUse()
+"""The client whose methods are the package's own functions, ``craftcache.load`` and the others."""

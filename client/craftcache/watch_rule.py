@@ -96,6 +96,11 @@ class WatchRule:
             raise InvalidSource(
                 f"unknown key {unknown[0]!r} of a watch", hint=f"The keys are {sorted(known)}"
             )
+        return cls.of(raw)
+
+    @classmethod
+    def of(cls, raw: Mapping[str, object]) -> WatchRule:
+        """The rule among these keys; those of no rule are ignored."""
         directory = os.path.normpath(_text(raw, "directory") or "")
         name = _text(raw, "name") or default_watch_name(directory)
         given = {key: value for key, value in raw.items() if value is not None}

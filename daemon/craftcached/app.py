@@ -24,11 +24,10 @@ from .eviction.pins import Pins
 from .fetch import Engine, EngineSettings, SecondAttempt
 from .inspect import Inspector
 from .residency.residency import Residency
-from .serve.counted import CountedBackend
+from .serve.handler import CountedHandler
 from .serve.http import AdminServer
 from .serve.metrics import MetricsRoute
 from .serve.peers import Administrators
-from .serve.service_backend import ServiceBackend
 from .serve.sockets import bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
@@ -212,7 +211,7 @@ class Daemon:
         )
         workers = WorkerServer(
             worker_socket,
-            CountedBackend(ServiceBackend(service), self._counts),
+            CountedHandler(service, self._counts),
             Limits(connections_per_uid=settings.max_clients_per_uid),
         )
         admin = AdminServer(

@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Self
 
 import aiosqlite
 
+from craftcache.errors import InvalidSource
+from craftcache.sources import parse
 from craftcache.watch_rule import WatchRule
+from craftcache.wire import Warm, WarmOptions, WireError
+from craftcache.wire.fields import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,19 +31,13 @@ __all__ = ["Pin", "Database", "WarmJob"]
 
 log = logging.getLogger("craftcached")
 
-WARM_JOBS = """
-CREATE TABLE IF NOT EXISTS warm_jobs (
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS queued_warms (
     id INTEGER PRIMARY KEY,
     source TEXT NOT NULL,
-    filenames TEXT NOT NULL,
-    resident INTEGER NOT NULL,
-    pair_only INTEGER NOT NULL,
-    UNIQUE (source, filenames, resident, pair_only)
+    options TEXT NOT NULL,
+    UNIQUE (source, options)
 );
-"""
-
-SCHEMA = f"""
-{WARM_JOBS}
 CREATE TABLE IF NOT EXISTS pins (
     key TEXT PRIMARY KEY,
     source TEXT NOT NULL,
@@ -59,13 +57,8 @@ CREATE TABLE IF NOT EXISTS held_watches (
 );
 """
 
-UPGRADE = (
-    "BEGIN; ALTER TABLE warm_jobs RENAME TO earlier_warm_jobs;",
-    WARM_JOBS,
-    "INSERT INTO warm_jobs SELECT id, source, filenames, resident, 0 FROM earlier_warm_jobs;",
-    "DROP TABLE earlier_warm_jobs; COMMIT;",
-)
-"""Of the records of a release that knew no other needs of a model than its pair."""
+EARLIER_WARMS = "warm_jobs"
+"""The table that earlier releases keep their queue in, with a column for each option."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +66,13 @@ class WarmJob:
     """A warm that was promised to somebody who did not wait for it.
 
     Attributes:
-        id: In the records.
-        source: As the user named it; may carry a signed query, which is why the file is private.
-        filenames: Files of it; none means all that the source stands for.
-        resident: Whether to bring them into memory as well.
-        pair_only: Whether to leave out what the model needs beyond them.
+        id: Its number in the database.
+        warm: What was asked for. Its source may carry a signed query, which is why the database is
+            private.
     """
 
     id: int
-    source: str
-    filenames: tuple[str, ...]
-    resident: bool = False
-    pair_only: bool = False
+    warm: Warm
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,44 +119,38 @@ class Database:
     async def __aexit__(self, *_: object) -> None:
         await self._connection.close()
 
-    async def add_warm_job(
-        self,
-        source: str,
-        filenames: tuple[str, ...],
-        *,
-        resident: bool = False,
-        pair_only: bool = False,
-    ) -> WarmJob:
+    async def add_warm_job(self, warm: Warm) -> WarmJob:
         """Promise a warm; durable when this returns. The same promise twice is one."""
-        row = (source, json.dumps(filenames), resident, pair_only)
+        row = (warm.source.spelled, _dumped(warm.options))
         await self._connection.execute(
-            "INSERT OR IGNORE INTO warm_jobs (source, filenames, resident, pair_only) "
-            "VALUES (?, ?, ?, ?)",
-            row,
+            "INSERT OR IGNORE INTO queued_warms (source, options) VALUES (?, ?)", row
         )
         await self._connection.commit()
         cursor = await self._connection.execute(
-            "SELECT id FROM warm_jobs "
-            "WHERE (source, filenames, resident, pair_only) = (?, ?, ?, ?)",
-            row,
+            "SELECT id FROM queued_warms WHERE (source, options) = (?, ?)", row
         )
         found = await cursor.fetchone()
         assert found is not None  # noqa: S101  # inserted above, and nobody else deletes it
-        return WarmJob(found[0], source, filenames, resident, pair_only)
+        return WarmJob(found[0], warm)
 
     async def warm_jobs(self) -> list[WarmJob]:
         """All promised warms, oldest first."""
         rows = await self._connection.execute_fetchall(
-            "SELECT id, source, filenames, resident, pair_only FROM warm_jobs ORDER BY id"
+            "SELECT id, source, options FROM queued_warms ORDER BY id"
         )
-        return [
-            WarmJob(row[0], row[1], tuple(json.loads(row[2])), bool(row[3]), bool(row[4]))
-            for row in rows
-        ]
+        jobs = []
+        for number, source, options in rows:
+            try:
+                warm = Warm(parse(source), WarmOptions.parse(Fields(json.loads(options))))
+            except (InvalidSource, WireError, ValueError) as error:
+                log.warning("the queued warm %d cannot be read and stays undone: %s", number, error)
+            else:
+                jobs.append(WarmJob(number, warm))
+        return jobs
 
     async def finish_warm_job(self, job: WarmJob) -> None:
         """Forget a promise that was kept, or that cannot be."""
-        await self._connection.execute("DELETE FROM warm_jobs WHERE id = ?", (job.id,))
+        await self._connection.execute("DELETE FROM queued_warms WHERE id = ?", (job.id,))
         await self._connection.commit()
 
     async def pins(self) -> list[Pin]:
@@ -249,15 +231,52 @@ async def _open(path: Path) -> aiosqlite.Connection:
     connection = await aiosqlite.connect(path)
     try:
         await connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
-        columns = await connection.execute_fetchall(
-            "SELECT name FROM pragma_table_info('warm_jobs')"
-        )
-        if "pair_only" not in {column[0] for column in columns}:
-            await connection.executescript("".join(UPGRADE))
+        await _take_over(connection)
     except BaseException:
         await connection.close()  # or its thread keeps the process from ending
         raise
     return connection
+
+
+async def _take_over(connection: aiosqlite.Connection) -> None:
+    """Move the queue of an earlier release, which makes its table anew if it comes back."""
+    table = await connection.execute_fetchall(
+        "SELECT name FROM pragma_table_info(?)", (EARLIER_WARMS,)
+    )
+    if not table:
+        return
+    connection.row_factory = aiosqlite.Row
+    rows = await connection.execute_fetchall(f"SELECT * FROM {EARLIER_WARMS} ORDER BY id")  # noqa: S608  # a constant
+    connection.row_factory = None
+    earlier = [
+        (
+            row["id"],
+            row["source"],
+            _dumped(
+                WarmOptions(
+                    tuple(json.loads(row["filenames"])),
+                    resident=bool(row["resident"]),
+                    pair_only="pair_only" in row.keys() and bool(row["pair_only"]),  # noqa: SIM118  # a Row holds values
+                )
+            ),
+        )
+        for row in rows
+    ]
+    await connection.executemany(
+        "INSERT OR IGNORE INTO queued_warms (id, source, options) VALUES (?, ?, ?)", earlier
+    )
+    await connection.execute(f"DROP TABLE {EARLIER_WARMS}")
+    await connection.commit()
+
+
+def _dumped(options: WarmOptions) -> str:
+    """Options as the database keeps them: flags that have their default are left out.
+
+    So the same options are the same text in a later release, which has more of them.
+    """
+    default = WarmOptions().to_fields()
+    given = {key: value for key, value in options.to_fields().items() if value != default[key]}
+    return json.dumps({"filenames": []} | given, sort_keys=True)
 
 
 def _set_aside(path: Path) -> None:

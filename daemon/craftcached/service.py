@@ -7,46 +7,67 @@ import logging
 import os
 import time
 from collections import Counter
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from craftcache.cache.manifest import manifest_key
+from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.checkpoint.filenames import check_checkpoint
-from craftcache.dependencies import DependencyState
-from craftcache.errors import InvalidSource, NotFound, PolicyDenied, Unavailable
-from craftcache.sources import HubSource, WatchSource, check_filename, parse, wanted_files
+from craftcache.errors import CraftcacheError, InvalidSource, NotFound, PolicyDenied, Unavailable
+from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
 from craftcache.version import VERSION
-from craftcache.wire import Progress
+from craftcache.wire import (
+    CachedModel,
+    DaemonStatus,
+    Follow,
+    Generation,
+    Identified,
+    Identify,
+    Load,
+    Loaded,
+    Models,
+    Resolve,
+    Resolved,
+    Status,
+    Warm,
+    WarmBatch,
+    WarmedBatch,
+    WarmedModel,
+    first_page,
+)
 
 from .fetch import Priority
-from .status import ModelState, Status
+from .status import ModelState
 from .store.scrub import Scrubber
 from .warm.queue import WarmQueue
-from .warm.warmer import Warmed
+from .warming import Warming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
 
     from craftcache.cache.manifest import FileRecord, Manifest
+    from craftcache.daemon.administration import Eviction, QueuedWarm, Verdict
     from craftcache.sources import RemoteSource
+    from craftcache.wire import ModelsPage, Progress, Request
 
-    from .database import Database, Pin, WarmJob
+    from .database import Database, Pin
     from .events import Events
-    from .eviction.evictor import Eviction, Evictor
+    from .eviction.evictor import Evictor
     from .eviction.last_use import LastUse
     from .eviction.pins import Pins
     from .residency.residency import Residency
     from .settings import Settings
-    from .store.opener import BlobOpener, OpenedModel
-    from .store.scrub import Verdict
+    from .store.opener import BlobOpener
     from .store.store import Store
-    from .warm.queue import QueuedWarm
-    from .warm.warmer import Warmer
+    from .warm.warmer import Warmed, Warmer
     from .watch import Watches
 
 __all__ = ["Service"]
 
 log = logging.getLogger("craftcached")
+
+AnswerT = TypeVar("AnswerT")
 
 OPEN_ATTEMPTS = 4
 """How often a model may be removed between being brought and being opened."""
@@ -59,7 +80,7 @@ class Service:
         settings: In force.
         store: What is published.
         warmer: What makes it so.
-        records: What was promised.
+        records: Keep the queue.
         handout: Opens what is published.
         residency: Brings it into memory.
         pins: What stays.
@@ -99,225 +120,168 @@ class Service:
         self.watches = watches
         self.events = events
         self._started_at = time.time()
-        self._promises = WarmQueue(records, self._warm_promised)
+        self._warming = Warming(
+            store=store, warmer=warmer, residency=residency, pins=pins, uses=uses, watches=watches
+        )
+        self._queue = WarmQueue(records, self._warm_queued)
         self._verifier = Scrubber(store)
 
     async def resume(self) -> None:
-        """Take up the warms that were promised before the last stop."""
-        await self._promises.resume()
+        """Take up the warms that were queued before the last stop."""
+        await self._queue.resume()
 
     async def close(self) -> None:
-        """Stop the promised warms at a point from which the next start goes on."""
-        await self._promises.close()
+        """Stop the queued warms at a point from which the next start goes on."""
+        await self._queue.close()
         self._verifier.close()
 
-    async def open(
-        self,
-        text: str,
-        filenames: Sequence[str],
-        report: Callable[[Progress], None],
-    ) -> OpenedModel:
-        """Open the files of a source, bringing them first where they are missing.
+    def handle_nowait(self, request: Request[AnswerT], peer: object) -> AnswerT | None:  # noqa: ARG002  # whoever asks
+        """The answer if it is at hand: see Handler."""
+        if not isinstance(request, Load):
+            return None
+        answer: Any = self._open(request)
+        return cast("AnswerT | None", answer)
 
-        Args:
-            text: The source.
-            filenames: Of it; none means all that it stands for.
-            report: Called with progress; must not block.
+    async def handle(
+        self,
+        request: Request[AnswerT],
+        peer: object,  # noqa: ARG002  # whoever asks
+        report: Callable[[Progress], None],
+    ) -> AnswerT:
+        """Answer a request; see Handler, and the method of each kind of request.
+
+        Raises:
+            CraftcacheError: Any of the tree.
+        """
+        answer: Any
+        match request:
+            case Load():
+                answer = await self._load(request, report)
+            case Resolve():
+                answer = await self._resolve(request, report)
+            case Warm():
+                answer = _warmed_model(await self.warm(request, report))
+            case WarmBatch():
+                answer = await self._warm_all(request, report)
+            case Status():
+                answer = await self.status()
+            case Models():
+                answer = await self._page(request)
+            case Identify():
+                answer = Identified(self.watches.find(request.device, request.inode) or "")
+            case Follow():
+                served = await self.watches.wait_other(request.name, request.after)
+                answer = _generation(request.name, served)
+        return cast("AnswerT", answer)
+
+    async def _load(self, request: Load, report: Callable[[Progress], None]) -> Loaded:
+        """Open the files of a source, bringing them first where they are missing.
 
         Raises:
             NotACheckpoint: One of them is none by its name.
             CraftcacheError: See Warmer.warm.
         """
-        source, names = self._parse(text, filenames)
-        for name in names:
+        source = request.source
+        for name in request.names:
             check_checkpoint(name, source=source.shown)
         for _ in range(OPEN_ATTEMPTS):
-            if opened := self.open_nowait(text, filenames):
-                return opened
-            await self._ensure(source, names, Priority.WAITED_FOR, report)
+            if loaded := self._open(request):
+                return loaded
+            await self._warming.ensure(source, request.names, Priority.WAITED_FOR, report)
         raise Unavailable(
             "it is removed as often as it is brought",
             source=source.shown,
             hint="See who removes it; the daemon's log says when",
         )
 
-    def open_nowait(self, text: str, filenames: Sequence[str]) -> OpenedModel | None:
+    def _open(self, request: Load) -> Loaded | None:
         """Open the files of a source if all are published and untouched; None otherwise."""
-        source, names = self._parse(text, filenames)
+        source = request.source
         manifest = self._store.manifest(source)
-        records = manifest.select(source, names) if manifest else None
+        records = manifest.select(source, request.names) if manifest else None
         if manifest is None or records is None or manifest.needed_only:
             return None
         opened = self._handout.open(manifest, records)
-        if opened is not None:
-            self._uses.note(manifest_key(source))
-        return opened
+        if opened is None:
+            return None
+        self._uses.note(manifest_key(source))
+        files = zip(map(FileInfo.recorded, records), opened.blobs, opened.indexes, strict=True)
+        return Loaded(
+            source.shown,
+            manifest.revision,
+            tuple(OpenFile(info, blob, index) for info, blob, index in files),
+        )
 
-    async def resolve(
-        self, text: str, filename: str, report: Callable[[Progress], None]
-    ) -> tuple[str, os.stat_result]:
+    async def _resolve(self, request: Resolve, report: Callable[[Progress], None]) -> Resolved:
         """Where a file stands below the cache directory, as huggingface_hub would name it."""
-        source, names = self._parse(text, [filename])
-        warmed = await self._ensure(source, names, Priority.WAITED_FOR, report)
-        record = warmed.manifest.file(names[0])
+        source, name = request.source, request.name
+        warmed = await self._warming.ensure(source, (name,), Priority.WAITED_FOR, report)
+        record = warmed.manifest.file(name)
         if record is None:
-            raise NotFound(f"no file {names[0]}", source=source.shown, hint="Try again")
+            raise NotFound(f"no file {name}", source=source.shown, hint="Try again")
         path = self._store.cache.path(record)
         if isinstance(source, HubSource):
             tree = self._store.cache.hub_tree(source.repo_id)
             path = tree.pointer(warmed.manifest.revision, record.filename)
-        return self._store.cache.relative(path), path.stat()
+        status = path.stat()
+        return Resolved(self._store.cache.relative(path), status.st_dev, status.st_ino)
 
-    async def warm(
-        self,
-        text: str,
-        filenames: Sequence[str],
-        report: Callable[[Progress], None],
-        *,
-        resident: bool = False,
-        pair_only: bool = False,
-    ) -> Warmed:
-        """Bring a source to its newest revision, and then what it needs.
+    async def warm(self, request: Warm, report: Callable[[Progress], None]) -> Warmed:
+        """Bring a source to its newest revision, and then what it needs; see Warming.warm."""
+        return await self._warming.warm(request, report)
 
-        Args:
-            text: The source.
-            filenames: Of it; none means all that it stands for.
-            report: Called with progress; must not block.
-            resident: Whether to bring the files into memory as well, as far as there is room.
-            pair_only: Whether to leave out what the source needs.
+    async def _warm_all(
+        self, request: WarmBatch, report: Callable[[Progress], None]
+    ) -> WarmedBatch:
+        """Do each warm; what fails has its error in the place of a result."""
 
-        Raises:
-            CraftcacheError: See Warmer.warm. Where something that it needs is missing, the source
-                itself is published all the same.
-        """
-        source, names = self._parse(text, filenames)
-        warmed = await self._ensure(source, names, Priority.BACKGROUND, report, refresh=True)
-        self._uses.note(manifest_key(source))
-        try:
-            if not pair_only:
-                not_refreshed = await self._bring_needs(source, warmed.manifest, report)
-                warmed = replace(warmed, not_refreshed=not_refreshed)
-        finally:
-            # After what is needed now has come: some of that may need it in turn.
-            if warmed.superseded is not None:
-                await self._drop_unneeded(warmed.superseded)
-        if resident:
-            records = warmed.manifest.select(source, names) or ()
-            warmed = replace(warmed, resident_bytes=await self._bring_in(source, records, report))
-        return warmed
+        async def one(warm: Warm) -> WarmedModel | CraftcacheError:
+            try:
+                return _warmed_model(await self.warm(warm, report))
+            except CraftcacheError as error:
+                return error
 
-    async def _bring_needs(
-        self, source: RemoteSource, manifest: Manifest, report: Callable[[Progress], None]
-    ) -> tuple[str, ...]:
-        """Make present what a model needs; returns what of it could not be refreshed."""
-        not_refreshed = []
-        try:
-            for met in await self._warmer.warm_needs(manifest, report=report):
-                needed, failure = met.manifest, met.not_refreshed
-                log.info("%s needs %s at %s", manifest.source, needed.source, needed.revision)
-                if failure is not None:
-                    not_refreshed.append(needed.source)
-                    log.warning("%s is not refreshed: %s", needed.source, failure.message)
-                if met.superseded is not None:
-                    await self._drop_unneeded(met.superseded)
-        finally:
-            if self._store.manifest(source) is None:  # removed, and what came after it came for it
-                await self._drop_unneeded(manifest)
-        for unmet in manifest.unmet:
-            log.info("%s needs %s, which cannot be warmed", manifest.source, unmet.what)
-        return tuple(not_refreshed)
+        return WarmedBatch(tuple(await asyncio.gather(*map(one, request.warms))))
 
-    async def _drop_unneeded(self, past: Manifest) -> None:
-        """Remove what was here for the sake of a model, or of a revision of it, that is gone."""
-        removed = await self._store.remove_unneeded(past, self._pins.keys)
-        for gone in removed.keys:
-            await self._uses.forget(gone)
-        if removed.keys:
-            log.info("removed what %s needed: %d bytes freed", past.source, removed.freed)
+    async def _page(self, request: Models) -> ModelsPage:
+        """The models whose source sorts after that of the request."""
+        states = await self.models()
+        return first_page(state.model for state in states if state.model.source > request.after)
 
-    async def _ensure(
-        self,
-        source: RemoteSource,
-        names: tuple[str, ...],
-        priority: Priority,
-        report: Callable[[Progress], None],
-        *,
-        refresh: bool = False,
-    ) -> Warmed:
-        """Have files of a source published; see Warmer.warm. Watches bring theirs themselves."""
-        if not isinstance(source, WatchSource):
-            return await self._warmer.warm(
-                source, names, refresh=refresh, priority=priority, report=report
-            )
-        manifest = self._store.intact(source, names)
-        if manifest is None:
-            raise self.watches.absence(source)
-        return Warmed(manifest, 0, manifest.size)
-
-    async def _bring_in(
-        self,
-        source: RemoteSource,
-        records: Sequence[FileRecord],
-        report: Callable[[Progress], None],
-    ) -> int | None:
-        """Bring files into memory; returns how many of their bytes are there now."""
-        for record in records:
-            filename, size = record.filename, record.size
-
-            def tell(done: int, filename: str = filename, size: int = size) -> None:
-                report(Progress(source.shown, filename, done, size, "reading"))
-
-            await self._residency.bring(self._store.cache.path(record), tell)
-        found = await self._resident(records)
-        if found is not None:
-            size = sum(record.size for record in records)
-            log.info("%s: %d of %d bytes in memory", source.shown, found, size)
-        return found
-
-    async def queue_warm(
-        self,
-        texts: Sequence[str],
-        filenames: Sequence[str],
-        *,
-        resident: bool = False,
-        pair_only: bool = False,
-    ) -> list[WarmJob]:
+    async def queue(self, warms: Sequence[Warm]) -> list[QueuedWarm]:
         """Promise warms; they outlive the request and a restart of the daemon.
 
         Raises:
-            InvalidSource: A source is malformed or is not one that is fetched; none is promised.
+            InvalidSource: A source is not one that is fetched; none is promised.
             PolicyDenied: This node does not fetch one of them; likewise.
             Unavailable: Too many are promised already; likewise.
         """
-        for text in texts:
-            source, _ = self._parse(text, filenames)
-            if isinstance(source, WatchSource):
+        for warm in warms:
+            if isinstance(warm.source, WatchSource):
                 raise InvalidSource(
                     "a watch brings its files by itself",
-                    source=source.shown,
+                    source=warm.source.shown,
                     hint="Queue warms of Hub ids and URLs",
                 )
-            self._warmer.check_allowed(source)
-        return await self._promises.make(
-            texts, tuple(filenames), resident=resident, pair_only=pair_only
-        )
+            self._warmer.check_allowed(warm.source)
+        return await self._queue.add(warms)
 
     async def queue_needs(self, generation: Manifest) -> None:
         """Promise what a generation needs, unless all of it is here."""
         if all(self._store.needed(need) for need in generation.needs):
             return
         try:
-            await self._promises.make([generation.source], ())
+            await self._queue.add([Warm(parse(generation.source))])
         except Unavailable as error:  # the generation is served all the same
             log.warning("what %s needs is not fetched: %s", generation.source, error)
 
     def queued(self) -> list[QueuedWarm]:
         """The promised warms that are not done, oldest first."""
-        return self._promises.all()
+        return self._queue.all()
 
-    async def withdraw_warm(self, number: int) -> WarmJob:
-        """Forget a promised warm; see Promises.withdraw."""
-        return await self._promises.withdraw(number)
+    async def withdraw_warm(self, number: int) -> QueuedWarm:
+        """Forget a promised warm; see WarmQueue.withdraw."""
+        return await self._queue.withdraw(number)
 
     async def remove(self, text: str) -> int:
         """Remove a model; returns the bytes freed.
@@ -327,7 +291,8 @@ class Service:
             PolicyDenied: It is pinned or watched.
         """
         source = parse(text)
-        key, _ = self._published(source)
+        self.manifest(source)
+        key = manifest_key(source)
         await self._pins.check_unpinned(source)
         if isinstance(source, WatchSource) and self.watches.is_watched(source):
             raise PolicyDenied(
@@ -360,7 +325,7 @@ class Service:
             NotFound: One of them is not in the cache; none was looked at.
         """
         if texts:
-            models = [self._published(parse(text))[1] for text in texts]
+            models = [self.manifest(parse(text)) for text in texts]
         else:
             models = await self._store.manifests()
         return await self._verifier.verify(models)
@@ -375,17 +340,18 @@ class Service:
         Raises:
             NotFound: It is not in the cache.
         """
-        return await self._state(*self._published(parse(text)))
+        source = parse(text)
+        return await self._state(manifest_key(source), self.manifest(source))
 
     def progress(self) -> list[Progress]:
         """How far each source has come that is being worked on."""
         return self._warmer.progress()
 
-    async def status(self) -> Status:
+    async def status(self) -> DaemonStatus:
         """How the daemon is at this moment."""
         manifests = await self._store.manifests()
         blobs = {record.path: record.size for manifest in manifests for record in manifest.files}
-        return Status(
+        return DaemonStatus(
             version=VERSION,
             pid=os.getpid(),
             started_at=self._started_at,
@@ -394,7 +360,7 @@ class Service:
             models=len(manifests),
             bytes=sum(blobs.values()),
             requests=self._warmer.running,
-            queued=len(self._promises),
+            queued=len(self._queue),
             resident_bytes=await self._resident(
                 {record.path: record for model in manifests for record in model.files}.values()
             ),
@@ -402,39 +368,54 @@ class Service:
             watches=dict(Counter(report.state for report in self.watches.reports())),
         )
 
-    def _published(self, source: RemoteSource) -> tuple[str, Manifest]:
-        """The key and the manifest of a published source."""
+    def manifest(self, source: RemoteSource) -> Manifest:
+        """What a published source consists of.
+
+        Raises:
+            NotFound: It is not in the cache.
+        """
         manifest = self._store.manifest(source)
         if manifest is None:
             raise NotFound(
                 "not in the cache", source=source.shown, hint=f"craftcache warm {source.shown}"
             )
-        return manifest_key(source), manifest
+        return manifest
 
     async def _state(self, key: str, manifest: Manifest) -> ModelState:
-        resident = await self._resident(manifest.files)
-        needs = tuple(
-            DependencyState(need.parsed.shown, need.why, self._store.needed(need) is not None)
-            for need in manifest.needs
-        )
         is_intact = self._store.cache.is_intact
-        files = await asyncio.to_thread(lambda: tuple(filter(is_intact, manifest.files)))
-        return ModelState(manifest, files, resident, self._pins.find(key), needs)
+        intact = await asyncio.to_thread(lambda: tuple(filter(is_intact, manifest.files)))
+        pin = self._pins.find(key)
+        model = CachedModel.of(
+            manifest,
+            intact,
+            lambda need: self._store.needed(need) is not None,
+            resident_bytes=await self._resident(manifest.files),
+            is_pinned=pin is not None,
+            is_locked=pin is not None and pin.is_locked,
+        )
+        return ModelState(manifest, model)
 
     async def _resident(self, records: Iterable[FileRecord]) -> int | None:
         return await self._residency.resident(map(self._store.cache.path, records))
 
-    def _parse(self, text: str, filenames: Sequence[str]) -> tuple[RemoteSource, tuple[str, ...]]:
-        source = parse(text)
-        for filename in filenames:
-            check_filename(filename, source=source.shown)
-        return source, wanted_files(source, filenames)
+    async def _warm_queued(self, warm: Warm) -> None:
+        await self.warm(warm, lambda _: None)
 
-    async def _warm_promised(self, job: WarmJob) -> None:
-        await self.warm(
-            job.source,
-            job.filenames,
-            lambda _: None,
-            resident=job.resident,
-            pair_only=job.pair_only,
-        )
+
+def _warmed_model(warmed: Warmed) -> WarmedModel:
+    return WarmedModel(
+        warmed.manifest.source,
+        warmed.manifest.revision,
+        warmed.bytes_fetched,
+        warmed.bytes_reused,
+        resident_bytes=warmed.resident_bytes,
+        not_refreshed=warmed.not_refreshed,
+    )
+
+
+def _generation(name: str, served: Manifest) -> Generation:
+    if served.watched is None:
+        raise CraftcacheError("the cache says not what was watched", source=served.source)
+    records = {part: served.file(filename) for part, filename in FILENAMES.items()}
+    digests = {part: record.sha256 for part, record in records.items() if record is not None}
+    return Generation(name, served.watched.generation, digests, Path(served.watched.directory))

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from craftcache.daemon.transport import WorkerSocket
+from craftcache.sources import parse
 from craftcache.wire import Hello, Load, encode
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
 from tests.support.hub import hub_in_thread
@@ -29,7 +30,8 @@ CLIENTS = (1, 16, 64)
 REQUESTS = 10_000
 
 _HELLO = encode(Hello())
-_LOAD = encode(Load(SOURCE))
+_REQUEST = Load(parse(SOURCE))
+_LOAD = encode(_REQUEST)
 _ROOM = socket.CMSG_SPACE(16)
 
 
@@ -58,7 +60,7 @@ def one_client(path: Path, *, fresh: bool) -> Figures:
     begin = time.perf_counter()
     for _ in range(REQUESTS // 4):
         at = time.perf_counter()
-        worker.ask(Load(SOURCE), patience=lambda: 15.0).close()
+        worker.ask(_REQUEST, patience=lambda: 15.0).close()
         seconds.append(time.perf_counter() - at)
         if fresh:
             worker.close()

@@ -66,7 +66,7 @@ async def test_every_method_does_what_the_clients_does(
     torch.save({"best_state": module.state_dict()}, tmp_path / "state_dict.bin")
     await client.load_into(module, tmp_path / "state_dict.bin")
     assert (await client.resolve("org/model", "state_dict.bin")).is_file()
-    assert (await client.status())["pid"] == node.daemon.pid
+    assert (await client.status()).pid == node.daemon.pid
     assert "org/model" in {model.source for model in await client.models()}
     assert (await client.explain("org/model")).served_by == "daemon"
     assert client.cache_dir == node.daemon.cache_dir
@@ -117,7 +117,7 @@ async def test_a_cancelled_load_is_withdrawn_at_the_daemon(client: AsyncClient, 
     gate = stalled(node, "org/cancelled")
     loading = asyncio.create_task(client.load("org/cancelled", parts=("lm",)))
     await gate.reached.wait()
-    assert (await client.status())["requests"] == 1
+    assert (await client.status()).requests == 1
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await loading
@@ -126,7 +126,7 @@ async def test_a_cancelled_load_is_withdrawn_at_the_daemon(client: AsyncClient, 
         return "org/cancelled" in request.path and request.origin == "cdn" and request.done
 
     await node.hub.wait_for_request(is_given_up)
-    assert (await client.status())["requests"] == 0
+    assert (await client.status()).requests == 0
     gate.open()
     assert (await client.load("org/cancelled", parts=("lm",))).served_by == "daemon"
 

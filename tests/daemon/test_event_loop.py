@@ -108,7 +108,7 @@ async def test_a_day_in_the_life_of_a_daemon(
             assert (await client.load(source)).served_by == "daemon"
         assert await client.resolve("org/model", "state_dict.bin")
         assert len(await client.models()) == 3
-        assert (await client.status())["models"] == 3
+        assert (await client.status()).models == 3
         export.commit({"state_dict.bin": EXPORT_FILES["compression_state_dict.bin"]})
         assert await ask("POST", "warm", {"sources": ["org/model"]}) == 200
         hub.inject(Status(503), path="/org/model/*", method="HEAD", times=None)

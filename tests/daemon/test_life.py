@@ -200,7 +200,7 @@ def test_a_second_daemon_on_the_same_sockets_is_refused(
     assert str(daemon.socket_dir) in said
     assert api.get("/health") == {"status": "ok"}
     with daemon.client() as client:
-        assert client.status()["pid"] == daemon.pid
+        assert client.status().pid == daemon.pid
 
 
 @pytest.mark.parametrize("setting", ["CACHE_DIR", "STATE_DIR", "SOCKET_DIR"])
@@ -248,7 +248,7 @@ def test_broken_records_are_set_aside(base: Path, threaded_hub: TestHub) -> None
         assert api.get("/health") == {"status": "ok"}
         assert daemon.terminate() == 0
     with sqlite3.connect(base / "state/craftcached.sqlite") as records:
-        assert records.execute("SELECT * FROM warm_jobs").fetchall() == []
+        assert records.execute("SELECT * FROM queued_warms").fetchall() == []
 
 
 def test_what_a_killed_daemon_left_half_written_is_cleared(

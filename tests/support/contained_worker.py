@@ -16,7 +16,7 @@ from pathlib import Path
 import craftcache.checkpoint.tensors
 import craftcache.checkpoint.weights_only  # noqa: F401
 from craftcache import Client
-from craftcache.daemon.transport import Cancellation
+from craftcache.daemon.transport import Call
 from craftcache.loading.loader import Loader
 from craftcache.sources import FILENAMES, parse
 
@@ -31,10 +31,9 @@ def main(socket_dir: Path, uid: int) -> None:
         export = client.load("org/model")
     loader = Loader(socket_dir=socket_dir, cache_dir=nowhere, fallback="none")
     names = tuple(FILENAMES.values())
-    with loader.open(
-        parse("org/model"), names, cancellation=Cancellation(), report=lambda _: None
-    ) as opened:
-        descriptors = {name: opened.files[name].descriptor for name in names}
+    with loader.open(parse("org/model"), names, Call()) as opened:
+        files = zip(names, opened.files, strict=True)
+        descriptors = {name: file.descriptor for name, file in files}
         result = {
             "served_by": export.served_by,
             "keys": sorted(export.lm),

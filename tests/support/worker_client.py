@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from craftcache.daemon.transport import Cancellation, Deadlines, WorkerSocket
+from craftcache.daemon.transport import Call, Cancellation, Deadlines, WorkerSocket
 from craftcache.wire import Progress
 from tests.support.sockets.serving import SECONDS
 
 if TYPE_CHECKING:
-    from craftcache.daemon.transport import Reply
+    from collections.abc import Callable
 
 __all__ = ["SHORT", "ENDLESS", "QUEUED", "never", "ask", "NoticingWithdrawal"]
 
@@ -29,8 +29,20 @@ def never() -> float:
     pytest.fail("the caller was asked for its patience")
 
 
-def ask(worker: WorkerSocket, request: Any, **options: Any) -> Reply[Any]:
-    return worker.ask(request, **{"patience": never} | options)
+def ignore(_progress: Progress) -> None:
+    """Nobody watches."""
+
+
+def ask(
+    worker: WorkerSocket,
+    request: Any,
+    *,
+    patience: Callable[[], float] = never,
+    on_progress: Callable[[Progress], None] = ignore,
+    cancellation: Cancellation | None = None,
+) -> Any:
+    call = Call(on_progress, cancellation or Cancellation())
+    return worker.ask(request, call, patience=patience)
 
 
 class NoticingWithdrawal(Cancellation):

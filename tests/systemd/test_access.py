@@ -67,15 +67,15 @@ def test_workers_may_read_the_cache_and_not_write_to_it(node: Node) -> None:
 def test_not_even_root_in_a_container_can_write_by_a_descriptor(node: Node) -> None:
     code = """
 import errno, os, pathlib
-from craftcache.daemon.client import Node
+from craftcache.daemon.client import DaemonClient
 from craftcache.sources import parse
-from craftcache.daemon.transport import Cancellation
-node = Node(pathlib.Path("/run/craftcache"), lambda *_: 15.0)
-names = ("state_dict.bin", "compression_state_dict.bin")
-files = node.open(parse("facebook/musicgen-small"), names, Cancellation(), lambda _: None)
-for name in names:
+from craftcache.daemon.transport import Call
+from craftcache.wire import Load
+daemon = DaemonClient(pathlib.Path("/run/craftcache"), lambda _: 15.0)
+loaded = daemon.handle(Load(parse("facebook/musicgen-small")), Call())
+for file in loaded.files:
     try:
-        os.open(f"/proc/self/fd/{files.files[name].descriptor}", os.O_WRONLY)
+        os.open(f"/proc/self/fd/{file.descriptor}", os.O_WRONLY)
     except OSError as error:
         print(errno.errorcode[error.errno])
 """
@@ -139,7 +139,7 @@ def test_the_token_is_a_credential_that_no_other_user_sees(node: Node) -> None:
     # Further than before: it is found, fetched and refused for what it is.
     assert "it begins like no checkpoint" in node.craftcache("warm", "org/private").stderr
     with node.client() as client:
-        assert client.status()["has_token"] is True
+        assert client.status().has_token is True
     secret = f"/run/credentials/{SERVICE}/hf-token"
     assert node.as_user("worker", "cat", secret).returncode != 0
     assert "hf_secret" not in node.machine.run("cat", f"/proc/{node.main_pid()}/environ").stdout
@@ -150,7 +150,7 @@ def test_a_drop_in_takes_the_token_from_elsewhere(node: Node) -> None:
     node.machine.write("/etc/craftcache/hf-token", "hf_secret\n", mode=0o600)
     install_drop_in(node, "hub-token.conf", SERVICE)
     with node.client() as client:
-        assert client.status()["has_token"] is True
+        assert client.status().has_token is True
 
 
 def test_a_drop_in_puts_the_cache_on_another_disk(node: Node) -> None:
@@ -159,7 +159,7 @@ def test_a_drop_in_puts_the_cache_on_another_disk(node: Node) -> None:
     install_drop_in(node, "another-disk.conf", SERVICE)
     with node.client() as client:
         client.warm(["org/model"])
-        assert client.status()["cache_dir"] == "/data/craftcache"
+        assert client.status().cache_dir == "/data/craftcache"
     assert node.python("worker", LOAD, "org/model").stdout == "daemon 64\n"
     assert node.machine.path("/data/craftcache/models--org--model").is_dir()
     assert "FAIL" not in node.craftcache("doctor", user="worker").stdout.replace(

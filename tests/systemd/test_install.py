@@ -24,7 +24,7 @@ def test_after_a_boot_it_serves_what_was_warmed(node: Node) -> None:
 
 def test_the_daemon_runs_confined_and_unprivileged(node: Node) -> None:
     with node.client() as client:
-        pid = client.status()["pid"]
+        pid = client.status().pid
     status = node.machine.run("cat", f"/proc/{pid}/status").stdout
     fields = dict(line.split(":\t", 1) for line in status.splitlines())
     uid = node.machine.run("id", "--user", "craftcache").stdout.strip()

@@ -22,10 +22,10 @@ def test_a_wedged_loop_is_ended_with_a_traceback_and_started_anew(node: Node) ->
     node.machine.write("/srv/wedge/sitecustomize.py", WEDGE)
     node.machine.drop_in(SERVICE, "[Service]\nWatchdogSec=2s\nEnvironment=PYTHONPATH=/srv/wedge\n")
     with node.client() as client:
-        wedged = client.status()["pid"]
+        wedged = client.status().pid
     node.machine.systemctl("kill", "--kill-whom=main", "--signal=USR1", SERVICE)
     with node.client() as client:
-        assert client.status()["pid"] not in (wedged, 0)
+        assert client.status().pid not in (wedged, 0)
     journal = node.machine.journal(SERVICE)
     assert "Watchdog timeout" in journal
     assert "Fatal Python error: Aborted" in journal
@@ -58,7 +58,7 @@ def test_its_status_says_what_is_being_fetched(node: Node) -> None:
 
 def test_a_reload_puts_in_force_what_it_can_and_names_the_rest(node: Node) -> None:
     with node.client() as client:
-        before = client.status()["pid"]
+        before = client.status().pid
         node.machine.write(CONFIG, 'allow = ["facebook/*"]\nmax_connections = 3\n')
         node.machine.systemctl("reload", SERVICE)
         node.machine.wait_journal(SERVICE, "reloaded: allow")
@@ -69,19 +69,19 @@ def test_a_reload_puts_in_force_what_it_can_and_names_the_rest(node: Node) -> No
         node.machine.systemctl("reload", SERVICE)
         node.machine.wait_journal(SERVICE, "Reloaded")
         client.warm(["org/model"])
-        assert client.status()["pid"] == before
+        assert client.status().pid == before
     assert node.machine.property(SERVICE, "ActiveState") == "active"
 
 
 def test_a_reload_of_a_wrong_setting_changes_nothing(node: Node) -> None:
     with node.client() as client:
-        before = client.status()["pid"]
+        before = client.status().pid
         node.machine.write(CONFIG, "allow = 1\n")
         node.machine.systemctl("reload", SERVICE)
         line = node.machine.wait_journal(SERVICE, "not reloaded")
         assert f"allow in {CONFIG} must be a list of strings" in line
         client.warm(["org/model"])
-        assert client.status()["pid"] == before
+        assert client.status().pid == before
 
 
 def test_a_wrong_setting_at_the_start_is_said_and_mended_without_a_reset(node: Node) -> None:
@@ -91,7 +91,7 @@ def test_a_wrong_setting_at_the_start_is_said_and_mended_without_a_reset(node: N
         line = node.machine.wait_journal(SERVICE, "cannot start")
         assert f"unknown setting no_such_setting in {CONFIG}" in line
         node.machine.write(CONFIG, "")
-        assert asked.result()["pid"] == node.main_pid()
+        assert asked.result().pid == node.main_pid()
 
 
 def test_the_journal_knows_how_bad_a_line_is(node: Node) -> None:

@@ -101,7 +101,7 @@ def test_inherited_sockets_are_served_and_outlive_the_daemon(base: Path) -> None
         )
         try:
             with Client(socket_dir=run, fallback="none") as client, Api(run) as api:
-                assert client.status()["pid"] == process.pid
+                assert client.status().pid == process.pid
                 assert api.get("/status")["pid"] == process.pid
         finally:
             process.terminate()

@@ -29,7 +29,7 @@ STATE = "state_dict.bin"
 def test_the_first_connection_starts_the_daemon(node: Node) -> None:
     assert node.machine.property(SERVICE, "ActiveState") == "inactive"
     with node.client() as client:
-        assert client.status()["pid"] == node.main_pid()
+        assert client.status().pid == node.main_pid()
 
 
 def test_so_does_the_first_request_over_http(node: Node) -> None:
@@ -48,7 +48,7 @@ def test_sixty_first_connections_at_once_are_all_answered(node: Node) -> None:
     def over_worker_socket() -> int:
         with node.client() as client:
             together.wait()
-            return int(client.status()["pid"])
+            return int(client.status().pid)
 
     with ThreadPoolExecutor(60) as threads:
         asked = [threads.submit(ask) for ask in (over_http, over_worker_socket) * 30]
@@ -120,7 +120,7 @@ def interrupted(node: Node, interrupt: Callable[[], object]) -> None:
     node.hub.wait_for_request_blocking(have_been_sent)
     interrupt()
     with node.client() as client:
-        assert client.status()["pid"] != before
+        assert client.status().pid != before
         valve.open()
         client.load_state_dict("org/large", STATE)
     fetched = node.hub.bytes_sent(f"*/{STATE}", origin="cdn")
@@ -170,12 +170,12 @@ def test_a_stop_during_start_up_is_heeded(node: Node, attempt: int) -> None:
     assert node.machine.property(SERVICE, "Result") == "success"
     assert node.machine.property(SERVICE, "ActiveState") == "inactive"
     with node.client() as client:
-        assert client.status()["pid"] == node.main_pid()
+        assert client.status().pid == node.main_pid()
 
 
 def test_a_second_daemon_on_the_same_cache_is_refused_in_words(node: Node) -> None:
     with node.client() as client:
-        first = client.status()["pid"]
+        first = client.status().pid
     second = node.as_user(
         "craftcache",
         *("/opt/craftcache/bin/craftcached", "--socket-dir=/tmp/second", "--state-dir=/tmp/state"),
@@ -185,7 +185,7 @@ def test_a_second_daemon_on_the_same_cache_is_refused_in_words(node: Node) -> No
         f"another craftcached (pid {first}) already serves /var/cache/craftcache" in second.stderr
     )
     with node.client() as client:
-        assert client.status()["pid"] == first
+        assert client.status().pid == first
 
 
 def test_a_client_that_only_looks_in_the_cache_needs_no_daemon(node: Node) -> None:

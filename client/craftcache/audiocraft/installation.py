@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from craftcache import default
+from craftcache.client import default_client
 from craftcache.errors import UnknownAudioCraft
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def install(client: Client | None = None) -> None:
     """
     with _lock:
         changes = [] if _installed else _changes()
-        _source.load = (client or default).load_state_dict
+        _source.load = (client or default_client).load_state_dict
         for change in changes:
             _installed.append(change)
             setattr(change.module, change.name, change.replacement)
@@ -86,7 +86,7 @@ class _Source:
 
 _lock = threading.Lock()
 _installed: list[_Change] = []
-_source = _Source(default.load_state_dict)
+_source = _Source(default_client.load_state_dict)
 
 
 def _changes() -> list[_Change]:

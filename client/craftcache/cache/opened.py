@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from craftcache.digests import Digests
 
     from .manifest import FileRecord
 
-__all__ = ["FileInfo", "OpenFile", "OpenFiles", "ServedBy"]
+__all__ = ["FileInfo", "OpenFile", "ServedBy"]
 
 ServedBy: TypeAlias = Literal["daemon", "cache", "origin", "local"]
 
@@ -54,47 +52,40 @@ class FileInfo:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenFile:
-    """One file.
+    """A file that is open for reading; it owns its descriptors and closes them with itself.
 
     Attributes:
         info: What is known of it.
-        descriptor: Open for reading; closed with the OpenFiles that it is part of.
-        index: The content of its index, or None where it must be loaded by torch.
+        descriptor: Its own; -1 once it is closed.
+        index: Another one, of its index; None where it must be loaded by torch.
         mapped: Whether it may be mapped: not when its owner may truncate it meanwhile.
     """
 
     info: FileInfo
     descriptor: int
-    index: bytes | None = None
+    index: int | None = None
     mapped: bool = True
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Its own and, where it has one, that of its index."""
+        return (self.descriptor,) if self.index is None else (self.descriptor, self.index)
 
-@dataclass(slots=True)
-class OpenFiles:
-    """Files of one revision of a source; a context manager that closes them.
-
-    Attributes:
-        revision: A commit; of a URL or a watch a digest over its files; empty of local files.
-        served_by: Who had them.
-        files: By the name that they were asked for by.
-        fallback_reason: Why the daemon did not serve them; None where it did or was not asked.
-    """
-
-    revision: str
-    served_by: ServedBy
-    files: Mapping[str, OpenFile]
-    fallback_reason: str | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def read_index(self) -> bytes | None:
+        """The content of its index; None where it has none."""
+        if self.index is None:
+            return None
+        return os.pread(self.index, os.fstat(self.index).st_size, 0)
 
     def close(self) -> None:
-        """Close all descriptors; what was mapped or loaded from them stays."""
-        files, self.files = self.files, {}
-        for file in files.values():
-            os.close(file.descriptor)
+        """Close its descriptors; what was mapped or loaded from them stays."""
+        descriptors = self.descriptors
+        self.descriptor, self.index = -1, None
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()

@@ -9,7 +9,7 @@ import click
 from craftcache.version import VERSION
 
 from .cached import explain, ls, rm, show, status
-from .context import CommandPlace, Commands
+from .context import Commands, Site
 from .demo import demo
 from .doctor import doctor
 from .environment import env, run
@@ -47,7 +47,7 @@ def main(context: click.Context, socket_dir: Path | None, cache_dir: Path | None
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 75 failed and a retry may help.
     """
-    context.obj = CommandPlace(socket_dir, cache_dir)
+    context.obj = Site(socket_dir, cache_dir)
 
 
 for command in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +10,7 @@ import click
 from craftcache.errors import NotFound
 from craftcache.sources import parse
 
-from .context import CommandPlace, json_option, pass_place
+from .context import Site, json_option, pass_place
 from .output import (
     NOT_KNOWN,
     Branch,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from craftcache import FileInfo
-    from craftcache.daemon.client import CachedModel
+    from craftcache.wire import CachedModel
 
 __all__ = ["ls", "show", "explain", "status", "rm"]
 
@@ -34,7 +35,7 @@ __all__ = ["ls", "show", "explain", "status", "rm"]
 @click.command()
 @json_option
 @pass_place
-def ls(place: CommandPlace, *, as_json: bool) -> None:
+def ls(place: Site, *, as_json: bool) -> None:
     """List the models of the cache."""
     models = place.client().models()
     if as_json:
@@ -58,7 +59,7 @@ def ls(place: CommandPlace, *, as_json: bool) -> None:
 @click.argument("source")
 @json_option
 @pass_place
-def show(place: CommandPlace, source: str, *, as_json: bool) -> None:
+def show(place: Site, source: str, *, as_json: bool) -> None:
     """Show a model of the cache, its files and what it needs.
 
     What it needs and no cache can hold comes last, with what to do about it.
@@ -107,7 +108,7 @@ def _file_branches(model: CachedModel) -> list[Branch]:
 @click.argument("source")
 @json_option
 @pass_place
-def explain(place: CommandPlace, source: str, *, as_json: bool) -> None:
+def explain(place: Site, source: str, *, as_json: bool) -> None:
     """Say what a load of SOURCE would load here, and why."""
     explanation = place.client().explain(source)
     if as_json:
@@ -132,10 +133,10 @@ def explain(place: CommandPlace, source: str, *, as_json: bool) -> None:
 @click.command()
 @json_option
 @pass_place
-def status(place: CommandPlace, *, as_json: bool) -> None:
+def status(place: Site, *, as_json: bool) -> None:
     """Say how the daemon is, and how much of each model is in memory."""
     client = place.client()
-    report = client.status()
+    report = asdict(client.status())
     models = client.models()
     if as_json:
         print_json(report | {"resident": {model.source: model.resident_bytes for model in models}})
@@ -150,7 +151,7 @@ def status(place: CommandPlace, *, as_json: bool) -> None:
 @click.argument("source")
 @json_option
 @pass_place
-def rm(place: CommandPlace, source: str, *, as_json: bool) -> None:
+def rm(place: Site, source: str, *, as_json: bool) -> None:
     """Remove a model and free the bytes that no other model needs."""
     shown = parse(source).shown
     freed = place.admin().remove(source)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from craftcache import AsyncClient, Client
     from craftcache.daemon.admin import AdminClient
 
-__all__ = ["CommandPlace", "pass_place", "json_option", "Commands", "show_error", "exit_code"]
+__all__ = ["Site", "pass_place", "json_option", "Commands", "show_error", "exit_code"]
 
 FAILED = 1
 RETRY_MAY_HELP = 75
@@ -30,7 +30,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 
 @dataclass(frozen=True, slots=True)
-class CommandPlace:
+class Site:
     """The cache and the daemon that the global options name.
 
     Attributes:
@@ -64,7 +64,7 @@ class CommandPlace:
         return choose_cache_dir(self.cache_dir)
 
 
-pass_place = click.make_pass_decorator(CommandPlace)
+pass_place = click.make_pass_decorator(Site)
 
 
 def json_option(command: F) -> F:

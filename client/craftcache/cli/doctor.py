@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .context import CommandPlace, json_option, pass_place
+from .context import Site, json_option, pass_place
 from .output import print_json
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _MARKS = {"ok": "ok", "warning": "WARN", "problem": "FAIL"}
 @click.command()
 @json_option
 @pass_place
-def doctor(place: CommandPlace, *, as_json: bool) -> None:
+def doctor(place: Site, *, as_json: bool) -> None:
     """Examine this installation and say what to mend.
 
     Sockets, cache, limits, versions and the Hub are looked at. Exits with 1 where something does

@@ -10,7 +10,7 @@ import click
 
 from craftcache.cache.directory import CacheDir
 
-from .context import CommandPlace, json_option, pass_place
+from .context import Site, json_option, pass_place
 from .output import print_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ online_option = click.option(
 @online_option
 @json_option
 @pass_place
-def env(place: CommandPlace, *, online: bool, as_json: bool) -> None:
+def env(place: Site, *, online: bool, as_json: bool) -> None:
     """Print what makes unmodified programs use the cache.
 
     Use it as: eval "$(craftcache env)"
@@ -63,9 +63,7 @@ def env(place: CommandPlace, *, online: bool, as_json: bool) -> None:
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @pass_place
-def run(
-    place: CommandPlace, *, online: bool, patch_audiocraft: bool, command: tuple[str, ...]
-) -> None:
+def run(place: Site, *, online: bool, patch_audiocraft: bool, command: tuple[str, ...]) -> None:
     """Run COMMAND with what `craftcache env` prints.
 
     Write it after two dashes: craftcache run -- python generate.py
@@ -92,7 +90,7 @@ def cache_environment(cache_dir: Path, *, online: bool) -> dict[str, str]:
     return variables if online else variables | {"HF_HUB_OFFLINE": "1"}
 
 
-def patch_environment(place: CommandPlace) -> dict[str, str]:
+def patch_environment(place: Site) -> dict[str, str]:
     """The variables by which each Python that is started patches AudioCraft for this place."""
     from craftcache.audiocraft import STARTUP_DIR
 

@@ -9,11 +9,11 @@ import click
 
 from craftcache.sources import parse
 
-from .context import CommandPlace, json_option, pass_place
+from .context import Site, json_option, pass_place
 from .output import print_json, size_text
 
 if TYPE_CHECKING:
-    from craftcache.daemon.admin import Eviction
+    from craftcache.daemon.administration import Eviction
 
 __all__ = ["pin", "unpin", "evict"]
 
@@ -38,7 +38,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
 @click.option("--lock", is_flag=True, help="Keep it in memory too.")
 @json_option
 @pass_place
-def pin(place: CommandPlace, source: str, *, lock: bool, as_json: bool) -> None:
+def pin(place: Site, source: str, *, lock: bool, as_json: bool) -> None:
     """Keep a model of the cache, whatever else has to go.
 
     It stays pinned at each later revision, until `craftcache unpin`.
@@ -55,7 +55,7 @@ def pin(place: CommandPlace, source: str, *, lock: bool, as_json: bool) -> None:
 @click.argument("source")
 @json_option
 @pass_place
-def unpin(place: CommandPlace, source: str, *, as_json: bool) -> None:
+def unpin(place: Site, source: str, *, as_json: bool) -> None:
     """Let a pinned model go when its time comes."""
     shown = parse(source).shown
     place.admin().unpin(source)
@@ -76,7 +76,7 @@ def unpin(place: CommandPlace, source: str, *, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @json_option
 @pass_place
-def evict(place: CommandPlace, wanted: int | None, *, dry_run: bool, as_json: bool) -> None:
+def evict(place: Site, wanted: int | None, *, dry_run: bool, as_json: bool) -> None:
     """Make room: remove the models that were not used for longest.
 
     What is pinned or in use stays. Exits with 1 if that leaves too little to remove.

@@ -9,7 +9,7 @@ import click
 from craftcache.checkpoint.contents import Contents
 from craftcache.sources import PARTS, LocalDirectory, LocalFile, locate
 
-from .context import CommandPlace, json_option, pass_place
+from .context import Site, json_option, pass_place
 from .output import NOT_KNOWN, print_columns, print_json, short_revision, size_text
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ __all__ = ["load"]
 )
 @json_option
 @pass_place
-def load(
-    place: CommandPlace, source: str, device: str, parts: tuple[Part, ...], *, as_json: bool
-) -> None:
+def load(place: Site, source: str, device: str, parts: tuple[Part, ...], *, as_json: bool) -> None:
     """Load SOURCE as a worker does and print what was loaded.
 
     It comes from the daemon, else from the cache, else from its origin.

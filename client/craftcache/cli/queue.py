@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from .context import CommandPlace, json_option, pass_place
+from .context import Site, json_option, pass_place
 from .output import NOT_KNOWN, print_columns, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from craftcache.daemon.administration import QueuedWarm
 
-__all__ = ["queue"]
+__all__ = ["named", "queue"]
 
 
 @click.group()
@@ -27,33 +27,35 @@ def queue() -> None:
 @queue.command()
 @json_option
 @pass_place
-def ls(place: CommandPlace, *, as_json: bool) -> None:
+def ls(place: Site, *, as_json: bool) -> None:
     """List the queued warms, and how each failed last."""
-    answer = place.admin().queued_warms()
+    queued = place.admin().queued_warms()
     if as_json:
-        print_json(answer)
+        print_json({"jobs": [job.to_fields() for job in queued]})
         return
     rows = [
-        (str(job["id"]), job["source"], _files(job), str(job["tries"])) for job in answer["jobs"]
+        (str(job.id), job.source, ",".join(job.options.filenames) or NOT_KNOWN, str(job.tries))
+        for job in queued
     ]
     print_columns(("NUMBER", "SOURCE", "FILES", "FAILURES"), rows)
-    for job in answer["jobs"]:
-        if job["failure"]:
-            click.echo(f"{job['source']}: {job['failure']['detail']}", err=True)
+    for job in queued:
+        if job.failure:
+            click.echo(f"{job.source}: {job.failure.message}", err=True)
 
 
 @queue.command()
 @click.argument("number", type=click.IntRange(1))
 @json_option
 @pass_place
-def rm(place: CommandPlace, number: int, *, as_json: bool) -> None:
+def rm(place: Site, number: int, *, as_json: bool) -> None:
     """Withdraw the warm of that NUMBER; what it has fetched by then is not fetched again."""
     job = place.admin().withdraw_warm(number)
     if as_json:
-        print_json(job)
+        print_json(named(job))
     else:
         click.echo(f"{job.source}: withdrawn")
 
 
-def _files(job: Mapping[str, Any]) -> str:
-    return ",".join(job["files"]) or NOT_KNOWN
+def named(job: QueuedWarm) -> dict[str, object]:
+    """What tells a queued warm from the others, in JSON."""
+    return {"id": job.id, "source": job.source}

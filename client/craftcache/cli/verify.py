@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .context import CommandPlace, json_option, pass_place
+from .context import Site, json_option, pass_place
 from .output import print_columns, print_json
 
 __all__ = ["verify"]
@@ -16,7 +16,7 @@ FAILED = 1
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @json_option
 @pass_place
-def verify(place: CommandPlace, sources: tuple[str, ...], *, as_json: bool) -> None:
+def verify(place: Site, sources: tuple[str, ...], *, as_json: bool) -> None:
     """Hash every file of each cached SOURCE again, or of all.
 
     A wrong one goes to quarantine; the next warm or load fetches it anew. Exits with 1 if any is

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.sources import parse, wanted_files
+from craftcache.wire import WarmOptions
 
-from .context import CommandPlace, exit_code, json_option, pass_place, show_error
+from .context import Site, exit_code, json_option, pass_place, show_error
 from .output import print_json, short_revision, size_text
 from .progress import make_display
+from .queue import named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Unpack
 
     from craftcache import AsyncClient
-    from craftcache.daemon.client import CachedModel, WarmedModel
     from craftcache.dependencies import UnmetDependency
     from craftcache.sources import RemoteSource
+    from craftcache.wire import CachedModel, WarmedModel, WarmKeywords
 
     from .progress import Display
 
@@ -46,6 +49,11 @@ AT_ONCE = 8
     is_flag=True,
     help="Leave out what the model needs beyond its own files: text encoder, codec ...",
 )
+@click.option(
+    "--refresh/--no-refresh",
+    default=True,
+    help="Ask the origin for a newer revision, or be content with what was warmed last.",
+)
 @click.option("--detach", is_flag=True, help="Queue it with the daemon and do not wait.")
 @click.option("--check", is_flag=True, help="Only answer, by the exit code, whether all is warm.")
 @click.option(
@@ -57,16 +65,14 @@ AT_ONCE = 8
 @json_option
 @pass_place
 def warm(
-    place: CommandPlace,
+    place: Site,
     sources: tuple[str, ...],
-    filenames: tuple[str, ...],
     timeout: float | None,
     *,
-    resident: bool,
-    pair_only: bool,
     detach: bool,
     check: bool,
     as_json: bool,
+    **options: Unpack[WarmKeywords],
 ) -> None:
     """Bring each SOURCE to its newest revision, and what it needs.
 
@@ -76,9 +82,9 @@ def warm(
         raise click.UsageError("--detach and --check exclude each other")
     if timeout is not None and (detach or check):
         raise click.UsageError("--timeout is for a warm that is waited for")
-    if check and resident:
+    wanted = WarmOptions.of(options)
+    if check and wanted.resident:
         raise click.UsageError("--check and --resident exclude each other")
-    wanted = _Wanted(filenames, resident, pair_only)
     if check:
         _check(place, sources, wanted, as_json=as_json)
     elif detach:
@@ -87,28 +93,18 @@ def warm(
         _warm(place, sources, wanted, timeout, as_json=as_json)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What is wanted of each source."""
-
-    filenames: tuple[str, ...]
-    resident: bool
-    pair_only: bool
-
-
 def _warm(
-    place: CommandPlace,
+    place: Site,
     sources: Sequence[str],
-    wanted: _Wanted,
+    wanted: WarmOptions,
     timeout: float | None,
     *,
     as_json: bool,
 ) -> None:
     with make_display(quiet=as_json) as display:
-        outcomes = asyncio.run(_warm_all(place, sources, wanted, timeout, display))
+        outcomes, cached = asyncio.run(_warm_all(place, sources, wanted, timeout, display))
     errors = [outcome for outcome in outcomes if isinstance(outcome, CraftcacheError)]
     warmed = [outcome for outcome in outcomes if not isinstance(outcome, CraftcacheError)]
-    cached = {model.source: model for model in place.client().models()} if warmed else {}
     if as_json:
         print_json({"results": [_document(model, cached.get(model.source)) for model in warmed]})
     for model in () if as_json else warmed:
@@ -136,13 +132,16 @@ def _unmet(cached: CachedModel | None) -> tuple[UnmetDependency, ...]:
 
 
 async def _warm_all(
-    place: CommandPlace,
+    place: Site,
     sources: Sequence[str],
-    wanted: _Wanted,
+    wanted: WarmOptions,
     timeout: float | None,
     display: Display,
-) -> list[WarmedModel | CraftcacheError]:
-    """What became of each source, in order; what is cut off by ``timeout`` is a failure."""
+) -> tuple[list[WarmedModel | CraftcacheError], dict[str, CachedModel]]:
+    """What became of each source, in order, and what is cached then, by source.
+
+    What is cut off by ``timeout`` is a failure.
+    """
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def warm_one(client: AsyncClient, source: str) -> WarmedModel | CraftcacheError:
@@ -150,10 +149,8 @@ async def _warm_all(
             async with turns:
                 [model] = await client.warm(
                     [source],
-                    filenames=wanted.filenames,
-                    resident=wanted.resident,
-                    pair_only=wanted.pair_only,
                     on_progress=display.report,
+                    **wanted.to_keywords(),
                 )
         except CraftcacheError as error:
             return error
@@ -165,10 +162,13 @@ async def _warm_all(
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-    return [
-        _too_late(source, timeout) if task in late else task.result()
-        for source, task in zip(sources, tasks, strict=True)
-    ]
+        outcomes = [
+            _too_late(source, timeout) if task in late else task.result()
+            for source, task in zip(sources, tasks, strict=True)
+        ]
+        is_any_warm = not all(isinstance(outcome, CraftcacheError) for outcome in outcomes)
+        cached = {model.source: model for model in await client.models()} if is_any_warm else {}
+    return outcomes, cached
 
 
 def _resident_text(model: WarmedModel) -> str:
@@ -187,18 +187,16 @@ def _too_late(source: str, timeout: float | None) -> Unavailable:
     )
 
 
-def _detach(place: CommandPlace, sources: Sequence[str], wanted: _Wanted, *, as_json: bool) -> None:
-    jobs = place.admin().queue_warm(
-        sources, wanted.filenames, resident=wanted.resident, pair_only=wanted.pair_only
-    )
+def _detach(place: Site, sources: Sequence[str], wanted: WarmOptions, *, as_json: bool) -> None:
+    jobs = place.admin().queue_warm(sources, wanted)
     if as_json:
-        print_json({"jobs": jobs})
+        print_json({"jobs": list(map(named, jobs))})
         return
     for job in jobs:
         click.echo(f"{job.source}: queued")
 
 
-def _check(place: CommandPlace, sources: Sequence[str], wanted: _Wanted, *, as_json: bool) -> None:
+def _check(place: Site, sources: Sequence[str], wanted: WarmOptions, *, as_json: bool) -> None:
     models = {model.source: model for model in place.client().models()}
     missing = {source.shown: _missing(models, source, wanted) for source in map(parse, sources)}
     if as_json:
@@ -213,7 +211,9 @@ def _check(place: CommandPlace, sources: Sequence[str], wanted: _Wanted, *, as_j
         raise SystemExit(1)
 
 
-def _missing(models: dict[str, CachedModel], source: RemoteSource, wanted: _Wanted) -> list[str]:
+def _missing(
+    models: dict[str, CachedModel], source: RemoteSource, wanted: WarmOptions
+) -> list[str]:
     """What is not cached of a source and, unless the pair is enough, of what it needs."""
     model = models.get(source.shown)
     files = {file.filename for file in model.files} if model else set()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from craftcache.watch_rule import WatchRule, default_watch_name
 
-from .context import CommandPlace, json_option, pass_place
+from .context import Site, json_option, pass_place
 from .output import NOT_KNOWN, print_columns, print_json, size_text
 
 if TYPE_CHECKING:
     from craftcache import Generation
+    from craftcache.daemon.administration import WatchReport
 
 __all__ = ["watch", "follow"]
 
@@ -50,7 +51,7 @@ def watch() -> None:
 @json_option
 @pass_place
 def add(
-    place: CommandPlace,
+    place: Site,
     directory: str,
     name: str | None,
     settle: float,
@@ -83,35 +84,35 @@ def add(
 @watch.command()
 @json_option
 @pass_place
-def ls(place: CommandPlace, *, as_json: bool) -> None:
+def ls(place: Site, *, as_json: bool) -> None:
     """List what is watched, how it is and which generation is served."""
-    answer = place.admin().watches()
+    listed = place.admin().watches()
     if as_json:
-        print_json(answer)
+        print_json(listed.to_fields())
         return
     rows = [
         (
-            each["name"],
-            each["state"],
+            each.rule.name,
+            each.state,
             _served(each),
-            ",".join(map(str, each["generations"])) or NOT_KNOWN,
-            each["directory"],
+            ",".join(map(str, each.generations)) or NOT_KNOWN,
+            each.rule.directory,
         )
-        for each in answer["watches"]
+        for each in listed.watches
     ]
-    rows += [(each["name"], "pattern", "", "", each["directory"]) for each in answer["patterns"]]
+    rows += [(rule.name, "pattern", "", "", rule.directory) for rule in listed.patterns]
     print_columns(("NAME", "STATE", "SERVED", "GENERATIONS", "DIRECTORY"), rows)
-    for each in answer["watches"]:
-        for note in (each["detail"], each["polled"] and f"polled: {each['polled']}"):
+    for each in listed.watches:
+        for note in (each.detail, each.polled and f"polled: {each.polled}"):
             if note:
-                click.echo(f"{each['name']}: {note}", err=True)
+                click.echo(f"{each.rule.name}: {note}", err=True)
 
 
 @watch.command()
 @click.argument("name")
 @json_option
 @pass_place
-def rm(place: CommandPlace, name: str, *, as_json: bool) -> None:
+def rm(place: Site, name: str, *, as_json: bool) -> None:
     """Watch NAME no more, and remove its generations."""
     freed = place.admin().remove_watch(name)
     if as_json:
@@ -125,7 +126,7 @@ def rm(place: CommandPlace, name: str, *, as_json: bool) -> None:
 @click.argument("number", type=click.IntRange(1), required=False)
 @json_option
 @pass_place
-def rollback(place: CommandPlace, name: str, number: int | None, *, as_json: bool) -> None:
+def rollback(place: Site, name: str, number: int | None, *, as_json: bool) -> None:
     """Serve generation NUMBER of NAME, or the one before, until `watch resume`."""
     _print_watch(place.admin().roll_back_watch(name, number), as_json=as_json)
 
@@ -134,7 +135,7 @@ def rollback(place: CommandPlace, name: str, number: int | None, *, as_json: boo
 @click.argument("name")
 @json_option
 @pass_place
-def resume(place: CommandPlace, name: str, *, as_json: bool) -> None:
+def resume(place: Site, name: str, *, as_json: bool) -> None:
     """Serve the newest generation of NAME again, and each new one."""
     _print_watch(place.admin().resume_watch(name), as_json=as_json)
 
@@ -147,7 +148,7 @@ def resume(place: CommandPlace, name: str, *, as_json: bool) -> None:
 @json_option
 @pass_place
 def follow(
-    place: CommandPlace,
+    place: Site,
     name: str,
     command: tuple[str, ...],
     after: int | None,
@@ -186,14 +187,14 @@ def _run(command: tuple[str, ...], generation: Generation) -> int:
         raise click.UsageError(f"{command[0]}: {error.strerror}") from error
 
 
-def _print_watch(watch: dict[str, Any], *, as_json: bool) -> None:
+def _print_watch(watch: WatchReport, *, as_json: bool) -> None:
     if as_json:
-        print_json(watch)
+        print_json(watch.to_fields())
     else:
-        click.echo(f"watch:{watch['name']}: serves {_served(watch)}")
+        click.echo(f"watch:{watch.rule.name}: serves {_served(watch)}")
 
 
-def _served(watch: dict[str, Any]) -> str:
-    if watch["served"] is None:
+def _served(watch: WatchReport) -> str:
+    if watch.served is None:
         return NOT_KNOWN
-    return f"{watch['served']['generation']}{' (held)' if watch['held'] else ''}"
+    return f"{watch.served.generation}{' (held)' if watch.is_held else ''}"

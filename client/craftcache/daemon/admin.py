@@ -5,12 +5,14 @@ Workers need none of this; they speak to the worker socket by craftcache.Client.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from craftcache.errors import CraftcacheError, PolicyDenied, Unavailable, from_problem
 from craftcache.sources import check_watch_name
+from craftcache.wire.fields import Fields
+
+from .administration import Eviction, QueuedWarm, Verdict, WatchList, WatchReport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +21,12 @@ if TYPE_CHECKING:
     import httpx
 
     from craftcache.watch_rule import WatchRule
+    from craftcache.wire import WarmOptions
 
-__all__ = ["AdminClient", "Eviction", "KeptModel", "QueuedWarm", "VerifiedFile"]
+__all__ = ["AdminClient"]
+
+MAX_ITEMS = 1_000_000
+"""Of a list in an answer."""
 
 SOCKET_NAME = "craftcache.sock"
 
@@ -34,63 +40,6 @@ VERIFY_SECONDS = 6 * 3600.0
 
 LOCK_SECONDS = 1800.0
 """For locking a model in memory, all of which is read from the disk for that."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedWarm:
-    """A warm that the daemon has promised; it outlives the request and a restart.
-
-    Attributes:
-        id: The daemon's number for it.
-        source: As shown to people.
-    """
-
-    id: int
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class KeptModel:
-    """A model that was not evicted though room is missing, and why."""
-
-    source: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Eviction:
-    """What an eviction did, or, of a dry run, would do.
-
-    Attributes:
-        removed: Sources of the models, as shown to people.
-        freed_bytes: On the disk.
-        missing_bytes: That were wanted and could not be freed.
-        kept: Why not, where any are missing.
-    """
-
-    removed: tuple[str, ...]
-    freed_bytes: int
-    missing_bytes: int
-    kept: tuple[KeptModel, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class VerifiedFile:
-    """What was found of a cached file when it was hashed again.
-
-    Attributes:
-        source: The model, as shown to people.
-        filename: Inside it.
-        sha256: That it was published with.
-        outcome: ``right``, ``wrong`` or ``missing``.
-        quarantined: Where a wrong one is now, below the cache directory; else None.
-    """
-
-    source: str
-    filename: str
-    sha256: str
-    outcome: str
-    quarantined: str | None
 
 
 class AdminClient:
@@ -112,7 +61,7 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         answer = self._request("DELETE", f"/v1/models/{quote(source, safe='')}")
-        return int(answer["freed_bytes"])
+        return answer.integer("freed_bytes")
 
     def pin(self, source: str, *, lock: bool = False) -> None:
         """Keep a model of the cache from being evicted and removed.
@@ -151,14 +100,9 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         answer = self._request("POST", "/v1/evict", {"bytes": wanted, "dry_run": dry_run})
-        return Eviction(
-            tuple(answer["removed"]),
-            answer["freed_bytes"],
-            answer["missing_bytes"],
-            tuple(KeptModel(kept["source"], kept["reason"]) for kept in answer["kept"]),
-        )
+        return Eviction.parse(answer)
 
-    def verify(self, sources: Sequence[str] = ()) -> list[VerifiedFile]:
+    def verify(self, sources: Sequence[str] = ()) -> list[Verdict]:
         """Hash what is cached again; what is wrong is put aside and fetched anew when next wanted.
 
         Args:
@@ -171,54 +115,32 @@ class AdminClient:
         """
         body = {"sources": list(sources)}
         answer = self._request("POST", "/v1/verify", body, seconds=VERIFY_SECONDS)
-        return [
-            VerifiedFile(
-                file["source"],
-                file["filename"],
-                file["sha256"],
-                file["outcome"],
-                file["quarantined"],
-            )
-            for file in answer["results"]
-        ]
+        return list(map(Verdict.parse, answer.children("results", MAX_ITEMS)))
 
-    def queue_warm(
-        self,
-        sources: Sequence[str],
-        filenames: Sequence[str],
-        *,
-        resident: bool = False,
-        pair_only: bool = False,
-    ) -> list[QueuedWarm]:
+    def queue_warm(self, sources: Sequence[str], options: WarmOptions) -> list[QueuedWarm]:
         """Have the daemon warm ``sources`` by itself, without waiting for it.
 
         Args:
             sources: What to warm.
-            filenames: Files of each; none stands for the export's pair.
-            resident: Whether to bring them into memory too.
-            pair_only: Whether to leave out what they need.
+            options: How.
 
         Raises:
             InvalidSource: A source or filename is malformed; nothing was queued.
             Unavailable: The daemon cannot be reached.
         """
-        body = {
-            "sources": list(sources),
-            "files": list(filenames),
-            "resident": resident,
-            "pair_only": pair_only,
-            "wait": False,
-        }
+        flags = options.to_fields()
+        body = {"sources": list(sources), "files": flags.pop("filenames"), **flags, "wait": False}
         answer = self._request("POST", "/v1/warm", body)
-        return [QueuedWarm(job["id"], job["source"]) for job in answer["jobs"]]
+        return list(map(QueuedWarm.parse, answer.children("jobs", MAX_ITEMS)))
 
-    def queued_warms(self) -> dict[str, Any]:
-        """The warms that are promised and not done yet: the daemon's document, with ``jobs``.
+    def queued_warms(self) -> list[QueuedWarm]:
+        """The warms that are queued and not done yet, oldest first.
 
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        return self._request("GET", "/v1/warm")
+        answer = self._request("GET", "/v1/warm")
+        return list(map(QueuedWarm.parse, answer.children("jobs", MAX_ITEMS)))
 
     def withdraw_warm(self, number: int) -> QueuedWarm:
         """Have the daemon not do a queued warm; what came of it already is kept for the next one.
@@ -229,7 +151,7 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         answer = self._request("DELETE", f"/v1/warm/{number}")
-        return QueuedWarm(answer["id"], answer["source"])
+        return QueuedWarm.parse(answer)
 
     def put_watch(self, rule: WatchRule) -> None:
         """Watch a directory, or change how it is watched.
@@ -241,13 +163,13 @@ class AdminClient:
         """
         self._request("PUT", f"/v1/watches/{rule.name}", rule.to_fields())
 
-    def watches(self) -> dict[str, Any]:
-        """What is watched: the daemon's document, with ``watches`` and ``patterns``.
+    def watches(self) -> WatchList:
+        """What is watched, and how it is.
 
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        return self._request("GET", "/v1/watches")
+        return WatchList.parse(self._request("GET", "/v1/watches"))
 
     def remove_watch(self, name: str) -> int:
         """Watch a directory no more and remove its generations; returns the bytes freed.
@@ -258,9 +180,9 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         answer = self._request("DELETE", f"/v1/watches/{check_watch_name(name)}")
-        return int(answer["freed_bytes"])
+        return answer.integer("freed_bytes")
 
-    def roll_back_watch(self, name: str, number: int | None) -> dict[str, Any]:
+    def roll_back_watch(self, name: str, number: int | None) -> WatchReport:
         """Serve an earlier generation, by default the one before; returns how the watch is.
 
         Raises:
@@ -269,9 +191,10 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         body = {} if number is None else {"generation": number}
-        return self._request("POST", f"/v1/watches/{check_watch_name(name)}/rollback", body)
+        path = f"/v1/watches/{check_watch_name(name)}/rollback"
+        return WatchReport.parse(self._request("POST", path, body))
 
-    def resume_watch(self, name: str) -> dict[str, Any]:
+    def resume_watch(self, name: str) -> WatchReport:
         """Serve the newest generation again; returns how the watch is.
 
         Raises:
@@ -279,11 +202,12 @@ class AdminClient:
             PolicyDenied: This user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
-        return self._request("POST", f"/v1/watches/{check_watch_name(name)}/resume")
+        path = f"/v1/watches/{check_watch_name(name)}/resume"
+        return WatchReport.parse(self._request("POST", path))
 
     def _request(
         self, method: str, path: str, body: object = None, *, seconds: float = ANSWER_SECONDS
-    ) -> dict[str, Any]:
+    ) -> Fields:
         import httpx
 
         socket = self._socket()
@@ -306,7 +230,7 @@ class AdminClient:
         return self._socket_dir / SOCKET_NAME
 
 
-def _answer(response: httpx.Response) -> dict[str, Any]:
+def _answer(response: httpx.Response) -> Fields:
     try:
         answer = response.json()
     except ValueError:
@@ -317,7 +241,7 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
             hint="Is something else listening on its socket?",
         )
     if response.is_success:
-        return answer
+        return Fields(answer, _malformed)
     if "code" in answer:
         raise from_problem(answer)
     raise CraftcacheError(
@@ -337,4 +261,11 @@ def _connection_error(error: httpx.TransportError, socket: Path) -> CraftcacheEr
     return Unavailable(
         f"the daemon cannot be reached at {socket} ({error})",
         hint="Is craftcached running? systemctl status craftcached says so",
+    )
+
+
+def _malformed(why: str) -> CraftcacheError:
+    return CraftcacheError(
+        f"the daemon's answer cannot be understood: {why}",
+        hint="Are craftcache and craftcached of the same release?",
     )

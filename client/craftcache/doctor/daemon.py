@@ -8,20 +8,23 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from craftcache.config import choose_cache_dir, choose_socket_dir
-from craftcache.daemon.client import DaemonClient, DaemonUnavailable
-from craftcache.daemon.transport import Cancellation
+from craftcache.daemon.client import DaemonClient
+from craftcache.daemon.transport import Call, DaemonUnavailable
 from craftcache.errors import CraftcacheError
 from craftcache.version import VERSION
+from craftcache.wire import Status
 
 from .finding import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_sockets", "Report"]
+    from craftcache.wire import DaemonStatus
+
+__all__ = ["check_sockets", "DaemonReport"]
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 3.0
@@ -78,32 +81,32 @@ def _group(path: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DaemonReport:
     """What the daemon says of itself; or why it says nothing.
 
     Attributes:
-        status: Its status; empty where it does not answer.
+        status: Its status; None where it does not answer.
         error: Why it does not answer; empty where it does.
     """
 
-    status: dict[str, Any]
+    status: DaemonStatus | None
     error: str = ""
 
     @classmethod
-    def ask(cls, socket_dir: Path | None) -> Report:
+    def ask(cls, socket_dir: Path | None) -> DaemonReport:
         """Ask the daemon on its worker socket, as loads do."""
-        node = DaemonClient(choose_socket_dir(socket_dir), lambda *_: ANSWER_SECONDS)
+        daemon = DaemonClient(choose_socket_dir(socket_dir), lambda _: ANSWER_SECONDS)
         try:
-            return cls(node.status(Cancellation()))
+            return cls(daemon.handle(Status(), Call()))
         except (DaemonUnavailable, CraftcacheError) as error:
-            return cls({}, str(error))
+            return cls(None, str(error))
         finally:
-            node.close()
+            daemon.close()
 
     @property
     def pid(self) -> int | None:
         """The daemon's process id."""
-        return self.status.get("pid")
+        return self.status.pid if self.status else None
 
     def finding(self) -> Finding:
         """Whether it answers."""
@@ -114,39 +117,40 @@ class Report:
 
     def check(self, cache_dir: Path | None) -> Iterator[Finding]:
         """Whether it is of this release, on this cache, and has what it needs."""
-        if not self.error:
-            yield self._check_version()
-            yield self._check_cache_dir(cache_dir)
-            yield self._check_token()
+        if self.status is not None:
+            yield _check_version(self.status.version)
+            yield _check_cache_dir(choose_cache_dir(cache_dir), Path(self.status.cache_dir))
+            yield _check_token(has_token=self.status.has_token)
 
-    def _check_version(self) -> Finding:
-        theirs = self.status.get("version")
-        if theirs == VERSION:
-            return Finding("version", "ok", f"{VERSION} on both sides")
-        return Finding(
-            "version",
-            "warning",
-            f"the daemon is {theirs}, this client {VERSION}",
-            "Restart the daemon after an upgrade; neighbouring releases understand each other",
-        )
 
-    def _check_cache_dir(self, cache_dir: Path | None) -> Finding:
-        ours, theirs = choose_cache_dir(cache_dir), Path(str(self.status.get("cache_dir")))
-        if ours == theirs or (ours.exists() and theirs.exists() and ours.samefile(theirs)):
-            return Finding("cache agreement", "ok", f"both use {ours}")
-        return Finding(
-            "cache agreement",
-            "problem",
-            f"the daemon uses {theirs}, this client {ours}",
-            f"Set AUDIOCRAFT_CACHE_DIR={theirs}, or cache_dir in /etc/craftcache/config.toml",
-        )
+def _check_version(theirs: str) -> Finding:
+    if theirs == VERSION:
+        return Finding("version", "ok", f"{VERSION} on both sides")
+    return Finding(
+        "version",
+        "warning",
+        f"the daemon is {theirs}, this client {VERSION}",
+        "Restart the daemon after an upgrade; neighbouring releases understand each other",
+    )
 
-    def _check_token(self) -> Finding:
-        if self.status.get("has_token"):
-            return Finding("token", "ok", "the daemon has a Hub token")
-        return Finding(
-            "token",
-            "ok",
-            "the daemon has no Hub token: public repositories only",
-            "For gated and private ones: install -Dm600 token /etc/credstore/hf-token, restart",
-        )
+
+def _check_cache_dir(ours: Path, theirs: Path) -> Finding:
+    if ours == theirs or (ours.exists() and theirs.exists() and ours.samefile(theirs)):
+        return Finding("cache agreement", "ok", f"both use {ours}")
+    return Finding(
+        "cache agreement",
+        "problem",
+        f"the daemon uses {theirs}, this client {ours}",
+        f"Set AUDIOCRAFT_CACHE_DIR={theirs}, or cache_dir in /etc/craftcache/config.toml",
+    )
+
+
+def _check_token(*, has_token: bool) -> Finding:
+    if has_token:
+        return Finding("token", "ok", "the daemon has a Hub token")
+    return Finding(
+        "token",
+        "ok",
+        "the daemon has no Hub token: public repositories only",
+        "For gated and private ones: install -Dm600 token /etc/credstore/hf-token, restart",
+    )

@@ -31,7 +31,7 @@ def examine(socket_dir: Path | None, cache_dir: Path | None) -> Iterator[Finding
         return  # nothing can be looked up in it
     yield Finding("configuration", "ok", str(path) if path else "no file, so the defaults")
     yield from daemon.check_sockets(socket_dir)
-    report = daemon.Report.ask(socket_dir)
+    report = daemon.DaemonReport.ask(socket_dir)
     yield report.finding()
     yield from report.check(cache_dir)
     yield from storage.check(cache_dir)

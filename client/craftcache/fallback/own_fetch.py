@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from craftcache.cache.manifest import files_revision, manifest_key
-from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles
+from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.cache.publish import Verified, publish_hub, publish_url
 from craftcache.cache.signed_urls import same_file
 from craftcache.checkpoint.filenames import is_checkpoint
@@ -25,7 +25,7 @@ from craftcache.network.token import authorization
 from craftcache.origins.hub import describe, hub_endpoint
 from craftcache.origins.policy import UrlPolicy
 from craftcache.sources import shown_url
-from craftcache.wire import Progress
+from craftcache.wire import Loaded, Progress
 
 from .abandonable import call_apart
 
@@ -59,7 +59,7 @@ class OwnFetch:
         not_kept: Why nothing was published; None where it was.
     """
 
-    files: OpenFiles
+    files: Loaded
     bytes_fetched: int
     bytes_reused: int
     not_kept: str | None
@@ -106,7 +106,7 @@ def fetch_hub(
         publish = partial(publish_hub, cache, source, commit, files, origin, is_named=True)
         not_kept = _kept(publish, all(held))
         opened = {name: (file, f"{origin}/{name}") for name, (file, _) in files.items()}
-        return _own_fetch(opened, commit, not_kept)
+        return _own_fetch(source.shown, opened, commit, not_kept)
 
 
 def fetch_url(
@@ -136,7 +136,7 @@ def fetch_url(
         published = cache.manifest(source) if not_kept is None else None
         digests = {name: verified.digests.sha256 for name, (verified, _) in files.items()}
         revision = published.revision if published else files_revision(digests)
-        return _own_fetch(files, revision, not_kept)
+        return _own_fetch(source.shown, files, revision, not_kept)
 
 
 def _signed_before(cache: CacheDir, wanted: Download, name: str) -> Verified | None:
@@ -242,18 +242,17 @@ def _kept(publish: Callable[[], object], is_held: bool) -> str | None:
 
 
 def _own_fetch(
-    files: dict[str, tuple[Verified, str]], revision: str, not_kept: str | None
+    source: str, files: dict[str, tuple[Verified, str]], revision: str, not_kept: str | None
 ) -> OwnFetch:
-    by_name: dict[str, OpenFile] = {}
-    opened = OpenFiles(revision, "origin", by_name)
-    with contextlib.ExitStack() as closing:
-        closing.callback(opened.close)
-        for name, (verified, origin) in files.items():
-            descriptor = os.open(verified.path, os.O_RDONLY | os.O_CLOEXEC)
-            by_name[name] = OpenFile(FileInfo.of(name, verified.digests, origin), descriptor)
-        closing.pop_all()
+    opened = tuple(
+        OpenFile(
+            FileInfo.of(name, verified.digests, origin),
+            os.open(verified.path, os.O_RDONLY | os.O_CLOEXEC),
+        )
+        for name, (verified, origin) in files.items()
+    )
     return OwnFetch(
-        opened,
+        Loaded(source, revision, opened, "origin"),
         sum(verified.bytes_fetched for verified, _ in files.values()),
         sum(verified.bytes_reused for verified, _ in files.values()),
         not_kept,

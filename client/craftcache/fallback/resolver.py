@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 from craftcache.cache.directory import CacheDir
 from craftcache.cache.hub_cache import LOCK_SECONDS
 from craftcache.cache.manifest import manifest_key
-from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles
+from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.config import default_hub_cache
 from craftcache.digests import Digest, Promise, hash_descriptor
 from craftcache.errors import Unavailable
 from craftcache.origins.hub import hub_endpoint
 from craftcache.sources import HubSource, UrlSource, WatchSource
+from craftcache.wire import Loaded
 
 from .own_fetch import fetch_hub, fetch_url
 
@@ -53,16 +54,17 @@ class Resolver:
         self._caches = (cache,) if own.root == cache.root else (cache, own)
         self._lock_seconds = lock_seconds
 
-    def has_cached(self, source: RemoteSource, names: Sequence[str]) -> bool:
-        """Whether a verified copy of all ``names`` is in a cache (a few stats)."""
-        return any(self._manifest(cache, source, names) for cache in self._caches)
+    def known(self, source: RemoteSource, names: Sequence[str]) -> Manifest | None:
+        """What a cache says of a verified copy of all ``names``; None without one (a few stats)."""
+        found = (self._manifest(cache, source, names) for cache in self._caches)
+        return next(filter(None, found), None)
 
-    def cached(self, source: RemoteSource, names: Sequence[str]) -> OpenFiles | None:
+    def cached(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
         """Open the verified copy in a cache; None where there is none."""
         for cache in self._caches:
             manifest = self._manifest(cache, source, names)
             if manifest is not None and (files := _open_published(cache, source, manifest, names)):
-                return OpenFiles(manifest.revision, "cache", files)
+                return Loaded(source.shown, manifest.revision, files, "cache")
         return None
 
     def path(self, source: RemoteSource, filename: str) -> Path | None:
@@ -76,7 +78,7 @@ class Resolver:
                 return cache.path(record)
         return self._unverified_path(source, filename)
 
-    def unverified(self, source: RemoteSource, names: Sequence[str]) -> OpenFiles | None:
+    def unverified(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
         """What huggingface_hub itself left in a cache, hashed now; None where it is not whole.
 
         A blob's name there is its digest, so it can be verified without asking the Hub.
@@ -85,7 +87,7 @@ class Resolver:
             return None
         for tree, commit in self._snapshots(source):
             if files := _open_snapshot(tree, source, commit, names):
-                return OpenFiles(commit, "cache", files)
+                return Loaded(source.shown, commit, files, "cache")
         return None
 
     def fetch(
@@ -174,47 +176,43 @@ class Resolver:
 
 def _open_published(
     cache: CacheDir, source: RemoteSource, manifest: Manifest, names: Sequence[str]
-) -> dict[str, OpenFile] | None:
+) -> tuple[OpenFile, ...] | None:
     """Open a manifest's files; hash those that somebody else may have touched."""
     is_trusted = cache.is_trusted(cache.manifest_path(manifest_key(source)))
-    files: dict[str, OpenFile] = {}
-    with contextlib.ExitStack() as opened:
-        for name in names:
-            record = manifest.file(name)
-            descriptor = _open(cache.path(record)) if record else None
-            if record is None or descriptor is None:
-                return None
-            opened.callback(os.close, descriptor)
-            is_known = is_trusted and cache.is_trusted(cache.path(record))
-            if not (is_known and record.describes(os.fstat(descriptor))) and (
-                hash_descriptor(descriptor).sha256 != record.sha256
-            ):
-                return None
-            index = _read_index(cache, record) if is_known else None
-            files[name] = OpenFile(FileInfo.recorded(record), descriptor, index)
-        opened.pop_all()
-    return files
+    files: list[OpenFile] = []
+    for name in names:
+        record = manifest.file(name)
+        descriptor = _open(cache.path(record)) if record else None
+        if record is None or descriptor is None:
+            return None
+        files.append(file := OpenFile(FileInfo.recorded(record), descriptor))
+        is_known = is_trusted and cache.is_trusted(cache.path(record))
+        if not (is_known and record.describes(os.fstat(descriptor))) and (
+            hash_descriptor(descriptor).sha256 != record.sha256
+        ):
+            return None
+        file.index = _open_index(cache, record) if is_known else None
+    return tuple(files)
 
 
 def _open_snapshot(
     tree: HubTree, source: HubSource, commit: str, names: Sequence[str]
-) -> dict[str, OpenFile] | None:
-    files: dict[str, OpenFile] = {}
-    with contextlib.ExitStack() as opened:
-        for name in names:
-            etag = tree.etag_of(commit, name)
-            digest = Digest.from_hub_etag(etag) if etag else None
-            descriptor = _open(tree.blob(etag)) if etag else None
-            if digest is None or descriptor is None:
-                return None
-            opened.callback(os.close, descriptor)
-            digests = hash_descriptor(descriptor, git=digest.algorithm == "git-sha1")
-            if not Promise(digest=digest).is_kept_by(digests):
-                return None
-            origin = f"{hub_endpoint()}/{source.repo_id}/resolve/{commit}/{name}"
-            files[name] = OpenFile(FileInfo.of(name, digests, origin), descriptor)
-        opened.pop_all()
-    return files
+) -> tuple[OpenFile, ...] | None:
+    files: list[OpenFile] = []
+    for name in names:
+        etag = tree.etag_of(commit, name)
+        digest = Digest.from_hub_etag(etag) if etag else None
+        descriptor = _open(tree.blob(etag)) if etag else None
+        if digest is None or descriptor is None:
+            return None
+        origin = f"{hub_endpoint()}/{source.repo_id}/resolve/{commit}/{name}"
+        file = OpenFile(FileInfo(name, os.fstat(descriptor).st_size, origin), descriptor)
+        digests = hash_descriptor(descriptor, git=digest.algorithm == "git-sha1")
+        if not Promise(digest=digest).is_kept_by(digests):
+            return None
+        file.info = FileInfo.of(name, digests, origin)
+        files.append(file)
+    return tuple(files)
 
 
 def _open(path: Path) -> int | None:
@@ -229,11 +227,6 @@ def _open(path: Path) -> int | None:
     return None
 
 
-def _read_index(cache: CacheDir, record: FileRecord) -> bytes | None:
+def _open_index(cache: CacheDir, record: FileRecord) -> int | None:
     path = cache.index_path(record.sha256)
-    if not cache.is_trusted(path):
-        return None
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
+    return _open(path) if cache.is_trusted(path) else None

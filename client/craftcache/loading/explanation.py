@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from craftcache.cache.opened import FileInfo
 from craftcache.errors import Unavailable
 from craftcache.sources import (
     FILENAMES,
@@ -16,12 +17,16 @@ from craftcache.sources import (
     locate,
     wanted_files,
 )
+from craftcache.wire import Status
 
 if TYPE_CHECKING:
-    from craftcache.cache.opened import FileInfo, ServedBy
-    from craftcache.daemon.client import CachedModel
-    from craftcache.daemon.transport import Cancellation
+    from collections.abc import Iterable
+
+    from craftcache.cache.opened import ServedBy
+    from craftcache.daemon.transport import Call
+    from craftcache.plan import PlanStep
     from craftcache.sources import RemoteSource, Source
+    from craftcache.wire import CachedModel
 
     from .loader import Loader
 
@@ -51,117 +56,151 @@ class Explanation:
     files: tuple[FileInfo, ...]
 
 
-def explain(loader: Loader, text: str, *, cancellation: Cancellation) -> Explanation:
-    """Explain what ``loader`` would do with ``text``.
+def explain(loader: Loader, text: str, call: Call) -> Explanation:
+    """Explain what ``loader`` would do with ``text``: its plan, and where each way would lead.
 
     Raises:
         InvalidSource: It is no source.
         NotFound: It is written as a path and nothing is there.
     """
     source = locate(text)
-    match source:
-        case LocalFile():
-            return _explain_file(source)
-        case LocalDirectory():
-            return _explain_directory(loader, source, cancellation)
-        case _:
-            return _explain_remote(loader, source, cancellation)
+    foresight = _Foresight(loader, source, call)
+    for step in loader.plan(source):
+        if foresight.look(step):
+            break
+    return foresight.explanation()
 
 
-def _explain_file(source: LocalFile) -> Explanation:
-    steps = ["a file of that name exists, so it is loaded as it is"]
-    return Explanation(str(source), "file", tuple(steps), "local", None, ())
+class _Foresight:
+    """What is found out about a load, step by step of its plan; nothing is changed or fetched."""
 
+    def __init__(self, loader: Loader, source: Source, call: Call) -> None:
+        self._loader = loader
+        self._source = source
+        self._call = call
+        self._kind, *self._said = _KINDS[type(source)]
+        self._served_by: ServedBy | None = None
+        self._revision: str | None = None
+        self._files: tuple[FileInfo, ...] = ()
 
-def _explain_directory(
-    loader: Loader, source: LocalDirectory, cancellation: Cancellation
-) -> Explanation:
-    steps = ["a directory of that name exists, so it wins over a Hub id of the same name"]
-    names = tuple(FILENAMES.values())
-    if watch := loader.watch_of(source.path, names, cancellation=cancellation):
-        steps.append(f"the daemon watches it as {watch}, and serves its last verified generation")
-        model = _cached(loader.models(cancellation=cancellation), watch, names)
+    def look(self, step: PlanStep) -> bool:
+        """Look where a way would lead; True where the load would end there, whatever comes of it.
+
+        An obstacle of several steps is said once.
+        """
+        if step.obstacle is not None:
+            if step.obstacle not in self._said:
+                self._said.append(step.obstacle)
+            return False
+        match self._source:
+            case LocalFile():
+                self._served_by = "local"
+                return True
+            case LocalDirectory() as directory if step.way == "watched directory":
+                return self._look_at_watch(directory)
+            case LocalDirectory() as directory:
+                return self._look_at_directory(directory)
+            case HubSource() | UrlSource() | WatchSource() as source:
+                return self._look_for(step, source)
+
+    def explanation(self) -> Explanation:
+        """What was found out."""
         return Explanation(
-            str(source),
-            "directory",
-            tuple(steps),
-            "daemon" if model else None,
-            model.revision if model else None,
-            model.files if model else (),
+            self._source.shown,
+            self._kind,
+            tuple(self._said),
+            self._served_by,
+            self._revision,
+            self._files,
         )
-    missing = [name for name in FILENAMES.values() if not (source.path / name).is_file()]
-    steps += [f"{name} is missing in it" for name in missing]
-    return Explanation(
-        str(source), "directory", tuple(steps), None if missing else "local", None, ()
-    )
+
+    def _look_at_watch(self, directory: LocalDirectory) -> bool:
+        names = tuple(FILENAMES.values())
+        watch = self._loader.watch_of(directory.path, names, self._call)
+        if watch is None:
+            return False
+        self._said.append(
+            f"the daemon watches it as {watch}, and serves its last verified generation"
+        )
+        if (model := self._cached(watch, names)) is not None:
+            self._serve("daemon", model.revision, model.files)
+        return True
+
+    def _look_at_directory(self, directory: LocalDirectory) -> bool:
+        missing = [name for name in FILENAMES.values() if not (directory.path / name).is_file()]
+        self._said += [f"{name} is missing in it" for name in missing]
+        self._served_by = None if missing else "local"
+        return True
+
+    def _look_for(self, step: PlanStep, source: RemoteSource) -> bool:
+        names = wanted_files(source)
+        resolver = self._loader.fallback.resolver
+        match step.way:
+            case "daemon":
+                return self._look_at_daemon(source, names)
+            case "cache":
+                if (manifest := resolver.known(source, names)) is None:
+                    self._said.append(f"it is not in {self._loader.cache_dir}")
+                    return False
+                self._said.append(f"it is cached and verified at revision {manifest.revision}")
+                files = tuple(map(FileInfo.recorded, manifest.files))
+                self._serve("cache", manifest.revision, files)
+            case "origin" if isinstance(source, WatchSource):
+                self._said.append(_NO_GENERATION)
+            case "origin":
+                self._said.append("this process would fetch and verify it by itself")
+                self._served_by = "origin"
+            case _:
+                if not all(resolver.path(source, name) for name in names):
+                    return False
+                self._said.append("huggingface_hub left a copy, which would be verified and used")
+                self._served_by = "cache"
+        return True
+
+    def _look_at_daemon(self, source: RemoteSource, names: tuple[str, ...]) -> bool:
+        try:
+            self._loader.handle(Status(), self._call)
+        except Unavailable as error:
+            self._said.append(error.message)
+            return False
+        self._said.append(f"the daemon at {self._loader.socket_dir} answers")
+        if (model := self._cached(source, names)) is not None:
+            self._said.append(f"it is cached and verified at revision {model.revision}")
+            if missing := [need.source for need in model.needs if not need.is_cached]:
+                self._said.append(f"what it needs is not all cached: {', '.join(missing)}")
+            self._serve("daemon", model.revision, model.files)
+            return True
+        self._said.append("it is not cached")
+        if isinstance(source, WatchSource):
+            self._said.append(_NO_GENERATION)
+        else:
+            self._said.append("the daemon would fetch and verify it first")
+            self._served_by = "daemon"
+        return True
+
+    def _serve(self, served_by: ServedBy, revision: str, files: Iterable[FileInfo]) -> None:
+        self._served_by, self._revision, self._files = served_by, revision, tuple(files)
+
+    def _cached(self, source: RemoteSource, names: tuple[str, ...]) -> CachedModel | None:
+        for model in self._loader.models(self._call):
+            has = {file.filename for file in model.files}
+            if model.source == source.shown and has.issuperset(names):
+                return model
+        return None
 
 
-def _explain_remote(
-    loader: Loader, source: RemoteSource, cancellation: Cancellation
-) -> Explanation:
-    steps = ["no local file or directory has that name", _WHAT[type(source)]]
-    names = wanted_files(source)
-    try:
-        loader.status(cancellation=cancellation)
-        has_daemon = True
-        steps.append(f"the daemon at {loader.socket_dir} answers")
-    except Unavailable as error:
-        has_daemon = False
-        steps.append(error.message)
-    model = _cached(loader.models(cancellation=cancellation), source, names)
-    if model is not None:
-        steps.append(f"it is cached and verified at revision {model.revision}")
-        if missing := [need.source for need in model.needs if not need.is_cached]:
-            steps.append(f"what it needs is not all cached: {', '.join(missing)}")
-        if not has_daemon and (obstacle := loader.obstacle(is_cached=True)):
-            steps.append(obstacle)
-            return _explanation(source, steps, None, None)
-        served_by: ServedBy | None = "daemon" if has_daemon else "cache"
-        return _explanation(source, steps, served_by, model)
-    steps.append("it is not cached" if has_daemon else f"it is not in {loader.cache_dir}")
-    if isinstance(source, WatchSource):
-        steps.append("it can be loaded as soon as the daemon has verified a pair in its directory")
-        return _explanation(source, steps, None, None)
-    if has_daemon:
-        steps.append("the daemon would fetch and verify it first")
-        return _explanation(source, steps, "daemon", None)
-    obstacle = loader.obstacle(is_cached=False)
-    if obstacle is None:
-        steps.append("this process would fetch and verify it by itself")
-        return _explanation(source, steps, "origin", None)
-    steps.append(obstacle)
-    if loader.obstacle(is_cached=True) is None and loader.has_unverified(source, names):
-        steps.append("huggingface_hub left a copy, which would be verified and used")
-        return _explanation(source, steps, "cache", None)
-    return _explanation(source, steps, None, None)
+_NO_GENERATION = "it can be loaded as soon as the daemon has verified a pair in its directory"
 
+_REMOTE = "no local file or directory has that name"
 
-_WHAT: dict[type[Source], str] = {
-    UrlSource: "it is a URL",
-    HubSource: "it is a Hugging Face Hub id",
-    WatchSource: "it is a watched export directory",
+_KINDS: dict[type[Source], tuple[Kind, str] | tuple[Kind, str, str]] = {
+    LocalFile: ("file", "a file of that name exists, so it is loaded as it is"),
+    LocalDirectory: (
+        "directory",
+        "a directory of that name exists, so it wins over a Hub id of the same name",
+    ),
+    UrlSource: ("url", _REMOTE, "it is a URL"),
+    HubSource: ("hub", _REMOTE, "it is a Hugging Face Hub id"),
+    WatchSource: ("watch", _REMOTE, "it is a watched export directory"),
 }
-
-_KINDS: dict[type[Source], Kind] = {UrlSource: "url", HubSource: "hub", WatchSource: "watch"}
-
-
-def _cached(
-    models: list[CachedModel], source: RemoteSource, names: tuple[str, ...]
-) -> CachedModel | None:
-    for model in models:
-        if model.source == source.shown and {f.filename for f in model.files}.issuperset(names):
-            return model
-    return None
-
-
-def _explanation(
-    source: RemoteSource, steps: list[str], served_by: ServedBy | None, model: CachedModel | None
-) -> Explanation:
-    return Explanation(
-        source.shown,
-        _KINDS[type(source)],
-        tuple(steps),
-        served_by,
-        model.revision if model else None,
-        model.files if model else (),
-    )
+"""What each kind of source is called, and what is said of it first."""

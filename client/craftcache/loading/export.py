@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles, ServedBy
+    from craftcache.cache.opened import FileInfo, OpenFile, ServedBy
     from craftcache.checkpoint.index import Index
     from craftcache.sources import Source
+    from craftcache.wire import Loaded
 
 __all__ = [
     "Export",
@@ -169,8 +170,8 @@ def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, sourc
 
 def to_export(
     source: str,
-    opened: OpenFiles,
-    names: Mapping[Part, str],
+    loaded: Loaded,
+    parts: Sequence[Part],
     device: torch.device,
     *,
     started: float,
@@ -179,26 +180,25 @@ def to_export(
 
     Args:
         source: As shown.
-        opened: Has a file under each of ``names``.
-        names: Of the parts' files.
-        device: Of all tensors.
+        loaded: Has a file for each part, in order.
+        parts: What its files are.
+        device: Where all tensors are to be.
         started: When the load began, by the clock of time.perf_counter.
 
     Raises:
         CraftcacheError: See to_object.
     """
     resolved = time.perf_counter()
-    parts = {
-        part: to_object(opened.files[name], device, source=source) for part, name in names.items()
-    }
+    files = dict(zip(parts, loaded.files, strict=True))
+    objects = {part: to_object(file, device, source=source) for part, file in files.items()}
     return Export(
         source=source,
-        revision=opened.revision,
-        served_by=opened.served_by,
-        files={part: opened.files[name].info for part, name in names.items()},
+        revision=loaded.revision,
+        served_by=loaded.served_by,
+        files={part: file.info for part, file in files.items()},
         timings=Timings(resolved - started, time.perf_counter() - resolved),
-        fallback_reason=opened.fallback_reason,
-        **parts,
+        fallback_reason=loaded.fallback_reason,
+        **objects,
     )
 
 
@@ -206,10 +206,11 @@ def _index(file: OpenFile, source: str) -> Index | None:
     """The index of a file; None where it has none that fits it and that this release can read."""
     from craftcache.checkpoint.index import InvalidIndex, parse
 
-    if file.index is None:
+    content = file.read_index()
+    if content is None:
         return None
     try:
-        return parse(file.index, file_size=os.fstat(file.descriptor).st_size)
+        return parse(content, file_size=os.fstat(file.descriptor).st_size)
     except InvalidIndex as error:
         log.warning("%s: %s is loaded without its index: %s", source, file.info.filename, error)
         return None

@@ -7,34 +7,29 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles
+from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.errors import AccessDenied, NotFound
+from craftcache.wire import Loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from craftcache.sources import LocalDirectory, LocalFile
 
 __all__ = ["open_local", "resolve_local"]
 
 _LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
-def open_local(paths: Mapping[str, Path]) -> OpenFiles:
-    """Open local files, under the names that they are asked for by.
+def open_local(source: LocalFile | LocalDirectory, paths: Iterable[Path]) -> Loaded:
+    """Open local files of a source.
 
     Raises:
         NotFound: One does not exist or is no file.
         AccessDenied: This process may not read one.
     """
-    files: dict[str, OpenFile] = {}
-    opened = OpenFiles("", "local", files)
-    try:
-        for name, path in paths.items():
-            files[name] = _open_file(path)
-    except BaseException:
-        opened.close()
-        raise
-    return opened
+    return Loaded(str(source), "", tuple(map(_open_file, paths)), "local")
 
 
 def resolve_local(path: Path) -> Path:

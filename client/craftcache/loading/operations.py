@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from craftcache.checkpoint.filenames import check_checkpoint
@@ -19,25 +20,25 @@ from craftcache.sources import (
     locate,
     parse,
 )
+from craftcache.wire import Follow, Status, Warm, WarmOptions
 
 from .explanation import explain
 from .export import copy_into, export_of, files_by_part, parse_device, to_export, to_object
 from .loader import Loader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import torch
 
-    from craftcache.daemon.client import CachedModel, WarmedModel
-    from craftcache.daemon.transport import Cancellation
+    from craftcache.daemon.transport import Call
+    from craftcache.plan import Fallback
     from craftcache.sources import Part, Source
-    from craftcache.wire import Generation, Progress
+    from craftcache.wire import CachedModel, DaemonStatus, Generation, WarmedModel
 
     from .explanation import Explanation
     from .export import Export
-    from .loader import Fallback
 
 __all__ = ["Operations", "PathLike", "Device"]
 
@@ -85,17 +86,15 @@ class Operations:
         device: str | int | torch.device,
         parts: Sequence[Part],
         *,
-        cancellation: Cancellation,
+        call: Call,
     ) -> Export:
         """See Client.load."""
         started = time.perf_counter()
         placed = parse_device(device)
         located = export_of(locate(os.fspath(source)), parts)
         names = files_by_part(located, parts)
-        with self.loader.open(
-            located, tuple(names.values()), cancellation=cancellation, report=_ignore
-        ) as opened:
-            return to_export(located.shown, opened, names, placed, started=started)
+        with self.loader.open(located, tuple(names.values()), call) as loaded:
+            return to_export(located.shown, loaded, tuple(names), placed, started=started)
 
     def load_state_dict(
         self,
@@ -104,7 +103,7 @@ class Operations:
         device: str | int | torch.device,
         cache_dir: PathLike | None,
         *,
-        cancellation: Cancellation,
+        call: Call,
     ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
         """See Client.load_state_dict."""
         placed = parse_device(device)
@@ -112,9 +111,9 @@ class Operations:
         name = _one_file(source, filename)
         if not isinstance(source, LocalFile | LocalDirectory):  # one's own files may have any name
             check_checkpoint(name, source=source.shown)
-        loader = self._loader_of(cache_dir)
-        with loader.open(source, (name,), cancellation=cancellation, report=_ignore) as opened:
-            return to_object(opened.files[name], placed, source=source.shown)
+        with self._loader_of(cache_dir).open(source, (name,), call) as loaded:
+            [file] = loaded.files
+            return to_object(file, placed, source=source.shown)
 
     def load_into(
         self,
@@ -123,80 +122,58 @@ class Operations:
         part: Part,
         key: str | None,
         *,
-        cancellation: Cancellation,
+        call: Call,
     ) -> None:
         """See Client.load_into."""
         located = export_of(locate(os.fspath(source)), (part,))
         name = files_by_part(located, (part,))[part]
-        with self.loader.open(
-            located, (name,), cancellation=cancellation, report=_ignore
-        ) as opened:
-            copy_into(opened.files[name], module, key, source=located.shown)
+        with self.loader.open(located, (name,), call) as loaded:
+            [file] = loaded.files
+            copy_into(file, module, key, source=located.shown)
 
-    def resolve(self, source: PathLike, filename: str, *, cancellation: Cancellation) -> Path:
+    def resolve(self, source: PathLike, filename: str, *, call: Call) -> Path:
         """See Client.resolve."""
         located = locate(os.fspath(source))
-        name = _one_file(located, filename)
-        return self.loader.resolve(located, name, cancellation=cancellation, report=_ignore)
+        return self.loader.resolve(located, _one_file(located, filename), call)
 
     def warm(
-        self,
-        sources: str | Iterable[str],
-        *,
-        filenames: Sequence[str],
-        resident: bool,
-        pair_only: bool,
-        on_progress: Callable[[Progress], None] | None,
-        cancellation: Cancellation,
+        self, sources: str | Iterable[str], options: WarmOptions, *, call: Call
     ) -> list[WarmedModel]:
         """See Client.warm."""
         warmed: list[WarmedModel] = []
         failures: list[CraftcacheError] = []
         for text in [sources] if isinstance(sources, str) else sources:
             try:
-                source = parse(text)
-                for filename in filenames:
-                    check_filename(filename, source=source.shown)
-                warmed.append(
-                    self.loader.warm(
-                        source,
-                        filenames,
-                        resident=resident,
-                        pair_only=pair_only,
-                        cancellation=cancellation,
-                        report=on_progress or _ignore,
-                    )
-                )
+                request = Warm(parse(text), options)
+                answer = self.loader.handle(request, call)
             except CraftcacheError as error:
                 failures.append(error)
+            else:
+                warmed.append(replace(answer, source=request.source.shown))
         if failures:
             for other in failures[1:]:
                 failures[0].add_note(f"{other.code}: {other}")
             raise failures[0]
         return warmed
 
-    def status(self, *, cancellation: Cancellation) -> dict[str, Any]:
+    def status(self, *, call: Call) -> DaemonStatus:
         """See Client.status."""
-        return self.loader.status(cancellation=cancellation)
+        return self.loader.handle(Status(), call)
 
-    def models(self, *, cancellation: Cancellation) -> list[CachedModel]:
+    def models(self, *, call: Call) -> list[CachedModel]:
         """See Client.models."""
-        return self.loader.models(cancellation=cancellation)
+        return self.loader.models(call)
 
     def next_generation(
-        self, name: str, after: int | None, *, has_daemon: bool, cancellation: Cancellation
+        self, name: str, after: int | None, *, has_daemon: bool, call: Call
     ) -> Generation:
         """See Loader.next_generation."""
-        return self.loader.next_generation(
-            check_watch_name(name.removeprefix("watch:")),
-            after,
-            has_daemon=has_daemon,
-            cancellation=cancellation,
-        )
+        request = Follow(check_watch_name(name.removeprefix("watch:")), after)
+        return self.loader.next_generation(request, call, has_daemon=has_daemon)
 
-    def explain(self, source: PathLike, *, cancellation: Cancellation) -> Explanation:
+    def explain(self, source: PathLike, *, call: Call) -> Explanation:
         """See Client.explain."""
-        return explain(self.loader, os.fspath(source), cancellation=cancellation)
+        return explain(self.loader, os.fspath(source), call)
 
     def _loader_of(self, cache_dir: PathLike | None) -> Loader:
         """The loader for a call that names a cache directory of its own; each is kept."""
@@ -231,7 +208,3 @@ def _one_file(source: Source, filename: str | None) -> str:
             hint=f"Name one, such as filename={FILENAMES['lm']!r}",
         )
     return check_filename(filename, source=source.shown)
-
-
-def _ignore(_progress: Progress) -> None:
-    """Nobody watches."""

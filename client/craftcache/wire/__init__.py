@@ -27,9 +27,11 @@ or is overloaded, and false where the request cannot be granted whoever asks. Wh
 daemon sends a ``progress`` at least every five seconds. Closing the connection, or half of it,
 withdraws the request.
 
-*Needs.* A ``warm`` brings what its sources need as well, unless it says ``"pair_only": true``.
-``models`` lists with each model what it needs and whether that is cached, and what it needs that no
-cache can hold.
+*Warms.* A ``warm`` may name up to 32 sources; there is a result for each, in order, with a
+``problem`` in the place of a revision where one failed. A lone source that fails may be answered
+by a ``problem`` instead. It brings what its sources need as well, unless it says
+``"pair_only": true``. ``models`` lists with each model what it needs and whether that is cached,
+and what it needs that no cache can hold.
 
 *Following.* ``follow`` with the number of a watch's generation waits, however long that takes,
 until another one is served. Who follows asks again with each number that it hears, so it misses
@@ -50,15 +52,27 @@ from .answers import (
     Progress,
     Resolved,
     State,
-    StatusReport,
-    Warmed,
-    WarmResult,
+    WarmedBatch,
+    WarmedModel,
 )
 from .codec import MAX_MESSAGE, decode_answer, decode_request, encode, first_page
 from .fields import MAX_FILES, MAX_WARM_SOURCES, WireError
 from .hello import VERSIONS, Hello, Versions
-from .models import Model, ModelsPage, ServedFile
-from .requests import Follow, Identify, Load, Models, Request, Resolve, Status, Warm
+from .models import CachedModel, ModelsPage
+from .requests import (
+    Follow,
+    Identify,
+    Load,
+    Models,
+    Request,
+    Resolve,
+    Status,
+    Warm,
+    WarmBatch,
+    WarmKeywords,
+    WarmOptions,
+)
+from .status import DaemonStatus
 from .watching import Generation, Identified
 
 __all__ = [
@@ -72,6 +86,9 @@ __all__ = [
     "Load",
     "Resolve",
     "Warm",
+    "WarmBatch",
+    "WarmOptions",
+    "WarmKeywords",
     "Status",
     "Models",
     "Identify",
@@ -79,13 +96,12 @@ __all__ = [
     "Request",
     "State",
     "Progress",
-    "ServedFile",
-    "Model",
-    "WarmResult",
+    "CachedModel",
     "Loaded",
     "Resolved",
-    "Warmed",
-    "StatusReport",
+    "WarmedModel",
+    "WarmedBatch",
+    "DaemonStatus",
     "ModelsPage",
     "Identified",
     "Generation",

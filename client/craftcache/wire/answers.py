@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
+
+from craftcache.cache.opened import OpenFile
 
 from .fields import (
     MAX_FILENAME,
@@ -16,10 +18,15 @@ from .fields import (
     WireError,
     clipped,
 )
-from .models import ModelsPage, ServedFile
+from .models import ModelsPage, file_fields, parse_file
+from .status import DaemonStatus
 from .watching import Generation, Identified
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+    from craftcache.cache.opened import ServedBy
     from craftcache.errors import CraftcacheError
 
     from .fields import Fields
@@ -27,11 +34,10 @@ if TYPE_CHECKING:
 __all__ = [
     "State",
     "Progress",
-    "WarmResult",
     "Loaded",
     "Resolved",
-    "Warmed",
-    "StatusReport",
+    "WarmedModel",
+    "WarmedBatch",
     "Answer",
     "Problem",
 ]
@@ -47,16 +53,10 @@ State: TypeAlias = Literal[
     "failed",
 ]
 
-_STATES: dict[str, State] = {
-    "queued": "queued",
-    "fetching": "fetching",
-    "verifying": "verifying",
-    "inspecting": "inspecting",
-    "publishing": "publishing",
-    "reading": "reading",
-    "done": "done",
-    "failed": "failed",
-}
+MAX_NOT_REFRESHED = 8
+"""Names of dependencies in one result, so that any number of results fits into a message."""
+
+_STATES: dict[str, State] = {state: state for state in get_args(State)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,41 +106,73 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The files of a source, whose descriptors come with this message.
+    """Files of one revision of a source, open for reading; a context manager that closes them.
+
+    Whoever has one given up, in whatever way, leaves no file open: each closes with itself.
 
     Attributes:
-        source: The source that was asked for.
-        revision: The revision that is served.
-        files: In the order of the request; of an export, of ``craftcache.sources.FILENAMES``.
+        source: As it was asked for; of the daemon's answer without what may be secret in it.
+        revision: The revision that is served; of a URL or a watch a digest over its files; empty
+            of local files.
+        files: In the order in which they were asked for.
+        served_by: Who had them.
+        fallback_reason: Why the daemon did not serve them; None where it did or was not asked.
     """
 
     source: str
     revision: str
-    files: tuple[ServedFile, ...]
+    files: tuple[OpenFile, ...]
+    served_by: ServedBy = "daemon"
+    fallback_reason: str | None = None
 
     TYPE: ClassVar[str] = "loaded"
 
     @property
-    def descriptor_count(self) -> int:
-        """How many descriptors come with the message: each file's blob and, if any, index."""
-        return sum(2 if file.has_index else 1 for file in self.files)
+    def descriptors(self) -> list[int]:
+        """What comes with the message: the descriptors of each file and, if any, its index."""
+        return [descriptor for file in self.files for descriptor in file.descriptors]
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The message's keys, but for its type, origins clipped to ``text_limit``."""
         return {
-            "source": self.source,
+            "source": clipped(self.source, MAX_SOURCE),
             "revision": self.revision,
-            "files": [file.to_fields(text_limit) for file in self.files],
+            "files": [
+                file_fields(file.info, text_limit, has_index=file.index is not None)
+                for file in self.files
+            ],
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> Loaded:
-        """The message with these keys."""
-        return cls(
-            source=fields.text("source", MAX_SOURCE),
-            revision=fields.text("revision", MAX_REVISION),
-            files=_files(fields),
-        )
+    def parse(cls, fields: Fields, descriptors: Sequence[int] = ()) -> Loaded:
+        """The message with these keys, which owns ``descriptors`` from now on.
+
+        Raises:
+            WireError: It is malformed, or other descriptors came than it says. They are still the
+                caller's to close.
+        """
+        source = fields.text("source", MAX_SOURCE)
+        revision = fields.text("revision", MAX_REVISION)
+        files = list(fields.children("files", MAX_FILES))
+        infos = [(parse_file(file), file.flag("has_index")) for file in files]
+        expected = sum(2 if has_index else 1 for _, has_index in infos)
+        if len(descriptors) != expected:
+            raise WireError(f"{len(descriptors)} descriptors came where {expected} should have")
+        # From here on nothing fails: each descriptor gets its owner.
+        each = iter(descriptors)
+        opened = [OpenFile(info, next(each), next(each) if has else None) for info, has in infos]
+        return cls(source, revision, tuple(opened))
+
+    def close(self) -> None:
+        """Close all files; what was mapped or loaded from them stays."""
+        for file in self.files:
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,83 +207,87 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
-class WarmResult:
-    """What became of one source of a ``warm``: a revision, or the error that prevented one.
+class WarmedModel:
+    """A source that was brought up to date.
 
     Attributes:
-        revision: That is served from now on; None with an error.
-        error: Why there is none.
-        bytes_fetched: That came over the network for it.
-        bytes_reused: That were in the cache before.
-        resident_bytes: Of its files, that are in memory; None where that was not asked for, or
-            is not known.
+        source: As shown to people. The wire does not repeat it: an answer is for its request.
+        revision: The one that is served from now on.
+        bytes_fetched: Bytes of its own files that came over the network.
+        bytes_reused: Bytes of its own files that were in the cache before, in whatever form.
+        served_by: ``daemon``, or, without it, ``origin`` where this process fetched it by itself
+            and ``cache`` where it found it.
+        resident_bytes: Bytes of its files in memory; None where that was not asked for, or is
+            not known.
+        not_refreshed: Dependencies that are cached, and whose origin could not be asked for a
+            newer revision.
     """
 
-    revision: str | None = None
-    error: CraftcacheError | None = None
+    source: str
+    revision: str
     bytes_fetched: int = 0
     bytes_reused: int = 0
+    served_by: ServedBy = "daemon"
     resident_bytes: int | None = None
+    not_refreshed: tuple[str, ...] = ()
+
+    TYPE: ClassVar[str] = "warmed"
+
+    def to_fields(self) -> dict[str, Any]:
+        """The message's keys, but for its type."""
+        return {"results": [self.to_result()]}
+
+    def to_result(self) -> dict[str, Any]:
+        """What the message says of one source."""
+        return {
+            "revision": self.revision,
+            "bytes_fetched": self.bytes_fetched,
+            "bytes_reused": self.bytes_reused,
+            "resident_bytes": self.resident_bytes,
+            "not_refreshed": [
+                clipped(name, TEXT_LIMITS[-1]) for name in self.not_refreshed[:MAX_NOT_REFRESHED]
+            ],
+        }
 
     @classmethod
-    def parse(cls, fields: Fields) -> WarmResult:
-        """The result with these keys."""
-        if fields.is_null("problem"):
-            return cls(
-                revision=fields.text("revision", MAX_REVISION),
-                bytes_fetched=fields.integer("bytes_fetched"),
-                bytes_reused=fields.integer("bytes_reused"),
-                resident_bytes=fields.optional_integer("resident_bytes"),
-            )
-        return cls(error=fields.child("problem").error())
+    def parse(cls, fields: Fields) -> WarmedModel | Problem:
+        """The message with these keys, about one source; its result may be a problem."""
+        results = list(fields.children("results", MAX_WARM_SOURCES))
+        if len(results) != 1:
+            raise WireError("'results' are not those of one source")
+        [result] = results
+        if not result.is_null("problem"):
+            return Problem(result.child("problem").error())
+        return cls(
+            source="",
+            revision=result.text("revision", MAX_REVISION),
+            bytes_fetched=result.integer("bytes_fetched"),
+            bytes_reused=result.integer("bytes_reused"),
+            resident_bytes=result.optional_integer("resident_bytes"),
+            not_refreshed=()
+            if result.is_null("not_refreshed")
+            else result.texts("not_refreshed", MAX_NOT_REFRESHED, MAX_SOURCE),
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Warmed:
-    """What became of each source of a ``warm``, in the order of the request."""
+class WarmedBatch:
+    """What became of each source of a message that names several, in its order."""
 
-    results: tuple[WarmResult, ...]
+    results: tuple[WarmedModel | CraftcacheError, ...]
 
     TYPE: ClassVar[str] = "warmed"
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
-        """The message as a JSON object, texts of problems clipped to ``text_limit``."""
+        """The message's keys, but for its type, texts of problems clipped to ``text_limit``."""
         return {
             "results": [
-                {
-                    "revision": result.revision,
-                    "bytes_fetched": result.bytes_fetched,
-                    "bytes_reused": result.bytes_reused,
-                    "resident_bytes": result.resident_bytes,
-                }
-                if result.error is None
-                else {"problem": _problem(result.error, text_limit)}
+                result.to_result()
+                if isinstance(result, WarmedModel)
+                else {"problem": _problem(result, text_limit)}
                 for result in self.results
             ]
         }
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Warmed:
-        """The message with these keys."""
-        return cls(tuple(map(WarmResult.parse, fields.children("results", MAX_WARM_SOURCES))))
-
-
-@dataclass(frozen=True, slots=True)
-class StatusReport:
-    """How the daemon is, as a JSON object whose keys may grow from release to release."""
-
-    report: dict[str, Any]
-
-    TYPE: ClassVar[str] = "status_report"
-
-    def to_fields(self) -> dict[str, Any]:
-        """The message's keys, but for its type."""
-        return {"report": self.report}
-
-    @classmethod
-    def parse(cls, fields: Fields) -> StatusReport:
-        """The message with these keys."""
-        return cls(fields.child("report").whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,11 +315,9 @@ class Problem:
         return cls(fields.child("problem").error(), fields.flag("own_fault"))
 
 
-Answer: TypeAlias = Loaded | Resolved | Warmed | StatusReport | ModelsPage | Identified | Generation
-
-
-def _files(fields: Fields) -> tuple[ServedFile, ...]:
-    return tuple(map(ServedFile.parse, fields.children("files", MAX_FILES)))
+Answer: TypeAlias = (
+    Loaded | Resolved | WarmedModel | DaemonStatus | ModelsPage | Identified | Generation
+)
 
 
 def _problem(error: CraftcacheError, text_limit: int) -> dict[str, Any]:

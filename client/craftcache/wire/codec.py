@@ -6,15 +6,16 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from .answers import Answer, Loaded, Problem, Progress, Resolved, StatusReport, Warmed
+from .answers import Answer, Loaded, Problem, Progress, Resolved, WarmedBatch, WarmedModel
 from .fields import MAX_FILES, TEXT_LIMITS, Fields, WireError
 from .hello import Hello
-from .models import MAX_MODEL_FILES, Model, ModelsPage
+from .models import MAX_MODEL_FILES, CachedModel, ModelsPage
 from .requests import Follow, Identify, Load, Models, Request, Resolve, Status, Warm
+from .status import DaemonStatus
 from .watching import Generation, Identified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["MAX_MESSAGE", "encode", "decode_request", "decode_answer", "first_page"]
 
@@ -24,9 +25,9 @@ MAX_MESSAGE = 64 * 1024
 _PAGE_BYTES = MAX_MESSAGE - 17 * 1024
 """Bytes of models on a page: the rest of the message is for ``next``, a source."""
 
-FromClient: TypeAlias = Hello | Load | Resolve | Warm | Status | Models | Identify | Follow
+FromClient: TypeAlias = Hello | Request[Any]
 FromDaemon: TypeAlias = Hello | Progress | Answer | Problem
-Message: TypeAlias = Hello | Request[Any] | Progress | Answer | Problem
+Message: TypeAlias = Hello | Request[Any] | Progress | Answer | WarmedBatch | Problem
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -50,12 +51,11 @@ _FROM_CLIENT: dict[str, Callable[[Fields], FromClient]] = {
 _FROM_DAEMON: dict[str, Callable[[Fields], FromDaemon]] = {
     Hello.TYPE: Hello.parse,
     Progress.TYPE: Progress.parse,
-    Loaded.TYPE: Loaded.parse,
     Identified.TYPE: Identified.parse,
     Generation.TYPE: Generation.parse,
     Resolved.TYPE: Resolved.parse,
-    Warmed.TYPE: Warmed.parse,
-    StatusReport.TYPE: StatusReport.parse,
+    WarmedModel.TYPE: WarmedModel.parse,
+    DaemonStatus.TYPE: DaemonStatus.parse,
     ModelsPage.TYPE: ModelsPage.parse,
     Problem.TYPE: Problem.parse,
 }
@@ -79,7 +79,7 @@ def decode_request(packet: bytes | bytearray | memoryview) -> FromClient:
 
     Raises:
         WireError: It is no message that a client may send.
-        InvalidSource: It is a request with a filename that leads out of its source.
+        InvalidSource: It is a request whose source is none, or has a filename that leads out of it.
     """
     fields = _unpack(packet)
     parse = _FROM_CLIENT.get(fields.text("type", 32))
@@ -88,25 +88,32 @@ def decode_request(packet: bytes | bytearray | memoryview) -> FromClient:
     return parse(fields)
 
 
-def decode_answer(packet: bytes | bytearray | memoryview) -> FromDaemon:
-    """What a daemon says.
+def decode_answer(
+    packet: bytes | bytearray | memoryview, descriptors: Sequence[int] = ()
+) -> FromDaemon:
+    """What a daemon says; the message owns the ``descriptors`` that came with it.
 
     Raises:
-        WireError: It is no message that a daemon may send.
+        WireError: It is no message that a daemon may send. The descriptors are still the caller's.
     """
     fields = _unpack(packet)
-    parse = _FROM_DAEMON.get(fields.text("type", 32))
+    kind = fields.text("type", 32)
+    if kind == Loaded.TYPE:
+        return Loaded.parse(fields, descriptors)
+    if descriptors:
+        raise WireError(f"{len(descriptors)} descriptors came with {kind!r}")
+    parse = _FROM_DAEMON.get(kind)
     if parse is None:
         raise WireError(f"{fields.whole['type']!r} is no answer of this protocol")
     return parse(fields)
 
 
-def first_page(models: Iterable[Model]) -> ModelsPage:
+def first_page(models: Iterable[CachedModel]) -> ModelsPage:
     """As many of ``models``, which are in the order of their sources, as one message holds.
 
     Of a model with more files than that, only the first are listed: no model hides the others.
     """
-    page: list[Model] = []
+    page: list[CachedModel] = []
     room = _PAGE_BYTES
     for model in map(_listable, models):
         room -= len(_encoded(model.to_fields())) + 1
@@ -116,7 +123,7 @@ def first_page(models: Iterable[Model]) -> ModelsPage:
     return ModelsPage(tuple(page))
 
 
-def _listable(model: Model) -> Model:
+def _listable(model: CachedModel) -> CachedModel:
     """The model with as many of its files as one message holds."""
     while len(model.files) > MAX_FILES and (
         len(model.files) > MAX_MODEL_FILES
@@ -128,7 +135,7 @@ def _listable(model: Model) -> Model:
 
 def _forms(message: Message) -> Iterator[dict[str, Any]]:
     """The message's keys, and then again with ever shorter texts for people, if it has such."""
-    if isinstance(message, Loaded | Warmed | ModelsPage | Problem):
+    if isinstance(message, Loaded | WarmedBatch | ModelsPage | Problem):
         yield from map(message.to_fields, TEXT_LIMITS)
     else:
         yield message.to_fields()

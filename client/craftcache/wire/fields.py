@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from craftcache.errors import from_problem
-from craftcache.sources import check_filename
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from craftcache.errors import CraftcacheError
 
@@ -24,9 +24,10 @@ __all__ = [
     "TEXT_LIMITS",
     "WireError",
     "Fields",
-    "text",
     "clipped",
 ]
+
+T = TypeVar("T")
 
 MAX_FILES = 16
 """Files of a source in one request or answer; two descriptors each stay far below the kernel's
@@ -69,16 +70,22 @@ class WireError(Exception):
 class Fields:
     """A JSON object that is being parsed; keys that nobody asks for are ignored.
 
+    Args:
+        value: What JSON said.
+        refuse: Makes an error of what is wrong with it.
+
     Attributes:
         whole: The object itself.
+        refusal: Makes the error to raise of what is wrong with it.
     """
 
-    __slots__ = ("whole",)
+    __slots__ = ("refusal", "whole")
 
-    def __init__(self, value: object) -> None:
+    def __init__(self, value: object, refuse: Callable[[str], Exception] = WireError) -> None:
         if not isinstance(value, dict):
-            raise WireError("not a JSON object")
+            raise refuse("not a JSON object")
         self.whole: dict[str, Any] = value
+        self.refusal = refuse
 
     def is_null(self, key: str) -> bool:
         """Whether the key is absent or null."""
@@ -86,109 +93,139 @@ class Fields:
 
     def text(self, key: str, limit: int, *, empty: bool = False) -> str:
         """A string of printable characters, at most ``limit`` of them."""
-        return text(self.whole.get(key), key, limit, empty=empty)
+        return self._text(self.whole.get(key), key, limit, empty=empty)
+
+    def optional_text(self, key: str, limit: int) -> str | None:
+        """Likewise, or None where the key is absent or null."""
+        return None if self.is_null(key) else self.text(key, limit)
+
+    def texts(self, key: str, count: int, limit: int, *, empty: bool = True) -> tuple[str, ...]:
+        """A list of at most ``count`` such strings; ``empty`` says whether it may have none."""
+        texts = tuple(self._text(item, key, limit) for item in self.items(key, count))
+        if not (texts or empty):
+            raise self.refusal(f"{key!r} is empty")
+        return texts
 
     def sha256(self, key: str) -> str:
         """A sha256 in hex."""
         digits = self.text(key, 64)
         if not _SHA256.fullmatch(digits):
-            raise WireError(f"{key!r} is no sha256")
+            raise self.refusal(f"{key!r} is no sha256")
         return digits
 
     def integer(self, key: str) -> int:
         """A number of bytes or the like: an integer from 0 to 2**63 - 1."""
-        value = self.whole.get(key)
-        if type(value) is not int or not 0 <= value <= MAX_INTEGER:
-            raise WireError(f"{key!r} is no integer from 0 to 2**63 - 1")
-        return value
+        return self._integer(self.whole.get(key), key)
+
+    def integers(self, key: str, count: int) -> tuple[int, ...]:
+        """A list of at most ``count`` such numbers."""
+        return tuple(self._integer(item, key) for item in self.items(key, count))
 
     def optional_integer(self, key: str) -> int | None:
-        """Likewise, or None where the key is absent or null."""
+        """An integer, or None where the key is absent or null."""
         return None if self.is_null(key) else self.integer(key)
 
     def seconds(self, key: str) -> float:
         """A time or duration: a finite number that is not negative."""
         value = self.whole.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise WireError(f"{key!r} is no number")
+            raise self.refusal(f"{key!r} is no number")
         if not 0 <= value <= MAX_INTEGER:
-            raise WireError(f"{key!r} is no number of seconds")
+            raise self.refusal(f"{key!r} is no number of seconds")
         return float(value)
+
+    def moment(self, key: str) -> datetime:
+        """A point in time, as RFC 3339 writes it."""
+        text = self.text(key, 64)
+        return self.checked(lambda: datetime.fromisoformat(text).astimezone(UTC), key)
+
+    def checked(self, convert: Callable[[], T], key: str) -> T:
+        """What a conversion of the key's value gives; one that fails is a refusal."""
+        try:
+            return convert()
+        except (LookupError, ValueError, OverflowError, OSError):
+            raise self.refusal(f"{key!r} is out of bounds") from None
 
     def flag(self, key: str) -> bool:
         """True or false."""
         value = self.whole.get(key)
         if not isinstance(value, bool):
-            raise WireError(f"{key!r} is neither true nor false")
+            raise self.refusal(f"{key!r} is neither true nor false")
         return value
 
-    def optional_flag(self, key: str) -> bool:
-        """Likewise; False where the key is absent or null."""
-        return not self.is_null(key) and self.flag(key)
+    def optional_flag(self, key: str, *, default: bool = False) -> bool:
+        """Likewise; ``default`` where the key is absent or null."""
+        return default if self.is_null(key) else self.flag(key)
 
     def items(self, key: str, limit: int) -> list[Any]:
         """A list of at most ``limit`` items, which are not checked yet."""
         value = self.whole.get(key)
         if not isinstance(value, list) or len(value) > limit:
-            raise WireError(f"{key!r} is no list of at most {limit}")
+            raise self.refusal(f"{key!r} is no list of at most {limit}")
         return value
 
     def child(self, key: str) -> Fields:
         """An object inside the object."""
-        return Fields(self.whole.get(key))
+        return Fields(self.whole.get(key), self.refusal)
+
+    def optional_child(self, key: str) -> Fields | None:
+        """Likewise, or None where the key is absent or null."""
+        return None if self.is_null(key) else self.child(key)
 
     def children(self, key: str, limit: int) -> Iterator[Fields]:
         """A list of at most ``limit`` objects."""
-        return map(Fields, self.items(key, limit))
+        return (Fields(item, self.refusal) for item in self.items(key, limit))
 
-    def filenames(self, source: str) -> tuple[str, ...]:
-        """The key ``filenames``: at most MAX_FILES names of files inside ``source``.
+    def renamed(self, key: str, to: str) -> Fields:
+        """The object with one key under another name, and an empty list where it is absent."""
+        return Fields(self.whole | {to: self.whole.get(key, [])}, self.refusal)
 
-        Raises:
-            InvalidSource: A name leads out of the source, or is none.
-        """
-        names = [
-            text(name, "filenames", MAX_FILENAME) for name in self.items("filenames", MAX_FILES)
-        ]
+    def filenames(self, count: int = MAX_FILES) -> tuple[str, ...]:
+        """The key ``filenames``: at most ``count`` names, not checked against their source."""
+        names = self.texts("filenames", count, MAX_FILENAME)
         if sum(len(name.encode()) for name in names) > MAX_FILENAMES_BYTES:
-            raise WireError(f"'filenames' holds more than {MAX_FILENAMES_BYTES} bytes")
-        return tuple(check_filename(name, source=source) for name in names)
+            raise self.refusal(f"'filenames' holds more than {MAX_FILENAMES_BYTES} bytes")
+        return names
 
     def error(self) -> CraftcacheError:
         """The object as a problem document."""
         problem = {
             "code": self.text("code", 64),
-            "detail": _words(self.whole.get("detail"), "detail"),
+            "detail": self._words("detail"),
             "retryable": self.flag("retryable"),
         }
         for key in ("source", "hint"):
             if not self.is_null(key):
-                problem[key] = _words(self.whole.get(key), key)
+                problem[key] = self._words(key)
         if not self.is_null("retry_after"):
             problem["retry_after"] = self.seconds("retry_after")
         if not self.is_null("missing_bytes"):
             problem["missing_bytes"] = self.integer("missing_bytes")
         return from_problem(problem)
 
+    def _text(self, value: object, key: str, limit: int, *, empty: bool = False) -> str:
+        """``value`` if it is a string of printable characters, at most ``limit`` of them.
 
-def text(value: object, key: str, limit: int, *, empty: bool = False) -> str:
-    """``value`` if it is a string of printable characters, at most ``limit`` of them.
+        What is printable holds no line ends, control characters or lone surrogates, so it can be
+        logged, shown and encoded as it is.
+        """
+        if not isinstance(value, str) or len(value) > limit or not value.isprintable():
+            raise self.refusal(f"{key!r} is no string of at most {limit} printable characters")
+        if not (value or empty):
+            raise self.refusal(f"{key!r} is empty")
+        return value
 
-    What is printable holds no line ends, control characters or lone surrogates, so it can be
-    logged, shown and encoded as it is.
-    """
-    if not isinstance(value, str) or len(value) > limit or not value.isprintable():
-        raise WireError(f"{key!r} is no string of at most {limit} printable characters")
-    if not (value or empty):
-        raise WireError(f"{key!r} is empty")
-    return value
+    def _integer(self, value: object, key: str) -> int:
+        if type(value) is not int or not 0 <= value <= MAX_INTEGER:
+            raise self.refusal(f"{key!r} is no integer from 0 to 2**63 - 1")
+        return value
 
-
-def _words(value: object, key: str) -> str:
-    """Text meant for people, which may have several lines."""
-    if not isinstance(value, str):
-        raise WireError(f"{key!r} is no string")
-    return value
+    def _words(self, key: str) -> str:
+        """Text meant for people, which may have several lines."""
+        value = self.whole.get(key)
+        if not isinstance(value, str):
+            raise self.refusal(f"{key!r} is no string")
+        return value
 
 
 def clipped(words: str, limit: int) -> str:

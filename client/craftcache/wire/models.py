@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from craftcache.cache.opened import FileInfo
 from craftcache.dependencies import DependencyState, UnmetDependency
 
 from .fields import MAX_FILENAME, MAX_REVISION, MAX_SOURCE, TEXT_LIMITS, clipped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from craftcache.cache.manifest import FileRecord, Manifest
+    from craftcache.dependencies import Dependency
+
     from .fields import Fields
 
-__all__ = ["ServedFile", "Model", "ModelsPage"]
+__all__ = ["CachedModel", "ModelsPage", "file_fields", "parse_file"]
 
 MAX_ORIGIN = TEXT_LIMITS[0]
 MAX_MODELS = 4096
@@ -24,71 +31,54 @@ MAX_NEEDS = 64
 """Of one model, and of what it needs and cannot be warmed."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServedFile:
-    """A verified file of a source.
+def file_fields(info: FileInfo, text_limit: int, *, has_index: bool) -> dict[str, Any]:
+    """A file as a JSON object, its origin clipped to ``text_limit``.
 
-    Attributes:
-        filename: Its name inside the source.
-        sha256: Of all its bytes, in hex.
-        size: Its bytes.
-        origin: Where the bytes came from, for people; clipped where the message would be too large.
-        verified_at: When they were verified, in seconds since the epoch.
-        has_index: Whether the descriptor of its index follows that of its blob. A load always
-            brings both and a list of models neither; but version 1 requires the key, and counts
-            descriptors by it, so it stays as long as that version is spoken.
+    Version 1 requires ``has_index`` of every file, those of a list included, to which no
+    descriptors belong.
     """
+    return {
+        "filename": info.filename,
+        "sha256": info.sha256,
+        "size": info.size,
+        "origin": clipped(info.origin, text_limit),
+        "verified_at": info.verified_at.timestamp() if info.verified_at else 0.0,
+        "has_index": has_index,
+    }
 
-    filename: str
-    sha256: str
-    size: int
-    origin: str
-    verified_at: float
-    has_index: bool
 
-    def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
-        """The file as a JSON object, its origin clipped to ``text_limit``."""
-        return {
-            "filename": self.filename,
-            "sha256": self.sha256,
-            "size": self.size,
-            "origin": clipped(self.origin, text_limit),
-            "verified_at": self.verified_at,
-            "has_index": self.has_index,
-        }
-
-    @classmethod
-    def parse(cls, fields: Fields) -> ServedFile:
-        """The file with these keys."""
-        return cls(
-            filename=fields.text("filename", MAX_FILENAME),
-            sha256=fields.sha256("sha256"),
-            size=fields.integer("size"),
-            origin=fields.text("origin", MAX_ORIGIN, empty=True),
-            verified_at=fields.seconds("verified_at"),
-            has_index=fields.flag("has_index"),
-        )
+def parse_file(fields: Fields) -> FileInfo:
+    """The file with these keys."""
+    verified_at = fields.seconds("verified_at")
+    fields.flag("has_index")
+    return FileInfo(
+        filename=fields.text("filename", MAX_FILENAME),
+        size=fields.integer("size"),
+        origin=fields.text("origin", MAX_ORIGIN, empty=True),
+        sha256=fields.sha256("sha256"),
+        verified_at=fields.checked(lambda: datetime.fromtimestamp(verified_at, UTC), "verified_at"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """A model of the cache: what a ``load`` of its source would serve now.
+class CachedModel:
+    """A model of the cache, which a load would find without asking its origin.
 
     Attributes:
         source: As shown to people.
-        revision: That would be served.
-        files: All that are cached of it, in place and untouched since they were verified.
-        resident_bytes: Of its files, that are in memory; None where that is not known.
+        revision: The one that a load would serve.
+        files: Those of its files that are in place and untouched since they were verified, by name.
+        resident_bytes: Bytes of its files in memory; None where that is not known.
         is_pinned: Whether it stays until it is unpinned.
         is_locked: Whether its pages are to stay in memory too.
-        needs: Other sources that it is of no use without.
+        needs: Other sources that it is of no use without, and whether they are cached.
         unmet: What it needs as well, and no cache can hold.
-        is_needed_only: Whether it is here for the sake of others alone.
+        is_needed_only: Whether it is cached for the sake of others alone.
     """
 
     source: str
     revision: str
-    files: tuple[ServedFile, ...]
+    files: tuple[FileInfo, ...]
     resident_bytes: int | None = None
     is_pinned: bool = False
     is_locked: bool = False
@@ -96,41 +86,62 @@ class Model:
     unmet: tuple[UnmetDependency, ...] = ()
     is_needed_only: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        intact: Iterable[FileRecord],
+        has_need: Callable[[Dependency], bool],
+        *,
+        resident_bytes: int | None = None,
+        is_pinned: bool = False,
+        is_locked: bool = False,
+    ) -> CachedModel:
+        """What a manifest and a look at its files say of a model."""
+        return cls(
+            manifest.source,
+            manifest.revision,
+            tuple(map(FileInfo.recorded, intact)),
+            resident_bytes,
+            is_pinned,
+            is_locked,
+            tuple(
+                DependencyState(need.parsed.shown, need.why, has_need(need))
+                for need in manifest.needs
+            ),
+            manifest.unmet,
+            manifest.needed_only,
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
+
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The model as a JSON object, origins clipped to ``text_limit``."""
         return {
             "source": self.source,
             "revision": self.revision,
-            "files": [file.to_fields(text_limit) for file in self.files],
+            "files": [file_fields(file, text_limit, has_index=False) for file in self.files],
             "resident_bytes": self.resident_bytes,
             "is_pinned": self.is_pinned,
             "is_locked": self.is_locked,
-            "needs": [
-                {
-                    "source": need.source,
-                    "why": clipped(need.why, text_limit),
-                    "is_cached": need.is_cached,
-                }
-                for need in self.needs
-            ],
+            "needs": [asdict(need) | {"why": clipped(need.why, text_limit)} for need in self.needs],
             "unmet": [
-                {
-                    "what": clipped(unmet.what, text_limit),
-                    "why": clipped(unmet.why, text_limit),
-                    "hint": clipped(unmet.hint, text_limit),
-                }
+                {key: clipped(words, text_limit) for key, words in asdict(unmet).items()}
                 for unmet in self.unmet
             ],
             "is_needed_only": self.is_needed_only,
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> Model:
+    def parse(cls, fields: Fields) -> CachedModel:
         """The model with these keys."""
         return cls(
             source=fields.text("source", MAX_SOURCE),
             revision=fields.text("revision", MAX_REVISION),
-            files=tuple(map(ServedFile.parse, fields.children("files", MAX_MODEL_FILES))),
+            files=tuple(map(parse_file, fields.children("files", MAX_MODEL_FILES))),
             resident_bytes=fields.optional_integer("resident_bytes"),
             is_pinned=fields.optional_flag("is_pinned"),
             is_locked=fields.optional_flag("is_locked"),
@@ -149,7 +160,7 @@ class ModelsPage:
         next: What to ask for the next page with; empty when this is the last.
     """
 
-    models: tuple[Model, ...]
+    models: tuple[CachedModel, ...]
     next: str = ""
 
     TYPE: ClassVar[str] = "models_page"
@@ -161,7 +172,7 @@ class ModelsPage:
     @classmethod
     def parse(cls, fields: Fields) -> ModelsPage:
         """The message with these keys."""
-        models = tuple(map(Model.parse, fields.children("models", MAX_MODELS)))
+        models = tuple(map(CachedModel.parse, fields.children("models", MAX_MODELS)))
         return cls(models, fields.text("next", MAX_SOURCE, empty=True))
 
 

@@ -1,34 +1,55 @@
-"""What a worker asks for."""
+"""What is asked for: values that stay the same from whoever asks to whoever answers.
+
+A client builds them, the daemon's clients and the fallback answer them, the worker socket and HTTP
+encode them, and the queue keeps them. Sources are parsed and filenames checked when they are
+built, once in each process, so whoever has a request can rely on it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar
 
-from craftcache.sources import check_filename
+from craftcache.sources import UrlSource, check_filename, parse, wanted_files
 
-from .answers import Loaded, Resolved, StatusReport, Warmed
+from .answers import Loaded, Resolved, WarmedBatch, WarmedModel
 from .fields import (
     MAX_FILENAME,
+    MAX_FILES,
     MAX_SOURCE,
     MAX_WARM_SOURCES,
     MAX_WATCH_NAME,
-    WireError,
-    text,
 )
 from .models import ModelsPage
+from .status import DaemonStatus
 from .watching import Generation, Identified
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from craftcache.sources import RemoteSource
+
     from .fields import Fields
 
-__all__ = ["Request", "Load", "Resolve", "Warm", "Status", "Models", "Identify", "Follow"]
+__all__ = [
+    "Request",
+    "Load",
+    "Resolve",
+    "Warm",
+    "WarmBatch",
+    "WarmOptions",
+    "WarmKeywords",
+    "Status",
+    "Models",
+    "Identify",
+    "Follow",
+]
 
 AnswerT = TypeVar("AnswerT", covariant=True)
 
 
 class Request(Generic[AnswerT]):
-    """What a worker asks for, by the type of its answer."""
+    """What is asked for, by the type of its answer."""
 
     __slots__ = ()
 
@@ -36,12 +57,18 @@ class Request(Generic[AnswerT]):
     ANSWER: ClassVar[type[Any]]
 
     def to_fields(self) -> dict[str, Any]:
-        """The message's keys, but for its type."""
-        raise NotImplementedError
+        """The message's keys, but for its type: as a rule its attributes."""
+        values: Any = self
+        return asdict(values)
 
     def is_answered_by(self, answer: object) -> bool:
         """Whether ``answer`` is of the kind that this asks for, and fits what it asks for."""
         return isinstance(answer, self.ANSWER)
+
+    @property
+    def about(self) -> RemoteSource | None:
+        """The source that it is about; None where it is about none."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,107 +76,205 @@ class Load(Request[Loaded]):
     """Open the files of a source, fetching them first where need be.
 
     Attributes:
-        source: A source as :func:`craftcache.sources.parse` accepts it (not yet parsed here).
+        source: The source.
         filenames: Files inside the source; none stands for the export's pair, or for the one
             file of a URL that names one.
     """
 
-    source: str
+    source: RemoteSource
     filenames: tuple[str, ...] = ()
 
     TYPE: ClassVar[str] = "load"
     ANSWER: ClassVar[type[Any]] = Loaded
 
+    def __post_init__(self) -> None:
+        _check(self.filenames, self.source)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all files that are meant."""
+        return wanted_files(self.source, self.filenames)
+
+    @property
+    def about(self) -> RemoteSource | None:
+        """See Request.about."""
+        return self.source
+
     def to_fields(self) -> dict[str, Any]:
         """See Request.to_fields."""
-        return {"source": self.source, "filenames": list(self.filenames)}
+        is_single = isinstance(self.source, UrlSource) and not self.source.is_export
+        return {
+            "source": self.source.spelled,
+            "filenames": [] if is_single else list(self.filenames),
+        }
+
+    def is_answered_by(self, answer: object) -> bool:
+        """See Request.is_answered_by; there is a file for each name."""
+        return isinstance(answer, Loaded) and len(answer.files) == len(self.names)
 
     @classmethod
     def parse(cls, fields: Fields) -> Load:
         """The message with these keys."""
-        source = fields.text("source", MAX_SOURCE)
-        return cls(source, fields.filenames(source))
+        text, filenames = fields.text("source", MAX_SOURCE), fields.filenames()
+        return cls(parse(text), filenames)
 
 
 @dataclass(frozen=True, slots=True)
 class Resolve(Request[Resolved]):
     """Say where in the cache directory a file of a source is, fetching it first where need be."""
 
-    source: str
+    source: RemoteSource
     filename: str
 
     TYPE: ClassVar[str] = "resolve"
     ANSWER: ClassVar[type[Any]] = Resolved
 
+    def __post_init__(self) -> None:
+        _check([self.filename], self.source)
+
+    @property
+    def name(self) -> str:
+        """The name of the file that is meant."""
+        [name] = wanted_files(self.source, [self.filename])
+        return name
+
+    @property
+    def about(self) -> RemoteSource | None:
+        """See Request.about."""
+        return self.source
+
     def to_fields(self) -> dict[str, Any]:
         """See Request.to_fields."""
-        return {"source": self.source, "filename": self.filename}
+        return {"source": self.source.spelled, "filename": self.filename}
 
     @classmethod
     def parse(cls, fields: Fields) -> Resolve:
         """The message with these keys."""
-        source = fields.text("source", MAX_SOURCE)
-        return cls(source, check_filename(fields.text("filename", MAX_FILENAME), source=source))
+        text, filename = fields.text("source", MAX_SOURCE), fields.text("filename", MAX_FILENAME)
+        return cls(parse(text), filename)
+
+
+class WarmKeywords(TypedDict, total=False):
+    """WarmOptions as keyword arguments, for type checkers."""
+
+    filenames: Sequence[str]
+    resident: bool
+    pair_only: bool
+    refresh: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Warm(Request[Warmed]):
-    """Bring sources to their newest revision, and what they need; every one is tried.
+class WarmOptions:
+    """How a source is to be warmed.
+
+    A further option is a line here: whoever encodes or keeps options goes by their names.
 
     Attributes:
-        sources: At most MAX_WARM_SOURCES of them.
-        filenames: Of each source; none stands for the export's pair.
-        resident: Whether to bring the files into memory as well.
-        pair_only: Whether to leave out what the sources need.
+        filenames: Files of the source; none stands for the export's pair.
+        resident: Whether to bring the files into memory as well, as far as there is room.
+        pair_only: Whether to leave out what the source needs.
+        refresh: Whether to ask the origin for a newer revision; without it, what was warmed last
+            is enough, and only what is missing is fetched.
     """
 
-    sources: tuple[str, ...]
     filenames: tuple[str, ...] = ()
     resident: bool = False
     pair_only: bool = False
-
-    TYPE: ClassVar[str] = "warm"
-    ANSWER: ClassVar[type[Any]] = Warmed
-
-    def to_fields(self) -> dict[str, Any]:
-        """See Request.to_fields."""
-        return {
-            "sources": list(self.sources),
-            "filenames": list(self.filenames),
-            "resident": self.resident,
-            "pair_only": self.pair_only,
-        }
-
-    def is_answered_by(self, answer: object) -> bool:
-        """See Request.is_answered_by; there is a result for each source."""
-        return isinstance(answer, Warmed) and len(answer.results) == len(self.sources)
+    refresh: bool = True
 
     @classmethod
-    def parse(cls, fields: Fields) -> Warm:
-        """The message with these keys."""
-        sources = tuple(
-            text(item, "sources", MAX_SOURCE) for item in fields.items("sources", MAX_WARM_SOURCES)
-        )
-        if not sources:
-            raise WireError("'sources' is empty")
-        return cls(
-            sources,
-            fields.filenames(sources[0]),
-            fields.optional_flag("resident"),
-            fields.optional_flag("pair_only"),
-        )
+    def of(cls, keywords: WarmKeywords) -> WarmOptions:
+        """The options that keyword arguments name."""
+        given: dict[str, Any] = {**keywords}
+        return cls(**given | {"filenames": tuple(keywords.get("filenames", ()))})
+
+    def to_keywords(self) -> WarmKeywords:
+        """The options as keyword arguments."""
+        keywords: Any = asdict(self)
+        return keywords  # type: ignore[no-any-return]  # their names are the same
+
+    def to_fields(self) -> dict[str, Any]:
+        """The options as keys of a JSON object."""
+        return asdict(self) | {"filenames": list(self.filenames)}
+
+    @classmethod
+    def parse(cls, given: Fields, max_files: int = MAX_FILES) -> WarmOptions:
+        """The options among these keys; a flag that is absent has its default."""
+        flags = {
+            option.name: given.optional_flag(option.name, default=option.default)
+            for option in fields(cls)
+            if isinstance(option.default, bool)
+        }
+        return cls(given.filenames(max_files), **flags)
 
 
 @dataclass(frozen=True, slots=True)
-class Status(Request[StatusReport]):
-    """Say how the daemon is."""
+class Warm(Request[WarmedModel]):
+    """Bring a source to its newest revision, and what it needs.
 
-    TYPE: ClassVar[str] = "status"
-    ANSWER: ClassVar[type[Any]] = StatusReport
+    Attributes:
+        source: The source.
+        options: How.
+    """
+
+    source: RemoteSource
+    options: WarmOptions = WarmOptions()
+
+    TYPE: ClassVar[str] = "warm"
+    ANSWER: ClassVar[type[Any]] = WarmedModel
+
+    def __post_init__(self) -> None:
+        _check(self.options.filenames, self.source)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all files that are meant."""
+        return wanted_files(self.source, self.options.filenames)
+
+    @property
+    def about(self) -> RemoteSource | None:
+        """See Request.about."""
+        return self.source
 
     def to_fields(self) -> dict[str, Any]:
         """See Request.to_fields."""
-        return {}
+        return {"sources": [self.source.spelled], **self.options.to_fields()}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Warm | WarmBatch:
+        """The message with these keys, which may name several sources."""
+        texts = fields.texts("sources", MAX_WARM_SOURCES, MAX_SOURCE, empty=False)
+        options = WarmOptions.parse(fields)
+        warms = [cls(parse(text), options) for text in texts]
+        return warms[0] if len(warms) == 1 else WarmBatch(tuple(warms))
+
+
+@dataclass(frozen=True, slots=True)
+class WarmBatch(Request[WarmedBatch]):
+    """Several warms, each of which is tried; no client of ours sends more than one at once."""
+
+    warms: tuple[Warm, ...]
+
+    TYPE: ClassVar[str] = "warm"
+    ANSWER: ClassVar[type[Any]] = WarmedBatch
+
+    @property
+    def about(self) -> RemoteSource | None:
+        """See Request.about."""
+        return self.warms[0].source
+
+    def to_fields(self) -> dict[str, Any]:
+        """See Request.to_fields."""
+        sources = [warm.source.spelled for warm in self.warms]
+        return self.warms[0].to_fields() | {"sources": sources}
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Request[DaemonStatus]):
+    """Say how the daemon is."""
+
+    TYPE: ClassVar[str] = "status"
+    ANSWER: ClassVar[type[Any]] = DaemonStatus
 
     @classmethod
     def parse(cls, _fields: Fields) -> Status:
@@ -169,10 +294,6 @@ class Models(Request[ModelsPage]):
 
     TYPE: ClassVar[str] = "models"
     ANSWER: ClassVar[type[Any]] = ModelsPage
-
-    def to_fields(self) -> dict[str, Any]:
-        """See Request.to_fields."""
-        return {"after": self.after}
 
     def is_answered_by(self, answer: object) -> bool:
         """See Request.is_answered_by; a next page is a later one, so that pages come to an end."""
@@ -199,10 +320,6 @@ class Identify(Request[Identified]):
     TYPE: ClassVar[str] = "identify"
     ANSWER: ClassVar[type[Any]] = Identified
 
-    def to_fields(self) -> dict[str, Any]:
-        """See Request.to_fields."""
-        return {"device": self.device, "inode": self.inode}
-
     @classmethod
     def parse(cls, fields: Fields) -> Identify:
         """The message with these keys."""
@@ -224,10 +341,6 @@ class Follow(Request[Generation]):
     TYPE: ClassVar[str] = "follow"
     ANSWER: ClassVar[type[Any]] = Generation
 
-    def to_fields(self) -> dict[str, Any]:
-        """See Request.to_fields."""
-        return {"name": self.name, "after": self.after}
-
     def is_answered_by(self, answer: object) -> bool:
         """See Request.is_answered_by; the answer is another generation of the same watch."""
         return (
@@ -240,3 +353,9 @@ class Follow(Request[Generation]):
     def parse(cls, fields: Fields) -> Follow:
         """The message with these keys."""
         return cls(fields.text("name", MAX_WATCH_NAME), fields.optional_integer("after"))
+
+
+def _check(filenames: Sequence[str], source: RemoteSource) -> None:
+    """Refuse names of files that lead out of their source."""
+    for filename in filenames:
+        check_filename(filename, source=source.shown)

@@ -1,4 +1,4 @@
-"""A Hub with one repository of one commit on loopback, which counts what it sends.
+"""A stand-in for the Hub with one repository of one commit on loopback, which counts what it sends.
 
 It answers as the Hub does for ``/{org}/{name}/resolve/{revision}/{file}``, so that the unmodified
 huggingface_hub client can use it as well.
@@ -19,7 +19,7 @@ from craftcache.digests import hash_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Hub", "HubStatistics"]
+__all__ = ["DemoHub", "HubStatistics"]
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -37,7 +37,7 @@ class HubStatistics:
     bytes_sent: int
 
 
-class Hub:
+class DemoHub:
     """Serves the files of a directory as one repository; an async context manager.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 
 from craftcache.sources import FILENAMES
 
-from .hub import Hub, HubStatistics
+from .hub import DemoHub, HubStatistics
 from .sample import write_sample
 from .worker import digest
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-__all__ = ["Origin", "sample_origin", "SAMPLE"]
+__all__ = ["DemoOrigin", "sample_origin", "SAMPLE"]
 
 SAMPLE = "demo/musicgen-sample"
 """The Hub id of the sample export."""
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class DemoOrigin:
     """A source, and what is known of it beforehand.
 
     Attributes:
@@ -38,7 +38,7 @@ class Origin:
     """
 
     source: str
-    hub: Hub | None = None
+    hub: DemoHub | None = None
     size: int | None = None
     digest: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -56,18 +56,18 @@ class Origin:
 
 
 @asynccontextmanager
-async def sample_origin(directory: Path) -> AsyncIterator[Origin]:
+async def sample_origin(directory: Path) -> AsyncIterator[DemoOrigin]:
     """Make the sample export in ``directory`` and serve it while the context lasts."""
     directory.mkdir()
     size, expected = await asyncio.to_thread(_make, directory)
-    async with await asyncio.to_thread(Hub, SAMPLE, directory) as hub:
+    async with await asyncio.to_thread(DemoHub, SAMPLE, directory) as hub:
         environment = {
             "HF_ENDPOINT": hub.endpoint,
             "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # no token of the user's for a hub of ours
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
-        yield Origin(SAMPLE, hub, size, expected, environment)
+        yield DemoOrigin(SAMPLE, hub, size, expected, environment)
 
 
 def _make(directory: Path) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from craftcache.errors import CraftcacheError, Unavailable, from_problem
 
-from .worker import READY, Loaded
+from .worker import READY, LoadReply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -92,7 +92,7 @@ class DaemonProcess:
         return False
 
 
-async def load_at_once(source: str, count: int, environment: Mapping[str, str]) -> list[Loaded]:
+async def load_at_once(source: str, count: int, environment: Mapping[str, str]) -> list[LoadReply]:
     """Load ``source`` in ``count`` new processes at the same moment.
 
     Raises:
@@ -137,14 +137,14 @@ async def _wait_ready(worker: asyncio.subprocess.Process) -> None:
         raise _failed(worker, errors)
 
 
-async def _load(worker: asyncio.subprocess.Process) -> Loaded:
+async def _load(worker: asyncio.subprocess.Process) -> LoadReply:
     output, errors = await worker.communicate(b"load\n")
     if not output:
         raise _failed(worker, errors)
     answer = json.loads(output)
     if problem := answer.get("problem"):
         raise from_problem(problem)
-    return Loaded(**answer)
+    return LoadReply(**answer)
 
 
 def _failed(worker: asyncio.subprocess.Process, errors: bytes) -> CraftcacheError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from craftcache import AsyncClient
 
-from .origin import Origin, sample_origin
+from .origin import DemoOrigin, sample_origin
 from .processes import DaemonProcess, load_at_once
 
 if TYPE_CHECKING:
@@ -60,7 +60,11 @@ class Demonstration:
     """
 
     def __init__(
-        self, origin: Origin, daemon: DaemonProcess, environment: Mapping[str, str], workers: int
+        self,
+        origin: DemoOrigin,
+        daemon: DaemonProcess,
+        environment: Mapping[str, str],
+        workers: int,
     ) -> None:
         self.source = origin.source
         self._origin = origin
@@ -158,7 +162,7 @@ async def demonstration(source: str | None, workers: int) -> AsyncIterator[Demon
         if source is None:
             origin = await life.enter_async_context(sample_origin(directory / "sample"))
         else:
-            origin = Origin(source)
+            origin = DemoOrigin(source)
         environment = _environment(directory) | dict(origin.environment)
         daemon = await life.enter_async_context(DaemonProcess(directory, environment))
         environment |= {

@@ -20,13 +20,13 @@ from craftcache import Client, CraftcacheError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Loaded", "digest"]
+__all__ = ["LoadReply", "digest"]
 
 READY = "ready"
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadReply:
     """What a worker got.
 
     Attributes:
@@ -70,7 +70,7 @@ def _main(source: str) -> None:
     except CraftcacheError as error:
         print(json.dumps({"problem": error.to_problem()}))  # noqa: T201
         sys.exit(1)
-    loaded = Loaded(
+    loaded = LoadReply(
         export.served_by,
         export.revision,
         export.timings.total,

@@ -8,10 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from craftcache.daemon.administration import Eviction, KeptModel
 from craftcache.sources import WatchSource, parse
 from craftcached.in_use import is_in_use
 
-from .policy import Blob, CachedModel, plan_eviction, used_bytes
+from .policy import Blob, EvictionCandidate, plan_eviction, used_bytes
 
 if TYPE_CHECKING:
     import os
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .last_use import LastUse
     from .pins import Pins
 
-__all__ = ["Eviction", "Evictor", "Kept"]
+__all__ = ["Evictor"]
 
 log = logging.getLogger("craftcached")
 
@@ -36,31 +37,6 @@ GRACE_SECONDS = 3600.0
 HANDOVER_SECONDS = 60.0
 """How long a model that was just published or served is left alone by the daemon itself: who
 waited for it has not opened it yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A model that stayed though room is missing, and why."""
-
-    source: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Eviction:
-    """What became of a wish for room.
-
-    Attributes:
-        removed: Sources, in order; of a dry run, what would be removed.
-        freed_bytes: On the disk.
-        missing_bytes: That were wanted and could not be freed.
-        kept: Why not, where any are missing.
-    """
-
-    removed: tuple[str, ...]
-    freed_bytes: int
-    missing_bytes: int
-    kept: tuple[Kept, ...]
 
 
 class Evictor:
@@ -96,7 +72,7 @@ class Evictor:
         self._uses = uses
         self._clock = clock
         self._turn = asyncio.Lock()
-        self._told: tuple[Kept, ...] = ()
+        self._told: tuple[KeptModel, ...] = ()
 
     async def evict(self, wanted: int | None, *, dry_run: bool) -> Eviction:
         """Free room, or say what that would remove.
@@ -126,7 +102,7 @@ class Evictor:
 
     async def _shrink(self, target: int, *, handover: float) -> Eviction:
         """Remove one model after the other, looking again before each: they are used meanwhile."""
-        removed: dict[str, CachedModel] = {}
+        removed: dict[str, EvictionCandidate] = {}
         freed = 0
         while True:
             models = await self._survey(handover=handover, spared=removed)
@@ -146,18 +122,18 @@ class Evictor:
 
     def _outcome(
         self,
-        removed: Iterable[CachedModel],
+        removed: Iterable[EvictionCandidate],
         freed: int,
-        models: Iterable[CachedModel],
+        models: Iterable[EvictionCandidate],
         missing: int,
     ) -> Eviction:
         gone = {model.key: model.source for model in removed}
         stay = [model for model in models if model.key not in gone] if missing > 0 else []
         needed = {key: model.source for model in stay for key in model.needs}
-        kept = tuple(Kept(model.source, self._reason(model, needed)) for model in stay)
+        kept = tuple(KeptModel(model.source, self._reason(model, needed)) for model in stay)
         return Eviction(tuple(gone.values()), freed, max(missing, 0), kept)
 
-    def _reason(self, model: CachedModel, needed: Mapping[str, str]) -> str:
+    def _reason(self, model: EvictionCandidate, needed: Mapping[str, str]) -> str:
         if self._pins.find(model.key):
             return "pinned"
         if model.key in needed:
@@ -172,12 +148,12 @@ class Evictor:
             return "in use"
         return "others have the same files"
 
-    def _excess(self, models: Iterable[CachedModel]) -> int:
+    def _excess(self, models: Iterable[EvictionCandidate]) -> int:
         return used_bytes(models) - self.max_bytes if self.max_bytes > 0 else 0
 
     async def _survey(
         self, *, handover: float = 0.0, spared: Collection[str] = ()
-    ) -> list[CachedModel]:
+    ) -> list[EvictionCandidate]:
         """All models as the policy sees them.
 
         Args:
@@ -192,7 +168,7 @@ class Evictor:
         now = self._clock()
         blobs = await asyncio.to_thread(self._look, published, last_uses, now)
         return [
-            CachedModel(
+            EvictionCandidate(
                 key=key,
                 source=manifest.source,
                 blobs=blobs[key],

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Blob", "CachedModel", "Plan", "plan_eviction", "used_bytes"]
+__all__ = ["Blob", "EvictionCandidate", "Plan", "plan_eviction", "used_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
-class CachedModel:
+class EvictionCandidate:
     """A model that may have to go.
 
     Attributes:
@@ -62,16 +62,16 @@ class CachedModel:
 class Plan:
     """Models to remove, in this order, and the bytes that their going frees."""
 
-    victims: tuple[CachedModel, ...]
+    victims: tuple[EvictionCandidate, ...]
     freed: int
 
 
-def used_bytes(models: Iterable[CachedModel]) -> int:
+def used_bytes(models: Iterable[EvictionCandidate]) -> int:
     """Bytes of all models, each blob once."""
     return sum(blob.size for blob in frozenset().union(*(model.blobs for model in models)))
 
 
-def plan_eviction(models: Iterable[CachedModel], wanted: int) -> Plan:
+def plan_eviction(models: Iterable[EvictionCandidate], wanted: int) -> Plan:
     """What to remove so that ``wanted`` bytes are freed, or as many as can be.
 
     Args:
@@ -90,14 +90,14 @@ def plan_eviction(models: Iterable[CachedModel], wanted: int) -> Plan:
         staying |= gainless
 
 
-def _needers_first(models: Iterable[CachedModel]) -> list[CachedModel]:
+def _needers_first(models: Iterable[EvictionCandidate]) -> list[EvictionCandidate]:
     """Oldest first, but what is needed after all that need it: as late as the latest of them."""
     by_age = sorted(models, key=lambda model: (model.last_use, model.key))
     by_key = {model.key: model for model in by_age}
     seen: set[str] = set()
-    latest_first: list[CachedModel] = []
+    latest_first: list[EvictionCandidate] = []
 
-    def visit(model: CachedModel) -> None:
+    def visit(model: EvictionCandidate) -> None:
         if model.key not in seen:
             seen.add(model.key)
             for key in sorted(model.needs & by_key.keys()):
@@ -110,11 +110,11 @@ def _needers_first(models: Iterable[CachedModel]) -> list[CachedModel]:
 
 
 def _remove_oldest(
-    models: Sequence[CachedModel], staying: set[str], wanted: int
-) -> tuple[list[CachedModel], set[Blob]]:
+    models: Sequence[EvictionCandidate], staying: set[str], wanted: int
+) -> tuple[list[EvictionCandidate], set[Blob]]:
     """Remove what may go until ``wanted`` bytes are freed; returns it and the blobs freed."""
     holders = Counter(blob for model in models for blob in model.blobs)
-    victims: list[CachedModel] = []
+    victims: list[EvictionCandidate] = []
     freed: set[Blob] = set()
     needed: set[str] = set()
     left_behind: set[str] = set()

@@ -18,7 +18,7 @@ from craftcache.errors import IntegrityError
 from craftcache.sources import shown_url
 
 from .faults import BEGIN_AGAIN, Fault, Trouble
-from .journal import Identity, JournalRecord
+from .journal import Identity, PartRecord
 from .partial_file import Names, PartialFile, find_record, take_over_xet
 from .pieces import Pieces
 from .ranges import RangedDownload
@@ -125,7 +125,7 @@ class Job:
                 )
             yield reply
 
-    def _record_of(self, reply: RangeReply) -> JournalRecord:
+    def _record_of(self, reply: RangeReply) -> PartRecord:
         """The record to begin with, if this version can be put together from ranges."""
         promise = self._file.promise
         size = promise.size if reply.total is None else reply.total
@@ -133,11 +133,9 @@ class Job:
             raise Fault(
                 Trouble.UNSPLITTABLE, f"{shown_url(reply.url)} says too little about the file"
             )
-        return JournalRecord(Identity.of(promise, size=size, etag=reply.etag), (), ())
+        return PartRecord(Identity.of(promise, size=size, etag=reply.etag), (), ())
 
-    async def _by_ranges(
-        self, record: JournalRecord, url: str, head: Sequence[bytes] = ()
-    ) -> Fetched:
+    async def _by_ranges(self, record: PartRecord, url: str, head: Sequence[bytes] = ()) -> Fetched:
         """Bring what ``record`` lacks; ``head`` are the file's first bytes, in hand already."""
         order, bench, present = self._order, self._bench, record.present
         size, etag = record.identity.size, record.identity.etag
@@ -152,7 +150,7 @@ class Job:
                 digests = await assembly.finish()
             return await self._sealed(part, digests, etag, reused)
 
-    async def _by_xet(self, xet: Xet, record: JournalRecord) -> Fetched:
+    async def _by_xet(self, xet: Xet, record: PartRecord) -> Fetched:
         """Let huggingface_hub's own client bring the file, once; its failures do not matter."""
         order, bench, size = self._order, self._bench, record.identity.size
         self._xet = None
@@ -172,7 +170,7 @@ class Job:
                 raise Fault(Trouble.LOST, "the Xet client brought too little")
         finally:
             await bench.threads.run(self._names.xet.unlink, missing_ok=True)
-        whole = JournalRecord(record.identity, (), (Span(0, size),))
+        whole = PartRecord(record.identity, (), (Span(0, size),))
         order.claimant.received += size
         fetched = await self._by_ranges(whole, self._file.url)
         return replace(fetched, bytes_reused=0)
@@ -198,7 +196,7 @@ class Job:
             return await self._sealed(part, digests, reply.etag, 0)
 
     @asynccontextmanager
-    async def _part(self, record: JournalRecord | None, needed: int) -> AsyncIterator[PartialFile]:
+    async def _part(self, record: PartRecord | None, needed: int) -> AsyncIterator[PartialFile]:
         """The open partial file, with room for it; removed if it cannot be resumed."""
         bench = self._bench
         await bench.space.reserve(self._order, needed, source=self._file.source)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from craftcache.digests import Promise
 
-__all__ = ["Identity", "JournalRecord", "Journal", "read_record", "current_boot_id"]
+__all__ = ["Identity", "PartRecord", "Journal", "read_record", "current_boot_id"]
 
 VERSION = 1
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -66,7 +66,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class JournalRecord:
+class PartRecord:
     """What a journal says.
 
     Attributes:
@@ -95,7 +95,7 @@ class Journal:
         boot_id: Of the running system.
     """
 
-    def __init__(self, path: Path, fresh: Path, record: JournalRecord, boot_id: str) -> None:
+    def __init__(self, path: Path, fresh: Path, record: PartRecord, boot_id: str) -> None:
         identity = record.identity
         header = {
             "version": VERSION,
@@ -129,7 +129,7 @@ class Journal:
         os.close(self._descriptor)
 
 
-def read_record(path: Path, boot_id: str) -> JournalRecord | None:
+def read_record(path: Path, boot_id: str) -> PartRecord | None:
     """What the journal at ``path`` says, or None if it is absent or says nothing sensible."""
     try:
         header, *lines = path.read_text("ascii").split("\n")[:-1]
@@ -147,7 +147,7 @@ def read_record(path: Path, boot_id: str) -> JournalRecord | None:
             durable.add(span)
         if kind in kinds and span.stop <= identity.size:
             present.add(span)
-    return JournalRecord(identity, tuple(durable), tuple(present))
+    return PartRecord(identity, tuple(durable), tuple(present))
 
 
 def current_boot_id() -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.digests import Stamp
 
-from .journal import Identity, Journal, JournalRecord, read_record
+from .journal import Identity, Journal, PartRecord, read_record
 from .spans import Span
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class PartialFile:
         boot_id: Of the running system.
     """
 
-    def __init__(self, names: Names, record: JournalRecord | None, boot_id: str) -> None:
+    def __init__(self, names: Names, record: PartRecord | None, boot_id: str) -> None:
         self._names = names
         self._record = record
         self._boot_id = boot_id
@@ -152,7 +152,7 @@ class PartialFile:
             self._journal.close()
 
 
-def find_record(names: Names, promise: Promise, boot_id: str) -> JournalRecord | None:
+def find_record(names: Names, promise: Promise, boot_id: str) -> PartRecord | None:
     """What of the promised file is in staging, or None if nothing there may be built on."""
     try:
         status = os.lstat(names.part)
@@ -219,14 +219,14 @@ def _is_stale(names: Names, before: float) -> bool:
     return not sealed and not names.journal.is_file()
 
 
-def _sealed_record(names: Names, status: os.stat_result, promise: Promise) -> JournalRecord | None:
+def _sealed_record(names: Names, status: os.stat_result, promise: Promise) -> PartRecord | None:
     """All of a sealed part, where a digest can tell whether it still is what was promised."""
     if stat.S_IMODE(status.st_mode) != SEALED_MODE or names.journal.exists():
         return None
     if promise.digest is None:
         return None
     whole = (Span(0, status.st_size),)
-    return JournalRecord(Identity.of(promise, size=status.st_size, etag=None), whole, whole)
+    return PartRecord(Identity.of(promise, size=status.st_size, etag=None), whole, whole)
 
 
 def _sync_directory(directory: Path) -> None:

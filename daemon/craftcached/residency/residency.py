@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["ResidencyReport", "Residency", "has_room"]
+__all__ = ["MachineMemory", "Residency", "has_room"]
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ RESERVE = 10
 
 
 @dataclass(frozen=True, slots=True)
-class ResidencyReport:
+class MachineMemory:
     """The machine's memory.
 
     Attributes:
@@ -44,7 +44,7 @@ class ResidencyReport:
     available: int
 
     @classmethod
-    def read(cls) -> ResidencyReport:
+    def read(cls) -> MachineMemory:
         """As the kernel gives it now."""
         with open("/proc/meminfo", encoding="ascii") as lines:
             values = dict(line.split(":", 1) for line in lines)
@@ -54,7 +54,7 @@ class ResidencyReport:
         return cls(total, available)
 
 
-def has_room(memory: ResidencyReport, taken: int) -> bool:
+def has_room(memory: MachineMemory, taken: int) -> bool:
     """Whether a tenth of memory is available beside ``taken`` bytes.
 
     Args:
@@ -74,7 +74,7 @@ class Residency:
         memory: Says how much memory there is.
     """
 
-    def __init__(self, memory: Callable[[], ResidencyReport] = ResidencyReport.read) -> None:
+    def __init__(self, memory: Callable[[], MachineMemory] = MachineMemory.read) -> None:
         self._memory = memory
         self._reads: SingleFlight[None, int] = SingleFlight()
         self._thread = ThreadPoolExecutor(1, "residency", initializer=page_cache.lower_io_priority)
@@ -168,7 +168,7 @@ def _resident(paths: Iterable[Path]) -> int | None:
 def _lock(
     paths: Sequence[Path],
     locked: list[page_cache.LockedFile],
-    memory: ResidencyReport,
+    memory: MachineMemory,
     is_wanted: Callable[[], bool],
 ) -> None:
     """Add each file to ``locked``, which stays the caller's whatever is raised."""

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from craftcache.errors import InvalidSource
+from craftcache.wire.fields import Fields
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["json_body"]
+__all__ = ["body_fields"]
 
 
-async def json_body(request: web.Request, example: str) -> dict[str, Any]:
-    """The JSON object in a request's body.
+async def body_fields(request: web.Request, example: str, *, is_optional: bool = False) -> Fields:
+    """The JSON object in a request's body; what is wrong with it is an InvalidSource.
+
+    Args:
+        request: Whose body it is.
+        example: What a right one looks like, for the hint.
+        is_optional: Whether there may be no body, which stands for an empty object.
 
     Raises:
-        InvalidSource: There is none; the hint shows the ``example``.
+        InvalidSource: There is none.
     """
+
+    def refuse(why: str) -> InvalidSource:
+        return InvalidSource(f"the body is wrong: {why}", hint=f"Send {example}")
+
+    if is_optional and not request.can_read_body:
+        return Fields({}, refuse)
     try:
         body = await request.json()
     except (ValueError, RecursionError):
         body = None
-    if not isinstance(body, dict):
-        raise InvalidSource("the body is not a JSON object", hint=f"Send {example}")
-    return body
+    return Fields(body, refuse)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .peers import Peer
 
-__all__ = ["ServerConnection", "ReceiveBuffer", "User"]
+__all__ = ["WorkerConnection", "ReceiveBuffer", "User"]
 
 _ZERO = struct.pack("i", 0)
 
@@ -52,12 +52,12 @@ class User:
         requests: How many of theirs are being worked on, those that only wait not counted.
     """
 
-    connections: set[ServerConnection] = field(default_factory=set)
+    connections: set[WorkerConnection] = field(default_factory=set)
     unread: int = 0
     requests: int = 0
 
 
-class ServerConnection:
+class WorkerConnection:
     """A connected worker.
 
     The descriptors of an answer are *unread* from the moment it is sent until the worker has

@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -18,8 +17,9 @@ from aiohttp import web
 
 from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.sources import parse
+from craftcache.wire import Warm, WarmOptions
 
-from .bodies import json_body
+from .bodies import body_fields
 from .ndjson import NdjsonStream
 from .peers import Administrators, peer_of
 from .sockets import BACKLOG
@@ -31,14 +31,11 @@ if TYPE_CHECKING:
 
     from craftcache.cache.manifest import Manifest
     from craftcache.wire import Progress
+    from craftcache.wire.fields import Fields
     from craftcached.service import Service
     from craftcached.status import ModelState
-    from craftcached.warm.queue import QueuedWarm
-    from craftcached.warm.warmer import Warmed
 
     from .metrics import MetricsRoute
-
-    _WarmOne = Callable[..., Awaitable[Warmed | CraftcacheError]]
 
 __all__ = ["AdminServer"]
 
@@ -142,8 +139,8 @@ class AdminServer:
 
     async def _pin(self, request: web.Request) -> web.Response:
         source, shown = self._administered(request, PINS, "pinning it")
-        body = await json_body(request, PIN_EXAMPLE) if request.can_read_body else {}
-        pin = await self._service.pin(source, lock=_flag(body, "lock", PIN_EXAMPLE))
+        body = await body_fields(request, PIN_EXAMPLE, is_optional=True)
+        pin = await self._service.pin(source, lock=body.optional_flag("lock"))
         return web.json_response({"source": shown, "pinned": True, "locked": pin.is_locked})
 
     async def _unpin(self, request: web.Request) -> web.Response:
@@ -153,20 +150,17 @@ class AdminServer:
 
     async def _evict(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "evicting")
-        body = await json_body(request, EVICT_EXAMPLE) if request.can_read_body else {}
-        wanted = body.get("bytes")
-        if wanted is not None and (type(wanted) is not int or wanted < 0):
-            raise InvalidSource("bytes must be a whole number", hint=f"Send {EVICT_EXAMPLE}")
-        dry_run = _flag(body, "dry_run", EVICT_EXAMPLE)
-        eviction = await self._service.evict(wanted, dry_run=dry_run)
-        return web.json_response(asdict(eviction) | {"dry_run": dry_run})
+        body = await body_fields(request, EVICT_EXAMPLE, is_optional=True)
+        dry_run = body.optional_flag("dry_run")
+        eviction = await self._service.evict(body.optional_integer("bytes"), dry_run=dry_run)
+        return web.json_response(eviction.to_fields() | {"dry_run": dry_run})
 
     async def _verify(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "verifying")
-        body = await json_body(request, VERIFY_EXAMPLE) if request.can_read_body else {}
-        sources = _strings(body, "sources", required=False)
+        body = await body_fields(request, VERIFY_EXAMPLE, is_optional=True)
+        sources = _sources(body, is_optional=True)
         verdicts = await self._service.verify(sources)
-        return web.json_response({"results": list(map(asdict, verdicts))})
+        return web.json_response({"results": [verdict.to_fields() for verdict in verdicts]})
 
     def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
         """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
@@ -176,33 +170,29 @@ class AdminServer:
         return source, shown
 
     async def _warm(self, request: web.Request) -> web.StreamResponse:
-        body = await json_body(request, WARM_EXAMPLE)
-        sources = _strings(body, "sources", required=True)
-        files = _strings(body, "files", required=False)
-        resident = _flag(body, "resident", WARM_EXAMPLE)
-        pair_only = _flag(body, "pair_only", WARM_EXAMPLE)
-        if not _flag(body, "wait", WARM_EXAMPLE, default=True):
-            jobs = await self._service.queue_warm(
-                sources, files, resident=resident, pair_only=pair_only
-            )
-            shown = [{"id": job.id, "source": parse(job.source).shown} for job in jobs]
-            return web.json_response({"jobs": shown}, status=202)
-        warm = partial(self._warm_one, files=files, resident=resident, pair_only=pair_only)
+        body = await body_fields(request, WARM_EXAMPLE)
+        options = WarmOptions.parse(body.renamed("files", "filenames"), MAX_SOURCES)
+        wanted = [_warm_of(source, options) for source in _sources(body)]
+        if not body.optional_flag("wait", default=True):
+            queued = await self._service.queue(list(map(_sound, wanted)))
+            jobs = [warm.to_fields() for warm in queued]
+            return web.json_response({"jobs": jobs}, status=202)
         if NDJSON in request.headers.get("Accept", ""):
-            return await self._stream_warm(request, sources, warm)
-        outcomes = await asyncio.gather(*(warm(source, report=_ignore) for source in sources))
-        return _warm_response(outcomes)
+            return await self._stream_warm(request, wanted)
+        return _warm_response(
+            await asyncio.gather(*(self._warm_one(warm, _ignore) for warm in wanted))
+        )
 
     async def _queued(self, _request: web.Request) -> web.Response:
-        return web.json_response({"jobs": [_job(promise) for promise in self._service.queued()]})
+        return web.json_response({"jobs": [warm.to_fields() for warm in self._service.queued()]})
 
     async def _withdraw(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "withdrawing a queued warm")
-        job = await self._service.withdraw_warm(int(request.match_info["number"]))
-        return web.json_response({"id": job.id, "source": parse(job.source).shown})
+        withdrawn = await self._service.withdraw_warm(int(request.match_info["number"]))
+        return web.json_response(withdrawn.to_fields())
 
     async def _stream_warm(
-        self, request: web.Request, sources: list[str], warm: _WarmOne
+        self, request: web.Request, wanted: list[Warm | CraftcacheError]
     ) -> web.StreamResponse:
         """One line for each step, as it happens; the last line of a source is its result."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
@@ -212,15 +202,15 @@ class AdminServer:
         async def warm_all() -> None:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for source in sources:
-                        group.create_task(warm_one(source))
+                    for warm in wanted:
+                        group.create_task(warm_one(warm))
             finally:
                 steps.end()
 
-        async def warm_one(source: str) -> None:
-            outcome = await warm(source, report=steps.report)
+        async def warm_one(warm: Warm | CraftcacheError) -> None:
+            outcome = await self._warm_one(warm, steps.report)
             kind = "problem" if isinstance(outcome, CraftcacheError) else "result"
-            steps.conclude({"event": kind} | _result(outcome))
+            steps.conclude({"event": kind} | _document(outcome))
 
         work = asyncio.create_task(warm_all())
         try:
@@ -234,23 +224,38 @@ class AdminServer:
         return response
 
     async def _warm_one(
-        self,
-        source: str,
-        *,
-        files: list[str],
-        resident: bool,
-        pair_only: bool,
-        report: Callable[[Progress], None],
-    ) -> Warmed | CraftcacheError:
+        self, warm: Warm | CraftcacheError, report: Callable[[Progress], None]
+    ) -> dict[str, Any] | CraftcacheError:
+        """What is published of a source when it is warm, or how that failed."""
+        if isinstance(warm, CraftcacheError):
+            return warm
         try:
-            return await self._service.warm(
-                source, files, report, resident=resident, pair_only=pair_only
-            )
+            warmed = await self._service.warm(warm, report)
         except CraftcacheError as error:
             return error
         except Exception:
-            log.exception("warming %s failed", parse(source).shown)
+            log.exception("warming %s failed", warm.source.shown)
             return _own_fault()
+        return _published(warmed.manifest) | {
+            "bytes_fetched": warmed.bytes_fetched,
+            "bytes_reused": warmed.bytes_reused,
+            "resident_bytes": warmed.resident_bytes,
+        }
+
+
+def _warm_of(text: str, options: WarmOptions) -> Warm | CraftcacheError:
+    """A warm of a source, or why there is none; the others are tried all the same."""
+    try:
+        return Warm(parse(text), options)
+    except InvalidSource as error:
+        return error
+
+
+def _sound(warm: Warm | CraftcacheError) -> Warm:
+    """A warm that can be queued."""
+    if isinstance(warm, CraftcacheError):
+        raise warm
+    return warm
 
 
 def _ignore(_progress: Progress) -> None:
@@ -294,30 +299,17 @@ def _source(request: web.Request, under: str) -> str:
     return text if "://" in text else unquote(text)
 
 
-def _flag(body: dict[str, Any], name: str, example: str, *, default: bool = False) -> bool:
-    value = body.get(name, default)
-    if not isinstance(value, bool):
-        raise InvalidSource(f"{name} must be true or false", hint=f"Send {example}")
-    return value
+def _sources(body: Fields, *, is_optional: bool = False) -> list[str]:
+    """The sources that a body names, each of them once; they are not parsed yet."""
+    if is_optional and not body.whole.get("sources"):
+        return []
+    sources = body.items("sources", MAX_SOURCES)
+    if not sources or not all(isinstance(source, str) for source in sources):
+        raise body.refusal(f"'sources' is no list of 1 to {MAX_SOURCES} strings")
+    return list(dict.fromkeys(sources))
 
 
-def _strings(body: dict[str, Any], name: str, *, required: bool) -> list[str]:
-    """A list of strings in the body, each of them once."""
-    items = body.get(name, [])
-    if (
-        not isinstance(items, list)
-        or not all(isinstance(item, str) for item in items)
-        or not (items or not required)
-        or len(items) > MAX_SOURCES
-    ):
-        raise InvalidSource(
-            f"{name} must be a list of {1 if required else 0} to {MAX_SOURCES} strings",
-            hint=f"Send {WARM_EXAMPLE}",
-        )
-    return list(dict.fromkeys(items))
-
-
-def _model(manifest: Manifest) -> dict[str, Any]:
+def _published(manifest: Manifest) -> dict[str, Any]:
     needs = [{"source": need.parsed.shown, "why": need.why} for need in manifest.needs]
     return manifest.to_fields() | {
         "size": manifest.size,
@@ -327,41 +319,22 @@ def _model(manifest: Manifest) -> dict[str, Any]:
 
 
 def _state(state: ModelState) -> dict[str, Any]:
-    return _model(state.manifest) | {
-        "resident_bytes": state.resident_bytes,
-        "pinned": state.pin is not None,
-        "locked": state.pin is not None and state.pin.is_locked,
-        "needs": [asdict(need) for need in state.needs],
+    model = state.model
+    return _published(state.manifest) | {
+        "resident_bytes": model.resident_bytes,
+        "pinned": model.is_pinned,
+        "locked": model.is_locked,
+        "needs": [asdict(need) for need in model.needs],
     }
 
 
-def _job(promise: QueuedWarm) -> dict[str, Any]:
-    job, failure = promise.job, promise.failure
-    return {
-        "id": job.id,
-        "source": parse(job.source).shown,
-        "files": job.filenames,
-        "resident": job.resident,
-        "pair_only": job.pair_only,
-        "tries": promise.tries,
-        "failure": failure.to_problem() if failure else None,
-    }
+def _document(outcome: dict[str, Any] | CraftcacheError) -> dict[str, Any]:
+    return outcome.to_problem() if isinstance(outcome, CraftcacheError) else outcome
 
 
-def _result(outcome: Warmed | CraftcacheError) -> dict[str, Any]:
-    if isinstance(outcome, CraftcacheError):
-        return outcome.to_problem()
-    return _model(outcome.manifest) | {
-        "bytes_fetched": outcome.bytes_fetched,
-        "bytes_reused": outcome.bytes_reused,
-        "resident_bytes": outcome.resident_bytes,
-        "not_refreshed": list(outcome.not_refreshed),
-    }
-
-
-def _warm_response(outcomes: list[Warmed | CraftcacheError]) -> web.Response:
+def _warm_response(outcomes: list[dict[str, Any] | CraftcacheError]) -> web.Response:
     """All results; where any source failed, as the first failure's problem document."""
-    results = {"results": [_result(outcome) for outcome in outcomes]}
+    results = {"results": [_document(outcome) for outcome in outcomes]}
     for outcome in outcomes:
         if isinstance(outcome, CraftcacheError):
             return _problem(outcome.to_problem() | results)

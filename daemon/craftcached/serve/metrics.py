@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from craftcache.wire import DaemonStatus
     from craftcached.counts import Counts
     from craftcached.service import Service
-    from craftcached.status import Status
 
-    from .worker import Statistics
+    from .worker import WorkerStatistics
 
 __all__ = ["MetricsRoute"]
 
@@ -38,7 +38,9 @@ class MetricsRoute:
         counts: Of this daemon; responses over HTTP are added to them.
     """
 
-    def __init__(self, service: Service, workers: Callable[[], Statistics], counts: Counts) -> None:
+    def __init__(
+        self, service: Service, workers: Callable[[], WorkerStatistics], counts: Counts
+    ) -> None:
         self._service = service
         self._workers = workers
         self._counts = counts
@@ -51,7 +53,7 @@ class MetricsRoute:
     async def _get(self, _request: web.Request) -> web.Response:
         snapshot = _Snapshot(
             await self._service.status(),
-            sum(promise.failure is not None for promise in self._service.queued()),
+            sum(warm.failure is not None for warm in self._service.queued()),
             self._workers(),
             _copied(self._counts),
         )
@@ -91,9 +93,9 @@ class _Snapshot(Collector):
         counts: Since the start.
     """
 
-    status: Status
+    status: DaemonStatus
     failing: int
-    workers: Statistics
+    workers: WorkerStatistics
     counts: Counts
 
     def collect(self) -> Iterator[Metric]:

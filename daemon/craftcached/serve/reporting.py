@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from craftcache.errors import InvalidSource
-from craftcache.sources import parse
-from craftcache.wire import Load, Progress, Resolve, Warm, encode
+from craftcache.wire import Progress, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +38,8 @@ class Reporter:
     ) -> None:
         self._send = send
         self._heartbeat_seconds = heartbeat_seconds
-        self._newest = Progress(_source(request), file=None, done=0, total=None, state="queued")
+        about = request.about.shown if request.about else ""
+        self._newest = Progress(about, file=None, done=0, total=None, state="queued")
         self._is_over = False
         self._told: dict[tuple[str, str | None], tuple[str, float]] = {}
 
@@ -72,20 +71,3 @@ class Reporter:
     def _beat(self) -> None:
         self._send(encode(self._newest))
         self._timer = self._loop.call_later(self._heartbeat_seconds, self._beat)
-
-
-def _source(request: Request[object]) -> str:
-    match request:
-        case Load() | Resolve():
-            return _shown(request.source)
-        case Warm():
-            return _shown(request.sources[0])
-    return ""
-
-
-def _shown(text: str) -> str:
-    """The source as it may be shown: the worker may print what it hears."""
-    try:
-        return parse(text).shown
-    except InvalidSource:
-        return ""

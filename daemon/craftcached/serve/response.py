@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.errors import CraftcacheError, Unavailable
-from craftcache.wire import Problem, WireError, encode
+from craftcache.wire import Loaded, Problem, encode
 
 if TYPE_CHECKING:
-    from .backend import Opened
+    from craftcache.wire import Answer, WarmedBatch
 
 __all__ = ["Response"]
 
@@ -23,24 +23,24 @@ _EXHAUSTION = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A packet, and the files whose descriptors go with it; it owns them until it is closed."""
+    """A packet, and the answer whose open files go with it; it owns them until it is closed."""
 
     packet: bytes
-    opened: Opened | None = None
+    loaded: Loaded | None = None
 
     @classmethod
-    def files(cls, opened: Opened) -> Response:
-        """The answer to a load.
+    def of(cls, answer: Answer | WarmedBatch) -> Response:
+        """An answer as it goes out.
 
         Raises:
             WireError: It does not fit into a message.
         """
+        loaded = answer if isinstance(answer, Loaded) else None
         try:
-            if len(opened.descriptors) != opened.loaded.descriptor_count:
-                raise WireError("an answer whose descriptors do not match its files")
-            return cls(encode(opened.loaded), opened)
+            return cls(encode(answer), loaded)
         except BaseException:
-            opened.close()
+            if loaded is not None:
+                loaded.close()  # the error's traceback would keep it open
             raise
 
     @classmethod
@@ -62,11 +62,11 @@ class Response:
         return cls(encode(Problem(error, own_fault=True)))
 
     @property
-    def descriptors(self) -> tuple[int, ...]:
+    def descriptors(self) -> list[int]:
         """The descriptors that go with the packet."""
-        return () if self.opened is None else self.opened.descriptors
+        return [] if self.loaded is None else self.loaded.descriptors
 
     def close(self) -> None:
-        """Close the files on this side."""
-        if self.opened is not None:
-            self.opened.close()
+        """Close the files on this side; what was sent stays open where it arrived."""
+        if self.loaded is not None:
+            self.loaded.close()

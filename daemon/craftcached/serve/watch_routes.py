@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from craftcache.errors import InvalidSource, PolicyDenied
+from craftcache.daemon.administration import WatchedGeneration, WatchList, WatchReport
+from craftcache.errors import PolicyDenied
 from craftcache.sources import FILENAMES, check_watch_name
 from craftcache.watch_rule import WatchRule
 
-from .bodies import json_body
+from .bodies import body_fields
 from .peers import peer_of
 
 if TYPE_CHECKING:
@@ -57,16 +57,16 @@ class WatchRoutes:
         app.on_shutdown.append(self._end)
 
     async def _list(self, _request: web.Request) -> web.Response:
-        patterns = [rule.to_fields() for rule in self._watches.patterns()]
-        watches = [_document(report) for report in self._watches.reports()]
-        return web.json_response({"watches": watches, "patterns": patterns})
+        reports = tuple(map(_report, self._watches.reports()))
+        listed = WatchList(reports, tuple(self._watches.patterns()))
+        return web.json_response(listed.to_fields())
 
     async def _show(self, request: web.Request) -> web.Response:
-        return web.json_response(_document(self._watches.report(_name(request))))
+        return web.json_response(self._document(_name(request)))
 
     async def _put(self, request: web.Request) -> web.Response:
         name = self._administered(request, "watching it")
-        rule = WatchRule.parse(await json_body(request, EXAMPLE) | {"name": name})
+        rule = WatchRule.parse((await body_fields(request, EXAMPLE)).whole | {"name": name})
         if rule.gate is not None and peer_of(request.transport).uid not in (0, os.geteuid()):
             raise PolicyDenied(
                 "a gate is a command that the daemon's user runs, so only that user may set one",
@@ -82,19 +82,17 @@ class WatchRoutes:
 
     async def _rollback(self, request: web.Request) -> web.Response:
         name = self._administered(request, "rolling it back")
-        body = await json_body(request, ROLLBACK_EXAMPLE) if request.can_read_body else {}
-        number = body.get("generation")
-        if number is not None and (type(number) is not int or number < 1):
-            raise InvalidSource(
-                "generation must be a number from 1", hint=f"Send {ROLLBACK_EXAMPLE}"
-            )
+        body = await body_fields(request, ROLLBACK_EXAMPLE, is_optional=True)
+        number = body.optional_integer("generation")
+        if number == 0:
+            raise body.refusal("'generation' is no number from 1")
         await self._watches.roll_back(name, number)
-        return web.json_response(_document(self._watches.report(name)))
+        return web.json_response(self._document(name))
 
     async def _resume(self, request: web.Request) -> web.Response:
         name = self._administered(request, "resuming it")
         await self._watches.resume(name)
-        return web.json_response(_document(self._watches.report(name)))
+        return web.json_response(self._document(name))
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         """One line for each event from now on, until the client or the daemon goes away."""
@@ -109,6 +107,9 @@ class WatchRoutes:
     async def _end(self, _app: web.Application) -> None:
         self._events.end()
 
+    def _document(self, name: str) -> dict[str, Any]:
+        return _report(self._watches.report(name)).to_fields()
+
     def _administered(self, request: web.Request, what: str) -> str:
         """The watch in the path, for a peer who may do ``what`` to it."""
         name = _name(request)
@@ -120,26 +121,29 @@ def _name(request: web.Request) -> str:
     return check_watch_name(request.match_info["name"])
 
 
-def _document(report: Report) -> dict[str, Any]:
-    return report.rule.to_fields() | {
-        "state": report.state,
-        "detail": report.detail,
-        "since": datetime.fromtimestamp(report.since, UTC).isoformat(timespec="milliseconds"),
-        "polled": report.polled,
-        "served": _generation(report.served),
-        "newest": _generation(report.newest),
-        "generations": report.numbers,
-        "held": report.is_held,
-    }
+def _report(report: Report) -> WatchReport:
+    return WatchReport(
+        rule=report.rule,
+        state=report.state,
+        detail=report.detail,
+        since=datetime.fromtimestamp(report.since, UTC),
+        polled=report.polled,
+        served=_generation(report.served),
+        newest=_generation(report.newest),
+        generations=report.numbers,
+        is_held=report.is_held,
+    )
 
 
-def _generation(manifest: Manifest | None) -> dict[str, Any] | None:
+def _generation(manifest: Manifest | None) -> WatchedGeneration | None:
     if manifest is None or manifest.watched is None:
         return None
     records = {part: manifest.file(filename) for part, filename in FILENAMES.items()}
-    return asdict(manifest.watched) | {
-        "revision": manifest.revision,
-        "published_at": manifest.published_at.isoformat(),
-        "size": manifest.size,
-        "sha256": {part: record.sha256 for part, record in records.items() if record},
-    }
+    return WatchedGeneration(
+        directory=manifest.watched.directory,
+        generation=manifest.watched.generation,
+        revision=manifest.revision,
+        published_at=manifest.published_at,
+        size=manifest.size,
+        sha256={part: record.sha256 for part, record in records.items() if record},
+    )

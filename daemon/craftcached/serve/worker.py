@@ -1,7 +1,7 @@
 """``worker/handles.sock``: workers' requests in, answers and open files out.
 
-Speaks :mod:`craftcache.wire`, checks limits and hands each request to a WorkerBackend; decides
-nothing about models. A worker can be slow, hostile or gone without harm to any other:
+Speaks :mod:`craftcache.wire`, checks limits and hands each request to a Handler; decides nothing
+about models. A worker can be slow, hostile or gone without harm to any other:
 
 - It has one request at a time. A second one before the answer to the first was *received* ends
   the connection.
@@ -23,26 +23,19 @@ import resource
 import socket
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from craftcache.errors import InvalidSource, ProtocolMismatch
 from craftcache.wire import (
     VERSIONS,
     Follow,
     Hello,
-    Identify,
-    Load,
-    Models,
-    Resolve,
-    Status,
-    Warm,
     WireError,
     decode_request,
     encode,
-    first_page,
 )
 
-from .connection import ReceiveBuffer, ServerConnection, User
+from .connection import ReceiveBuffer, User, WorkerConnection
 from .peers import Peer
 from .reporting import Reporter
 from .response import Response
@@ -50,9 +43,11 @@ from .response import Response
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from .backend import WorkerBackend
+    from craftcache.wire import Request
 
-__all__ = ["Limits", "Statistics", "WorkerServer"]
+    from .handler import Handler
+
+__all__ = ["Limits", "WorkerServer", "WorkerStatistics"]
 
 log = logging.getLogger("craftcached")
 
@@ -66,8 +61,6 @@ LINGER_SECONDS = 1.0
 """How often a connection that ended with unread descriptors is looked at again."""
 
 _HELLO = encode(Hello())
-
-Grantable: TypeAlias = Load | Resolve | Warm | Status | Models | Identify | Follow
 
 
 def _share_of_descriptors(share: int) -> int:
@@ -100,7 +93,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class WorkerStatistics:
     """What the server is doing.
 
     Attributes:
@@ -122,15 +115,15 @@ class WorkerServer:
 
     Args:
         listener: The socket; bound and listening, made by systemd or by bind_worker_socket.
-        backend: What grants requests.
+        handler: What answers requests.
         limits: What workers can use up.
     """
 
     def __init__(
-        self, listener: socket.socket, backend: WorkerBackend, limits: Limits | None = None
+        self, listener: socket.socket, handler: Handler, limits: Limits | None = None
     ) -> None:
         self._listener = listener
-        self._backend = backend
+        self._handler = handler
         self._limits = limits or Limits()
         self._buffer = ReceiveBuffer()
         self._users: dict[int, User] = {}
@@ -163,9 +156,9 @@ class WorkerServer:
         for connection in self._all_connections():
             self._forget(connection)
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> WorkerStatistics:
         """What the server is doing now."""
-        return Statistics(self._connections, len(self._tasks), len(self._followers))
+        return WorkerStatistics(self._connections, len(self._tasks), len(self._followers))
 
     # --- Connections come and go ---
 
@@ -195,7 +188,7 @@ class WorkerServer:
             log.warning("a worker of an unknown user is turned away: %s", error)
             sock.close()
             return
-        connection = ServerConnection(sock, peer, self._users.setdefault(peer.uid, User()))
+        connection = WorkerConnection(sock, peer, self._users.setdefault(peer.uid, User()))
         connection.user.connections.add(connection)
         self._connections += 1
         try:
@@ -204,7 +197,7 @@ class WorkerServer:
             log.exception("a worker of uid %d is turned away", peer.uid)
             self._end(connection)
 
-    def _welcome(self, connection: ServerConnection) -> None:
+    def _welcome(self, connection: WorkerConnection) -> None:
         if self._is_crowded(connection.user):
             self._send(connection, Response(_HELLO))
             self._send(connection, Response.busy("too many connections"))
@@ -213,7 +206,7 @@ class WorkerServer:
         self._loop.add_reader(connection.descriptor, self._read, connection)
         self._read(connection)  # as a rule hello and request are there already
 
-    def _end(self, connection: ServerConnection) -> None:
+    def _end(self, connection: WorkerConnection) -> None:
         """Hear and say no more; forget the connection as soon as nothing of it is left."""
         if connection.is_closing:
             return
@@ -225,7 +218,7 @@ class WorkerServer:
             connection.sock.shutdown(socket.SHUT_RDWR)
         self._linger(connection)
 
-    def _linger(self, connection: ServerConnection) -> None:
+    def _linger(self, connection: WorkerConnection) -> None:
         if connection.sock.fileno() < 0:
             return
         if connection.is_over():
@@ -233,7 +226,7 @@ class WorkerServer:
         elif connection.task is None:
             self._loop.call_later(LINGER_SECONDS, self._linger, connection)
 
-    def _forget(self, connection: ServerConnection) -> None:
+    def _forget(self, connection: WorkerConnection) -> None:
         user = connection.user
         user.connections.discard(connection)
         user.unread -= connection.unread
@@ -267,12 +260,12 @@ class WorkerServer:
             if connection.has_received() and connection.is_over():
                 self._forget(connection)
 
-    def _all_connections(self) -> list[ServerConnection]:
+    def _all_connections(self) -> list[WorkerConnection]:
         return [each for user in self._users.values() for each in user.connections]
 
     # --- What they say ---
 
-    def _read(self, connection: ServerConnection) -> None:
+    def _read(self, connection: WorkerConnection) -> None:
         try:
             packet = self._buffer.receive(connection.sock)
         except BlockingIOError:
@@ -291,7 +284,7 @@ class WorkerServer:
         else:
             self._expel(connection, "a packet came before the last answer was received")
 
-    def _hear(self, connection: ServerConnection, packet: memoryview) -> None:
+    def _hear(self, connection: WorkerConnection, packet: memoryview) -> None:
         try:
             message = decode_request(packet)
         except WireError as error:
@@ -306,7 +299,7 @@ class WorkerServer:
             else:
                 self._begin(connection, message)
 
-    def _greet(self, connection: ServerConnection, hello: Hello) -> None:
+    def _greet(self, connection: WorkerConnection, hello: Hello) -> None:
         connection.greeted = True
         self._send(connection, Response(_HELLO))
         version = VERSIONS.common(hello.versions)
@@ -317,7 +310,7 @@ class WorkerServer:
         connection.drops_next = version != hello.versions.high
         self._read(connection)  # a request is sent along with the hello
 
-    def _expel(self, connection: ServerConnection, why: str) -> None:
+    def _expel(self, connection: WorkerConnection, why: str) -> None:
         """End a conversation that is not of this protocol."""
         log.debug("worker pid %d uid %d: %s", connection.peer.pid, connection.peer.uid, why)
         error = ProtocolMismatch(why, hint="Bring client and daemon to neighbouring releases")
@@ -326,11 +319,11 @@ class WorkerServer:
 
     # --- What becomes of a request ---
 
-    def _begin(self, connection: ServerConnection, request: Grantable) -> None:
+    def _begin(self, connection: WorkerConnection, request: Request[Any]) -> None:
         if self._has_too_much_unread(connection.user):
             self._answer(connection, Response.busy("too many descriptors wait to be received"))
             return
-        parcel = self._grant_nowait(request, connection.peer)
+        parcel = self._handle_nowait(request, connection.peer)
         if parcel is not None:
             self._answer(connection, parcel)
         elif isinstance(request, Follow):
@@ -340,47 +333,30 @@ class WorkerServer:
         else:
             self._work(connection, self._serve(connection, request), self._tasks)
 
-    def _grant_nowait(self, request: Grantable, peer: Peer) -> Response | None:
-        if not isinstance(request, Load):
-            return None
+    def _handle_nowait(self, request: Request[Any], peer: Peer) -> Response | None:
         try:
-            opened = self._backend.load_nowait(request, peer)
-            return None if opened is None else Response.files(opened)
+            answer = self._handler.handle_nowait(request, peer)
+            return None if answer is None else Response.of(answer)
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker gets an answer
             return Response.problem(error)
 
-    async def _grant(self, request: Grantable, peer: Peer, report: Reporter) -> Response:
-        backend = self._backend
+    async def _handle(self, request: Request[Any], peer: Peer, report: Reporter) -> Response:
         try:
-            match request:
-                case Load():
-                    return Response.files(await backend.load(request, peer, report))
-                case Resolve():
-                    return Response(encode(await backend.resolve(request, peer, report)))
-                case Warm():
-                    return Response(encode(await backend.warm(request, peer, report)))
-                case Status():
-                    return Response(encode(await backend.status(peer)))
-                case Models():
-                    return Response(encode(first_page(await backend.models(request, peer))))
-                case Identify():
-                    return Response(encode(await backend.identify(request, peer)))
-                case Follow():
-                    return Response(encode(await backend.follow(request, peer)))
+            return Response.of(await self._handler.handle(request, peer, report))
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker gets an answer
             return Response.problem(error)
 
-    async def _serve(self, connection: ServerConnection, request: Grantable) -> None:
+    async def _serve(self, connection: WorkerConnection, request: Request[Any]) -> None:
         def send(packet: bytes) -> None:
             self._send(connection, Response(packet))
 
         with Reporter(send, request, self._limits.heartbeat_seconds) as report:
-            parcel = await self._grant(request, connection.peer, report)
+            parcel = await self._handle(request, connection.peer, report)
         await self._deliver(connection, parcel)
 
     def _work(
         self,
-        connection: ServerConnection,
+        connection: WorkerConnection,
         coroutine: Coroutine[None, None, None],
         tasks: set[asyncio.Task[None]],
     ) -> None:
@@ -390,7 +366,7 @@ class WorkerServer:
             connection.user.requests += 1
         task.add_done_callback(partial(self._worked, connection))
 
-    def _worked(self, connection: ServerConnection, task: asyncio.Task[None]) -> None:
+    def _worked(self, connection: WorkerConnection, task: asyncio.Task[None]) -> None:
         if task in self._tasks:
             connection.user.requests -= 1
         self._tasks.discard(task)
@@ -407,14 +383,14 @@ class WorkerServer:
 
     # --- Answers ---
 
-    def _answer(self, connection: ServerConnection, parcel: Response) -> None:
+    def _answer(self, connection: WorkerConnection, parcel: Response) -> None:
         """Send an answer now, or as soon as it fits."""
         if self._send(connection, parcel):
             parcel.close()
         else:
             self._work(connection, self._deliver(connection, parcel), self._tasks)
 
-    async def _deliver(self, connection: ServerConnection, parcel: Response) -> None:
+    async def _deliver(self, connection: WorkerConnection, parcel: Response) -> None:
         try:
             async with asyncio.timeout(self._limits.send_seconds):
                 while not self._send(connection, parcel):
@@ -425,7 +401,7 @@ class WorkerServer:
             parcel.close()
             connection.task = None  # from now on the worker may ask again
 
-    def _send(self, connection: ServerConnection, parcel: Response) -> bool:
+    def _send(self, connection: WorkerConnection, parcel: Response) -> bool:
         """Send what fits; True also when there is nobody any more to send it to."""
         if connection.is_closing:
             return True

@@ -11,9 +11,9 @@ import asyncio
 import errno
 import logging
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
+from craftcache.daemon.administration import Verdict
 from craftcache.digests import Hasher, Stamp
 from craftcached.threads import Threads
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from craftcache.cache.manifest import FileRecord, Manifest
+    from craftcache.daemon.administration import Outcome
 
     from .store import Store
 
-__all__ = ["Verdict", "Scrubber"]
+__all__ = ["Scrubber"]
 
 log = logging.getLogger("craftcached")
 
@@ -34,27 +35,6 @@ PIECE_BYTES = 32 * 1024 * 1024
 
 _UNREADABLE = frozenset({errno.EIO, errno.EISDIR})
 """Errors that are about the file and not about this process."""
-
-Outcome: TypeAlias = Literal["right", "wrong", "missing"]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is true of one file of a model.
-
-    Attributes:
-        source: The model, as shown to people.
-        filename: Inside it.
-        sha256: That it was published with.
-        outcome: Whether its bytes are those, are others, or are not there at all.
-        quarantined: Where a wrong one is now, below the cache directory; else None.
-    """
-
-    source: str
-    filename: str
-    sha256: str
-    outcome: Outcome
-    quarantined: str | None = None
 
 
 class Scrubber:

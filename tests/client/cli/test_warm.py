@@ -41,6 +41,21 @@ def test_warm_again_fetches_nothing(node: Node) -> None:
     assert result["served_by"] == "daemon"
 
 
+def test_warm_without_a_refresh_is_content_with_what_was_warmed_last(node: Node) -> None:
+    repo = node.hub.repo("org/moving")
+    first = repo.commit(EXPORT_FILES)
+    assert node.run("warm", "org/moving").code == 0
+    second = repo.commit({**EXPORT_FILES, "config.json": b"{}"})
+    asked = node.hub.count(None, "/org/moving/*")
+    kept = node.run("warm", "--no-refresh", "--json", "org/moving").json["results"]
+    assert [result["revision"] for result in kept] == [first]
+    assert node.hub.count(None, "/org/moving/*") == asked
+    missing = node.run("warm", "--no-refresh", "--file", "config.json", "org/moving")
+    assert missing.code == 1  # the revision that was warmed has none, and no other is asked for
+    moved = node.run("warm", "--refresh", "--json", "org/moving").json["results"]
+    assert [result["revision"] for result in moved] == [second]
+
+
 def test_warm_tries_every_source_and_lists_failures_last(node: Node) -> None:
     ran = node.run("warm", "org/absent", "org/model", "no such id")
     assert ran.code == 1

@@ -5,16 +5,19 @@ from __future__ import annotations
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from craftcache.daemon.administration import Eviction, KeptModel
 from craftcache.dependencies import Dependency
+from craftcache.sources import HubSource
+from craftcache.wire import Warm, WarmOptions
 from craftcached.database import Database, WarmJob
-from craftcached.eviction.evictor import Eviction, Kept
-from craftcached.eviction.policy import Blob, CachedModel, plan_eviction
+from craftcached.eviction.policy import Blob, plan_eviction
+from craftcached.eviction.policy import EvictionCandidate as Candidate
 from tests.support.api import Api
 from tests.support.dependencies import PAIR, REFERRING, T5_FILES, WORDS, host_codec, host_t5, listed
 from tests.support.hub import Gate, Stall, matching
@@ -193,8 +196,8 @@ async def test_a_pinned_model_keeps_it_and_says_so(tmp_path: Path) -> None:
         eviction = await parts.evictor.evict(1, dry_run=False)
         assert (eviction.removed, eviction.freed_bytes) == ((), 0)
         assert set(eviction.kept) == {
-            Kept(shown("model"), "pinned"),
-            Kept(shown("encoder"), f"needed by {shown('model')}"),
+            KeptModel(shown("model"), "pinned"),
+            KeptModel(shown("encoder"), f"needed by {shown('model')}"),
         }
 
 
@@ -207,12 +210,12 @@ async def test_models_that_need_each_other_can_go(tmp_path: Path) -> None:
 
 
 @st.composite
-def caches(draw: st.DrawFn) -> list[CachedModel]:
+def caches(draw: st.DrawFn) -> list[Candidate]:
     """Models, each with a blob of its own, of which some need some that come after them."""
     count = draw(st.integers(0, 7))
     later = [[str(other) for other in range(number + 1, count)] for number in range(count)]
     return [
-        CachedModel(
+        Candidate(
             key=str(number),
             source=f"org/{number}",
             blobs=frozenset({Blob(1, number, draw(st.integers(1, 9)), draw(st.booleans()))}),
@@ -228,7 +231,7 @@ def caches(draw: st.DrawFn) -> list[CachedModel]:
 
 
 @given(caches(), st.integers(-5, 70))
-def test_no_plan_takes_what_a_staying_model_needs(models: list[CachedModel], wanted: int) -> None:
+def test_no_plan_takes_what_a_staying_model_needs(models: list[Candidate], wanted: int) -> None:
     plan = plan_eviction(models, wanted)
     staying = [model for model in models if model not in plan.victims]
     needed = frozenset().union(*(model.needs for model in staying))
@@ -240,7 +243,7 @@ def test_no_plan_takes_what_a_staying_model_needs(models: list[CachedModel], wan
 
 @given(caches(), st.integers(-5, 70))
 def test_every_plan_takes_what_only_its_victims_needed(
-    models: list[CachedModel], wanted: int
+    models: list[Candidate], wanted: int
 ) -> None:
     plan = plan_eviction(models, wanted)
     victims = set(plan.victims)
@@ -262,9 +265,10 @@ async def test_warms_that_an_earlier_release_promised_are_kept(tmp_path: Path) -
         )
         records.execute("INSERT INTO warm_jobs VALUES (7, 'org/model', '[]', 1)")
     records.close()
-    jobs: list[Any] = [WarmJob(7, "org/model", (), resident=True)]
+    source = HubSource("org/model")
+    jobs = [WarmJob(7, Warm(source, WarmOptions(resident=True)))]
     async with Database(tmp_path) as upgraded:
         assert await upgraded.warm_jobs() == jobs
-        jobs.append(await upgraded.add_warm_job("org/model", (), resident=True, pair_only=True))
+        jobs.append(await upgraded.add_warm_job(Warm(source, WarmOptions(pair_only=True))))
     async with Database(tmp_path) as again:
         assert await again.warm_jobs() == jobs

@@ -16,7 +16,8 @@ import torch
 
 from craftcache import Client
 from craftcache.cache.directory import CacheDir
-from craftcache.daemon.transport import Cancellation
+from craftcache.cache.opened import OpenFile
+from craftcache.daemon.transport import Call
 from craftcache.errors import (
     AccessDenied,
     CraftcacheError,
@@ -30,11 +31,11 @@ from craftcache.errors import (
 )
 from craftcache.loading.loader import Loader
 from craftcache.sources import HubSource
-from craftcache.wire import Hello, Loaded, Problem, ServedFile, Versions, encode
+from craftcache.wire import Hello, Load, Loaded, Problem, Status, Versions, Warm, encode
 from tests.support.checkpoints import assert_same, saved
 from tests.support.daemons import EXPORT, EXPORT_FILES, DaemonProcess
 from tests.support.hub import FlipBit, Gate, Stall
-from tests.support.sockets import ScriptedDaemon
+from tests.support.sockets import ScriptedDaemon, file_info
 from tests.support.sockets.scripted import answer, hear_request, wait_closed
 
 if TYPE_CHECKING:
@@ -102,9 +103,7 @@ def test_a_socket_that_never_answers_costs_the_patience_and_no_more(
     )
     with closing(loader):
         for served_by in ("origin", "cache"):
-            with loader.open(
-                HubSource("org/model"), PAIR, cancellation=Cancellation(), report=ignore
-            ) as opened:
+            with loader.open(HubSource("org/model"), PAIR, Call()) as opened:
                 assert opened.served_by == served_by
                 assert "no word" in (opened.fallback_reason or "")
 
@@ -121,11 +120,11 @@ def test_a_cached_copy_shortens_the_wait_of_a_load_and_of_nothing_else(
     )
     source = HubSource("org/model")
     with closing(loader):
-        assert loader.patience(source, PAIR) == 15
-        loader.open(source, PAIR, cancellation=Cancellation(), report=ignore).close()
-        assert loader.patience(source, PAIR) == 1
-        assert loader.patience(source, ()) == 15, "of a warm"
-        assert loader.patience(None, ()) == 15, "of a status"
+        assert loader.patience(Load(source)) == 15
+        loader.open(source, PAIR, Call()).close()
+        assert loader.patience(Load(source)) == 1
+        assert loader.patience(Warm(source)) == 15, "of a warm"
+        assert loader.patience(Status()) == 15, "of a status"
 
 
 def test_a_request_survives_a_restart_of_the_daemon(
@@ -158,7 +157,7 @@ def test_a_daemon_that_fails_by_its_own_fault_is_passed_by(
     assert_same(export.lm, expected())
 
 
-FILE = ServedFile("state_dict.bin", "0" * 64, 1, "o", 1.0, has_index=False)
+FILE = OpenFile(file_info("state_dict.bin"), -1)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +219,18 @@ def test_a_fallback_does_what_it_is_called(
         assert len(threaded_hub.requests) == before
         with pytest.raises(cold):
             client.warm("org/model")
+
+
+def test_a_warm_without_a_refresh_asks_nobody_for_what_a_cache_has(
+    alone: Client, threaded_hub: TestHub
+) -> None:
+    (fetched,) = alone.warm("org/model", refresh=False)
+    assert fetched.served_by == "origin"
+    before = len(threaded_hub.requests)
+    (found,) = alone.warm("org/model", refresh=False)
+    assert (found.served_by, found.revision) == ("cache", fetched.revision)
+    assert (found.bytes_fetched, found.bytes_reused) == (0, fetched.bytes_fetched)
+    assert len(threaded_hub.requests) == before
 
 
 def test_another_fallback_is_a_mistake() -> None:

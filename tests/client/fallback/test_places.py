@@ -49,7 +49,7 @@ def test_a_lock_that_is_held_for_long_is_passed_by_and_nothing_is_published(
             cancellation=Cancellation(),
         )
         with fetched.files as files:
-            assert set(files.files) == set(FILENAMES)
+            assert [file.info.filename for file in files.files] == list(FILENAMES)
             assert files.revision == export_repo.resolve("main")
     assert "lock" in (fetched.not_kept or "")
     assert_nothing_published(cache.root)

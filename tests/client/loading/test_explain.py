@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from craftcache.loading.loader import Fallback
+    from craftcache.plan import Fallback
     from tests.support.hub import Repo
 
 

@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from craftcache.daemon.transport import DaemonBroken, WorkerSocket
+from craftcache.cache.opened import OpenFile
+from craftcache.daemon.transport import DaemonUnavailable, WorkerSocket
 from craftcache.errors import ProtocolMismatch
 from craftcache.wire import (
     Hello,
-    Load,
     Loaded,
     Resolved,
-    ServedFile,
     Status,
-    StatusReport,
     Versions,
     encode,
 )
-from tests.support.sockets import ScriptedDaemon
+from tests.support.sockets import ScriptedDaemon, file_info, load, status
 from tests.support.sockets.scripted import answer, wait_closed
 from tests.support.worker_client import ENDLESS, ask
 
@@ -33,25 +31,25 @@ if TYPE_CHECKING:
     [
         (b"garbage",),
         (b'{"type": "stranger"}',),
-        (encode(StatusReport({"x": "y" * 60_000})) + b" " * 6000,),
+        (encode(status(watches={"y" * 60_000: 1})) + b" " * 6000,),
         (Hello(),),
         (Resolved("a", 1, 1),),
-        (Loaded("a", "r", (ServedFile("f", "0" * 64, 1, "o", 1.0, has_index=False),)),),
-        (Load("org/name"),),
+        (Loaded("a", "r", (OpenFile(file_info(), -1),)),),
+        (load("org/name"),),
     ],
     ids=["garbage", "stranger", "too large", "hello twice", "other answer", "no files", "request"],
 )
 def test_nonsense_is_a_broken_daemon(tmp_path: Path, messages: tuple[Any, ...]) -> None:
-    with ScriptedDaemon(tmp_path / "s", answer(*messages)), pytest.raises(DaemonBroken):
+    with ScriptedDaemon(tmp_path / "s", answer(*messages)), pytest.raises(DaemonUnavailable):
         ask(WorkerSocket(tmp_path / "s", deadlines=ENDLESS), Status())
 
 
 def test_an_answer_without_a_hello_is_nonsense(tmp_path: Path) -> None:
     def forget_hello(daemon: ScriptedDaemon, connection: socket.socket) -> None:
-        connection.send(encode(StatusReport({})))
+        connection.send(encode(status()))
         wait_closed(daemon, connection)
 
-    with ScriptedDaemon(tmp_path / "s", forget_hello), pytest.raises(DaemonBroken):
+    with ScriptedDaemon(tmp_path / "s", forget_hello), pytest.raises(DaemonUnavailable):
         ask(WorkerSocket(tmp_path / "s", deadlines=ENDLESS), Status())
 
 
@@ -61,13 +59,13 @@ def test_descriptors_that_do_not_belong_are_closed(
 ) -> None:
     def send_too_many(daemon: ScriptedDaemon, connection: socket.socket) -> None:
         connection.send(encode(Hello()))
-        served = (ServedFile("f", "0" * 64, 1, "o", 1.0, has_index=True),)
-        message = encode(Loaded("org/name", "r", served))
+        served = OpenFile(file_info(), -1, -1)
+        message = encode(Loaded("org/name", "r", (served,)))
         socket.send_fds(connection, [message], [connection.fileno()] * count)
         wait_closed(daemon, connection)
 
-    with ScriptedDaemon(tmp_path / "s", send_too_many), pytest.raises(DaemonBroken):
-        ask(WorkerSocket(tmp_path / "s", deadlines=ENDLESS), Load("org/name"))
+    with ScriptedDaemon(tmp_path / "s", send_too_many), pytest.raises(DaemonUnavailable):
+        ask(WorkerSocket(tmp_path / "s", deadlines=ENDLESS), load("org/name"))
 
 
 def test_no_common_version_is_a_mismatch(tmp_path: Path) -> None:

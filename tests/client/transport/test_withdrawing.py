@@ -11,7 +11,7 @@ import pytest
 
 from craftcache.daemon.transport import Cancellation, Cancelled, WorkerSocket
 from craftcache.wire import Load, Progress, Status
-from tests.support.sockets import FunctionBackend, ScriptedDaemon, serving
+from tests.support.sockets import FunctionBackend, ScriptedDaemon, load, serving
 from tests.support.sockets.scripted import hang_up
 from tests.support.sockets.serving import SECONDS
 from tests.support.worker_client import ENDLESS, QUEUED, ask
@@ -19,7 +19,7 @@ from tests.support.worker_client import ENDLESS, QUEUED, ask
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from craftcached.serve.backend import Opened
+    from craftcache.wire import Loaded
 
 
 class Hanging:
@@ -29,7 +29,7 @@ class Hanging:
         self.begun = threading.Event()
         self.cancelled = threading.Event()
 
-    async def __call__(self, _backend: FunctionBackend, _request: Load, report: Any) -> Opened:
+    async def __call__(self, _backend: FunctionBackend, _request: Load, report: Any) -> Loaded:
         report(QUEUED)
         self.begun.set()
         try:
@@ -47,7 +47,7 @@ def test_a_withdrawal_ends_the_wait_on_both_sides(tmp_path: Path) -> None:
         ThreadPoolExecutor(1) as thread,
     ):
         worker = WorkerSocket(running.path, deadlines=ENDLESS)
-        asking = thread.submit(ask, worker, Load("cold"), cancellation=cancellation)
+        asking = thread.submit(ask, worker, load("cold"), cancellation=cancellation)
         assert hanging.begun.wait(SECONDS)
         cancellation.withdraw()
         assert isinstance(asking.exception(SECONDS), Cancelled)
@@ -58,7 +58,7 @@ def test_a_withdrawal_before_the_request_prevents_it(worker: WorkerSocket) -> No
     cancellation = Cancellation()
     cancellation.withdraw()
     with pytest.raises(Cancelled):
-        ask(worker, Load("hot"), cancellation=cancellation)
+        ask(worker, load("hot"), cancellation=cancellation)
 
 
 def test_a_withdrawal_ends_the_wait_for_a_restart(tmp_path: Path) -> None:
@@ -82,5 +82,5 @@ def test_an_error_of_the_callers_own_withdraws_the_request(tmp_path: Path) -> No
     with serving(tmp_path, FunctionBackend(tmp_path, cold=hanging)) as running:
         worker = WorkerSocket(running.path, deadlines=ENDLESS)
         with pytest.raises(KeyboardInterrupt):
-            ask(worker, Load("cold"), on_progress=fail)
+            ask(worker, load("cold"), on_progress=fail)
         assert hanging.cancelled.wait(SECONDS)

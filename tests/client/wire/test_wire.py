@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,34 +12,60 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from craftcache import errors, wire
+from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.errors import CraftcacheError, InvalidSource, StorageFull, Unavailable
+from craftcache.sources import HubSource, parse
+from tests.support.sockets import file_info, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+
+def batch(sources: list[HubSource], options: wire.WarmOptions) -> wire.WarmBatch:
+    return wire.WarmBatch(tuple(wire.Warm(source, options) for source in sources))
+
+
+def decode_answer(packet: bytes) -> Any:
+    """A message with as many closed descriptors as it says."""
+    fields = json.loads(packet)
+    files = fields["files"] if fields.get("type") == "loaded" else []
+    try:
+        count = sum(2 if file["has_index"] is True else 1 for file in files)
+    except (KeyError, TypeError):
+        count = 0
+    return wire.decode_answer(packet, [-1] * count)
+
+
 PRINTABLE = st.characters(exclude_categories=("C", "Z"), exclude_characters="\\/")
 NAMES = st.text(PRINTABLE, min_size=1, max_size=30).filter(lambda name: name not in {".", ".."})
 SIZES = st.integers(0, 2**63 - 1)
-FILES = st.builds(
-    wire.ServedFile,
+SOURCES = st.text("abcXYZ09_", min_size=1, max_size=30).map(HubSource)
+INFOS = st.builds(
+    FileInfo,
     filename=NAMES,
-    sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
     size=SIZES,
     origin=NAMES,
-    verified_at=st.floats(0, 2**40),
-    has_index=st.booleans(),
+    sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
+    verified_at=st.integers(0, 2**32).map(lambda at: datetime.fromtimestamp(at, UTC)),
 )
-FILE_TUPLES = st.lists(FILES, max_size=wire.MAX_FILES).map(tuple)
+INFO_TUPLES = st.lists(INFOS, max_size=wire.MAX_FILES).map(tuple)
+OPEN_FILES = st.builds(OpenFile, INFOS, st.just(-1), st.none() | st.just(-1))
+STATUSES = st.builds(
+    status, version=NAMES, pid=SIZES, models=SIZES, watches=st.dictionaries(NAMES, SIZES)
+)
 FILENAMES = st.lists(NAMES, max_size=wire.MAX_FILES).map(tuple)
 VERSIONS = st.tuples(st.integers(0, 65_535), st.integers(0, 65_535)).map(
     lambda ends: wire.Versions(min(ends), max(ends))
 )
+OPTIONS = st.builds(wire.WarmOptions, FILENAMES, *[st.booleans()] * 3)
+WARMS = st.builds(wire.Warm, SOURCES, OPTIONS)
 HELLOS = st.builds(wire.Hello, VERSIONS, NAMES)
 REQUESTS = st.one_of(
     HELLOS,
-    st.builds(wire.Load, NAMES, FILENAMES),
-    st.builds(wire.Resolve, NAMES, NAMES),
-    st.builds(wire.Warm, st.lists(NAMES, min_size=1, max_size=32).map(tuple), FILENAMES),
+    st.builds(wire.Load, SOURCES, FILENAMES),
+    st.builds(wire.Resolve, SOURCES, NAMES),
+    WARMS,
+    st.builds(batch, st.lists(SOURCES, min_size=2, max_size=32), OPTIONS),
     st.builds(wire.Status),
     st.builds(wire.Models, st.just("") | NAMES),
 )
@@ -59,15 +87,13 @@ ANSWERS = st.one_of(
         st.none() | SIZES,
         STATES,
     ),
-    st.builds(wire.Loaded, NAMES, NAMES, FILE_TUPLES),
+    st.builds(wire.Loaded, NAMES, NAMES, st.lists(OPEN_FILES, max_size=wire.MAX_FILES).map(tuple)),
     st.builds(wire.Resolved, NAMES, SIZES, SIZES),
-    st.builds(
-        wire.Warmed, st.lists(st.builds(wire.WarmResult, revision=NAMES), max_size=32).map(tuple)
-    ),
-    st.builds(wire.StatusReport, st.dictionaries(NAMES, st.integers() | NAMES)),
+    st.builds(wire.WarmedModel, st.just(""), NAMES, SIZES, SIZES, resident_bytes=st.none() | SIZES),
+    STATUSES,
     st.builds(
         wire.ModelsPage,
-        st.lists(st.builds(wire.Model, NAMES, NAMES, FILE_TUPLES), max_size=3).map(tuple),
+        st.lists(st.builds(wire.CachedModel, NAMES, NAMES, INFO_TUPLES), max_size=3).map(tuple),
         st.just("") | NAMES,
     ),
 )
@@ -87,7 +113,7 @@ def test_requests_arrive_as_they_were_sent(request: Any) -> None:
 
 @given(ANSWERS)
 def test_answers_arrive_as_they_were_sent(answer: Any) -> None:
-    assert wire.decode_answer(wire.encode(answer)) == answer
+    assert decode_answer(wire.encode(answer)) == answer
 
 
 @given(REQUESTS, st.dictionaries(st.text(min_size=1).map(lambda key: f"later {key}"), JSON))
@@ -107,7 +133,7 @@ def test_arbitrary_bytes_are_refused(decode: Callable[[bytes], object], data: by
 def test_a_message_with_one_value_replaced_is_refused_or_in_bounds(data: st.DataObject) -> None:
     decode: Callable[[bytes], Any]
     messages, decode = data.draw(
-        st.sampled_from([(REQUESTS, wire.decode_request), (ANSWERS, wire.decode_answer)])
+        st.sampled_from([(REQUESTS, wire.decode_request), (ANSWERS, decode_answer)])
     )
     fields = json.loads(wire.encode(data.draw(messages)))
     fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(JSON)
@@ -172,11 +198,12 @@ def test_requests_out_of_bounds_are_refused(fields: dict[str, object]) -> None:
     ],
 )
 def test_files_out_of_bounds_are_refused(change: dict[str, object]) -> None:
-    fields = wire.ServedFile("f", "0" * 64, 1, "o", 1.0, has_index=True).to_fields()
-    message = {"type": "loaded", "source": "a", "revision": "b"}
-    assert wire.decode_answer(packet(**message, files=[fields]))
+    loaded = wire.Loaded("a", "b", (OpenFile(file_info(), -1, -1),))
+    message = json.loads(wire.encode(loaded))
+    assert wire.decode_answer(packet(**message), [-1, -1]) == loaded
+    message["files"][0] |= change
     with pytest.raises(wire.WireError):
-        wire.decode_answer(packet(**message, files=[fields | change]))
+        wire.decode_answer(packet(**message), [-1, -1])
 
 
 @pytest.mark.parametrize(
@@ -233,12 +260,14 @@ def test_every_error_of_the_tree_arrives_as_what_it_is(name: str) -> None:
 
 def test_the_errors_of_a_warm_arrive_beside_its_revisions() -> None:
     full = StorageFull("no room", missing_bytes=17, source="b/b")
-    sent = wire.Warmed((wire.WarmResult(revision="r"), wire.WarmResult(error=full)))
-    arrived = wire.decode_answer(wire.encode(sent))
-    assert isinstance(arrived, wire.Warmed)
-    assert arrived.results[0] == wire.WarmResult(revision="r")
-    assert isinstance(arrived.results[1].error, StorageFull)
-    assert arrived.results[1].error.missing_bytes == 17
+    sent = wire.WarmedBatch((wire.WarmedModel("a/a", "r"), full))
+    done, failed = json.loads(wire.encode(sent))["results"]
+    assert done["revision"] == "r"
+    assert failed["problem"] == full.to_problem()
+    alone = wire.decode_answer(wire.encode(wire.WarmedBatch((full,))))
+    assert isinstance(alone, wire.Problem)
+    assert isinstance(alone.error, StorageFull)
+    assert alone.error.missing_bytes == 17
 
 
 @pytest.mark.parametrize(
@@ -269,11 +298,9 @@ def test_a_code_of_a_later_release_is_a_plain_error() -> None:
 def test_problems_are_clipped_until_they_fit() -> None:
     error = Unavailable('"' * 90_000, source=WIDE * 4096, hint="\x00" * 90_000)
     alone = wire.encode(wire.Problem(error))
-    many = wire.encode(wire.Warmed((wire.WarmResult(error=error),) * wire.MAX_WARM_SOURCES))
+    many = wire.encode(wire.WarmedBatch((error,) * wire.MAX_WARM_SOURCES))
     assert max(len(alone), len(many)) <= wire.MAX_MESSAGE
-    arrived = wire.decode_answer(many)
-    assert isinstance(arrived, wire.Warmed)
-    assert {type(result.error) for result in arrived.results} == {Unavailable}
+    assert len(json.loads(many)["results"]) == wire.MAX_WARM_SOURCES
 
 
 def test_text_that_is_no_unicode_does_not_stop_an_answer() -> None:
@@ -282,34 +309,33 @@ def test_text_that_is_no_unicode_does_not_stop_an_answer() -> None:
     assert problem.error.message == "cannot open /x/?"
 
 
-def largest_model() -> wire.Model:
+def largest_model() -> wire.CachedModel:
     """The model with the longest names that a request may ask for."""
     names = [f"{i:02}" + '"' * 510 for i in range(wire.MAX_FILES)]
-    request = wire.encode(wire.Load(WIDE * 4096, tuple(names)))
+    source = parse("https://host/" + WIDE * 4000 + "/")
+    request = wire.encode(wire.Load(source, tuple(names)))
     assert isinstance(wire.decode_request(request), wire.Load)
-    files = (
-        wire.ServedFile(name, "0" * 64, 2**63 - 1, WIDE * 6000, 1.7e9 / 3, has_index=True)
-        for name in names
-    )
-    return wire.Model(WIDE * 4096, "r" * 40, tuple(files))
+    verified_at = datetime.fromtimestamp(1.7e9 / 3, UTC)
+    files = (FileInfo(name, 2**63 - 1, WIDE * 6000, "0" * 64, verified_at) for name in names)
+    return wire.CachedModel(WIDE * 4096, "r" * 40, tuple(files))
 
 
 def test_the_answer_to_any_load_fits() -> None:
     model = largest_model()
-    answer = wire.decode_answer(wire.encode(wire.Loaded(model.source, model.revision, model.files)))
-    assert isinstance(answer, wire.Loaded)
-    assert [file.filename for file in answer.files] == [file.filename for file in model.files]
+    files = tuple(OpenFile(info, -1, -1) for info in model.files)
+    answer = decode_answer(wire.encode(wire.Loaded(model.source, model.revision, files)))
+    assert [file.info.filename for file in answer.files] == [f.filename for f in model.files]
 
 
 def test_what_cannot_fit_or_be_said_is_refused() -> None:
-    for report in ({"x": "y" * wire.MAX_MESSAGE}, {"x": float("nan")}, {"x": object()}):
+    for value in ("y" * wire.MAX_MESSAGE, float("nan"), object()):
         with pytest.raises(wire.WireError):
-            wire.encode(wire.StatusReport(report))
+            wire.encode(status(version=value))
 
 
-def all_pages(models: list[wire.Model]) -> list[wire.Model]:
+def all_pages(models: list[wire.CachedModel]) -> list[wire.CachedModel]:
     """Every model, as a client gets them that asks page for page."""
-    listed: list[wire.Model] = []
+    listed: list[wire.CachedModel] = []
     after = ""
     while True:
         page = wire.first_page(model for model in models if model.source > after)
@@ -321,8 +347,8 @@ def all_pages(models: list[wire.Model]) -> list[wire.Model]:
 
 
 def test_pages_hold_every_model_once_whatever_their_size() -> None:
-    file = wire.ServedFile("state_dict.bin", "0" * 64, 1, "o", 1.0, has_index=True)
-    models = [wire.Model(f"org/{i:05}", "r", (file,) * (i % 5)) for i in range(2000)]
+    file = file_info("state_dict.bin")
+    models = [wire.CachedModel(f"org/{i:05}", "r", (file,) * (i % 5)) for i in range(2000)]
     models.append(largest_model())
     listed = all_pages(models)
     assert [model.source for model in listed] == [model.source for model in models]
@@ -333,10 +359,9 @@ def test_pages_hold_every_model_once_whatever_their_size() -> None:
 @pytest.mark.parametrize("count", [256, 257, 5000])
 def test_a_model_of_many_files_hides_no_other(name: str, count: int) -> None:
     files = tuple(
-        wire.ServedFile(f"{name}{number}", "0" * 64, 1, "o" * 200, 1.0, has_index=False)
-        for number in range(count)
+        replace(file_info(f"{name}{number}"), origin="o" * 200) for number in range(count)
     )
-    models = [wire.Model(f"org/{each}", "r", files if each == "b" else ()) for each in "abc"]
+    models = [wire.CachedModel(f"org/{each}", "r", files if each == "b" else ()) for each in "abc"]
     listed = all_pages(models)
     assert [model.source for model in listed] == ["org/a", "org/b", "org/c"]
     shown = listed[1].files

@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from craftcached.demo.hub import Hub, HubStatistics
-from craftcached.demo.origin import Origin
+from craftcached.demo.hub import DemoHub, HubStatistics
+from craftcached.demo.origin import DemoOrigin
 from craftcached.demo.processes import DaemonProcess
 from craftcached.demo.sample import Codec, LanguageModel, write_sample
 from craftcached.demo.steps import Demonstration
@@ -149,10 +149,10 @@ async def test_broken_promises_are_found(base: Path) -> None:
     sample.mkdir()
     for name, path in EXPORT_FILES.items():
         (sample / name).write_bytes(path.read_bytes())
-    async with Hub("demo/wrong", sample) as hub:
+    async with DemoHub("demo/wrong", sample) as hub:
         environment = os.environ | {"HF_ENDPOINT": hub.endpoint}
         async with DaemonProcess(base, environment) as daemon:
-            origin = Origin("demo/wrong", hub, size=1, digest="0" * 64)
+            origin = DemoOrigin("demo/wrong", hub, size=1, digest="0" * 64)
             places = {
                 "CRAFTCACHE_CACHE_DIR": str(daemon.cache_dir),
                 "CRAFTCACHE_SOCKET_DIR": str(base / "elsewhere"),
@@ -224,15 +224,15 @@ def test_the_digest_sees_values_names_dtypes_and_shapes() -> None:
 
 
 @pytest.fixture
-async def small_hub(tmp_path: Path) -> AsyncIterator[Hub]:
+async def small_hub(tmp_path: Path) -> AsyncIterator[DemoHub]:
     """A hub with one file of 1000 bytes."""
     (tmp_path / "state_dict.bin").write_bytes(bytes(range(250)) * 4)
-    async with Hub("demo/small", tmp_path) as hub:
+    async with DemoHub("demo/small", tmp_path) as hub:
         yield hub
 
 
 async def test_the_unmodified_library_downloads_from_the_hub(
-    small_hub: Hub, tmp_path: Path
+    small_hub: DemoHub, tmp_path: Path
 ) -> None:
     def download(repo_id: str, filename: str, revision: str = "main") -> str:
         return hf_hub_download(
@@ -270,7 +270,7 @@ async def test_the_unmodified_library_downloads_from_the_hub(
     ],
 )
 async def test_the_hub_serves_ranges(
-    small_hub: Hub, wanted: str | None, status: int, content_range: str | None, part: slice
+    small_hub: DemoHub, wanted: str | None, status: int, content_range: str | None, part: slice
 ) -> None:
     url = f"{small_hub.endpoint}/demo/small/resolve/main/state_dict.bin"
     headers = {"Range": wanted} if wanted else {}

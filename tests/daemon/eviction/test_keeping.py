@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from craftcache.daemon.administration import Eviction, KeptModel
 from craftcache.errors import NotFound, PolicyDenied
 from craftcache.sources import parse
-from craftcached.eviction.evictor import HANDOVER_SECONDS, Eviction, Kept
+from craftcache.wire import Warm, WarmOptions
+from craftcached.eviction.evictor import HANDOVER_SECONDS
 from craftcached.in_use import is_in_use
 from tests.support.published import keeping, key, source
 
@@ -61,8 +63,8 @@ async def test_what_is_pinned_or_open_stays_and_is_named(tmp_path: Path) -> None
         assert eviction.freed_bytes == KB
         assert eviction.missing_bytes == ALL - KB
         assert set(eviction.kept) == {
-            Kept("https://example.org/pinned", "pinned"),
-            Kept("https://example.org/open", "in use"),
+            KeptModel("https://example.org/pinned", "pinned"),
+            KeptModel("https://example.org/open", "in use"),
         }
         assert await parts.names() == {"pinned", "open"}
         again = await parts.evictor.evict(ALL, dry_run=False)
@@ -189,10 +191,12 @@ async def test_locks_follow_the_pin_over_revisions_and_restarts(tmp_path: Path) 
 async def test_a_queued_warm_keeps_whether_it_is_resident(tmp_path: Path) -> None:
     async with keeping(tmp_path) as parts:
         for resident in (True, False, True):
-            await parts.records.add_warm_job("org/model", ("a",), resident=resident)
+            options = WarmOptions(("a",), resident=resident)
+            await parts.records.add_warm_job(Warm(parse("org/model"), options))
     async with keeping(tmp_path) as parts:
         jobs = await parts.records.warm_jobs()
-        assert [(job.filenames, job.resident) for job in jobs] == [(("a",), True), (("a",), False)]
+        assert [job.warm.options.resident for job in jobs] == [True, False]
+        assert {job.warm.options.filenames for job in jobs} == {("a",)}
 
 
 async def test_what_a_watch_serves_stays_and_its_other_generations_go(tmp_path: Path) -> None:
@@ -204,7 +208,7 @@ async def test_what_a_watch_serves_stays_and_its_other_generations_go(tmp_path: 
         await parts.store.remove(key("state"))
         eviction = await parts.evictor.evict(ALL, dry_run=False)
         assert eviction.removed == ("watch:run@2",)
-        assert eviction.kept == (Kept("watch:run", "served by a watch"),)
+        assert eviction.kept == (KeptModel("watch:run", "served by a watch"),)
 
 
 async def test_a_blob_that_a_new_revision_left_behind_is_swept(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from craftcache.digests import Digest, Promise
-from craftcached.fetch.journal import Identity, Journal, JournalRecord, read_record
+from craftcached.fetch.journal import Identity, Journal, PartRecord, read_record
 from craftcached.fetch.spans import Span, SpanSet
 
 IDENTITY = Identity(100, "v1", "sha256:" + "a" * 64)
@@ -21,7 +21,7 @@ def written(path: Path) -> Path:
     journal = Journal(
         path,
         path.with_name("new"),
-        JournalRecord(IDENTITY, (Span(0, 10),), (Span(0, 10), Span(50, 60))),
+        PartRecord(IDENTITY, (Span(0, 10),), (Span(0, 10), Span(50, 60))),
         "boot1",
     )
     journal.written(Span(10, 20))
@@ -69,7 +69,7 @@ def test_any_other_file_is_no_journal(data: bytes) -> None:
 
 def test_spans_beyond_the_file_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    journal = Journal(path, path.with_name("new"), JournalRecord(IDENTITY, (), ()), "boot1")
+    journal = Journal(path, path.with_name("new"), PartRecord(IDENTITY, (), ()), "boot1")
     journal.written(Span(90, 101))
     journal.close()
     record = read_record(path, "boot1")

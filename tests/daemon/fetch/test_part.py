@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from craftcache.digests import Digest, Promise
-from craftcached.fetch.journal import Identity, JournalRecord
+from craftcached.fetch.journal import Identity, PartRecord
 from craftcached.fetch.partial_file import Names, PartialFile, find_record
 from craftcached.fetch.spans import Span
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SIZE = 5000
 PROMISE = Promise(SIZE, Digest("sha256", "a" * 64))
-NOTHING = JournalRecord(Identity.of(PROMISE, size=SIZE, etag=None), (), ())
+NOTHING = PartRecord(Identity.of(PROMISE, size=SIZE, etag=None), (), ())
 
 
 def test_a_block_of_many_tiny_chunks_is_written_in_place(tmp_path: Path) -> None:

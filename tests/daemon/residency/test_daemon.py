@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from craftcache.daemon.admin import AdminClient, Eviction
+from craftcache.daemon.admin import AdminClient
+from craftcache.daemon.administration import Eviction
 from craftcache.errors import NotFound, PolicyDenied
 from craftcached.residency.page_cache import resident_bytes
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
@@ -64,7 +65,7 @@ def test_a_resident_warm_brings_the_model_into_memory(daemon: DaemonProcess) -> 
         [still_cold] = client.models()
         [warmed] = client.warm("org/model", resident=True, on_progress=steps.append)
         [hot] = client.models()
-        total = client.status()["resident_bytes"]
+        total = client.status().resident_bytes
     assert (cold.resident_bytes, still_cold.resident_bytes) == (0, 0)
     assert without.resident_bytes is None
     assert warmed.resident_bytes == hot.resident_bytes == total == SIZE

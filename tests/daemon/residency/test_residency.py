@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from craftcache.errors import PolicyDenied
 from craftcached.residency import page_cache
-from craftcached.residency.residency import Residency, ResidencyReport, has_room
+from craftcached.residency.residency import MachineMemory, Residency, has_room
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 GB = 10**9
 SIZE = 4 * page_cache.WINDOW
-PLENTY = ResidencyReport(10**15, 10**15)
+PLENTY = MachineMemory(10**15, 10**15)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def ignore(_done: int) -> None:
 
 @given(st.integers(1, 10**13), st.integers(0, 10**13), st.integers(0, 10**13))
 def test_a_tenth_of_memory_stays_available(total: int, available: int, taken: int) -> None:
-    memory = ResidencyReport(total, min(total, available))
+    memory = MachineMemory(total, min(total, available))
     if has_room(memory, taken):
         assert memory.available - taken >= total // 10
     else:
@@ -52,7 +52,7 @@ def test_a_tenth_of_memory_stays_available(total: int, available: int, taken: in
 
 
 def test_the_machine_s_memory_is_read() -> None:
-    memory = ResidencyReport.read()
+    memory = MachineMemory.read()
     assert 0 < memory.available <= memory.total
     assert memory.total == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -68,7 +68,7 @@ async def test_a_file_is_brought_into_memory(cold: Path) -> None:
 
 
 async def test_reading_stops_before_the_last_tenth_of_memory(cold: Path) -> None:
-    memory = ResidencyReport(10 * page_cache.WINDOW, 2 * page_cache.WINDOW)
+    memory = MachineMemory(10 * page_cache.WINDOW, 2 * page_cache.WINDOW)
     async with Residency(lambda: memory) as residency:
         await residency.bring(cold, ignore)
         # One window fits, and a second may have been asked of the disk already.
@@ -85,14 +85,14 @@ async def test_a_removed_file_is_no_error_and_not_known(tmp_path: Path) -> None:
 
 
 class Gate:
-    """Memory that holds up the reading thread until the test lets it go on."""
+    """MachineMemory that holds up the reading thread until the test lets it go on."""
 
     def __init__(self) -> None:
         self.reached = threading.Semaphore(0)
         self.may_go_on = threading.Semaphore(0)
         self.asked = 0
 
-    def __call__(self) -> ResidencyReport:
+    def __call__(self) -> MachineMemory:
         self.asked += 1
         self.reached.release()
         self.may_go_on.acquire()
@@ -156,7 +156,7 @@ async def test_two_who_ask_at_once_share_one_reading(cold: Path) -> None:
 
 
 async def test_nothing_is_locked_into_the_last_tenth_of_memory(cold: Path) -> None:
-    async with Residency(lambda: ResidencyReport(10 * SIZE, SIZE)) as residency:
+    async with Residency(lambda: MachineMemory(10 * SIZE, SIZE)) as residency:
         with pytest.raises(PolicyDenied, match="less than a tenth"):
             await residency.lock([cold])
         assert await residency.resident([cold]) == 0

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from craftcache.errors import ProtocolMismatch, Unavailable
+from craftcache.sources import parse
 from craftcache.wire import (
     MAX_MESSAGE,
     Hello,
@@ -35,16 +36,15 @@ from craftcache.wire import (
     Warm,
     encode,
 )
-from craftcached.serve.worker import Limits, Statistics
+from craftcached.serve.worker import Limits, WorkerStatistics
 from tests.support import ROOT, SUPPORT
-from tests.support.sockets import FunctionBackend, RawWorker, serving
+from tests.support.sockets import FunctionBackend, RawWorker, load, serving
 from tests.support.sockets.backend import BLOB
 from tests.support.sockets.serving import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from craftcached.serve.backend import Opened
     from tests.support.sockets import Serving
 
 DESCRIPTORS = 3
@@ -65,7 +65,7 @@ def greeted(running: Serving) -> RawWorker:
 
 def check_others_are_served(running: Serving) -> None:
     with greeted(running) as worker:
-        assert isinstance(worker.ask(Load("hot")), Loaded)
+        assert isinstance(worker.ask(load("hot")), Loaded)
         assert os.pread(worker.descriptors[0], 100, 0) == BLOB
 
 
@@ -75,11 +75,11 @@ MESSAGES = st.sampled_from(
     [
         encode(Hello()),
         encode(Hello(Versions(1, 7))),
-        encode(Load("hot")),
-        encode(Load("cold")),
-        encode(Load("hot", ("../x",))),
-        encode(Resolve("a", "b")),
-        encode(Warm(("hot", "cold"))),
+        encode(load("hot")),
+        encode(load("cold")),
+        b'{"type": "load", "source": "hot", "filenames": ["../x"]}',
+        encode(Resolve(parse("a"), "b")),
+        encode(Warm(parse("hot"))),
         encode(Status()),
         encode(Models()),
         b'{"type": "load"}',
@@ -144,7 +144,7 @@ def test_a_request_without_a_hello_is_refused(server: Serving) -> None:
 
 def test_a_message_of_exactly_the_limit_is_a_message(server: Serving) -> None:
     with greeted(server) as worker:
-        request = encode(Load("hot"))
+        request = encode(load("hot"))
         assert isinstance(worker.ask(request.ljust(MAX_MESSAGE)), Loaded)
 
 
@@ -160,7 +160,7 @@ def test_descriptors_sent_to_the_daemon_are_dropped(server: Serving) -> None:
 def test_a_second_request_before_the_answer_ends_both(tmp_path: Path) -> None:
     begun, cancelled = threading.Event(), threading.Event()
 
-    async def hang(_backend: FunctionBackend, _request: Load, _report: Any) -> Opened:
+    async def hang(_backend: FunctionBackend, _request: Load, _report: Any) -> Loaded:
         begun.set()
         try:
             await asyncio.get_running_loop().create_future()
@@ -173,9 +173,9 @@ def test_a_second_request_before_the_answer_ends_both(tmp_path: Path) -> None:
         serving(tmp_path, FunctionBackend(tmp_path, cold=hang)) as running,
         greeted(running) as worker,
     ):
-        worker.say(Load("cold"))
+        worker.say(load("cold"))
         assert begun.wait(SECONDS)
-        worker.say(Load("hot"))
+        worker.say(load("hot"))
         assert type(worker.hear_answer().error) is ProtocolMismatch
         assert worker.hear() is None
         assert cancelled.wait(SECONDS)
@@ -188,9 +188,9 @@ def test_a_request_before_the_last_answer_was_received_ends_the_connection(
     server: Serving,
 ) -> None:
     with greeted(server) as worker:
-        worker.say(Load("hot"))
+        worker.say(load("hot"))
         worker.wait_answered()
-        worker.say(Load("hot"))
+        worker.say(load("hot"))
         worker.wait_hung_up()
         assert isinstance(worker.hear(), Loaded)
         assert type(worker.hear().error) is ProtocolMismatch
@@ -207,13 +207,13 @@ def test_what_is_sent_and_not_received_is_limited(tmp_path: Path) -> None:
         greeted(running) as three,
     ):
         for worker in (one, two):
-            worker.say(Load("hot"))
+            worker.say(load("hot"))
             worker.wait_answered()
-        refusal = three.ask(Load("hot"))
+        refusal = three.ask(load("hot"))
         assert refusal.own_fault
         assert type(refusal.error) is Unavailable
         assert isinstance(one.hear(), Loaded)  # which makes room
-        assert isinstance(three.ask(Load("hot")), Loaded)
+        assert isinstance(three.ask(load("hot")), Loaded)
 
 
 @pytest.mark.parametrize("how", ["half close", "break the protocol"])
@@ -226,26 +226,26 @@ def test_what_is_not_received_counts_after_the_connection_has_ended(
         greeted(running) as lingering,
         greeted(running) as other,
     ):
-        lingering.say(Load("hot"))
+        lingering.say(load("hot"))
         lingering.wait_answered()
         if how == "half close":
             lingering.sock.shutdown(socket.SHUT_WR)
         else:
             lingering.say(b"garbage")
         lingering.wait_hung_up()
-        assert isinstance(other.ask(Load("hot")), Problem)
+        assert isinstance(other.ask(load("hot")), Problem)
         assert running.statistics().connections == 2
         assert isinstance(lingering.hear(), Loaded)
         while lingering.hear() is not None:
             pass
-        assert isinstance(other.ask(Load("hot")), Loaded)
+        assert isinstance(other.ask(load("hot")), Loaded)
         assert running.statistics().connections == 1
 
 
 def test_a_worker_that_reads_none_of_its_progress_is_dropped(tmp_path: Path) -> None:
     flooded = threading.Event()
 
-    async def flood(backend: FunctionBackend, request: Load, report: Any) -> Opened:
+    async def flood(backend: FunctionBackend, request: Load, report: Any) -> Loaded:
         for i in range(2000):
             report(Progress("cold" * 1000, f"{i}", 0, None, "fetching"))
         flooded.set()
@@ -255,19 +255,19 @@ def test_a_worker_that_reads_none_of_its_progress_is_dropped(tmp_path: Path) -> 
     limits = Limits(send_seconds=0.05)
     with serving(tmp_path, FunctionBackend(tmp_path, cold=flood), limits) as running:
         with greeted(running) as worker:
-            worker.say(Load("cold"))
+            worker.say(load("cold"))
             assert flooded.wait(SECONDS)
             check_others_are_served(running)
             worker.wait_hung_up()
             assert worker.hear_answer() is None
-        assert running.statistics() == Statistics(connections=0, requests=0)
+        assert running.statistics() == WorkerStatistics(connections=0, requests=0)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_worker_that_reads_late_gets_its_answer(tmp_path: Path) -> None:
     flooded = threading.Event()
 
-    async def flood(backend: FunctionBackend, request: Load, report: Any) -> Opened:
+    async def flood(backend: FunctionBackend, request: Load, report: Any) -> Loaded:
         for i in range(2000):
             report(Progress("cold" * 1000, f"{i}", 0, None, "fetching"))
         flooded.set()
@@ -278,17 +278,17 @@ def test_a_worker_that_reads_late_gets_its_answer(tmp_path: Path) -> None:
         serving(tmp_path, FunctionBackend(tmp_path, cold=flood), limits) as running,
         greeted(running) as worker,
     ):
-        worker.say(Load("cold"))
+        worker.say(load("cold"))
         assert flooded.wait(SECONDS)
         check_others_are_served(running)
         assert isinstance(worker.hear_answer(), Loaded)
-        assert isinstance(worker.ask(Load("hot")), Loaded)
+        assert isinstance(worker.ask(load("hot")), Loaded)
 
 
 def test_who_connects_as_an_unread_answer_is_given_up_is_served(tmp_path: Path) -> None:
     flooded = threading.Event()
 
-    async def flood(backend: FunctionBackend, request: Load, report: Any) -> Opened:
+    async def flood(backend: FunctionBackend, request: Load, report: Any) -> Loaded:
         for i in range(2000):
             report(Progress("cold" * 1000, f"{i}", 0, None, "fetching"))
         flooded.set()
@@ -299,7 +299,7 @@ def test_who_connects_as_an_unread_answer_is_given_up_is_served(tmp_path: Path) 
         greeted(running) as leaving,
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as coming,
     ):
-        leaving.say(Load("cold"))
+        leaving.say(load("cold"))
         assert flooded.wait(SECONDS)
         running.settle()
 
@@ -313,7 +313,7 @@ def test_who_connects_as_an_unread_answer_is_given_up_is_served(tmp_path: Path) 
         running.run(change_places())
         assert coming.recv(1000) == encode(Hello())
         running.settle()
-        assert running.statistics() == Statistics(connections=1, requests=0)
+        assert running.statistics() == WorkerStatistics(connections=1, requests=0)
 
 
 # --- Exhaustion ---
@@ -362,7 +362,7 @@ def test_a_connection_that_cannot_be_watched_ends(tmp_path: Path) -> None:
         loop.is_full = True
         with RawWorker(running.path) as turned_away:
             assert turned_away.hear() is None
-        assert running.statistics() == Statistics(connections=0, requests=0)
+        assert running.statistics() == WorkerStatistics(connections=0, requests=0)
         loop.is_full = False
         check_others_are_served(running)
 
@@ -379,10 +379,10 @@ def test_too_many_descriptors_in_flight_are_a_problem_that_a_retry_mends(tmp_pat
         with contextlib.ExitStack() as unread:
             for _ in range(150):
                 worker = unread.enter_context(greeted(running))
-                worker.say(Load("hot"))
+                worker.say(load("hot"))
                 worker.wait_answered()
             with greeted(running) as another:
-                refusal = another.ask(Load("hot"))
+                refusal = another.ask(load("hot"))
             assert refusal.own_fault
             assert refusal.error.retryable
         check_others_are_served(running)
@@ -406,7 +406,7 @@ def test_a_user_who_takes_all_leaves_the_others_theirs() -> None:
 def test_users_who_want_more_than_can_be_worked_on_leave_the_others_a_share() -> None:
     begun = threading.Semaphore(0)
 
-    async def hang(_backend: FunctionBackend, _request: Load, _report: Any) -> Opened:
+    async def hang(_backend: FunctionBackend, _request: Load, _report: Any) -> Loaded:
         begun.release()
         await asyncio.get_running_loop().create_future()
         raise AssertionError
@@ -425,7 +425,7 @@ def test_users_who_want_more_than_can_be_worked_on_leave_the_others_a_share() ->
             stack.enter_context(flooded_by(running, uid, "cold"))
             wait_begun(share)
         with greeted(running) as worker:
-            worker.say(Load("cold"))
+            worker.say(load("cold"))
             wait_begun(1)
             assert running.statistics().requests == 16
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from craftcache.daemon.admin import AdminClient
-from craftcache.daemon.transport import Cancellation
+from craftcache.daemon.transport import Call
 from craftcache.loading.loader import Loader
 from craftcache.sources import FILENAMES, parse
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from craftcache.cache.opened import OpenFiles
+    from craftcache.wire import Loaded
     from tests.support.hub import Repo, TestHub
 
 
@@ -60,22 +60,20 @@ def published(cache: Path) -> dict[Path, Snapshot]:
 
 
 @contextlib.contextmanager
-def held(daemon: DaemonProcess, source: str) -> Iterator[tuple[OpenFiles, dict[str, str]]]:
+def held(daemon: DaemonProcess, source: str) -> Iterator[tuple[Loaded, dict[str, str]]]:
     """The files of a source as a worker has them, and their digests."""
     loader = Loader(socket_dir=daemon.socket_dir, cache_dir=daemon.cache_dir, fallback="none")
     names = tuple(FILENAMES.values())
-    with loader.open(
-        parse(source), names, cancellation=Cancellation(), report=lambda _: None
-    ) as opened:
+    with loader.open(parse(source), names, Call()) as opened:
         yield opened, digests(opened)
 
 
-def digests(opened: OpenFiles) -> dict[str, str]:
+def digests(opened: Loaded) -> dict[str, str]:
     return {
-        name: hashlib.sha256(
+        file.info.filename: hashlib.sha256(
             os.pread(file.descriptor, os.fstat(file.descriptor).st_size, 0)
         ).hexdigest()
-        for name, file in opened.files.items()
+        for file in opened.files
     }
 
 

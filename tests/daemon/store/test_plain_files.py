@@ -8,6 +8,7 @@ import pytest
 
 from craftcache import Client, NotACheckpoint
 from craftcache.daemon.transport import WorkerSocket
+from craftcache.sources import parse
 from craftcache.wire import Load
 
 if TYPE_CHECKING:
@@ -59,5 +60,5 @@ def test_the_daemon_says_so_too(daemon: DaemonProcess) -> None:
         client.warm("org/model", filenames=["config.json"])
     worker = WorkerSocket(daemon.socket_dir / "worker" / "handles.sock")
     with pytest.raises(NotACheckpoint, match="Use resolve"):
-        worker.ask(Load("org/model", ("config.json",)), patience=lambda: 60.0)
+        worker.ask(Load(parse("org/model"), ("config.json",)), patience=lambda: 60.0)
     worker.close()

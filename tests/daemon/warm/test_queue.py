@@ -14,17 +14,18 @@ from craftcache.errors import (
     StorageFull,
     Unavailable,
 )
+from craftcache.sources import parse
+from craftcache.wire import Warm, WarmOptions
 from craftcached.database import Database
-from craftcached.warm.queue import MAX_PROMISES, WarmQueue, pause_after
+from craftcached.warm.queue import MAX_QUEUED, WarmQueue, pause_after
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import Gate, Stall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
-    from craftcached.database import WarmJob
     from tests.support.hub import TestHub
 
 FULL = StorageFull("full", missing_bytes=1)
@@ -32,11 +33,11 @@ AWAY = Unavailable("away")
 
 
 @asynccontextmanager
-async def promises(base: Path, warm: Callable[[WarmJob], None]) -> AsyncIterator[WarmQueue]:
-    """Promises in records of their own; what ``warm`` raises is how each fails."""
+async def promises(base: Path, warm_now: Callable[[Warm], None]) -> AsyncIterator[WarmQueue]:
+    """WarmQueue in records of their own; what ``warm_now`` raises is how each fails."""
 
-    async def warm_one(job: WarmJob) -> None:
-        warm(job)
+    async def warm_one(warm: Warm) -> None:
+        warm_now(warm)
         await asyncio.Event().wait()
 
     async with Database(base / "state") as records:
@@ -48,6 +49,10 @@ async def promises(base: Path, warm: Callable[[WarmJob], None]) -> AsyncIterator
             await made.close()
 
 
+def warms(sources: Iterable[str]) -> list[Warm]:
+    return [Warm(parse(source)) for source in sources]
+
+
 async def tried(made: WarmQueue) -> None:
     """Let each promise be tried once; none waits for anything but the loop and the records."""
     while not all(promise.tries for promise in made.all()):
@@ -57,23 +62,23 @@ async def tried(made: WarmQueue) -> None:
 async def test_a_full_disk_or_an_origin_that_is_away_keeps_the_promise(base: Path) -> None:
     failures = {"org/full": FULL, "org/away": AWAY}
 
-    def fail(job: WarmJob) -> None:
-        raise failures[job.source]
+    def fail(warm: Warm) -> None:
+        raise failures[warm.source.shown]
 
     async with promises(base, fail) as made:
-        await made.make(list(failures), (), resident=False)
+        await made.add(warms(failures))
         await tried(made)
         assert [promise.failure for promise in made.all()] == [FULL, AWAY]
     async with promises(base, fail) as again:
-        assert [promise.job.source for promise in again.all()] == list(failures)
+        assert [promise.source for promise in again.all()] == list(failures)
 
 
 async def test_what_only_the_asker_can_mend_is_given_up(base: Path) -> None:
-    def fail(_job: WarmJob) -> None:
+    def fail(_warm: Warm) -> None:
         raise NotFound("no such repository")
 
     async with promises(base, fail) as made:
-        await made.make(["org/none"], (), resident=False)
+        await made.add(warms(["org/none"]))
         while made.all():
             await asyncio.sleep(0)
     async with promises(base, fail) as again:
@@ -81,16 +86,16 @@ async def test_what_only_the_asker_can_mend_is_given_up(base: Path) -> None:
 
 
 async def test_there_is_room_for_so_many_and_the_next_is_to_try_later(base: Path) -> None:
-    sources = [f"org/model-{number}" for number in range(MAX_PROMISES)]
+    sources = [f"org/model-{number}" for number in range(MAX_QUEUED)]
     async with promises(base, lambda _: None) as made:
-        await made.make(sources[1:], (), resident=False)
+        await made.add(warms(sources[1:]))
         with pytest.raises(Unavailable) as refused:
-            await made.make(["org/a", "org/b"], (), resident=False)
+            await made.add(warms(["org/a", "org/b"]))
         assert refused.value.retryable
         assert refused.value.retry_after
-        await made.make([sources[0]], (), resident=False)
-        await made.make(sources, (), resident=False)  # the same once more takes no room
-        assert len(made) == MAX_PROMISES
+        await made.add(warms([sources[0]]))
+        await made.add(warms(sources))  # the same once more takes no room
+        assert len(made) == MAX_QUEUED
 
 
 def test_each_pause_is_longer_up_to_the_longest() -> None:
@@ -134,3 +139,12 @@ def test_what_would_never_be_done_is_refused_at_once(base: Path) -> None:
             response = api.warm("org/model", source, wait=False)
             assert (response.status_code >= 400, response.json()["code"]) == (True, code)
         assert api.get("/warm") == {"jobs": []}
+
+
+async def test_each_option_outlives_a_restart(base: Path) -> None:
+    options = [WarmOptions(("a.th",)), WarmOptions(resident=True), WarmOptions(refresh=False)]
+    wanted = [Warm(parse("org/model"), each) for each in (*options, WarmOptions())]
+    async with promises(base, lambda _: None) as made:
+        await made.add(wanted)
+    async with promises(base, lambda _: None) as again:
+        assert [queued.options for queued in again.all()] == [warm.options for warm in wanted]

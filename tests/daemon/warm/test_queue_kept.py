@@ -19,7 +19,7 @@ LM = "*/state_dict.bin"
 def promised(daemon: DaemonProcess) -> list[str]:
     """The sources in the records of a daemon that is not running."""
     with sqlite3.connect(daemon.state_dir / "craftcached.sqlite") as records:
-        return [row[0] for row in records.execute("SELECT source FROM warm_jobs")]
+        return [row[0] for row in records.execute("SELECT source FROM queued_warms ORDER BY id")]
 
 
 def test_a_promise_is_kept_after_a_crash(

@@ -67,7 +67,7 @@ def test_a_watch_is_put_shown_and_deleted(
     assert shown["served"]["generation"] == 1
     assert shown["served"]["sha256"] == generation.sha256
     assert (shown["directory"], shown["keep"], shown["held"]) == (rule.directory, 5, False)
-    assert {watch["name"] for watch in admin.watches()["watches"]} == {"run", "other"}
+    assert {watch.rule.name for watch in admin.watches().watches} == {"run", "other"}
     assert admin.remove_watch("other") > 0
     with pytest.raises(NotFound):
         admin.remove_watch("other")

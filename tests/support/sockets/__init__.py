@@ -1,8 +1,17 @@
 """Both ends of a worker socket for tests: a real server in a thread, and a client that may lie."""
 
-from .backend import FunctionBackend
+from .backend import FunctionBackend, file_info, load, status
 from .raw import RawWorker
 from .scripted import ScriptedDaemon
 from .serving import Serving, serving
 
-__all__ = ["FunctionBackend", "RawWorker", "ScriptedDaemon", "Serving", "serving"]
+__all__ = [
+    "FunctionBackend",
+    "RawWorker",
+    "ScriptedDaemon",
+    "Serving",
+    "serving",
+    "file_info",
+    "load",
+    "status",
+]

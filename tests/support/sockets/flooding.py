@@ -11,12 +11,13 @@ import os
 import socket
 import sys
 
+from craftcache.sources import parse
 from craftcache.wire import Hello, Load, encode
 
 PATH, UID, SOURCE = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 os.setresuid(UID, UID, UID)
 
-hello, load = encode(Hello()), encode(Load(SOURCE))
+hello, load = encode(Hello()), encode(Load(parse(SOURCE)))
 held = []
 for _ in range(200):
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

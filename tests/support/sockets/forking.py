@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import TYPE_CHECKING
 
-from craftcache.daemon.transport import WorkerSocket
+from craftcache.daemon.transport import Call, WorkerSocket
+from craftcache.sources import parse
 from craftcache.wire import Load
 
 if TYPE_CHECKING:
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
 
 
 def ask(worker: WorkerSocket, source: str, on_progress: Callable[[], None] = lambda: None) -> str:
-    with worker.ask(
-        Load(source), patience=lambda: 15.0, on_progress=lambda _: on_progress()
-    ) as reply:
-        return reply.answer.source
+    call = Call(lambda _: on_progress())
+    with worker.ask(Load(parse(source)), call, patience=lambda: 15.0) as loaded:
+        return loaded.source
 
 
 def connections_of_this_process() -> set[str]:

@@ -63,11 +63,12 @@ class RawWorker:
             packet, ancillary, _, _ = self._receive()
         except ConnectionResetError:  # what was said before is still to be read
             packet, ancillary, _, _ = self._receive()
+        received = array.array("i")
         for _, _, data in ancillary:
-            received = array.array("i")
             received.frombytes(data)
-            self.descriptors.extend(received)
-        return decode_answer(packet) if packet else None
+        self.descriptors.extend(received)
+        own = list(map(os.dup, received))  # the message closes its own
+        return decode_answer(packet, own) if packet else None
 
     def hear_answer(self) -> Any:
         """The next message that is no progress."""

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
-    from craftcached.serve.backend import WorkerBackend
-    from craftcached.serve.worker import Limits, Statistics
+    from craftcached.serve.handler import Handler
+    from craftcached.serve.worker import Limits, WorkerStatistics
 
 T = TypeVar("T")
 
@@ -39,10 +39,10 @@ class Serving:
         """Run a coroutine on the server's loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(SECONDS)
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> WorkerStatistics:
         """The server's own statistics, taken on its loop after all that came before."""
 
-        async def look() -> Statistics:
+        async def look() -> WorkerStatistics:
             return self._server.statistics()
 
         return self.run(look())
@@ -60,7 +60,7 @@ class Serving:
 @contextlib.contextmanager
 def serving(
     directory: Path,
-    backend: WorkerBackend,
+    backend: Handler,
     limits: Limits | None = None,
     *,
     loop: asyncio.AbstractEventLoop | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import math
+import os
 import select
 import socket
 from typing import TYPE_CHECKING
@@ -14,7 +15,6 @@ from craftcache.wire import (
     MAX_MESSAGE,
     VERSIONS,
     Hello,
-    Loaded,
     Problem,
     Progress,
     WireError,
@@ -22,18 +22,17 @@ from craftcache.wire import (
     encode,
 )
 
-from .failures import DaemonBroken
-from .reply import Reply
+from .failures import DaemonUnavailable
 from .waiting import shut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from craftcache.wire import Answer, Request
 
     from .waiting import Silence
 
-__all__ = ["WorkerConnection", "Ended"]
+__all__ = ["DaemonConnection", "Ended"]
 
 _HELLO = encode(Hello())
 _INT_BYTES = array.array("i").itemsize
@@ -44,8 +43,8 @@ class Ended(Exception):
     """The daemon closed the connection before it had answered."""
 
 
-class WorkerConnection:
-    """A connection, for one thread at a time.
+class DaemonConnection:
+    """A connection to the daemon, for one thread at a time.
 
     Attributes:
         sock: Not blocking; whoever waits on it polls.
@@ -92,32 +91,32 @@ class WorkerConnection:
         self,
         request: Request[object],
         silence: Silence,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> Reply[Answer | Problem]:
+        report: Callable[[Progress], None],
+    ) -> Answer | Problem:
         """Wait for the answer to ``request``, and report what is said until then.
 
         Raises:
             Ended: The connection ended before.
-            DaemonSilent: Nothing was heard for too long.
-            DaemonBroken: What was heard is not of this protocol, or answers something else.
+            DaemonUnavailable: Nothing was heard for too long; or what was heard is not of this
+                protocol, or answers something else.
             ProtocolMismatch: The daemon speaks no version that this release speaks.
         """
         while True:
-            reply = self._receive(silence)
-            message = reply.answer
+            message = self._receive(silence)
             if isinstance(message, Hello):
                 self._greet(message)
                 continue
             if not self._greeted:
-                raise DaemonBroken("the daemon said no hello")
+                raise DaemonUnavailable("the daemon said no hello")
             silence.heard()
             if isinstance(message, Progress):
-                if on_progress is not None:
-                    on_progress(message)
+                report(message)
             elif isinstance(message, Problem) or request.is_answered_by(message):
-                return Reply(message, reply.take())
+                return message
             else:
-                raise DaemonBroken(f"the answer to {request.TYPE!r} is another {message.TYPE!r}")
+                raise DaemonUnavailable(
+                    f"the answer to {request.TYPE!r} is another {message.TYPE!r}"
+                )
 
     def close(self, *, for_all: bool = True) -> None:
         """Close it, if ``for_all`` also where a forked process still holds a copy."""
@@ -127,7 +126,7 @@ class WorkerConnection:
 
     def _greet(self, hello: Hello) -> None:
         if self._greeted:
-            raise DaemonBroken("the daemon said hello twice")
+            raise DaemonUnavailable("the daemon said hello twice")
         if VERSIONS.common(hello.versions) is None:
             theirs, ours = hello.versions, VERSIONS
             raise ProtocolMismatch(
@@ -137,21 +136,20 @@ class WorkerConnection:
             )
         self._greeted = True
 
-    def _receive(self, silence: Silence) -> Reply[Hello | Progress | Answer | Problem]:
+    def _receive(self, silence: Silence) -> Hello | Progress | Answer | Problem:
         while not self._poll.poll(math.ceil(silence.seconds_left() * 1000)):
             pass
         try:
             packet, ancillary, flags, _ = self._receive_packet()
         except OSError as error:
             raise Ended(error.strerror) from error
-        with Reply(packet, _descriptors(ancillary)) as reply:
-            message = _parse(packet, flags)
-            expected = message.descriptor_count if isinstance(message, Loaded) else 0
-            if reply.descriptor_count != expected:
-                raise DaemonBroken(
-                    f"{reply.descriptor_count} descriptors came where {expected} should have"
-                )
-            return Reply(message, reply.take())
+        descriptors = _descriptors(ancillary)
+        try:
+            return _parse(packet, flags, descriptors)
+        except BaseException:  # no message owns them
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
 
     def _receive_packet(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
         flags = socket.MSG_CMSG_CLOEXEC
@@ -163,15 +161,17 @@ class WorkerConnection:
             return self.sock.recvmsg(MAX_MESSAGE + 1, _ANCILLARY_BYTES, flags)
 
 
-def _parse(packet: bytes, flags: int) -> Hello | Progress | Answer | Problem:
+def _parse(
+    packet: bytes, flags: int, descriptors: Sequence[int]
+) -> Hello | Progress | Answer | Problem:
     if not packet:
         raise Ended("the daemon closed it")
     if flags & socket.MSG_CTRUNC:
-        raise DaemonBroken("descriptors were lost: this process may have too many files open")
+        raise DaemonUnavailable("descriptors were lost: this process may have too many files open")
     try:
-        return decode_answer(packet)
+        return decode_answer(packet, descriptors)
     except WireError as error:
-        raise DaemonBroken(f"the daemon's message is malformed: {error}") from error
+        raise DaemonUnavailable(f"the daemon's message is malformed: {error}") from error
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""How the daemon fails, as seen from the worker."""
+"""How a request ends without an answer of the daemon's, as seen from the worker."""
 
 from __future__ import annotations
 
@@ -7,31 +7,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from craftcache.errors import CraftcacheError
 
-__all__ = ["DaemonFailure", "DaemonAbsent", "DaemonSilent", "DaemonBroken", "Cancelled"]
+__all__ = ["DaemonUnavailable", "Cancelled"]
 
 
-class DaemonFailure(Exception):
-    """The daemon cannot be had, whatever is asked of it; the text says why."""
+class DaemonUnavailable(Exception):  # a state of affairs, never seen by users
+    """The daemon cannot serve a request, for a reason that is not the user's to mend.
 
-
-class DaemonAbsent(DaemonFailure):
-    """Nobody listens on the socket, or this user may not connect to it."""
-
-
-class DaemonSilent(DaemonFailure):
-    """Somebody listens, and nothing was heard for longer than the caller is patient."""
-
-
-class DaemonBroken(DaemonFailure):
-    """The daemon failed by its own fault, is overloaded, went away or talks nonsense.
+    It is absent, refuses, goes silent, speaks another protocol, is overloaded or fails by its own
+    fault; or it may not read what this process perhaps may. The text says which.
 
     Attributes:
-        error: What the daemon itself said about it, if it said anything.
+        refusal: What the daemon said where it may not read what this process perhaps may.
     """
 
-    def __init__(self, reason: str, error: CraftcacheError | None = None) -> None:
+    def __init__(self, reason: str, refusal: CraftcacheError | None = None) -> None:
         super().__init__(reason)
-        self.error = error
+        self.refusal = refusal
 
 
 class Cancelled(BaseException):

@@ -6,15 +6,17 @@ import contextlib
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .failures import Cancelled, DaemonBroken, DaemonSilent
+from .failures import Cancelled, DaemonUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Deadlines", "Silence", "Restarts", "Cancellation", "shut"]
+    from craftcache.wire import Progress
+
+__all__ = ["Call", "Deadlines", "Silence", "Restarts", "Cancellation", "shut"]
 
 MAX_ENDS = 5
 """Connections that may end under one request: a daemon that ends more is not being restarted, it
@@ -48,7 +50,7 @@ class Silence:
             for ``deadlines.unasked``.
     """
 
-    __slots__ = ("_began", "_deadlines", "_extended", "_patience", "_until", "is_broken")
+    __slots__ = ("_began", "_deadlines", "_extended", "_patience", "_until", "is_answering")
 
     def __init__(self, deadlines: Deadlines, patience: Callable[[], float]) -> None:
         self._deadlines = deadlines
@@ -56,12 +58,12 @@ class Silence:
         self._began = time.monotonic()
         self._until = self._began + deadlines.unasked
         self._extended = False
-        self.is_broken = False
+        self.is_answering = False
         """Whether the daemon has begun to answer."""
 
     def heard(self) -> None:
         """The daemon said something about the request."""
-        self.is_broken = self._extended = True
+        self.is_answering = self._extended = True
         self._began = time.monotonic()
         self._until = self._began + self._deadlines.silence
 
@@ -69,14 +71,14 @@ class Silence:
         """How long to wait for the next message; more than nothing.
 
         Raises:
-            DaemonSilent: It has been waited for long enough.
+            DaemonUnavailable: It has been waited for long enough.
         """
         now = time.monotonic()
         if now >= self._until and not self._extended:
             self._extended = True
             self._until = self._began + self._patience()
         if now >= self._until:
-            raise DaemonSilent(f"no word from the daemon for {now - self._began:.1f} s")
+            raise DaemonUnavailable(f"no word from the daemon for {now - self._began:.1f} s")
         return self._until - now
 
 
@@ -105,11 +107,11 @@ class Restarts:
         """Wait a moment before the next attempt.
 
         Raises:
-            DaemonBroken: The daemon has had its time or its tries.
+            DaemonUnavailable: The daemon has had its time or its tries.
             Cancelled: The request was withdrawn.
         """
         if self._ends >= MAX_ENDS or time.monotonic() >= self._until:
-            raise DaemonBroken(f"the daemon went away in the middle of the request: {why}")
+            raise DaemonUnavailable(f"the daemon went away in the middle of the request: {why}")
         cancellation.pause(self._deadlines.pause)
 
 
@@ -151,6 +153,23 @@ class Cancellation:
         finally:
             with self._lock:
                 self._end = None
+
+
+def _ignore(_progress: Progress) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How whoever makes a request watches it, and calls it off.
+
+    Attributes:
+        report: Called with each step, in the thread that asks; what it raises ends the request.
+        cancellation: Ends it from another thread.
+    """
+
+    report: Callable[[Progress], None] = _ignore
+    cancellation: Cancellation = field(default_factory=Cancellation)
 
 
 def shut(sock: socket.socket) -> None:

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from craftcache.wire import Problem, encode
 
-from .connection import Ended, WorkerConnection
-from .failures import DaemonAbsent, DaemonBroken
-from .waiting import Cancellation, Deadlines, Restarts, Silence, shut
+from .connection import DaemonConnection, Ended
+from .failures import DaemonUnavailable
+from .waiting import Call, Cancellation, Deadlines, Restarts, Silence, shut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from craftcache.wire import Progress, Request
-
-    from .reply import Reply
+    from craftcache.wire import Request
 
 __all__ = ["WorkerSocket"]
 
@@ -52,52 +50,50 @@ class WorkerSocket:
     def _begin_empty(self) -> None:
         # The lock guards the other two, and is held across no wait.
         self._lock = threading.Lock()
-        self._idle: list[WorkerConnection] = []
-        self._connections: set[WorkerConnection] = set()
+        self._idle: list[DaemonConnection] = []
+        self._connections: set[DaemonConnection] = set()
 
     def ask(
         self,
         request: Request[AnswerT],
+        call: Call | None = None,
         *,
         patience: Callable[[], float],
-        on_progress: Callable[[Progress], None] | None = None,
-        cancellation: Cancellation | None = None,
-    ) -> Reply[AnswerT]:
+    ) -> AnswerT:
         """Ask the daemon and wait for its answer.
 
         Args:
             request: What to ask for.
+            call: Is told what is said before the answer, and ends the wait. Where it raises, the
+                request is withdrawn.
             patience: Called, at most once a connection, when nothing was heard for a second: how
                 many seconds in all the first answer may take. No more than that second gives up.
-            on_progress: Called in this thread with all that is said before the answer. If it
-                raises, the request is withdrawn.
-            cancellation: For another thread to end the wait.
 
         Raises:
-            DaemonAbsent, DaemonSilent, DaemonBroken: The daemon cannot be had.
+            DaemonUnavailable: The daemon cannot be had.
             CraftcacheError: It refuses the request; or, as ProtocolMismatch, it speaks no version
                 of the protocol that this release speaks.
-            Cancelled: ``cancellation`` was used.
+            Cancelled: ``call`` was called off.
             WireError: The request itself is too large for a message.
         """
         packet = encode(request)
-        cancellation = cancellation or Cancellation()
+        call = call or Call()
         restarts = Restarts(self._deadlines)
         while True:
             silence = Silence(self._deadlines, patience)
             try:
-                connection = self._kept(packet) or self._opened(packet, silence, cancellation)
+                connection = self._kept(packet) or self._opened(packet, silence, call.cancellation)
             except OSError as error:
                 why = f"{self.path}: {error.strerror or error}"
                 if not restarts.expected:
-                    raise DaemonAbsent(why) from error
-                restarts.wait(cancellation, why)
+                    raise DaemonUnavailable(why) from error
+                restarts.wait(call.cancellation, why)
                 continue
             try:
-                return self._hear(request, connection, silence, on_progress, cancellation)
+                return self._hear(request, connection, silence, call)
             except Ended as ended:
-                restarts.ended(answering=silence.is_broken)
-                restarts.wait(cancellation, str(ended))
+                restarts.ended(answering=silence.is_answering)
+                restarts.wait(call.cancellation, str(ended))
 
     def close(self) -> None:
         """Close the idle connections; a later request opens its own."""
@@ -114,7 +110,7 @@ class WorkerSocket:
         for connection in inherited:
             connection.close(for_all=False)
 
-    def _kept(self, packet: bytes) -> WorkerConnection | None:
+    def _kept(self, packet: bytes) -> DaemonConnection | None:
         """An idle connection on which ``packet`` was sent, or None; closed ones are dropped."""
         while True:
             with self._lock:
@@ -127,9 +123,9 @@ class WorkerSocket:
 
     def _opened(
         self, packet: bytes, silence: Silence, cancellation: Cancellation
-    ) -> WorkerConnection:
+    ) -> DaemonConnection:
         """A new connection on which ``packet`` was sent."""
-        connection = WorkerConnection()
+        connection = DaemonConnection()
         with self._lock:
             self._connections.add(connection)
         try:
@@ -144,32 +140,31 @@ class WorkerSocket:
     def _hear(
         self,
         request: Request[AnswerT],
-        connection: WorkerConnection,
+        connection: DaemonConnection,
         silence: Silence,
-        on_progress: Callable[[Progress], None] | None,
-        cancellation: Cancellation,
-    ) -> Reply[AnswerT]:
+        call: Call,
+    ) -> AnswerT:
         """Hear the daemon out; the connection is kept only after a whole answer."""
         try:
-            with cancellation.ending(partial(shut, connection.sock)):
-                reply = connection.hear(request, silence, on_progress)
+            with call.cancellation.ending(partial(shut, connection.sock)):
+                answer = connection.hear(request, silence, call.report)
         except BaseException:
             self._drop(connection)
-            cancellation.check()
+            call.cancellation.check()
             raise
         self._keep(connection)
-        if isinstance(reply.answer, Problem):
-            raise _refusal(reply.answer)
-        return cast("Reply[AnswerT]", reply)
+        if isinstance(answer, Problem):
+            raise _refusal(answer)
+        return cast("AnswerT", answer)
 
-    def _keep(self, connection: WorkerConnection) -> None:
+    def _keep(self, connection: DaemonConnection) -> None:
         with self._lock:
             if connection in self._connections and len(self._idle) < MAX_IDLE:
                 self._idle.append(connection)
                 return
         self._drop(connection)
 
-    def _drop(self, connection: WorkerConnection) -> None:
+    def _drop(self, connection: DaemonConnection) -> None:
         with self._lock:
             self._connections.discard(connection)
         connection.close()
@@ -177,7 +172,7 @@ class WorkerSocket:
 
 def _refusal(problem: Problem) -> Exception:
     if problem.own_fault:
-        return DaemonBroken(problem.error.message, problem.error)
+        return DaemonUnavailable(problem.error.message)
     return problem.error
 
 

@@ -1,0 +1,292 @@
+"""What the HTTP interface says to administrators, as values that both of its ends share.
+
+Each is a JSON object with the keys of ``to_fields``; ``parse`` reads it back, ignores keys that it
+does not know, and refuses what is malformed with the error of its Fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from craftcache.sources import PARTS, Part
+from craftcache.watch_rule import WatchRule
+from craftcache.wire.fields import MAX_FILENAME, MAX_PATH, MAX_REVISION, MAX_SOURCE, MAX_WATCH_NAME
+from craftcache.wire.requests import WarmOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from craftcache.errors import CraftcacheError
+    from craftcache.wire.fields import Fields
+
+__all__ = [
+    "QueuedWarm",
+    "KeptModel",
+    "Eviction",
+    "Outcome",
+    "Verdict",
+    "WatchedGeneration",
+    "WatchReport",
+    "WatchList",
+]
+
+MAX_MODELS = 1_000_000
+MAX_GENERATIONS = 1_000_000
+MAX_NAMES = 256
+"""Filenames of one warm over HTTP."""
+
+MAX_TEXT = 64 * 1024
+"""Characters of a text for people."""
+
+Outcome: TypeAlias = Literal["right", "wrong", "missing"]
+
+_OUTCOMES: dict[str, Outcome] = {outcome: outcome for outcome in get_args(Outcome)}
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedWarm:
+    """A warm that the daemon does by itself; it outlives the request and a restart.
+
+    Attributes:
+        id: The daemon's number for it.
+        source: As shown to people.
+        options: How it is warmed.
+        tries: How often it has failed.
+        failure: How it failed last; None where it has not.
+    """
+
+    id: int
+    source: str
+    options: WarmOptions
+    tries: int = 0
+    failure: CraftcacheError | None = None
+
+    def to_fields(self) -> dict[str, Any]:
+        """The warm as a JSON object; ``filenames`` are called ``files`` over HTTP."""
+        options = self.options.to_fields()
+        return {
+            "id": self.id,
+            "source": self.source,
+            "files": options.pop("filenames"),
+            **options,
+            "tries": self.tries,
+            "failure": self.failure.to_problem() if self.failure else None,
+        }
+
+    @classmethod
+    def parse(cls, fields: Fields) -> QueuedWarm:
+        """The warm with these keys."""
+        failure = fields.optional_child("failure")
+        return cls(
+            fields.integer("id"),
+            fields.text("source", MAX_SOURCE),
+            WarmOptions.parse(fields.renamed("files", "filenames"), MAX_NAMES),
+            fields.optional_integer("tries") or 0,
+            failure.error() if failure else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptModel:
+    """A model that was not evicted though room is missing.
+
+    Attributes:
+        source: The model, as shown to people.
+        reason: Why it stayed.
+    """
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """What an eviction did, or, of a dry run, would do.
+
+    Attributes:
+        removed: Sources of the models, as shown to people, in the order of their removal.
+        freed_bytes: Bytes freed on the disk.
+        missing_bytes: Bytes that were wanted and could not be freed.
+        kept: Which models stayed and why, where any bytes are missing.
+    """
+
+    removed: tuple[str, ...]
+    freed_bytes: int
+    missing_bytes: int
+    kept: tuple[KeptModel, ...]
+
+    def to_fields(self) -> dict[str, Any]:
+        """The eviction as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Eviction:
+        """The eviction with these keys."""
+        return cls(
+            fields.texts("removed", MAX_MODELS, MAX_SOURCE),
+            fields.integer("freed_bytes"),
+            fields.integer("missing_bytes"),
+            tuple(
+                KeptModel(kept.text("source", MAX_SOURCE), kept.text("reason", MAX_TEXT))
+                for kept in fields.children("kept", MAX_MODELS)
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found of a cached file when it was hashed again.
+
+    Attributes:
+        source: The model, as shown to people.
+        filename: The file's name inside it.
+        sha256: The digest that it was published with, in hex.
+        outcome: Whether its bytes are those, are others, or are not there at all.
+        quarantined: Where a wrong one is now, below the cache directory; else None.
+    """
+
+    source: str
+    filename: str
+    sha256: str
+    outcome: Outcome
+    quarantined: str | None = None
+
+    def to_fields(self) -> dict[str, Any]:
+        """The verdict as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Verdict:
+        """The verdict with these keys."""
+        outcome = fields.text("outcome", 32)
+        return cls(
+            fields.text("source", MAX_SOURCE),
+            fields.text("filename", MAX_FILENAME),
+            fields.sha256("sha256"),
+            fields.checked(lambda: _OUTCOMES[outcome], "outcome"),
+            fields.optional_text("quarantined", MAX_PATH),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedGeneration:
+    """A verified state of a watched directory.
+
+    Attributes:
+        directory: The directory, as the daemon sees it.
+        generation: The number of the state.
+        revision: The digest over its files.
+        published_at: When it was published, UTC.
+        size: Bytes of its files.
+        sha256: The digest of each part's file, in hex.
+    """
+
+    directory: str
+    generation: int
+    revision: str
+    published_at: datetime
+    size: int
+    sha256: Mapping[Part, str]
+
+    def to_fields(self) -> dict[str, Any]:
+        """The state as a JSON object."""
+        return asdict(self) | {"published_at": self.published_at.isoformat()}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> WatchedGeneration:
+        """The state with these keys."""
+        digests = fields.child("sha256")
+        return cls(
+            fields.text("directory", MAX_PATH),
+            fields.integer("generation"),
+            fields.text("revision", MAX_REVISION),
+            fields.moment("published_at"),
+            fields.integer("size"),
+            {part: digests.sha256(part) for part in PARTS if not digests.is_null(part)},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WatchReport:
+    """How a watched directory is.
+
+    Attributes:
+        rule: What was asked for.
+        state: What is being done with it, in a word.
+        detail: What there is to say about that; may be empty.
+        since: When the state began, UTC.
+        polled: Why the directory is looked at in intervals; None where the kernel tells of changes.
+        served: The generation that is served, or None.
+        newest: The generation that was made last, or None.
+        generations: The numbers of all that are there, oldest first.
+        is_held: Whether the one that is served stays, whatever is made, after a rollback.
+    """
+
+    rule: WatchRule
+    state: str
+    detail: str
+    since: datetime
+    polled: str | None
+    served: WatchedGeneration | None
+    newest: WatchedGeneration | None
+    generations: tuple[int, ...]
+    is_held: bool
+
+    def to_fields(self) -> dict[str, Any]:
+        """The report as a JSON object."""
+        return self.rule.to_fields() | {
+            "state": self.state,
+            "detail": self.detail,
+            "since": self.since.isoformat(timespec="milliseconds"),
+            "polled": self.polled,
+            "served": self.served.to_fields() if self.served else None,
+            "newest": self.newest.to_fields() if self.newest else None,
+            "generations": list(self.generations),
+            "held": self.is_held,
+        }
+
+    @classmethod
+    def parse(cls, fields: Fields) -> WatchReport:
+        """The report with these keys."""
+        served, newest = fields.optional_child("served"), fields.optional_child("newest")
+        return cls(
+            WatchRule.of(fields.whole),
+            fields.text("state", MAX_WATCH_NAME),
+            fields.text("detail", MAX_TEXT, empty=True),
+            fields.moment("since"),
+            fields.optional_text("polled", MAX_TEXT),
+            WatchedGeneration.parse(served) if served else None,
+            WatchedGeneration.parse(newest) if newest else None,
+            fields.integers("generations", MAX_GENERATIONS),
+            fields.flag("held"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WatchList:
+    """What is watched.
+
+    Attributes:
+        watches: How each watched directory is.
+        patterns: The rules of those that a pattern stands for.
+    """
+
+    watches: tuple[WatchReport, ...]
+    patterns: tuple[WatchRule, ...]
+
+    def to_fields(self) -> dict[str, Any]:
+        """The list as a JSON object."""
+        return {
+            "watches": [watch.to_fields() for watch in self.watches],
+            "patterns": [rule.to_fields() for rule in self.patterns],
+        }
+
+    @classmethod
+    def parse(cls, fields: Fields) -> WatchList:
+        """The list with these keys."""
+        return cls(
+            tuple(map(WatchReport.parse, fields.children("watches", MAX_MODELS))),
+            tuple(WatchRule.of(each.whole) for each in fields.children("patterns", MAX_MODELS)),
+        )

@@ -1,0 +1,239 @@
+"""Requests of this process answered without the daemon, as far as that can be.
+
+A load follows the plan of :mod:`craftcache.plan` from where the daemon would have been. What is the
+user's to mend (no such repository, a wrong hash, a full disk) is raised and not tried another way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from craftcache.daemon.client import own_token
+from craftcache.errors import CraftcacheError, Offline, Unavailable
+from craftcache.plan import plan_without_daemon
+from craftcache.wire import (
+    CachedModel,
+    Load,
+    Loaded,
+    Models,
+    ModelsPage,
+    Resolve,
+    Resolved,
+    Warm,
+    WarmedModel,
+)
+
+from .resolver import Resolver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from craftcache.cache.directory import CacheDir
+    from craftcache.daemon.transport import Call, DaemonUnavailable
+    from craftcache.plan import Fallback, PlanStep
+    from craftcache.sources import RemoteSource
+    from craftcache.wire import Progress, Request
+
+    from .own_fetch import OwnFetch
+
+__all__ = ["FallbackHandler", "is_offline"]
+
+log = logging.getLogger("craftcache")
+
+AnswerT = TypeVar("AnswerT")
+
+
+class FallbackHandler:
+    """Answers what it can where the daemon is unavailable; thread-safe, fork-safe.
+
+    Args:
+        cache: The shared cache as this process sees it.
+        fallback: What it may do.
+        may_warn: Whether to say once why the daemon is not used: not where there never was one.
+
+    Attributes:
+        resolver: Finds and fetches.
+    """
+
+    def __init__(self, cache: CacheDir, fallback: Fallback, *, may_warn: bool) -> None:
+        self._cache = cache
+        self._fallback = fallback
+        self._may_warn = may_warn
+        self.resolver = Resolver(cache)
+
+    def handle(self, request: Request[AnswerT], away: DaemonUnavailable, call: Call) -> AnswerT:
+        """Answer a request, without the daemon.
+
+        Args:
+            request: What the daemon was asked for.
+            away: Why it did not answer.
+            call: Watches the request.
+
+        Raises:
+            Unavailable: Only the daemon can answer this; or as below.
+            CraftcacheError: Any of the tree but UnknownDevice and NotMounted.
+        """
+        answer: Any
+        match request:
+            case Load():
+                answer = self._load(request, away, call)
+            case Resolve():
+                answer = self._resolve(request, away, call)
+            case Warm():
+                answer = self._warm(request, away, call)
+            case Models():
+                answer = self._models(request.after)
+            case _:
+                raise no_daemon(away, request.about) from away
+        return cast("AnswerT", answer)
+
+    def plan(self) -> tuple[PlanStep, ...]:
+        """The ways that a load goes from here on."""
+        return plan_without_daemon(self._fallback, is_offline=is_offline())
+
+    def _load(self, request: Load, away: DaemonUnavailable, call: Call) -> Loaded:
+        """Go the ways that are left until one leads to all files."""
+        failure: CraftcacheError | None = None
+        for step in self.plan():
+            if step.obstacle is not None:
+                failure = failure or self._forbidden(step.obstacle, request.source, away)
+                continue
+            self._warn(away)
+            try:
+                loaded = self._take(step, request, away, call)
+            except (Offline, Unavailable) as error:
+                failure = error  # what huggingface_hub left may still do
+                continue
+            if loaded is not None:
+                return replace(loaded, fallback_reason=str(away))
+        raise failure or no_daemon(away, request.source) from away
+
+    def _take(
+        self, step: PlanStep, request: Load, away: DaemonUnavailable, call: Call
+    ) -> Loaded | None:
+        """The files by one way; None where it does not lead to them."""
+        source, names = request.source, request.names
+        if step.way == "cache":
+            return self.resolver.cached(source, names)
+        if step.way == "hub cache":
+            return self.resolver.unverified(source, names)
+        fetched = self._fetch(source, names, away, call)
+        if fetched.not_kept is not None:
+            log.warning("%s is loaded and not kept: %s", source.shown, fetched.not_kept)
+        return fetched.files
+
+    def _resolve(self, request: Resolve, away: DaemonUnavailable, call: Call) -> Resolved:
+        """Where a file stands for this process; its path is absolute."""
+        self._load(Load(request.source, (request.name,)), away, call).close()
+        own = self.resolver.path(request.source, request.name)
+        if own is None:
+            raise Unavailable(
+                "it was fetched, and could not be kept in a cache",
+                source=request.source.shown,
+                hint="Try again, or use load instead",
+            ) from away
+        status = own.stat()
+        return Resolved(os.path.abspath(own), status.st_dev, status.st_ino)
+
+    def _warm(self, request: Warm, away: DaemonUnavailable, call: Call) -> WarmedModel:
+        """Fetch a source's own files, and keep them; or find them where that will do."""
+        source = request.source
+        known = None if request.options.refresh else self.resolver.known(source, request.names)
+        if known is not None:
+            return WarmedModel(source.shown, known.revision, 0, known.size, "cache")
+        obstacle = next(step.obstacle for step in self.plan() if step.way == "origin")
+        if obstacle is not None:
+            raise self._forbidden(obstacle, source, away) from away
+        self._warn(away)
+        if not request.options.pair_only:
+            log.warning(
+                "%s: without the daemon its own files are warmed, and nothing that it needs",
+                source.shown,
+            )
+        fetched = self._fetch(source, request.names, away, call)
+        with fetched.files as files:
+            if fetched.not_kept is not None:
+                raise Unavailable(
+                    f"it was fetched, and not kept: {fetched.not_kept}",
+                    source=source.shown,
+                    hint="Try again, or set CRAFTCACHE_CACHE_DIR to a cache of your own",
+                ) from away
+            return WarmedModel(
+                source.shown,
+                files.revision,
+                fetched.bytes_fetched,
+                fetched.bytes_reused,
+                "origin",
+            )
+
+    def _models(self, after: str) -> ModelsPage:
+        """All models of the cache directory as it shows them, on one page."""
+        manifests = sorted(self._cache.manifests(), key=lambda manifest: manifest.source)
+        return ModelsPage(
+            tuple(
+                CachedModel.of(
+                    each, filter(self._cache.is_intact, each.files), self._cache.has_need
+                )
+                for each in manifests
+                if each.source > after
+            )
+        )
+
+    def _fetch(
+        self, source: RemoteSource, names: tuple[str, ...], away: DaemonUnavailable, call: Call
+    ) -> OwnFetch:
+        return self.resolver.fetch(
+            source,
+            names,
+            token=own_token(),
+            is_private=away.refusal is not None,
+            report=_checked(call),
+            cancellation=call.cancellation,
+        )
+
+    def _forbidden(
+        self, obstacle: str, source: RemoteSource, away: DaemonUnavailable
+    ) -> CraftcacheError:
+        """The error of a load that may not go the way that is left."""
+        if away.refusal is not None:
+            return away.refusal
+        if self._fallback == "none":
+            return no_daemon(away, source)
+        return Offline(
+            f"it would have to be fetched, {obstacle}, and {away}",
+            source=source.shown,
+            hint="Start craftcached, or warm the model first",
+        )
+
+    def _warn(self, away: DaemonUnavailable) -> None:
+        """Say once why the daemon is not used."""
+        if self._may_warn:
+            self._may_warn = False
+            log.warning("loading without the daemon: %s", away)
+
+
+def is_offline() -> bool:
+    """Whether huggingface_hub is told not to fetch, and so this process by itself."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def no_daemon(away: DaemonUnavailable, source: RemoteSource | None = None) -> Unavailable:
+    """The error of what only the daemon could have done."""
+    return Unavailable(
+        str(away),
+        source=source.shown if source else None,
+        hint="Start craftcached, or set CRAFTCACHE_SOCKET_DIR to its socket directory",
+    )
+
+
+def _checked(call: Call) -> Callable[[Progress], None]:
+    """Reports, and ends the work with the first report after the call was withdrawn."""
+
+    def checked(progress: Progress) -> None:
+        call.cancellation.check()
+        call.report(progress)
+
+    return checked

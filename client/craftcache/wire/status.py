@@ -1,0 +1,77 @@
+"""How the daemon is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .fields import MAX_PATH
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .fields import Fields
+
+__all__ = ["DaemonStatus"]
+
+MAX_VERSION = 128
+"""Characters of the software's version."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """How the daemon is at one moment.
+
+    Attributes:
+        version: Version of its software.
+        pid: Its process id.
+        started_at: When it started, in seconds since the epoch.
+        cache_dir: The directory that holds the models.
+        socket_dir: The directory that holds its sockets.
+        models: How many models are cached.
+        bytes: Bytes of all cached models on the disk, each blob once.
+        requests: How many different sources are being fetched, verified or published.
+        queued: How many warms are queued and not done.
+        resident_bytes: Bytes of all cached models in memory; None where the kernel does not say.
+        has_token: Whether it can ask the Hub for what is not public.
+        watches: How many watched directories are in which state.
+    """
+
+    version: str
+    pid: int
+    started_at: float
+    cache_dir: str
+    socket_dir: str
+    models: int
+    bytes: int
+    requests: int
+    queued: int
+    resident_bytes: int | None
+    has_token: bool
+    watches: Mapping[str, int]
+
+    TYPE: ClassVar[str] = "status_report"
+
+    def to_fields(self) -> dict[str, Any]:
+        """The message's keys, but for its type."""
+        return {"report": asdict(self)}
+
+    @classmethod
+    def parse(cls, message: Fields) -> DaemonStatus:
+        """The message with these keys."""
+        fields = message.child("report")
+        watches = fields.child("watches")
+        return cls(
+            version=fields.text("version", MAX_VERSION),
+            pid=fields.integer("pid"),
+            started_at=fields.seconds("started_at"),
+            cache_dir=fields.text("cache_dir", MAX_PATH),
+            socket_dir=fields.text("socket_dir", MAX_PATH),
+            models=fields.integer("models"),
+            bytes=fields.integer("bytes"),
+            requests=fields.integer("requests"),
+            queued=fields.integer("queued"),
+            resident_bytes=fields.optional_integer("resident_bytes"),
+            has_token=fields.flag("has_token"),
+            watches={state: watches.integer(state) for state in watches.whole},
+        )
