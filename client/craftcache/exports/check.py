@@ -96,7 +96,8 @@ def check_export(directory: Path, *, token: str | None = None) -> Checked:
         try:
             checkpoint = load(path, map_location="meta", source=path.name)
         except CraftcacheError as error:
-            problems.append(f"{path.name}: {error.message}")
+            hint = f". {error.hint}" if error.hint else ""
+            problems.append(f"{path.name}: {error.message}{hint}")
             continue
         except OSError as error:
             problems.append(f"{path.name} cannot be read: {error.strerror}")
