@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from craftcache.errors import InvalidSource, UnknownDevice
+from craftcache.limits import limits_named
 from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
 
 if TYPE_CHECKING:
@@ -136,13 +137,15 @@ def to_object(file: OpenFile, device: torch.device, *, source: str) -> object:
 
     Raises:
         UnsafeCheckpoint, NotACheckpoint: It has no index and torch refuses it.
+        ResourceLimit: This process may not have the memory for it.
     """
     from craftcache.checkpoint.tensors import build
 
-    index = _index(file, source)
-    if index is None:
-        return _load_by_torch(file, device, source)
-    return build(index, file.descriptor, device=device, mapped=file.mapped, source=source)
+    with limits_named(source):
+        index = _index(file, source)
+        if index is None:
+            return _load_by_torch(file, device, source)
+        return build(index, file.descriptor, device=device, mapped=file.mapped, source=source)
 
 
 def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, source: str) -> None:
@@ -157,14 +160,15 @@ def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, sourc
 
     from craftcache.checkpoint import tensors
 
-    index = _index(file, source)
-    if index is None:
-        loaded = _load_by_torch(file, torch.device("cpu"), source)
-        tensors.load_state_dict(loaded, module, key=key, source=source)
-    else:
-        tensors.copy_into(
-            index, file.descriptor, module, key=key, mapped=file.mapped, source=source
-        )
+    with limits_named(source):
+        index = _index(file, source)
+        if index is None:
+            loaded = _load_by_torch(file, torch.device("cpu"), source)
+            tensors.load_state_dict(loaded, module, key=key, source=source)
+        else:
+            tensors.copy_into(
+                index, file.descriptor, module, key=key, mapped=file.mapped, source=source
+            )
 
 
 def to_export(

@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from craftcache.errors import ProtocolMismatch
+from craftcache.limits import no_descriptors_left
 from craftcache.wire import (
     MAX_FILES,
     MAX_MESSAGE,
@@ -48,7 +49,7 @@ class WorkerConnection:
     """A connection, for one thread at a time.
 
     Attributes:
-        sock: Not blocking; whoever waits on it polls.
+        sock: Not blocking but while it is waited on where there is no poll.
     """
 
     __slots__ = ("_greeted", "_poll", "sock")
@@ -56,8 +57,10 @@ class WorkerConnection:
     def __init__(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.setblocking(False)
-        self._poll = select.poll()
-        self._poll.register(self.sock, select.POLLIN)
+        self._poll: select.poll | None = None
+        if hasattr(select, "poll"):  # eventlet takes it away from the module
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN)
         self._greeted = False
 
     def connect(self, path: str) -> bool:
@@ -75,7 +78,7 @@ class WorkerConnection:
 
     def is_quiet(self) -> bool:
         """Whether the connection still stands and nothing unasked has come on it."""
-        return not self._poll.poll(0)
+        return not self._has_word(0)
 
     def send(self, packet: bytes) -> bool:
         """Send one packet; False where the daemon has closed the connection.
@@ -100,6 +103,7 @@ class WorkerConnection:
             Ended: The connection ended before.
             DaemonSilent: Nothing was heard for too long.
             DaemonBroken: What was heard is not of this protocol, or answers something else.
+            ResourceLimit: This process may not have the descriptors that came.
             ProtocolMismatch: The daemon speaks no version that this release speaks.
         """
         while True:
@@ -138,20 +142,39 @@ class WorkerConnection:
         self._greeted = True
 
     def _receive(self, silence: Silence) -> Reply[Hello | Progress | Answer | Problem]:
-        while not self._poll.poll(math.ceil(silence.seconds_left() * 1000)):
+        while not self._has_word(silence.seconds_left()):
             pass
         try:
             packet, ancillary, flags, _ = self._receive_packet()
         except OSError as error:
             raise Ended(error.strerror) from error
         with Reply(packet, _descriptors(ancillary)) as reply:
-            message = _parse(packet, flags)
+            message = _parse(packet)
+            came = reply.descriptor_count
             expected = message.descriptor_count if isinstance(message, Loaded) else 0
-            if reply.descriptor_count != expected:
-                raise DaemonBroken(
-                    f"{reply.descriptor_count} descriptors came where {expected} should have"
-                )
+            is_cut = bool(flags & socket.MSG_CTRUNC)
+            if is_cut and came < expected:  # the kernel gave as many as this process may have
+                raise no_descriptors_left()
+            if is_cut or came != expected:
+                raise DaemonBroken(f"{came} descriptors came where {expected} should have")
             return Reply(message, reply.take())
+
+    def _has_word(self, seconds: float) -> bool:
+        """Whether something can be received, or the end, at once or within ``seconds``."""
+        if self._poll is not None:
+            return bool(self._poll.poll(math.ceil(seconds * 1000)))
+        # The timeout of a socket waits without the module `select`, and where another module has
+        # put its own sockets in place, it waits as those do: other green threads go on.
+        self.sock.settimeout(seconds)
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, TimeoutError):
+            return False
+        except OSError:
+            return True  # receiving says what it is
+        finally:
+            self.sock.setblocking(False)
+        return True
 
     def _receive_packet(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
         flags = socket.MSG_CMSG_CLOEXEC
@@ -163,11 +186,9 @@ class WorkerConnection:
             return self.sock.recvmsg(MAX_MESSAGE + 1, _ANCILLARY_BYTES, flags)
 
 
-def _parse(packet: bytes, flags: int) -> Hello | Progress | Answer | Problem:
+def _parse(packet: bytes) -> Hello | Progress | Answer | Problem:
     if not packet:
         raise Ended("the daemon closed it")
-    if flags & socket.MSG_CTRUNC:
-        raise DaemonBroken("descriptors were lost: this process may have too many files open")
     try:
         return decode_answer(packet)
     except WireError as error:
