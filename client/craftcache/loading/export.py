@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from craftcache.errors import InvalidSource, UnknownDevice
 from craftcache.limits import limits_named
 from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
+from craftcache.torch_import import import_torch_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,6 +87,7 @@ def parse_device(device: str | int | torch.device) -> torch.device:
     Raises:
         UnknownDevice: torch has no such device, or this machine has not.
     """
+    import_torch_quietly()
     import torch
 
     try:
@@ -139,9 +141,9 @@ def to_object(file: OpenFile, device: torch.device, *, source: str) -> object:
         UnsafeCheckpoint, NotACheckpoint: It has no index and torch refuses it.
         ResourceLimit: This process may not have the memory for it.
     """
-    from craftcache.checkpoint.tensors import build
-
     with limits_named(source):
+        from craftcache.checkpoint.tensors import build
+
         index = _index(file, source)
         if index is None:
             return _load_by_torch(file, device, source)
@@ -156,11 +158,12 @@ def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, sourc
         RuntimeError: As load_state_dict does.
         UnsafeCheckpoint, NotACheckpoint: See to_object.
     """
-    import torch
-
-    from craftcache.checkpoint import tensors
-
     with limits_named(source):
+        import_torch_quietly()
+        import torch
+
+        from craftcache.checkpoint import tensors
+
         index = _index(file, source)
         if index is None:
             loaded = _load_by_torch(file, torch.device("cpu"), source)
