@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 
 __all__ = ["put_right"]
 
-_STANDARD = (0, 1, 2)
+_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+"""Names and modes of the standard streams, by their descriptors."""
 
 _KILLED_BY = 128
 """Added to a signal's number, the exit status of what it ended, as shells have it."""
@@ -30,12 +32,17 @@ def put_right() -> None:
     SIGINT that is ignored stays so: a shell that starts a command in the background, or nohup,
     means that an interrupt at the terminal is not for it.
     """
-    for descriptor in _STANDARD:
+    for descriptor in range(len(_STREAMS)):
         try:
             os.fstat(descriptor)
         except OSError:
             # The lowest number that is free is this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # Python has none of them where they were closed when it started.
+    for descriptor, (name, mode) in enumerate(_STREAMS):
+        if getattr(sys, name) is None:
+            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
     if threading.current_thread() is not threading.main_thread():
         return  # a program that calls us has its own signals
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -92,8 +92,10 @@ class _Adopting(TorchFunctionMode):
 
 def _users(values: Iterable[object]) -> dict[torch.UntypedStorage, list[torch.Tensor]]:
     """The tensors among ``values`` by the memory that they have."""
-    users = defaultdict(list)
+    users: defaultdict[torch.UntypedStorage, list[torch.Tensor]] = defaultdict(list)
     for value in values:
-        if type(value) in _PLAIN and value.layout is torch.strided:
+        if not isinstance(value, torch.Tensor) or type(value) not in _PLAIN:
+            continue
+        if value.layout is torch.strided:
             users[value.untyped_storage()].append(value)
     return users

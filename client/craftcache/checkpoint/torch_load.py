@@ -91,7 +91,8 @@ def _copied() -> ModuleType:
         if hasattr(torch.serialization, name):
             setattr(serialization, name, getattr(torch.serialization, name))
     serialization._weights_only_unpickler = unpickler  # noqa: SLF001
-    return serialization
+    copied: ModuleType = serialization
+    return copied
 
 
 def _with_allowed(

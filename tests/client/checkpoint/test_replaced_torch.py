@@ -73,7 +73,7 @@ REPLACED: dict[str, dict[Any, dict[str, Any]]] = {
     },
     "pickle": {
         pickle: {
-            "Unpickler": pickle._Unpickler,  # type: ignore[attr-defined]
+            "Unpickler": pickle._Unpickler,
             "load": pickle._load,  # type: ignore[attr-defined]
             "loads": pickle._loads,  # type: ignore[attr-defined]
         }
@@ -151,7 +151,7 @@ def test_what_the_process_allows_is_loaded_and_nothing_else_of_it_changes() -> N
 
 
 def test_devices_that_an_extension_registered_are_known() -> None:
-    from torch.serialization import _package_registry, register_package  # type: ignore[attr-defined]
+    from torch.serialization import _package_registry, register_package
 
     before = list(_package_registry)
     register_package(5, lambda _: None, lambda storage, at: storage if at == "cpu" else None)

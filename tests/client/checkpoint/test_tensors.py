@@ -239,7 +239,7 @@ CONVERSIONS: dict[str, Callable[[torch.Tensor], object]] = {
     "data": lambda weight: weight.data.add_(5),
     "numpy": lambda weight: weight.numpy().__imul__(3),
     "transposed": lambda weight: weight.copy_(weight.t().clone()),
-    "swapped": lambda weight: weight.set_(weight.flip(0)),
+    "swapped": lambda weight: weight.set_(weight.flip(0).untyped_storage()),
     "nothing": lambda _: None,
 }
 
@@ -265,7 +265,8 @@ def test_copy_into_gives_what_load_state_dict_gives_when_hooks_write(
 ) -> None:
     content = saved(checkpoints_of_three()[what])
     plain, into = (Converting(CONVERSIONS[how], dtype) for _ in range(2))
-    plain.load_state_dict(loaded(content))
+    state: Any = loaded(content)
+    plain.load_state_dict(state)
     with memory_file(content) as fd:
         copy_into(index_of(fd), fd, into, key=None)
     for name, parameter in plain.named_parameters():

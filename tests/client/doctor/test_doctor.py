@@ -95,9 +95,9 @@ def unit(tmp_path: Path) -> Path:
     program.chmod(0o755)
     unit = tmp_path / "craftcached.service"
     unit.write_text(f"[Service]\nExecStart={program} --log-level info\nUser=nobody\n")
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_uid == os.geteuid() and directory != directory.parent:
-            directory.chmod(directory.stat().st_mode | 0o011)
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == os.geteuid() and parent != parent.parent:
+            parent.chmod(parent.stat().st_mode | 0o011)
     return unit
 
 
