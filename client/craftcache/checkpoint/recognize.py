@@ -87,6 +87,7 @@ _LFS: Final = re.compile(rb"\s*version https?://(?:git-lfs\.github\.com|hawser\.
 _LFS_SIZE: Final = re.compile(rb"^size (\d{1,20})\s*$", re.MULTILINE)
 _ANNEX: Final = re.compile(rb"/?(?:\.\./)*(?:\.git/)?/?annex/objects/\S+\s*$")
 _DVC: Final = re.compile(rb"\s*(?:outs:|md5: )[\s\S]*\bmd5: [0-9a-f]{32}")
+_LINK: Final = re.compile(rb"(?:\.\./)+blobs/[0-9a-f]{40,64}\s*$")
 _MARKUP: Final = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body|meta|script)\b", re.IGNORECASE)
 _XML: Final = re.compile(rb"\s*<(?:\?xml\b|Error>)")
 _TITLE: Final = re.compile(rb"<title[^>]*>([^<]{1,200})<", re.IGNORECASE)
@@ -182,6 +183,15 @@ def _pointer(head: bytes) -> Recognized | None:
         )
     if _DVC.match(head):
         return Recognized("a DVC pointer, not the file itself", "Run `dvc pull` in the clone")
+    if head.startswith(b"# xet version"):
+        return Recognized(
+            "a git-xet pointer, not the file itself", "Download the file by huggingface_hub"
+        )
+    if _LINK.match(head):
+        return Recognized(
+            f"the text of a link, {_shown(head)}, not what it leads to",
+            "Copy the cache with its links: cp -a, rsync -a",
+        )
     return None
 
 

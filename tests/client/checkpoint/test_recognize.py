@@ -79,6 +79,8 @@ NO_CHECKPOINTS: dict[str, tuple[bytes, str, str]] = {
     "annex": (b"/annex/objects/SHA256E-s841956352--aa.bin\n", "git-annex", "git annex get"),
     "annex, link": (b"../.git/annex/objects/x/y/SHA256E-s8--a/SHA256E-s8--a", "annex", "annex get"),
     "dvc": (b"outs:\n- md5: " + b"a" * 32 + b"\n  size: 3\n  path: state_dict.bin\n", "DVC", "dvc"),
+    "xet": (b"# xet version 0\nfilesize = 9\nhash = 'aa'\n", "a git-xet pointer", "Download"),
+    "a link's text": (b"../../blobs/" + b"a" * 64, "the text of a link", "cp -a"),
     "html": (
         b"\n<!DOCTYPE html>\n<html lang='en'><head><title>Sign in\n to X</title>",
         "an HTML page with the title 'Sign in to X'",
