@@ -22,6 +22,19 @@ for name in ("poll", "epoll", "kqueue", "kevent", "devpoll"):
     if hasattr(select, name): delattr(select, name)
 """
 IMPORT = "import craftcache, craftcache.client"
+PYSOCKS = """
+import socket
+
+class OnlyTcp(socket.socket):
+    # As PySocks's class, which is often put in the place of socket.socket.
+    def __init__(self, family=socket.AF_INET, type=socket.SOCK_STREAM, proto=0, fileno=None):
+        if type not in {socket.SOCK_STREAM, socket.SOCK_DGRAM}:
+            raise ValueError(f"Socket type must be stream or datagram, not {type!r}")
+        super().__init__(family, type, proto, fileno)
+
+socket.socket = OnlyTcp
+socket.setdefaulttimeout(0.001)
+"""
 MANY_FILES = """
 import os, resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (3000, 3000))
@@ -33,6 +46,7 @@ PATCHED = {
     "gevent, late": [IMPORT, GEVENT],
     "eventlet": [EVENTLET, IMPORT],
     "eventlet, late": [IMPORT, EVENTLET],
+    "sockets of PySocks": [PYSOCKS, IMPORT],
     "poll taken away": [TAKEN_AWAY, IMPORT],
     "poll taken away, late": [IMPORT, TAKEN_AWAY],
     "poll taken away, many files": [TAKEN_AWAY, IMPORT, MANY_FILES],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import array
 import math
 import select
@@ -49,13 +50,15 @@ class WorkerConnection:
     """A connection, for one thread at a time.
 
     Attributes:
-        sock: Not blocking but while it is waited on where there is no poll.
+        sock: Not blocking; whoever waits on it polls.
     """
 
     __slots__ = ("_greeted", "_poll", "sock")
 
     def __init__(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # The class that no other module takes the place of: PySocks knows only TCP, and gevent's
+        # and eventlet's would add nothing, since whoever waits here polls.
+        self.sock = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.setblocking(False)
         self._poll: select.poll | None = None
         if hasattr(select, "poll"):  # eventlet takes it away from the module
@@ -163,8 +166,13 @@ class WorkerConnection:
         """Whether something can be received, or the end, at once or within ``seconds``."""
         if self._poll is not None:
             return bool(self._poll.poll(math.ceil(seconds * 1000)))
-        # The timeout of a socket waits without the module `select`, and where another module has
-        # put its own sockets in place, it waits as those do: other green threads go on.
+        try:
+            readable, _, _ = select.select([self.sock], [], [], seconds)  # eventlet's, as a rule
+            return bool(readable)
+        except ValueError:  # the system's own knows no descriptors from 1024 on
+            return self._has_word_by_timeout(seconds)
+
+    def _has_word_by_timeout(self, seconds: float) -> bool:
         self.sock.settimeout(seconds)
         try:
             self.sock.recv(1, socket.MSG_PEEK)
