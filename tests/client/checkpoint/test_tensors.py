@@ -239,7 +239,9 @@ CONVERSIONS: dict[str, Callable[[torch.Tensor], object]] = {
     "data": lambda weight: weight.data.add_(5),
     "numpy": lambda weight: weight.numpy().__imul__(3),
     "transposed": lambda weight: weight.copy_(weight.t().clone()),
-    "swapped": lambda weight: weight.set_(weight.flip(0).untyped_storage()),
+    "swapped": lambda weight: weight.set_(
+        weight.flip(0).untyped_storage(), 0, weight.shape, (64, 1)
+    ),
     "nothing": lambda _: None,
 }
 
