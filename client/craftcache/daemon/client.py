@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from craftcache.errors import AccessDenied, NotFound, ProtocolMismatch
+from craftcache.errors import AccessDenied, NotFound, ProtocolMismatch, ResourceLimit
 from craftcache.plan import NO_SOCKETS
 from craftcache.sources import HubSource
 
@@ -59,6 +59,9 @@ class DaemonClient:
             raise DaemonUnavailable(f"the daemon at {at} failed: {failure}") from failure
         except ProtocolMismatch as mismatch:
             raise DaemonUnavailable(str(mismatch)) from mismatch
+        except ResourceLimit as error:
+            about = request.about
+            raise (error if about is None else error.about(about.shown)) from error.__cause__
         except (AccessDenied, NotFound) as error:
             # What the daemon may not read, a process with a token of its own may.
             if isinstance(request.about, HubSource) and own_token() is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.errors import AccessDenied, NotFound
+from craftcache.limits import limit_reached
 from craftcache.wire import Loaded
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def open_local(source: LocalFile | LocalDirectory, paths: Iterable[Path]) -> Loa
     Raises:
         NotFound: One does not exist or is no file.
         AccessDenied: This process may not read one.
+        ResourceLimit: It may not have so many files open.
     """
     return Loaded(str(source), "", tuple(map(_open_file, paths)), "local")
 
@@ -55,6 +57,8 @@ def _open_file(path: Path) -> OpenFile:
     except OSError as error:
         if error.errno in _LEADS_NOWHERE:
             raise _missing(path) from error
+        if reached := limit_reached(error, str(path)):
+            raise reached from error
         raise
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import array
 import math
 import os
@@ -10,6 +11,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from craftcache.errors import ProtocolMismatch
+from craftcache.limits import no_descriptors_left
 from craftcache.wire import (
     MAX_FILES,
     MAX_MESSAGE,
@@ -53,10 +55,14 @@ class DaemonConnection:
     __slots__ = ("_greeted", "_poll", "sock")
 
     def __init__(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # The class that no other module takes the place of: PySocks knows only TCP, and gevent's
+        # and eventlet's would add nothing, since whoever waits here polls.
+        self.sock = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.setblocking(False)
-        self._poll = select.poll()
-        self._poll.register(self.sock, select.POLLIN)
+        self._poll: select.poll | None = None
+        if hasattr(select, "poll"):  # eventlet takes it away from the module
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN)
         self._greeted = False
 
     def connect(self, path: str) -> bool:
@@ -74,7 +80,7 @@ class DaemonConnection:
 
     def is_quiet(self) -> bool:
         """Whether the connection still stands and nothing unasked has come on it."""
-        return not self._poll.poll(0)
+        return not self._has_word(0)
 
     def send(self, packet: bytes) -> bool:
         """Send one packet; False where the daemon has closed the connection.
@@ -99,6 +105,7 @@ class DaemonConnection:
             Ended: The connection ended before.
             DaemonUnavailable: Nothing was heard for too long; or what was heard is not of this
                 protocol, or answers something else.
+            ResourceLimit: This process may not have the descriptors that came.
             ProtocolMismatch: The daemon speaks no version that this release speaks.
         """
         while True:
@@ -137,7 +144,7 @@ class DaemonConnection:
         self._greeted = True
 
     def _receive(self, silence: Silence) -> Hello | Progress | Answer | Problem:
-        while not self._poll.poll(math.ceil(silence.seconds_left() * 1000)):
+        while not self._has_word(silence.seconds_left()):
             pass
         try:
             packet, ancillary, flags, _ = self._receive_packet()
@@ -150,6 +157,28 @@ class DaemonConnection:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
+
+    def _has_word(self, seconds: float) -> bool:
+        """Whether something can be received, or the end, at once or within ``seconds``."""
+        if self._poll is not None:
+            return bool(self._poll.poll(math.ceil(seconds * 1000)))
+        try:
+            readable, _, _ = select.select([self.sock], [], [], seconds)  # eventlet's, as a rule
+            return bool(readable)
+        except ValueError:  # the system's own knows no descriptors from 1024 on
+            return self._has_word_by_timeout(seconds)
+
+    def _has_word_by_timeout(self, seconds: float) -> bool:
+        self.sock.settimeout(seconds)
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, TimeoutError):
+            return False
+        except OSError:
+            return True  # receiving says what it is
+        finally:
+            self.sock.setblocking(False)
+        return True
 
     def _receive_packet(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
         flags = socket.MSG_CMSG_CLOEXEC
@@ -166,11 +195,11 @@ def _parse(
 ) -> Hello | Progress | Answer | Problem:
     if not packet:
         raise Ended("the daemon closed it")
-    if flags & socket.MSG_CTRUNC:
-        raise DaemonUnavailable("descriptors were lost: this process may have too many files open")
     try:
         return decode_answer(packet, descriptors)
     except WireError as error:
+        if flags & socket.MSG_CTRUNC:  # the kernel gave as many as this process may have
+            raise no_descriptors_left() from error
         raise DaemonUnavailable(f"the daemon's message is malformed: {error}") from error
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .failures import Cancelled, DaemonUnavailable
 
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable, Iterator
 
     from craftcache.wire import Progress
@@ -172,7 +173,7 @@ class Call:
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 
-def shut(sock: socket.socket) -> None:
+def shut(sock: _socket.socket) -> None:
     """End a connection for both sides, though a forked child may still hold a copy of it."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
