@@ -48,11 +48,14 @@ class User:
 
     Attributes:
         connections: All that stand, and those that ended with unread descriptors.
+        idle: Those whose worker waits for nothing, longest idle first, and since when by the
+            event loop's clock.
         unread: The sum of their unread descriptors.
         requests: How many of theirs are being worked on, those that only wait not counted.
     """
 
     connections: set[WorkerConnection] = field(default_factory=set)
+    idle: dict[WorkerConnection, float] = field(default_factory=dict)
     unread: int = 0
     requests: int = 0
 
@@ -74,6 +77,7 @@ class WorkerConnection:
         task: What works on its request, if anything does.
         unread: Descriptors in the last answer, as far as it is not known to be received.
         is_closing: Whether it will be heard and answered no more.
+        is_extra: Whether it came beyond the limits, and ends after one answer.
     """
 
     __slots__ = (
@@ -81,6 +85,7 @@ class WorkerConnection:
         "drops_next",
         "greeted",
         "is_closing",
+        "is_extra",
         "peer",
         "sock",
         "task",
@@ -98,6 +103,7 @@ class WorkerConnection:
         self.task: asyncio.Task[None] | None = None
         self.unread = 0
         self.is_closing = False
+        self.is_extra = False
 
     def has_received(self) -> bool:
         """Whether the worker has the last answer's descriptors, which then count no longer."""

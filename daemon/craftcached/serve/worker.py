@@ -5,9 +5,11 @@ about models. A worker can be slow, hostile or gone without harm to any other:
 
 - It has one request at a time. A second one before the answer to the first was *received* ends
   the connection.
-- Its user's connections are limited, and so are the descriptors sent to them and not yet
-  received, so that no user can use up what the kernel allows the daemon in flight. A connection
-  with such descriptors counts until they are received, whoever closes it.
+- Its user's connections are limited: where there are too many the longest idle one makes way, and
+  where none is idle a newcomer gets one hit, or is told to come back. So are the descriptors sent
+  to a user's workers and not yet received, so that no user can use up what the kernel allows the
+  daemon in flight; a connection with such descriptors counts until they are received, whoever
+  closes it.
 - Progress that does not fit into its buffer is left out; an answer that does not fit for
   ``send_seconds`` ends the connection.
 - When it goes away, the work for its request is cancelled.
@@ -19,9 +21,8 @@ import asyncio
 import contextlib
 import errno
 import logging
-import resource
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,16 @@ from craftcache.wire import (
     VERSIONS,
     Follow,
     Hello,
+    Identify,
+    Models,
+    Status,
     WireError,
     decode_request,
     encode,
 )
 
-from .connection import ReceiveBuffer, User, WorkerConnection
+from .connection import ReceiveBuffer, WorkerConnection
+from .connection_table import ConnectionTable, Limits
 from .peers import Peer
 from .reporting import Reporter
 from .response import Response
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
 
     from craftcache.wire import Request
 
+    from .connection import User
     from .handler import Handler
 
 __all__ = ["Limits", "WorkerServer", "WorkerStatistics"]
@@ -61,35 +67,6 @@ LINGER_SECONDS = 1.0
 """How often a connection that ended with unread descriptors is looked at again."""
 
 _HELLO = encode(Hello())
-
-
-def _share_of_descriptors(share: int) -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft // share
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What workers can use up at most.
-
-    Attributes:
-        connections: Of all users together.
-        connections_per_uid: Of one user.
-        unread_per_uid: Descriptors sent to one user's workers and not received yet. The kernel
-            allows the daemon as many in all as it may have files open.
-        requests: Being worked on at once, of all users. One user may have as many as there are
-            left, so that there are always some left for the next. A hit is answered beyond that
-            too, and who follows a watch only waits.
-        send_seconds: How long an answer may not fit into a worker's buffer.
-        heartbeat_seconds: How often a worker hears that its request is still worked on.
-    """
-
-    connections: int = field(default_factory=lambda: _share_of_descriptors(2))
-    connections_per_uid: int = 256
-    unread_per_uid: int = field(default_factory=lambda: _share_of_descriptors(4))
-    requests: int = 1024
-    send_seconds: float = 10.0
-    heartbeat_seconds: float = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +103,7 @@ class WorkerServer:
         self._handler = handler
         self._limits = limits or Limits()
         self._buffer = ReceiveBuffer()
-        self._users: dict[int, User] = {}
-        self._connections = 0
+        self._table = ConnectionTable(self._limits)
         self._tasks: set[asyncio.Task[None]] = set()
         self._followers: set[asyncio.Task[None]] = set()
         self._is_draining = False
@@ -137,6 +113,7 @@ class WorkerServer:
         self._loop = asyncio.get_running_loop()
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._accept)
+        self._idle_check = self._loop.call_later(self._limits.idle_seconds, self._end_long_idle)
 
     async def drain(self, seconds: float) -> None:
         """Accept nobody any more, give running requests ``seconds`` to finish, then end all.
@@ -144,8 +121,9 @@ class WorkerServer:
         A worker whose request is cut off asks whoever listens on the socket next.
         """
         self._is_draining = True
+        self._idle_check.cancel()
         self._loop.remove_reader(self._listener)
-        for connection in self._all_connections():
+        for connection in self._table.all():
             if connection.task is None or connection.task in self._followers:
                 self._end(connection)
         if self._tasks:
@@ -153,12 +131,12 @@ class WorkerServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._followers, return_exceptions=True)
-        for connection in self._all_connections():
+        for connection in self._table.all():
             self._forget(connection)
 
     def statistics(self) -> WorkerStatistics:
         """What the server is doing now."""
-        return WorkerStatistics(self._connections, len(self._tasks), len(self._followers))
+        return WorkerStatistics(self._table.count, len(self._tasks), len(self._followers))
 
     # --- Connections come and go ---
 
@@ -188,9 +166,8 @@ class WorkerServer:
             log.warning("a worker of an unknown user is turned away: %s", error)
             sock.close()
             return
-        connection = WorkerConnection(sock, peer, self._users.setdefault(peer.uid, User()))
-        connection.user.connections.add(connection)
-        self._connections += 1
+        connection = WorkerConnection(sock, peer, self._table.user(peer.uid))
+        self._table.add(connection)
         try:
             self._welcome(connection)
         except Exception:
@@ -198,19 +175,49 @@ class WorkerServer:
             self._end(connection)
 
     def _welcome(self, connection: WorkerConnection) -> None:
-        if self._is_crowded(connection.user):
+        has_place = self._make_room(connection.user) or self._table.add_extra(connection)
+        if not has_place:
             self._send(connection, Response(_HELLO))
             self._send(connection, Response.busy("too many connections"))
             self._end(connection)
             return
+        self._rest(connection)
         self._loop.add_reader(connection.descriptor, self._read, connection)
         self._read(connection)  # as a rule hello and request are there already
+
+    def _make_room(self, user: User) -> bool:
+        """Whether there is room for one more of a user's connections, an idle one given up or not.
+
+        The newcomer is counted already.
+        """
+        if self._table.is_crowded(user):
+            self._look_again(user)
+        while self._table.is_crowded(user):
+            idle = self._table.longest_idle(user)
+            if idle is None:
+                return False
+            self._end(idle)
+        return True
+
+    def _rest(self, connection: WorkerConnection) -> None:
+        """The worker waits for nothing now."""
+        if connection.is_closing:
+            return
+        connection.user.idle.pop(connection, None)  # to the end, as the one idle shortest
+        connection.user.idle[connection] = self._loop.time()
+
+    def _end_long_idle(self) -> None:
+        """Give up connections that nobody has used for long, so that none is held for ever."""
+        for connection in self._table.idle_since(self._loop.time() - self._limits.idle_seconds):
+            self._end(connection)
+        self._idle_check = self._loop.call_later(self._limits.idle_seconds, self._end_long_idle)
 
     def _end(self, connection: WorkerConnection) -> None:
         """Hear and say no more; forget the connection as soon as nothing of it is left."""
         if connection.is_closing:
             return
         connection.is_closing = True
+        connection.user.idle.pop(connection, None)
         self._loop.remove_reader(connection.descriptor)
         if connection.task is not None:
             connection.task.cancel()
@@ -227,27 +234,11 @@ class WorkerServer:
             self._loop.call_later(LINGER_SECONDS, self._linger, connection)
 
     def _forget(self, connection: WorkerConnection) -> None:
-        user = connection.user
-        user.connections.discard(connection)
-        user.unread -= connection.unread
-        if not user.connections:
-            del self._users[connection.peer.uid]
-        self._connections -= 1
+        self._table.remove(connection)
         if not connection.is_closing:
             self._loop.remove_reader(connection.descriptor)
             connection.is_closing = True
         connection.sock.close()
-
-    def _is_crowded(self, user: User) -> bool:
-        def crowded() -> bool:
-            return (
-                self._connections > self._limits.connections
-                or len(user.connections) > self._limits.connections_per_uid
-            )
-
-        if crowded():
-            self._look_again(user)
-        return crowded()
 
     def _has_too_much_unread(self, user: User) -> bool:
         if user.unread >= self._limits.unread_per_uid:
@@ -259,9 +250,6 @@ class WorkerServer:
         for connection in list(user.connections):
             if connection.has_received() and connection.is_over():
                 self._forget(connection)
-
-    def _all_connections(self) -> list[WorkerConnection]:
-        return [each for user in self._users.values() for each in user.connections]
 
     # --- What they say ---
 
@@ -328,6 +316,11 @@ class WorkerServer:
             self._answer(connection, parcel)
         elif isinstance(request, Follow):
             self._work(connection, self._serve(connection, request), self._followers)
+        elif isinstance(request, Status | Models | Identify):
+            # How the daemon is can be asked however busy it is: it takes a moment and no bytes.
+            self._work(connection, self._serve(connection, request), self._tasks)
+        elif connection.is_extra:
+            self._answer(connection, Response.busy("too many connections"))
         elif connection.user.requests >= self._limits.requests - len(self._tasks):
             self._answer(connection, Response.busy("too many requests"))
         else:
@@ -360,6 +353,7 @@ class WorkerServer:
         coroutine: Coroutine[None, None, None],
         tasks: set[asyncio.Task[None]],
     ) -> None:
+        connection.user.idle.pop(connection, None)
         task = connection.task = self._loop.create_task(coroutine)
         tasks.add(task)
         if tasks is self._tasks:
@@ -378,8 +372,10 @@ class WorkerServer:
             connection.task = None
         if connection.is_closing:
             self._linger(connection)
-        elif task.cancelled() or error is not None or self._is_draining:
+        elif task.cancelled() or error is not None or self._is_draining or connection.is_extra:
             self._end(connection)
+        elif connection.task is None:
+            self._rest(connection)
 
     # --- Answers ---
 
@@ -387,6 +383,10 @@ class WorkerServer:
         """Send an answer now, or as soon as it fits."""
         if self._send(connection, parcel):
             parcel.close()
+            if connection.is_extra:
+                self._end(connection)
+            else:
+                self._rest(connection)
         else:
             self._work(connection, self._deliver(connection, parcel), self._tasks)
 

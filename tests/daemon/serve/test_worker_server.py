@@ -254,28 +254,6 @@ def test_a_client_without_a_common_version_is_told_so(server: Serving) -> None:
 # --- Limits ---
 
 
-def test_a_user_has_only_so_many_connections(tmp_path: Path) -> None:
-    limits = Limits(connections_per_uid=2)
-    with (
-        serving(tmp_path, FunctionBackend(tmp_path), limits) as running,
-        RawWorker(running.path) as one,
-        RawWorker(running.path) as two,
-    ):
-        one.greet()
-        two.greet()
-        with RawWorker(running.path) as three:
-            assert three.hear() == Hello()
-            refusal = three.hear()
-            assert refusal.own_fault
-            assert refusal.error.retryable
-            assert three.hear() is None
-        assert isinstance(one.ask(load("hot")), Loaded)
-        one.sock.close()
-        running.settle()
-        with RawWorker(running.path) as four:
-            four.greet()
-
-
 def test_so_many_requests_are_worked_on_but_hits_are_served(tmp_path: Path) -> None:
     gate = Gate()
     limits = Limits(requests=1)

@@ -198,7 +198,8 @@ def _parse(
     try:
         return decode_answer(packet, descriptors)
     except WireError as error:
-        if flags & socket.MSG_CTRUNC:  # the kernel gave as many as this process may have
+        # Fewer than there is room for were cut by the kernel: as many as this process may have.
+        if flags & socket.MSG_CTRUNC and len(descriptors) < 2 * MAX_FILES:
             raise no_descriptors_left() from error
         raise DaemonUnavailable(f"the daemon's message is malformed: {error}") from error
 

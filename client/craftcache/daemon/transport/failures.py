@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from craftcache.errors import CraftcacheError
 
-__all__ = ["DaemonUnavailable", "Cancelled"]
+__all__ = ["Busy", "DaemonUnavailable", "Cancelled"]
 
 
 class DaemonUnavailable(Exception):  # a state of affairs, never seen by users
@@ -23,6 +23,18 @@ class DaemonUnavailable(Exception):  # a state of affairs, never seen by users
     def __init__(self, reason: str, refusal: CraftcacheError | None = None) -> None:
         super().__init__(reason)
         self.refusal = refusal
+
+
+class Busy(Exception):  # caught where it is waited for
+    """The daemon is at its limits, and says when to ask again.
+
+    Attributes:
+        retry_after: Seconds until then.
+    """
+
+    def __init__(self, reason: str, retry_after: float) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
 
 
 class Cancelled(BaseException):

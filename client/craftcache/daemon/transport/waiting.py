@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
 import time
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
     from craftcache.wire import Progress
 
-__all__ = ["Call", "Deadlines", "Silence", "Restarts", "Cancellation", "shut"]
+    from .failures import Busy
+
+__all__ = ["Call", "Deadlines", "Silence", "Restarts", "Turn", "Cancellation", "shut"]
 
 MAX_ENDS = 5
 """Connections that may end under one request: a daemon that ends more is not being restarted, it
@@ -33,12 +36,15 @@ class Deadlines:
         silence: Between two messages of a daemon that has begun to answer; it promises one every
             five seconds.
         restart: For a daemon that went away in the middle of a request.
+        busy: For a turn with a daemon that says that it is at its limits. It works, for others: to
+            go past it would cost the origin one more download for each worker that waits.
         pause: Between two attempts to connect to it.
     """
 
     unasked: float = 1.0
     silence: float = 30.0
     restart: float = 10.0
+    busy: float = 300.0
     pause: float = 0.05
 
 
@@ -114,6 +120,39 @@ class Restarts:
         if self._ends >= MAX_ENDS or time.monotonic() >= self._until:
             raise DaemonUnavailable(f"the daemon went away in the middle of the request: {why}")
         cancellation.pause(self._deadlines.pause)
+
+
+class Turn:
+    """How long a request waits for its turn with a daemon that is busy.
+
+    Args:
+        deadlines: What the waits are.
+        patience: How many seconds a silent daemon may take, as for Silence. Who needs no more than
+            ``deadlines.unasked``, because a verified copy is at hand, does not wait for a turn.
+    """
+
+    __slots__ = ("_deadlines", "_patience", "_until")
+
+    def __init__(self, deadlines: Deadlines, patience: Callable[[], float]) -> None:
+        self._deadlines = deadlines
+        self._patience = patience
+        self._until: float | None = None
+
+    def wait(self, cancellation: Cancellation, busy: Busy) -> None:
+        """Wait as long as the daemon asked, and not all workers equally long.
+
+        Raises:
+            DaemonUnavailable: It has been waited for long enough.
+            Cancelled: The request was withdrawn.
+        """
+        if self._until is None:
+            patience = self._patience()
+            if patience > self._deadlines.unasked:
+                patience = self._deadlines.busy
+            self._until = time.monotonic() + patience
+        if time.monotonic() >= self._until:
+            raise DaemonUnavailable(str(busy)) from busy
+        cancellation.pause(busy.retry_after * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
 
 
 class Cancellation:

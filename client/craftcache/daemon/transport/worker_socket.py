@@ -12,8 +12,8 @@ from craftcache.limits import limit_reached
 from craftcache.wire import Problem, encode
 
 from .connection import DaemonConnection, Ended
-from .failures import DaemonUnavailable
-from .waiting import Call, Cancellation, Deadlines, Restarts, Silence, shut
+from .failures import Busy, DaemonUnavailable
+from .waiting import Call, Cancellation, Deadlines, Restarts, Silence, Turn, shut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerSocket"]
 
-MAX_IDLE = 8
-"""Idle connections kept at most; a process with more threads asking at once opens some anew."""
+MAX_IDLE = 2
+"""Idle connections kept at most: a process that waits for work holds next to nothing of the
+daemon's, and one with more threads asking at once opens some anew, which takes 0.1 ms each."""
 
 AnswerT = TypeVar("AnswerT")
 
@@ -81,6 +82,7 @@ class WorkerSocket:
         packet = encode(request)
         call = call or Call()
         restarts = Restarts(self._deadlines)
+        turn = Turn(self._deadlines, patience)
         while True:
             silence = Silence(self._deadlines, patience)
             try:
@@ -98,6 +100,8 @@ class WorkerSocket:
             except Ended as ended:
                 restarts.ended(answering=silence.is_answering)
                 restarts.wait(call.cancellation, str(ended))
+            except Busy as busy:
+                turn.wait(call.cancellation, busy)
 
     def close(self) -> None:
         """Close the idle connections; a later request opens its own."""
@@ -175,9 +179,12 @@ class WorkerSocket:
 
 
 def _refusal(problem: Problem) -> Exception:
+    error = problem.error
+    if problem.own_fault and error.retry_after is not None:
+        return Busy(error.message, error.retry_after)
     if problem.own_fault:
-        return DaemonUnavailable(problem.error.message)
-    return problem.error
+        return DaemonUnavailable(error.message)
+    return error
 
 
 _all_sockets: weakref.WeakSet[WorkerSocket] = weakref.WeakSet()

@@ -1,0 +1,134 @@
+"""Which workers are connected: how many of whom, and who makes way for the next.
+
+A connection is *idle* while its worker waits for nothing: it has said nothing yet, or has its
+answer. An idle connection is nobody's use of the daemon, so the longest idle one is given up where
+another worker wants its place; the client library opens a new one for its next request.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .connection import User
+
+if TYPE_CHECKING:
+    from .connection import WorkerConnection
+
+__all__ = ["ConnectionTable", "Limits"]
+
+
+def _share_of_descriptors(share: int) -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft // share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What workers can use up at most.
+
+    Attributes:
+        connections: Connections of all users together.
+        connections_per_uid: Connections of one user; three quarters of all by default, so that
+            one user's workers leave room for another's.
+        extra: Connections beyond these limits that are heard all the same, for one request that
+            needs no work: a hit, or how the daemon is.
+        unread_per_uid: Descriptors sent to one user's workers and not received yet. The kernel
+            allows the daemon as many in all as it may have files open.
+        requests: Requests worked on at once, of all users. One user may have as many as there are
+            left, so that there are always some left for the next. A hit is answered beyond that
+            too, and who follows a watch only waits.
+        idle_seconds: How long a connection may be idle, though nobody wants its place.
+        send_seconds: How long an answer may not fit into a worker's buffer.
+        heartbeat_seconds: How often a worker hears that its request is still worked on.
+    """
+
+    connections: int = field(default_factory=lambda: _share_of_descriptors(2))
+    connections_per_uid: int = field(default_factory=lambda: _share_of_descriptors(2) * 3 // 4)
+    extra: int = 32
+    unread_per_uid: int = field(default_factory=lambda: _share_of_descriptors(4))
+    requests: int = 4096
+    idle_seconds: float = 300.0
+    send_seconds: float = 10.0
+    heartbeat_seconds: float = 4.0
+
+
+class ConnectionTable:
+    """The connections that stand, by user; all state changes in steps without an await.
+
+    Args:
+        limits: How many there may be.
+
+    Attributes:
+        users: Who is connected, by uid.
+        count: Connections of all users, those included that end once their answer is received.
+        extra: Connections beyond the limits.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.users: dict[int, User] = {}
+        self.count = 0
+        self.extra = 0
+
+    def user(self, uid: int) -> User:
+        """What one uid has of the server."""
+        return self.users.setdefault(uid, User())
+
+    def add(self, connection: WorkerConnection) -> None:
+        """Count a connection."""
+        connection.user.connections.add(connection)
+        self.count += 1
+
+    def remove(self, connection: WorkerConnection) -> None:
+        """Count it no longer, nor the descriptors that its worker never received."""
+        user = connection.user
+        user.connections.discard(connection)
+        user.idle.pop(connection, None)
+        user.unread -= connection.unread
+        if not user.connections:
+            del self.users[connection.peer.uid]
+        self.count -= 1
+        self.extra -= connection.is_extra
+
+    def add_extra(self, connection: WorkerConnection) -> bool:
+        """Have a connection beyond the limits heard for one request; False where none may be."""
+        if self.extra >= self._limits.extra:
+            return False
+        connection.is_extra = True
+        self.extra += 1
+        return True
+
+    def is_crowded(self, user: User) -> bool:
+        """Whether a user, or all together, have more connections than they may."""
+        return self._has_too_many(user) or self._standing() > self._limits.connections
+
+    def longest_idle(self, user: User) -> WorkerConnection | None:
+        """The idle connection whose place a newcomer of ``user`` takes; None where all are busy.
+
+        Where the user has too many it is one of their own, else one of whoever has most idle. A
+        connection whose worker has not received its answer yet is not given up.
+        """
+        if not self._has_too_many(user):
+            user = max(self.users.values(), key=lambda each: len(each.idle))
+        return next((each for each in user.idle if each.has_received()), None)
+
+    def idle_since(self, moment: float) -> list[WorkerConnection]:
+        """All connections that have been idle since before ``moment`` of the loop's clock."""
+        return [
+            connection
+            for user in self.users.values()
+            for connection, since in user.idle.items()
+            if since < moment
+        ]
+
+    def all(self) -> list[WorkerConnection]:
+        """All connections."""
+        return [each for user in self.users.values() for each in user.connections]
+
+    def _has_too_many(self, user: User) -> bool:
+        return len(user.connections) > self._limits.connections_per_uid
+
+    def _standing(self) -> int:
+        return self.count - self.extra
