@@ -3,18 +3,22 @@
 Loading is blocking work whichever way it is asked for: maps are made, pages are read, tensors are
 copied. So every call runs in a thread of a pool, and the event loop only waits; what follows a
 watch, and so waits without end, has a thread of its own. Cancelling a call withdraws its request,
-at the daemon too, and the coroutine ends when the thread has.
+at the daemon too, and the coroutine ends when the thread has. Closing the client does so with all
+that run, and no thread keeps a process alive.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .daemon.transport import Call, Cancellation, Cancelled
+from .daemon_threads import DaemonThreads
 from .loading.operations import Operations
 from .sources import PARTS
 from .wire import WarmOptions
@@ -46,13 +50,16 @@ T = TypeVar("T")
 MAX_THREADS = 64
 """Calls of one client that run at once; further ones wait for their turn."""
 
+EXIT_SECONDS = 2.0
+"""How long the end of the interpreter waits for calls to take back what they had half done."""
+
 
 class AsyncClient:
     """Client for asyncio; see Client for what each method promises and raises.
 
     Usable from any number of event loops; fork-safe; picklable. Making one reads the settings, as
     making a Client does; no call of it blocks the loop. Use it as an async context manager to end
-    its threads and close its connections.
+    what still runs and close its connections.
 
     Args:
         socket_dir: See Client.
@@ -68,8 +75,13 @@ class AsyncClient:
         fallback: Fallback | bool = "origin",
     ) -> None:
         self._do = Operations(socket_dir=socket_dir, cache_dir=cache_dir, fallback=fallback)
+        self._begin()
+
+    def _begin(self) -> None:
         self._process = os.getpid()
-        self._threads = _new_pool()
+        self._threads = _new_threads()
+        self._running: dict[Future[Any], Cancellation] = {}
+        _all_clients.add(self)
 
     @property
     def cache_dir(self) -> Path:
@@ -144,25 +156,28 @@ class AsyncClient:
     async def follow(self, name: str, *, after: int | None = None) -> AsyncIterator[Generation]:
         """See Client.follow; leaving the loop, or cancelling it, withdraws the request."""
         has_daemon = False
-        thread = ThreadPoolExecutor(1, thread_name_prefix="craftcache-follow")
+        thread = DaemonThreads(1, "craftcache-follow")
         try:
             while True:
-                generation = await _run(
-                    thread, partial(self._do.next_generation, name, after, has_daemon=has_daemon)
+                generation = await self._run(
+                    partial(self._do.next_generation, name, after, has_daemon=has_daemon),
+                    threads=thread,
                 )
                 has_daemon, after = True, generation.number
                 yield generation
         finally:
-            thread.shutdown(wait=False)
+            thread.close()
 
     async def explain(self, source: str | os.PathLike[str]) -> Explanation:
         """See Client.explain."""
         return await self._run(partial(self._do.explain, source))
 
     async def close(self) -> None:
-        """End the threads and close idle connections; the client stays usable."""
-        threads, self._threads = self._pool(), _new_pool()
-        await asyncio.to_thread(threads.shutdown)
+        """Cancel all calls that run and close idle connections; the client stays usable."""
+        running = self.withdraw()
+        await asyncio.gather(*map(asyncio.wrap_future, running), return_exceptions=True)
+        threads, self._threads = self._threads, _new_threads()
+        await asyncio.to_thread(threads.close)
         self._do.close()
 
     async def __aenter__(self) -> Self:
@@ -175,43 +190,54 @@ class AsyncClient:
         return (partial(type(self), **self._do.arguments), ())
 
     async def _run(
-        self, call: Callable[..., T], report: Callable[[Progress], None] | None = None
+        self,
+        method: Callable[..., T],
+        report: Callable[[Progress], None] | None = None,
+        *,
+        threads: DaemonThreads | None = None,
     ) -> T:
-        return await _run(self._pool(), call, report)
+        """Call ``method`` in a thread; when cancelled, withdraw it and wait for the thread."""
+        cancellation = Cancellation()
+        call = Call(cancellation=cancellation) if report is None else Call(report, cancellation)
 
-    def _pool(self) -> ThreadPoolExecutor:
-        """The threads of this process; a forked child has none of its parent's."""
-        if self._process != os.getpid():
-            self._process = os.getpid()
-            self._threads = _new_pool()
-        return self._threads
+        def run() -> T:
+            try:
+                return method(call=call)
+            except Cancelled as error:
+                raise asyncio.CancelledError from error
 
-
-async def _run(
-    threads: ThreadPoolExecutor,
-    method: Callable[..., T],
-    report: Callable[[Progress], None] | None = None,
-) -> T:
-    """Call ``method`` in a thread; when cancelled, withdraw it and wait for the thread."""
-    cancellation = Cancellation()
-    call = Call(cancellation=cancellation) if report is None else Call(report, cancellation)
-
-    def run() -> T:
+        if self._process != os.getpid():  # a forked child has none of its parent's threads
+            self._begin()
+        submitted = (threads or self._threads).submit(run)
+        self._running[submitted] = cancellation
+        submitted.add_done_callback(partial(self._running.pop))
+        running = asyncio.wrap_future(submitted)
         try:
-            return method(call=call)
-        except Cancelled as error:
-            raise asyncio.CancelledError from error
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            cancellation.withdraw()
+            if not submitted.cancel():  # it has begun
+                await asyncio.gather(running, return_exceptions=True)
+            raise
 
-    submitted = threads.submit(run)
-    running = asyncio.wrap_future(submitted)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        cancellation.withdraw()
-        if not submitted.cancel():  # it has begun
-            await asyncio.gather(running, return_exceptions=True)
-        raise
+    def withdraw(self) -> list[Future[Any]]:
+        """Cancel all calls that run; returns those that have not ended yet."""
+        if self._process != os.getpid():
+            return []
+        running = list(self._running.items())
+        for _, cancellation in running:
+            cancellation.withdraw()
+        return [future for future, _ in running if not future.cancel()]
 
 
-def _new_pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="craftcache")
+def _new_threads() -> DaemonThreads:
+    return DaemonThreads(MAX_THREADS, "craftcache")
+
+
+_all_clients: weakref.WeakSet[AsyncClient] = weakref.WeakSet()
+
+
+@atexit.register
+def _withdraw_all() -> None:
+    """At the end of the interpreter, where a loop was left with calls in it."""
+    wait([each for client in _all_clients for each in client.withdraw()], EXIT_SECONDS)
