@@ -1,23 +1,32 @@
 """Every error that craftcache raises, on either side of the socket.
 
-One tree, so that one ``except`` catches all of it and the class says whose it is to mend::
+One tree, so that one ``except`` catches all of it and the class says whose it is to mend, which is
+its ``blame``, and so whether a worker goes another way when the daemon answers with it::
 
-    CraftcacheError
-    ├── InvalidSource      the name itself is wrong            (the caller's)
-    ├── NotFound           no such repository, revision, file  (the caller's)
-    ├── AccessDenied       gated or private, token missing     (the caller's)
-    ├── PolicyDenied       this node does not allow it         (the administrator's)
-    ├── IntegrityError     the bytes are not what was promised (the origin's)
-    ├── UnsafeCheckpoint   loading it would run code           (the publisher's)
-    ├── NotACheckpoint     the file is no torch checkpoint     (the publisher's)
-    ├── UnknownDevice      torch has no such device            (the caller's)
-    ├── UnknownAudioCraft  install() does not know its version (the caller's)
-    ├── NotMounted         the file is not under this cache    (the caller's)
-    ├── ResourceLimit      memory, open files, threads        (the caller's)
-    ├── StorageFull        the disk lacks ``missing_bytes``    (the administrator's)
-    ├── Offline            a fetch is needed and forbidden     (the caller's)
-    ├── Unavailable        the origin or the daemon is away    (nobody's: a retry may help)
-    └── ProtocolMismatch   the two sides share no version      (the administrator's)
+    error                  what is wrong                            blame           then the worker
+    CraftcacheError        any fault of the daemon's own            daemon          goes on alone
+    ├── InvalidSource      the name itself                          caller          raises it
+    ├── NotFound           no such repository, revision, file       caller          raises it (*)
+    ├── AccessDenied       gated or private, token missing          caller          raises it (*)
+    ├── PolicyDenied       this node does not allow it              administrator   raises it
+    ├── IntegrityError     the bytes are not what was promised      origin          raises it
+    ├── UnsafeCheckpoint   loading it would run code                publisher       raises it
+    ├── NotACheckpoint     the file is no torch checkpoint          publisher       raises it
+    ├── UnknownDevice      torch has no such device                 caller          raises it
+    ├── UnknownAudioCraft  install() does not know its version      caller          raises it
+    ├── NotMounted         the file is not under this cache         caller          raises it
+    ├── ResourceLimit      memory, open files, threads: too few     process         goes on alone
+    ├── StorageFull        the disk lacks ``missing_bytes``         administrator   raises it
+    ├── Offline            a fetch is needed and forbidden          caller          raises it
+    ├── Unavailable        the origin is away, a retry may help     origin          raises it
+    └── ProtocolMismatch   the two sides share no version           administrator   goes on alone
+
+(*) but for a Hub id, where this process has a token of its own: it may read what the daemon may
+not.
+To *go on alone* is to use what stands verified in a cache or what this process hashes itself, and
+then to fetch, as far as ``fallback`` allows. A ``ResourceLimit`` is raised where it is met: the
+daemon's does not bind the worker, and the worker's own is no reason to try again in another way.
+A daemon that is overloaded is waited for.
 
 The class name is the error's ``code`` on the wire, in HTTP problem documents and in
 ``--json`` output, so it is the same from Python, HTTP and the command line.
@@ -27,12 +36,13 @@ from __future__ import annotations
 
 import copy
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "Blame",
     "CraftcacheError",
     "InvalidSource",
     "NotFound",
@@ -52,6 +62,10 @@ __all__ = [
 ]
 
 
+Blame: TypeAlias = Literal["caller", "administrator", "origin", "publisher", "process", "daemon"]
+"""Whose an error is to mend; ``process`` is the one in which it was raised."""
+
+
 class CraftcacheError(Exception):
     """Base of all errors of craftcache.
 
@@ -61,8 +75,10 @@ class CraftcacheError(Exception):
         hint: What to do next.
         retryable: Whether the same call may succeed later with nothing changed by the user.
         retry_after: Seconds after which a retry makes sense, where the origin said so.
+        blame: Whose it is to mend; of the class.
     """
 
+    blame: ClassVar[Blame] = "daemon"
     http_status: ClassVar[int] = 500
     retryable_by_default: ClassVar[bool] = False
 
@@ -119,63 +135,76 @@ class CraftcacheError(Exception):
 class InvalidSource(CraftcacheError, ValueError):
     """The source or filename is malformed or of a kind that craftcache does not know."""
 
+    blame = "caller"
     http_status = 400
 
 
 class NotFound(CraftcacheError, LookupError):
     """The repository, revision, file or model does not exist."""
 
+    blame = "caller"
     http_status = 404
 
 
 class AccessDenied(CraftcacheError):
     """The origin refuses to serve it to this token (gated, private, or no token at all)."""
 
+    blame = "caller"
     http_status = 403
 
 
 class PolicyDenied(CraftcacheError):
     """The settings of this node, or the caller's rights on it, do not allow it."""
 
+    blame = "administrator"
     http_status = 403
 
 
 class IntegrityError(CraftcacheError):
     """The bytes are not those that the origin promised; nothing was published."""
 
+    blame = "origin"
     http_status = 502
 
 
 class UnsafeCheckpoint(CraftcacheError):
     """Loading the file would execute code; the message names the offending global."""
 
+    blame = "publisher"
     http_status = 422
 
 
 class NotACheckpoint(CraftcacheError):
     """The file is not something that ``torch.load`` could read."""
 
+    blame = "publisher"
     http_status = 422
 
 
 class UnknownDevice(CraftcacheError, ValueError):
     """``device`` is nothing that this torch can place tensors on."""
 
+    blame = "caller"
     http_status = 400
 
 
 class UnknownAudioCraft(CraftcacheError):
     """The installed AudioCraft is of a version that cannot be patched; nothing was changed."""
 
+    blame = "caller"
+
 
 class NotMounted(CraftcacheError):
     """The file exists on the node but not under the cache directory that this process sees."""
 
+    blame = "caller"
     http_status = 409
 
 
 class ResourceLimit(CraftcacheError):
     """This process may not have what it takes: memory, open files, threads; names the limit."""
+
+    blame = "process"
 
 
 class StorageFull(CraftcacheError):
@@ -185,6 +214,7 @@ class StorageFull(CraftcacheError):
         missing_bytes: How many bytes must be freed for the request to fit.
     """
 
+    blame = "administrator"
     http_status = 507
 
     def __init__(
@@ -210,12 +240,14 @@ class StorageFull(CraftcacheError):
 class Offline(CraftcacheError):
     """A fetch would be needed, and this process was told not to fetch."""
 
+    blame = "caller"
     http_status = 503
 
 
 class Unavailable(CraftcacheError):
     """The origin or the daemon cannot be reached or does not answer in time."""
 
+    blame = "origin"
     http_status = 503
     retryable_by_default = True
 
@@ -223,6 +255,7 @@ class Unavailable(CraftcacheError):
 class ProtocolMismatch(CraftcacheError):
     """Client and daemon speak no common protocol version."""
 
+    blame = "administrator"
     http_status = 400
 
 

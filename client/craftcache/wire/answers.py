@@ -305,6 +305,11 @@ class Problem:
 
     TYPE: ClassVar[str] = "problem"
 
+    @classmethod
+    def of(cls, error: CraftcacheError) -> Problem:
+        """A daemon's answer where ``error`` ended a request; see the table in craftcache.errors."""
+        return cls(error, own_fault=error.blame in ("daemon", "process"))
+
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The message as a JSON object, texts clipped to ``text_limit``."""
         return {"problem": _problem(self.error, text_limit), "own_fault": self.own_fault}

@@ -47,8 +47,7 @@ class Response:
     def problem(cls, error: Exception) -> Response:
         """The answer to a request that failed with ``error``; what is no user's fault is logged."""
         if isinstance(error, CraftcacheError):
-            # An error that is of no class is one that no class blames on anybody else.
-            return cls(encode(Problem(error, own_fault=type(error) is CraftcacheError)))
+            return cls(encode(Problem.of(error)))
         if isinstance(error, OSError) and error.errno in _EXHAUSTION:
             return cls.busy(f"{error.strerror}")
         log.error("a request of a worker failed", exc_info=error)
