@@ -126,7 +126,7 @@ class Daemon:
         settings = self._settings
         cache = CacheDir(settings.cache_dir)
         with _naming("cache_dir", settings.cache_dir):
-            store = await life.enter_async_context(Store(cache))
+            store = await life.enter_async_context(Store(cache, self._events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
         inspector = await life.enter_async_context(Inspector())
@@ -154,7 +154,7 @@ class Daemon:
             inspector=inspector,
         )
         self._warmer = Warmer(store=store, hub=hub, obtainer=obtainer, allow=settings.allow)
-        handout = BlobOpener(cache, settings.serve_dir)
+        handout = BlobOpener(store, settings.serve_dir)
         handout.check()
         residency = await life.enter_async_context(Residency())
         pins = Pins(store=store, records=records, residency=residency)

@@ -161,7 +161,7 @@ class Service:
         None as well where it is not known yet whether one of them has a ``cast``.
         """
         source, names = self._parse(text, filenames)
-        manifest = self._store.manifest(source)
+        manifest = self._store.trusted(source)
         records = manifest.select(source, names) if manifest else None
         if manifest is None or records is None or manifest.needed_only:
             return None
@@ -254,8 +254,9 @@ class Service:
             return await self._warmer.ensure(
                 source, names, refresh=refresh, priority=priority, report=report
             )
-        manifest = self._store.intact(source, names)
+        manifest = await self._warmer.recheck(source, names, report)
         if manifest is None:
+            self.watches.take_again(source)
             raise self.watches.absence(source)
         return Warmed(manifest, 0, manifest.size)
 

@@ -22,7 +22,9 @@ __all__ = [
 DIRECTORY_MODE = 0o755
 
 
-def write_file(path: Path, data: bytes, *, staging: Path, mode: int = 0o644) -> None:
+def write_file(
+    path: Path, data: bytes, *, staging: Path, mode: int = 0o644, durable: bool = True
+) -> None:
     """Put ``data`` at ``path`` in one step: written in ``staging``, fsynced, renamed.
 
     Args:
@@ -30,6 +32,7 @@ def write_file(path: Path, data: bytes, *, staging: Path, mode: int = 0o644) -> 
         data: The content.
         staging: A directory on the same file system.
         mode: Of the file.
+        durable: Whether it must survive power loss.
 
     Raises:
         OSError: Nothing has changed at ``path``.
@@ -41,12 +44,14 @@ def write_file(path: Path, data: bytes, *, staging: Path, mode: int = 0o644) -> 
             os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         os.replace(staged, path)
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 def link_file(path: Path, name: Path) -> None:

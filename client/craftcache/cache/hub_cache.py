@@ -19,19 +19,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from craftcache.digests import hash_stamped
-
 from .durable import file_mode, link_file, make_directory, staging_name, sync_directory, write_file
+from .ownership import make_ours
+from .stamps import FileStamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from craftcache.digests import HashedFile, Promise
+
+    from .stamps import Stamps
 
 __all__ = ["HubTree", "LOCK_SECONDS"]
 
@@ -50,6 +51,7 @@ class HubTree:
         staging: A directory on the same file system, for what is not yet under its final name.
         quarantine: Where a blob goes that does not hold what its name says.
         is_ours: Whether a file with that stat can be written by trusted owners only.
+        stamps: Remember what was hashed.
     """
 
     cache_dir: Path
@@ -57,6 +59,7 @@ class HubTree:
     staging: Path
     quarantine: Path
     is_ours: Callable[[os.stat_result], bool]
+    stamps: Stamps
 
     @property
     def folder(self) -> str:
@@ -122,8 +125,8 @@ class HubTree:
     def adopt(self, etag: str, promise: Promise) -> HashedFile | None:
         """Hash the blob that already stands under ``etag``; None where none keeps the promise.
 
-        Blocking: about a second per gigabyte. A blob that somebody else can write to gives way to
-        a copy first, for what was hashed must stay what it is. One that breaks the promise is left
+        Blocking: about a second per gigabyte. A blob that somebody else can write to is made ours
+        first, for what was hashed must stay what it is. One that breaks the promise is left
         where it is until :meth:`publish_blob` puts a right one in its place.
         """
         path = self.blob(etag)
@@ -134,9 +137,9 @@ class HubTree:
             if promise.size is not None and status.st_size != promise.size:
                 return None
             if not self.is_ours(status):
-                self._take_over(path)
+                make_ours(path, staging=self.staging, mode=file_mode())
             git = promise.digest is not None and promise.digest.algorithm == "git-sha1"
-            hashed = hash_stamped(path, git=git)
+            hashed = self.stamps.hash(path, git=git)
         except OSError:
             return None
         return hashed if promise.is_kept_by(hashed.digests) else None
@@ -164,11 +167,13 @@ class HubTree:
         try:
             link_file(verified, final)
         except FileExistsError:
-            if not _is_same(verified, final):
-                if (present := self.adopt(etag, promise)) is not None:
-                    return present
-                self._replace(verified, final)
+            if _is_same(verified, final):
+                return replace(file, path=final)
+            if (present := self.adopt(etag, promise)) is not None:
+                return present
+            self._replace(verified, final)
         sync_directory(final.parent)
+        self.stamps.record(file.digests.sha256, FileStamp.of(final.stat()))
         return replace(file, path=final)
 
     def link_snapshot(self, commit: str, etags: dict[str, str]) -> None:
@@ -202,16 +207,6 @@ class HubTree:
     def _is_unpublished(self, verified: Path) -> bool:
         """Whether a verified file has no name yet but its own in staging."""
         return verified.is_relative_to(self.staging) and verified.stat().st_nlink == 1
-
-    def _take_over(self, path: Path) -> None:
-        """Put a copy of our own in a blob's place; who has the old one open keeps that."""
-        staged = self.staging / staging_name()
-        try:
-            shutil.copyfile(path, staged)
-            os.chmod(staged, file_mode())
-            os.replace(staged, path)
-        finally:
-            staged.unlink(missing_ok=True)
 
     def _replace(self, verified: Path, final: Path) -> None:
         make_directory(self.quarantine)

@@ -17,7 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from craftcache.cache.durable import make_directory, staging_name, sync_directory
+from craftcache.cache.durable import sync_directory
 from craftcache.digests import Stamp
 from craftcache.sources import HubSource, parse
 
@@ -104,13 +104,12 @@ def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
         path = name.resolve(strict=True)
     except FileNotFoundError:
         return None
-    quarantined = make_directory(cache.quarantine) / f"{path.name}-{staging_name()}"
-    os.replace(path, quarantined)
-    name.unlink(missing_ok=True)
-    for cast in cache.casts(record.sha256):
-        cast.unlink(missing_ok=True)
-    for directory in {cache.quarantine, path.parent, name.parent}:
-        sync_directory(directory)
+    quarantined = cache.set_aside(path)
+    if quarantined is not None:
+        name.unlink(missing_ok=True)
+        for cast in cache.casts(record.sha256):
+            cast.unlink(missing_ok=True)
+        sync_directory(name.parent)
     return quarantined
 
 
@@ -172,16 +171,25 @@ def sweep(cache: CacheDir, *, before: float) -> int:
     for digest in {record.sha256 for record in records}:
         kept |= set(map(cache.relative, cache.casts(digest)))
     freed = 0
-    for path in (*cache.url_blobs(), *cache.indexes(), *cache.casts()):
+    stamped = {record.sha256 for record in records}
+    stamped |= {
+        cast.sha256
+        for path in cache.casts()
+        if path.suffix == ".record" and (cast := cache.cast_record(*path.stem.split(".", 1)))
+    }
+    kept |= {cache.relative(cache.stamps.path(sha256)) for sha256 in stamped}
+    derived = (*cache.indexes(), *cache.casts(), *cache.stamps.paths())
+    for path in (*cache.url_blobs(), *derived):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ctime < before and cache.relative(path) not in kept:
-                freed += _unlink(path)
+                with cache.stamps.keeping(path.name, path):
+                    freed += _unlink(path)
     cache.sweep_torch_checkpoints()
     return freed
 
 
 def _unlink(path: Path) -> int:
-    """Remove one name of a file; returns the bytes that it freed."""
+    """Remove the only name of a file of ours; returns the bytes that it freed."""
     try:
         status = path.stat()
         path.unlink()
@@ -224,7 +232,8 @@ def _unlink_blob(cache: CacheDir, record: FileRecord) -> int:
     try:
         names = path.stat().st_nlink
         shared = path.resolve() if path.is_symlink() else None
-        path.unlink()
+        with cache.stamps.keeping(record.sha256, path):
+            path.unlink()
     except FileNotFoundError:
         return 0
     if shared is not None:

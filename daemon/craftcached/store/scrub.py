@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from craftcache.cache.stamps import FileStamp
 from craftcache.digests import Hasher, Stamp
 from craftcached.threads import Threads
 
@@ -108,9 +109,12 @@ class Scrubber:
             try:
                 stamp = Stamp.of(path.stat())
                 sha256 = await self._hash(path)
+                after = Stamp.of(path.stat())
             except FileNotFoundError:
                 return "missing", None
-            if sha256 == record.sha256:
+            if sha256 == record.sha256 and after == stamp:
+                if after.ctime_ns == stamp.ctime_ns:
+                    self._store.cache.stamps.record(sha256, FileStamp.of_stamp(stamp))
                 return "right", None
             quarantined = await self._store.set_aside(record, stamp)
             if quarantined is not None:  # else another was put in its place meanwhile

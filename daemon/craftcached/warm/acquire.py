@@ -49,7 +49,7 @@ __all__ = ["FileAcquirer", "Teller"]
 class Teller:
     """Whose work is done, and who hears of it."""
 
-    source: HubSource | UrlSource
+    source: RemoteSource
     report: Callable[[Progress], None]
 
     def tell(self, file: str | None, done: int, total: int | None, state: State) -> None:
@@ -230,9 +230,9 @@ class FileAcquirer:
         return files
 
     async def inspect(
-        self, source: HubSource | UrlSource, record: FileRecord, report: Callable[[Progress], None]
+        self, source: RemoteSource, record: FileRecord, report: Callable[[Progress], None]
     ) -> None:
-        """See that a published file was inspected, whoever published it.
+        """See that a published file was inspected, whoever published it, and that this is recorded.
 
         Raises:
             UnsafeCheckpoint, NotACheckpoint: It must not be served.
@@ -240,6 +240,8 @@ class FileAcquirer:
         await self._inspect(
             Teller(source, report), record.filename, self._store.as_verified(record)
         )
+        if is_checkpoint(record.filename) and record.index_sha256 not in self._store.indexes:
+            await self._store.record_index(record.sha256)
 
     async def _obtain_hub(self, teller: Teller, source: HubSource, file: HubFile) -> _Obtained:
         present = await self._present(teller, source, file)
@@ -270,8 +272,9 @@ class FileAcquirer:
     async def _present(self, teller: Teller, source: HubSource, file: HubFile) -> Verified | None:
         """The file as it is in the cache already: verified by us, in the Hub's tree, elsewhere."""
         record = self._published(source, file.filename)
-        if record is not None and record.etag == file.etag and self._store.cache.is_intact(record):
-            return self._store.as_verified(record)
+        is_same = record is not None and record.etag == file.etag
+        if record is not None and is_same and (known := await self._store.verify(record)):
+            return known
         teller.tell(file.filename, 0, file.promise.size, "verifying")
         adopted = await self._store.adopt(source, file.etag, file.promise)
         digest = file.promise.digest
@@ -360,7 +363,8 @@ class FileAcquirer:
             teller.report(replace(progress, source=teller.source.shown, file=filename))
 
         try:
-            if is_checkpoint(filename) and not await self._store.has_index(sha256):
+            size = file.digests.size
+            if is_checkpoint(filename) and not await self._store.has_index(sha256, size):
                 async with self._inspections.join(sha256, work, report_mine):
                     pass
         except CraftcacheError as error:  # of work that others, too, may have waited for

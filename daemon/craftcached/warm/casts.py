@@ -61,7 +61,7 @@ class Casts:
         """Whether a checkpoint has been cast to ``dtype``, or never will be."""
         if (record.sha256, dtype) in self._without:
             return True
-        return self._store.cache.cast_index_path(record.sha256, dtype).is_file()
+        return self._store.has_cast(record, dtype)
 
     async def settle(
         self, record: FileRecord, dtype: str, report: Callable[[Progress], None], *, source: str
@@ -82,7 +82,7 @@ class Casts:
         def report_mine(progress: Progress) -> None:
             report(replace(progress, source=source, file=record.filename))
 
-        if self.is_settled(record, dtype):
+        if (record.sha256, dtype) in self._without or await self._store.take_cast(record, dtype):
             return True
         async with self._flights.join((record.sha256, dtype), work, report_mine) as is_settled:
             return is_settled
@@ -96,6 +96,7 @@ class Casts:
             index = await self._write(record, dtype, staged, source)
             if index:
                 await self._store.publish_cast(staged, record, dtype, index)
+                await self._store.take_cast(record, dtype)
                 log.info("cast %s of %s to %s", record.filename, source, dtype)
             else:
                 self._without.add((record.sha256, dtype))

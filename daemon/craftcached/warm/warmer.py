@@ -122,10 +122,7 @@ class Warmer:
             CraftcacheError: Any of the tree but those of loading.
         """
         names = wanted_files(source, filenames)
-        if not refresh and (manifest := self._store.intact(source, names)):
-            # A worker that had no daemon publishes without an index.
-            for record in manifest.select(source, names) or ():
-                await self._obtainer.inspect(source, record, report)
+        if not refresh and (manifest := await self.recheck(source, names, report)):
             if manifest.needed_only:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
@@ -170,6 +167,22 @@ class Warmer:
                 met[need] = outcome
             wanted = tuple(need for each in met.values() for need in each.needs)
         return list(met.values())
+
+    async def recheck(
+        self, source: RemoteSource, names: Sequence[str], report: Callable[[Progress], None]
+    ) -> Manifest | None:
+        """What is published of a source, all of it verified and inspected; None where it is not.
+
+        What was touched since it was verified is hashed again. A worker that had no daemon
+        publishes without an index, and one that was damaged is made anew.
+
+        Raises:
+            UnsafeCheckpoint, NotACheckpoint: It must not be served.
+        """
+        manifest = await self._store.recheck(source, names)
+        for record in (manifest.select(source, names) if manifest else None) or ():
+            await self._obtainer.inspect(source, record, report)
+        return manifest
 
     def check_allowed(self, source: RemoteSource) -> None:
         """Raise PolicyDenied unless this node may fetch ``source``."""

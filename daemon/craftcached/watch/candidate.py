@@ -113,7 +113,10 @@ class CandidateMaker:
         async with self._slots:
             directory = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._staging))
             try:
-                yield await self._prepare(rule, target, seen, directory, stop)
+                candidate = await self._prepare(rule, target, seen, directory, stop)
+                yield candidate
+                for file in candidate.files.values():
+                    await self._store.discard(file)
             finally:
                 await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -143,7 +146,7 @@ class CandidateMaker:
     async def _inspect(self, rule: WatchRule, file: Verified) -> None:
         """Refuse what cannot be loaded safely; write the index of what can."""
         sha256 = file.digests.sha256
-        if not await self._store.has_index(sha256):
+        if not await self._store.has_index(sha256, file.digests.size):
             index = await self._inspector.inspect(file.path, source=f"watch:{rule.name}")
             await self._store.write_index(sha256, index)
 

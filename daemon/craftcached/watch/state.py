@@ -101,6 +101,10 @@ class WatchState:
         """Now that what was in hand cannot be one: for good, or until ``retry_at``."""
         return replace(self, in_hand=None, judged=self.in_hand, verdict=reason, retry_at=retry_at)
 
+    def forgotten(self) -> WatchState:
+        """Now that what became of the pair that was verified last is lost."""
+        return replace(self, judged=None, verdict="", retry_at=None)
+
     def changed(self, now: float) -> WatchState:
         """Now that the files turned out to be written to while they were in hand."""
         return replace(self, in_hand=None, since=now)

@@ -159,6 +159,12 @@ class Watcher:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._hinted.set)
 
+    def take_again(self) -> None:
+        """Make another generation of what is there: the one that was made of it is lost."""
+        if self._situation.in_hand is None and self._situation.state == "ready":
+            self._become(self._situation.forgotten())
+            self.hint()
+
     async def run(self) -> None:
         """Watch until cancelled."""
         try:

@@ -218,6 +218,13 @@ class Watches:
         """The name of the watch of a directory, known by its device and inode; or None."""
         return next((n for n, w in self._watchers.items() if w.directory == (device, inode)), None)
 
+    def take_again(self, source: WatchSource) -> None:
+        """Make another generation of a directory whose newest turned out to be lost."""
+        watcher = self._watchers.get(source.name)
+        if watcher is not None and source.generation is None:
+            log.warning("watch %s: what was served is lost, and is taken again", source.name)
+            watcher.take_again()
+
     def is_watched(self, source: WatchSource) -> bool:
         """Whether what ``source`` names is served by a watch that is in force."""
         return source.generation is None and source.name in self._watchers
