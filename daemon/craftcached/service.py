@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.sources import RemoteSource
 
+    from .care import Care
     from .database import Database, Pin, WarmJob
     from .events import Events
     from .eviction.evictor import Eviction, Evictor
@@ -69,6 +70,7 @@ class Service:
         evictor: What makes room.
         watches: See the attribute.
         events: See the attribute.
+        care: Knows what is gone of the daemon's own directories.
 
     Attributes:
         watches: What is brought from directories of this node.
@@ -90,6 +92,7 @@ class Service:
         evictor: Evictor,
         watches: Watches,
         events: Events,
+        care: Care,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -100,6 +103,7 @@ class Service:
         self._pins = pins
         self._uses = uses
         self._evictor = evictor
+        self._care = care
         self.watches = watches
         self.events = events
         self._started_at = time.time()
@@ -406,6 +410,7 @@ class Service:
             ),
             has_token=self._settings.hub_token is not None,
             watches=dict(Counter(report.state for report in self.watches.reports())),
+            problems=await self._care.problems(),
         )
 
     def _published(self, source: RemoteSource) -> tuple[str, Manifest]:

@@ -32,6 +32,7 @@ class Status:
             say.
         has_token: Whether it can ask the Hub for what is not public.
         watches: How many watched directories are in which state.
+        problems: What of the daemon's own directories is gone and cannot be made anew, and why.
     """
 
     version: str
@@ -46,6 +47,7 @@ class Status:
     resident_bytes: int | None
     has_token: bool
     watches: dict[str, int]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,9 @@ def sources(base: Path, threaded_hub: TestHub) -> dict[str, float]:
     return {"org/model": 1.0, threaded_hub.cdn_url("/m/"): 2.0, "watch:run": 3.0}
 
 
+@pytest.mark.timeout(60 + 3 * MUTATIONS)
 def test_no_tensor_is_wrong_whatever_is_done_to_the_cache(
-    base: Path, threaded_hub: TestHub, sources: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    base: Path, threaded_hub: TestHub, sources: dict[str, float]
 ) -> None:
     config = base / "config.toml"
     config.write_text(

@@ -133,11 +133,19 @@ class CacheDir:
         Raises:
             OSError: They cannot be made.
         """
-        for directory in (
+        for directory in self._directories:
+            make_directory(directory)
+
+    def is_made(self) -> bool:
+        """Whether the directories that writing needs are there."""
+        return all(directory.is_dir() for directory in self._directories)
+
+    @property
+    def _directories(self) -> tuple[Path, ...]:
+        return (
             *(self.staging, self._blobs, self._indexes, self._manifests, self.stamps.directory),
             self._torch_checkpoints,
-        ):
-            make_directory(directory)
+        )
 
     def hub_tree(self, repo_id: str) -> HubTree:
         """The part that belongs to one Hub repository."""

@@ -37,7 +37,7 @@ def write_file(
     Raises:
         OSError: Nothing has changed at ``path``.
     """
-    staged = staging / staging_name()
+    staged = make_directory(staging) / staging_name()
     descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -118,6 +118,9 @@ class Report:
             yield self._check_version()
             yield self._check_cache_dir(cache_dir)
             yield self._check_token()
+            for problem in self.status.get("problems", ()):
+                remedy = "Give it back, or restart the daemon with another; nothing else is needed"
+                yield Finding("directories", "problem", str(problem), remedy)
 
     def _check_version(self) -> Finding:
         theirs = self.status.get("version")

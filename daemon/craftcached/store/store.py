@@ -34,7 +34,7 @@ from craftcache.cache.stamps import FileStamp
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
-from craftcache.errors import StorageFull, Unavailable
+from craftcache.errors import CraftcacheError, StorageFull, Unavailable
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
@@ -95,6 +95,7 @@ class Store:
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
         self._by_source: dict[str, tuple[FileStamp, Manifest]] = {}
         self._lock_fd = -1
+        self._device = -1
         self._writing = Threads(1, "publish")
         self._hashing = Threads(HASHING_THREADS, "hash")
 
@@ -102,6 +103,7 @@ class Store:
         await asyncio.to_thread(self.cache.create)
         await asyncio.to_thread(_clear_leftovers, self.cache.staging)
         self._lock_fd = _lock(self.cache)
+        self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -109,6 +111,56 @@ class Store:
         self._writing.close()
         self.indexes.close()
         os.close(self._lock_fd)
+
+    async def heal(self) -> None:
+        """Make the directories anew that were removed, and hold the cache again.
+
+        Raises:
+            CraftcacheError: They cannot be made, or the file system that held them is not mounted
+                any more. Of no class but Unavailable, for that is the node's own fault.
+        """
+        try:
+            await asyncio.to_thread(self._heal)
+        except OSError as error:
+            raise CraftcacheError(
+                f"the cache directory cannot be used: {error}",
+                hint="craftcache doctor says what is wrong on this node",
+            ) from error
+
+    def is_gone(self) -> bool:
+        """Whether directories of the cache were removed, or the cache is another one now."""
+        return not (_is_lock(self.cache, self._lock_fd) and self.cache.is_made())
+
+    async def check_healable(self) -> None:
+        """See that what is gone can be made anew as soon as something is to be written.
+
+        It is not made before that: somebody may be about to remove the rest.
+
+        Raises:
+            OSError: It cannot.
+        """
+        await asyncio.to_thread(self._check_healable)
+
+    def _check_healable(self) -> None:
+        root = self.cache.root
+        nearest = next(path for path in (root, *root.parents) if os.path.lexists(path))
+        if nearest == root and root.stat().st_dev != self._device:
+            raise OSError(errno.ENODEV, "another file system is mounted there now", str(root))
+        if not nearest.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+    def _heal(self) -> None:
+        root = self.cache.root
+        if not self.is_gone():
+            return
+        self._check_healable()
+        self.cache.create()
+        if not _is_lock(self.cache, self._lock_fd):
+            log.warning("%s was emptied under the daemon; its directories are made anew", root)
+            lost, self._lock_fd = self._lock_fd, _lock(self.cache)
+            os.close(lost)
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
         """The manifest of ``source`` as it stands now: one stat, and a read only if it changed.
@@ -446,8 +498,13 @@ class Store:
         Raises:
             StorageFull: There is no room for what it writes; these are small files, and names.
         """
+
+        def heal_and_write() -> T:
+            self._heal()
+            return write(*args, **kwargs)
+
         try:
-            return await self._writing.run(write, *args, **kwargs)
+            return await self._writing.run(heal_and_write)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -519,9 +576,21 @@ def _clear_leftovers(staging: Path) -> None:
                 path.unlink()
 
 
+def _lock_path(cache: CacheDir) -> Path:
+    return cache.private / "daemon.lock"
+
+
+def _is_lock(cache: CacheDir, descriptor: int) -> bool:
+    """Whether the file that others would lock is still the one that is held."""
+    try:
+        return os.path.samestat(_lock_path(cache).stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def _lock(cache: CacheDir) -> int:
     """Hold the cache for this daemon until the descriptor is closed."""
-    path = cache.private / "daemon.lock"
+    path = _lock_path(cache)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

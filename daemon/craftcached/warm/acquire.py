@@ -326,6 +326,7 @@ class FileAcquirer:
             teller.tell(filename, done, total, "fetching")
 
         report(0, remote.promise.size)
+        await self._store.heal()
         is_urgent = self._waiters[teller.source] > 0
         self._fetching[teller.source].add(remote.key)
         try:

@@ -90,6 +90,7 @@ class Casts:
     async def _cast(self, record: FileRecord, dtype: str, source: str) -> bool:
         staged = self._store.cache.staging / staging_name()
         try:
+            await self._store.heal()
             if not await asyncio.to_thread(self._has_room, record):
                 log.warning("%s is not cast to %s: there is no room for both", source, dtype)
                 return False

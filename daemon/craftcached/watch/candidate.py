@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from craftcache.cache.durable import make_directory
+
 from .copying import copy_pair
 from .gate import ask_gate
 from .snapshot import stamp
@@ -111,7 +113,7 @@ class CandidateMaker:
             StorageFull, Unavailable, OSError: Nothing is wrong with the files themselves.
         """
         async with self._slots:
-            directory = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._staging))
+            directory = Path(await asyncio.to_thread(self._make_directory))
             try:
                 candidate = await self._prepare(rule, target, seen, directory, stop)
                 yield candidate
@@ -119,6 +121,10 @@ class CandidateMaker:
                     await self._store.discard(file)
             finally:
                 await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    def _make_directory(self) -> str:
+        make_directory(self._staging)  # somebody may have emptied the cache
+        return tempfile.mkdtemp(dir=self._staging)
 
     async def _prepare(
         self,
