@@ -113,7 +113,7 @@ class ServiceBackend:
 
     async def identify(self, request: Identify, caller: Peer) -> Identified:  # noqa: ARG002
         """See WorkerBackend.identify."""
-        return Identified(self._service.watches.find(request.device, request.inode) or "")
+        return Identified(await self._service.watches.find(request.device, request.inode) or "")
 
     async def follow(self, request: Follow, caller: Peer) -> Generation:  # noqa: ARG002
         """See WorkerBackend.follow."""

@@ -44,6 +44,9 @@ REVIEW_SECONDS = 30.0
 POLL_SECONDS = 5.0
 """Between two looks at most where hints cannot be relied upon; half the settle time if shorter."""
 
+IDENTITY_SECONDS = 1.0
+"""For one look at whether a directory still is the one that is watched."""
+
 RETRY_SECONDS = 60.0
 """Until a state is tried again that failed for no fault of its own."""
 
@@ -137,6 +140,15 @@ class Watcher:
     def directory(self) -> tuple[int, int] | None:
         """Device and inode of the directory as it was seen last."""
         return self._situation.look.directory
+
+    async def is_at(self, device: int, inode: int) -> bool:
+        """Whether the directory that is watched has this device and inode at this moment."""
+        looking = self._loop.run_in_executor(self._threads, self._target.identity)
+        try:
+            async with asyncio.timeout(IDENTITY_SECONDS):
+                return await looking == (device, inode)
+        except TimeoutError:  # a file system hangs, and a worker would not see its files either
+            return False
 
     def report(self) -> Report:
         """How the watch is now."""
