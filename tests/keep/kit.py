@@ -60,10 +60,13 @@ def outcome(client: Client, source: str, value: float) -> Outcome:
         return Outcome(type(error).__name__)
     is_right = all(
         checkpoint["best_state"].keys() == {"w", "v"}
-        and checkpoint["of"] == FILENAMES[part]
+        and checkpoint["of"] == name
         and bool((checkpoint["best_state"]["w"] == value).all())
         and bool((checkpoint["best_state"]["v"] == value + 0.5).all())
-        for part, checkpoint in (("lm", export.lm), ("compression", export.compression))
+        for name, checkpoint in (
+            (FILENAMES["lm"], export.lm),
+            (FILENAMES["compression"], export.compression),
+        )
     )
     return Outcome(export.served_by, not is_right)
 
