@@ -138,6 +138,14 @@ class WorkerServer:
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._accept)
 
+    def listen_on(self, listener: socket.socket) -> None:
+        """Accept workers from another socket from now on, and close the one before."""
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        self._listener = listener
+        if not self._is_draining:
+            self.start()
+
     async def drain(self, seconds: float) -> None:
         """Accept nobody any more, give running requests ``seconds`` to finish, then end all.
 
