@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -98,6 +99,9 @@ class Store:
         self._by_source: dict[str, tuple[FileStamp, Manifest]] = {}
         self._lock_fd = -1
         self._device = -1
+        # Fetches and publications heal on threads of their own: two would each find the other's
+        # hold on the cache, and take it for another daemon's. Nothing else is locked inside.
+        self._healing = threading.Lock()
         self._writing = Threads(1, "publish")
         self._hashing = Threads(HASHING_THREADS, "hash")
 
@@ -155,14 +159,15 @@ class Store:
 
     def _heal(self) -> None:
         root = self.cache.root
-        if not self.is_gone():
-            return
-        self._check_healable()
-        self.cache.create()
-        if not _is_lock(self.cache, self._lock_fd):
-            log.warning("%s was emptied under the daemon; its directories are made anew", root)
-            lost, self._lock_fd = self._lock_fd, _lock(self.cache)
-            os.close(lost)
+        with self._healing:
+            if not self.is_gone():
+                return
+            self._check_healable()
+            self.cache.create()
+            if not _is_lock(self.cache, self._lock_fd):
+                log.warning("%s was emptied under the daemon; its directories are made anew", root)
+                lost, self._lock_fd = self._lock_fd, _lock(self.cache)
+                os.close(lost)
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
         """The manifest of ``source`` as it stands now: one stat, and a read only if it changed.

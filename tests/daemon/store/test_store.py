@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -133,3 +134,10 @@ async def test_a_model_that_is_removed_while_others_are_verified_lacks_nothing(
     verdicts = await verifier.verify(models)
     verifier.close()
     assert [(each.source, each.outcome) for each in verdicts] == [(OTHER.url, "right")]
+
+
+async def test_many_that_find_the_cache_emptied_at_once_hold_it_anew_once(store: Store) -> None:
+    for _ in range(20):
+        shutil.rmtree(store.cache.private)
+        await asyncio.gather(*(store.heal() for _ in range(8)))
+        assert not store.is_gone()
