@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from .errors import IntegrityError
@@ -115,17 +115,19 @@ class Digests:
 class Stamp:
     """Which file it was, and in which state: a write to it, or another in its place, changes it.
 
-    Other names of the file, and a change of its mode, do not.
+    Other names of the file, and a change of its mode, do not: they move its ``ctime_ns``, which
+    counts in no comparison.
     """
 
     size: int
     inode: int
     mtime_ns: int
+    ctime_ns: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
         """The stamp of the file with this stat."""
-        return cls(status.st_size, status.st_ino, status.st_mtime_ns)
+        return cls(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)

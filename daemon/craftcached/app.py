@@ -14,6 +14,7 @@ from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
+from .care import Care, Place
 from .counts import CountedFetcher, Counts
 from .database import Database
 from .events import Events
@@ -28,7 +29,7 @@ from .serve.handler import CountedHandler
 from .serve.http import AdminServer
 from .serve.metrics import MetricsRoute
 from .serve.peers import Administrators
-from .serve.sockets import bind_admin_socket, bind_worker_socket
+from .serve.sockets import Door, bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
 from .store.opener import BlobOpener
@@ -87,6 +88,7 @@ class Daemon:
         self._warmer: Warmer | None = None
         self._evictor: Evictor | None = None
         self._watches: Watches | None = None
+        self._care: Care
         self._events = Events()
         self._counts = Counts()
 
@@ -127,7 +129,7 @@ class Daemon:
         settings = self._settings
         cache = CacheDir(settings.cache_dir)
         with _naming("cache_dir", settings.cache_dir):
-            store = await life.enter_async_context(Store(cache))
+            store = await life.enter_async_context(Store(cache, self._events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
         inspector = await life.enter_async_context(Inspector())
@@ -160,7 +162,7 @@ class Daemon:
             allow=settings.allow,
             deny=settings.deny,
         )
-        handout = BlobOpener(cache, settings.serve_dir)
+        handout = BlobOpener(store, settings.serve_dir)
         handout.check()
         residency = await life.enter_async_context(Residency())
         pins = Pins(store=store, records=records, residency=residency)
@@ -180,6 +182,14 @@ class Daemon:
             events=self._events,
             rules=settings.watches,
         )
+        self._care = Care(
+            (
+                Place(
+                    f"the cache directory {settings.cache_dir}", store.is_gone, store.check_healable
+                ),
+                Place(f"the state directory {settings.state_dir}", records.is_gone, records.heal),
+            )
+        )
         service = Service(
             settings=settings,
             store=store,
@@ -192,6 +202,7 @@ class Daemon:
             evictor=self._evictor,
             watches=self._watches,
             events=self._events,
+            care=self._care,
         )
         life.push_async_callback(service.close)
         await life.enter_async_context(self._watches.running(service.queue_needs))
@@ -203,14 +214,14 @@ class Daemon:
     async def _open_sockets(self, life: contextlib.AsyncExitStack, service: Service) -> None:
         settings = self._settings
         gid = _gid(settings.admin_group)
-        worker_socket = self._listen(
+        worker_door = self._open_door(
             life, self._inherited.worker, bind_worker_socket, settings.worker_socket_mode, None
         )
-        admin_socket = self._listen(
+        admin_door = self._open_door(
             life, self._inherited.admin, bind_admin_socket, settings.admin_socket_mode, gid
         )
         workers = WorkerServer(
-            worker_socket,
+            worker_door.listener,
             CountedHandler(service, self._counts),
             Limits(connections_per_uid=settings.max_clients_per_uid),
         )
@@ -225,32 +236,45 @@ class Daemon:
             await asyncio.gather(workers.drain(settings.drain_seconds), admin.close())
 
         life.push_async_callback(drain)
-        await admin.start(admin_socket)
+        await admin.start(admin_door.listener)
         workers.start()
 
-    def _listen(
+        async def reopen_worker() -> None:
+            worker_door.reopen()
+            workers.listen_on(worker_door.listener)
+
+        async def reopen_admin() -> None:
+            admin_door.reopen()
+            await admin.listen_on(admin_door.listener)
+
+        for door, reopen in ((worker_door, reopen_worker), (admin_door, reopen_admin)):
+            self._care.look_after(Place(f"the socket {door.path}", door.is_gone, reopen))
+        # Left first of all: what is closed from then on must not be opened anew.
+        await life.enter_async_context(self._care)
+
+    def _open_door(
         self,
         life: contextlib.AsyncExitStack,
         inherited: socket.socket | None,
         bind: Callable[..., socket.socket],
         mode: int,
         gid: int | None,
-    ) -> socket.socket:
+    ) -> Door:
         """The inherited socket, or a new one whose path is removed when the daemon ends."""
-        if inherited is not None:
-            life.callback(inherited.close)
-            return inherited
+
+        def listen() -> socket.socket:
+            return bind(self._settings.socket_dir, mode=mode, gid=gid)
+
         try:
-            listener = bind(self._settings.socket_dir, mode=mode, gid=gid)
+            door = Door(inherited or listen(), listen, is_ours=inherited is None)
         except OSError as error:
             raise Unavailable(
                 f"cannot listen on {error.filename or self._settings.socket_dir}: {error.strerror}",
                 hint="Stop the other daemon, or choose another socket_dir",
                 retryable=False,
             ) from error
-        path = listener.getsockname()
-        life.callback(_remove, listener, path)
-        return listener
+        life.callback(door.close)
+        return door
 
 
 @contextlib.contextmanager
@@ -264,12 +288,6 @@ def _naming(setting: str, directory: Path) -> Iterator[None]:
             hint=f"Make it a directory that uid {os.geteuid()} may write, or choose another",
             retryable=False,
         ) from error
-
-
-def _remove(listener: socket.socket, path: str) -> None:
-    listener.close()
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def _gid(group: str) -> int | None:

@@ -101,11 +101,12 @@ class Database:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
+        self._path = state_dir / "craftcached.sqlite"
         self._connection: aiosqlite.Connection
 
     async def __aenter__(self) -> Self:
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self._state_dir / "craftcached.sqlite"
+        path = self._path
         try:
             self._connection = await _open(path)
         except sqlite3.DatabaseError as error:
@@ -118,6 +119,28 @@ class Database:
 
     async def __aexit__(self, *_: object) -> None:
         await self._connection.close()
+
+    def is_gone(self) -> bool:
+        """Whether the database's file was removed."""
+        return not self._path.exists()
+
+    async def heal(self) -> None:
+        """Put the database back with all that it held.
+
+        Raises:
+            OSError: That cannot be done.
+            sqlite3.Error: Likewise.
+        """
+        self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log.warning("%s was removed under the daemon, and is written anew", self._path)
+        fresh = await _open(self._path)
+        try:
+            await self._connection.backup(fresh)
+        except BaseException:
+            await fresh.close()
+            raise
+        gone, self._connection = self._connection, fresh
+        await gone.close()
 
     async def add_warm_job(self, warm: Warm) -> WarmJob:
         """Promise a warm; durable when this returns. The same promise twice is one."""

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from craftcache.sources import RemoteSource
     from craftcache.wire import ModelsPage, Progress, Request
 
+    from .care import Care
     from .database import Database, Pin
     from .events import Events
     from .eviction.evictor import Evictor
@@ -88,6 +89,7 @@ class Service:
         evictor: What makes room.
         watches: See the attribute.
         events: See the attribute.
+        care: Knows what is gone of the daemon's own directories.
 
     Attributes:
         watches: What is brought from directories of this node.
@@ -108,6 +110,7 @@ class Service:
         evictor: Evictor,
         watches: Watches,
         events: Events,
+        care: Care,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -117,6 +120,7 @@ class Service:
         self._pins = pins
         self._uses = uses
         self._evictor = evictor
+        self._care = care
         self.watches = watches
         self.events = events
         self._started_at = time.time()
@@ -168,7 +172,7 @@ class Service:
             case Models():
                 answer = await self._page(request)
             case Identify():
-                answer = Identified(self.watches.find(request.device, request.inode) or "")
+                answer = Identified(await self.watches.find(request.device, request.inode) or "")
             case Follow():
                 served = await self.watches.wait_other(request.name, request.after)
                 answer = _generation(request.name, served)
@@ -197,7 +201,7 @@ class Service:
     def _open(self, request: Load) -> Loaded | None:
         """Open the files of a source if all are published and untouched; None otherwise."""
         source = request.source
-        manifest = self._store.manifest(source)
+        manifest = self._store.trusted(source)
         records = manifest.select(source, request.names) if manifest else None
         if manifest is None or records is None or manifest.needed_only:
             return None
@@ -366,6 +370,7 @@ class Service:
             ),
             has_token=self._settings.hub_token is not None,
             watches=dict(Counter(report.state for report in self.watches.reports())),
+            problems=await self._care.problems(),
         )
 
     def manifest(self, source: RemoteSource) -> Manifest:

@@ -75,8 +75,9 @@ class Warming:
             return await self._warmer.warm(
                 source, names, refresh=refresh, priority=priority, report=report
             )
-        manifest = self._store.intact(source, names)
+        manifest = await self._warmer.recheck(source, names, report)
         if manifest is None:
+            self._watches.take_again(source)
             raise self._watches.absence(source)
         return Warmed(manifest, 0, manifest.size)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hypothesis import strategies as st
 
-from craftcache.checkpoint.index import ITEM_BYTES, Index, parse
+from craftcache.checkpoint.index import ITEM_BYTES, Index, dump, parse
 from craftcached.inspect.examine import examine
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ GRADIENTS = [
     torch.complex128,
 ]
 """Dtypes of which torch.load can load a tensor that requires grad; it fails on others."""
+
+
+def index_without_tensors(file_size: int) -> bytes:
+    """The index of some file of that size, which leaves it to torch."""
+    return dump(Index(file_size, "zip", "a test", (), (), ["d", [], []]))
 
 
 @contextmanager

@@ -6,33 +6,47 @@
         staging/                    what is not verified yet; never a final name
         blobs/sha256/<hex>          verified files that came from a URL or a watch
         index/<hex>.json            the index of the checkpoint with that sha256
+        stamps/<hex>.json           which files were found to have that sha256, and how they looked
         manifests/<key>.json        which files a source consists of
         torch/hub/checkpoints/      links to URL files whose name carries their hash, for torch.hub
         quarantine/                 what failed verification later, never served
 
 A file lives through four states: *staged* (partial or unverified, in ``staging/``), *verified*
 (hashed and inspected, still in ``staging/``), *published* (linked to its final name and named by
-a manifest) and *evicted* (unlinked; whoever has it open keeps its bytes). All calls here block.
+a manifest) and *evicted* (unlinked; whoever has it open keeps its bytes). A published file is never
+replaced by one with the same bytes: whoever brings these joins it, and any number of manifests may
+name it. One whose stamp does not fit is hashed again before anything is decided about it; only what
+has other bytes goes to quarantine.
+
+A manifest holds the digest of each index beside that of its blob, and nothing is served that one of
+them does not cover. All calls here block.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
 import os
 import stat
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from craftcache.checkpoint.index import MAX_BYTES as INDEX_MAX_BYTES
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.config import daemon_uid
+from craftcache.digests import Digests, HashedFile, Stamp
 from craftcache.sources import url_digest
 
 from .durable import make_directory, staging_name, sync_directory, write_file
 from .hub_cache import LOCK_SECONDS, HubTree
 from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
-from .placing import put_in_place
+from .ownership import make_ours
+from .placing import link_or_copy, move_away
+from .stamps import FileStamp, Stamps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,12 +54,13 @@ if TYPE_CHECKING:
 
     from craftcache.checkpoint.index import Index
     from craftcache.dependencies import Dependency
-    from craftcache.digests import HashedFile
     from craftcache.sources import RemoteSource
 
     from .manifest import FileRecord
 
 __all__ = ["CacheDir"]
+
+log = logging.getLogger("craftcache")
 
 BLOB_MODE = 0o444
 
@@ -60,10 +75,16 @@ class CacheDir:
     Attributes:
         root: Absolute path.
         trusted_uids: Owners whose files are believed without hashing them again.
+        stamps: Of its files; a change of theirs that is our own goes through ``stamps.keeping``.
     """
 
     root: Path
     trusted_uids: frozenset[int] = field(default_factory=lambda: _trusted_uids())
+    stamps: Stamps = field(init=False, repr=False, compare=False)
+    # Digests of indexes by that of their checkpoint, as manifests of ours and this process have it.
+    _vouched: defaultdict[str, set[str]] = field(
+        default_factory=lambda: defaultdict(set), init=False, repr=False, compare=False
+    )
     # Joined once and not for every hit, which they would make a third slower.
     _blobs: Path = field(init=False, repr=False, compare=False)
     _indexes: Path = field(init=False, repr=False, compare=False)
@@ -73,6 +94,8 @@ class CacheDir:
         object.__setattr__(self, "_blobs", self.private / "blobs" / "sha256")
         object.__setattr__(self, "_indexes", self.private / "index")
         object.__setattr__(self, "_manifests", self.private / "manifests")
+        stamps = Stamps(self.private / "stamps", self.staging, self.is_ours)
+        object.__setattr__(self, "stamps", stamps)
 
     @property
     def private(self) -> Path:
@@ -104,15 +127,23 @@ class CacheDir:
         Raises:
             OSError: They cannot be made.
         """
-        for directory in (
-            *(self.staging, self._blobs, self._indexes, self._manifests),
-            self._torch_checkpoints,
-        ):
+        for directory in self._directories:
             make_directory(directory)
+
+    def is_made(self) -> bool:
+        """Whether the directories that writing needs are there."""
+        return all(directory.is_dir() for directory in self._directories)
+
+    @property
+    def _directories(self) -> tuple[Path, ...]:
+        return (
+            *(self.staging, self._blobs, self._indexes, self._manifests, self.stamps.directory),
+            self._torch_checkpoints,
+        )
 
     def hub_tree(self, repo_id: str) -> HubTree:
         """The part that belongs to one Hub repository."""
-        return HubTree(self.root, repo_id, self.staging, self.quarantine, self.is_ours)
+        return HubTree(self.root, repo_id, self.staging, self.quarantine, self.is_ours, self.stamps)
 
     def path(self, record: FileRecord) -> Path:
         """Where the bytes of ``record`` stand."""
@@ -139,10 +170,36 @@ class CacheDir:
         return self._indexes.glob("*.json")
 
     def index(self, record: FileRecord) -> Index | None:
-        """The index of a published file; None where it was not inspected."""
+        """The index of a published file; None where it has none that is right and readable."""
+        data = self.read_index(record)
         try:
-            return parse_index(self.index_path(record.sha256).read_bytes(), file_size=record.size)
-        except (OSError, InvalidIndex):
+            return None if data is None else parse_index(data, file_size=record.size)
+        except InvalidIndex:
+            return None
+
+    def read_index(self, record: FileRecord) -> bytes | None:
+        """The content of a file's index; None where it is not what ``record`` says."""
+        data = self._index_content(record.sha256)
+        if data is None or hashlib.sha256(data).hexdigest() != record.index_sha256:
+            return None
+        return data
+
+    def vouched_index(self, sha256: str) -> tuple[str, bytes] | None:
+        """The index of a checkpoint and its digest, if we wrote it or a manifest of ours has it."""
+        data = self._index_content(sha256)
+        digest = hashlib.sha256(data or b"").hexdigest()
+        return (digest, data) if data is not None and digest in self._vouched[sha256] else None
+
+    def index_digest(self, sha256: str) -> str | None:
+        """The digest of a checkpoint's index as a new manifest may record it."""
+        vouched = self.vouched_index(sha256)
+        return vouched and vouched[0]
+
+    def _index_content(self, sha256: str) -> bytes | None:
+        try:
+            with self.index_path(sha256).open("rb", buffering=0) as file:
+                return file.read(INDEX_MAX_BYTES + 1)
+        except OSError:
             return None
 
     def manifest_path(self, key: str) -> Path:
@@ -153,29 +210,38 @@ class CacheDir:
         """The published manifest of ``source``; None where there is none that can be read."""
         return self.manifest_at(manifest_key(source))
 
-    def manifest_at(self, key: str, *, ours: bool = False) -> Manifest | None:
+    def manifest_at(self, key: str, *, ours: bool = False, owned: bool = False) -> Manifest | None:
         """The published manifest with that key; None where there is none that can be read.
 
         Args:
             key: See manifest.manifest_key.
             ours: Whether one that somebody else can have written is none.
+            owned: Whether one that belongs to somebody else is none; others may write to it.
         """
         try:
             with self.manifest_path(key).open("rb") as file:
-                if ours and not self.is_ours(os.fstat(file.fileno())):
+                status = os.fstat(file.fileno())
+                is_ours = self.is_ours(status)
+                if (ours and not is_ours) or (owned and status.st_uid not in self.trusted_uids):
                     return None
-                return Manifest.parse(file.read(MAX_BYTES))
+                manifest = Manifest.parse(file.read(MAX_BYTES), key)
         except (OSError, ManifestError):
             return None
+        for record in manifest.files if is_ours else ():
+            if record.index_sha256 is not None:
+                self._vouched[record.sha256].add(record.index_sha256)
+        return manifest
 
     def manifests(self) -> Iterator[Manifest]:
         """All published manifests, in no order."""
         return (manifest for _, manifest in self.published())
 
-    def published(self, *, ours: bool = False) -> Iterator[tuple[str, Manifest]]:
-        """All published manifests with their keys, in no order; see manifest_at for ``ours``."""
+    def published(
+        self, *, ours: bool = False, owned: bool = False
+    ) -> Iterator[tuple[str, Manifest]]:
+        """All published manifests with their keys, in no order; see manifest_at."""
         for key in self.manifest_keys():
-            if manifest := self.manifest_at(key, ours=ours):
+            if manifest := self.manifest_at(key, ours=ours, owned=owned):
                 yield key, manifest
 
     def manifest_keys(self) -> list[str]:
@@ -185,13 +251,22 @@ class CacheDir:
     def is_intact(self, record: FileRecord) -> bool:
         """Whether the blob is there and untouched since it was verified (one stat)."""
         try:
-            return record.describes(self.path(record).stat())
+            return self.stamps.has(record.sha256, self.path(record).stat())
         except OSError:
             return False
 
-    def is_ready(self, record: FileRecord) -> bool:
-        """Whether the blob is intact and was inspected."""
-        return self.is_intact(record) and self.index_path(record.sha256).is_file()
+    def hash_again(self, record: FileRecord) -> HashedFile:
+        """Hash a blob whose stamp does not fit, and remember what it was found to be.
+
+        One that others may write to is made ours first, for what was hashed must stay what it is.
+
+        Raises:
+            OSError: It is not there, cannot be read or be made ours, or was changed meanwhile.
+        """
+        path = self.path(record)
+        if not self.is_ours(path.stat()):
+            make_ours(path, mode=BLOB_MODE)
+        return self.stamps.hash(path)
 
     def has_need(self, need: Dependency) -> bool:
         """Whether all that is needed of a source is published and untouched."""
@@ -251,20 +326,69 @@ class CacheDir:
     def publish_url_blob(self, file: HashedFile) -> HashedFile:
         """Give a verified file its final name; the caller still removes its own name for it.
 
+        Where a file with the same bytes has that name, the new one joins it, and is of no use any
+        more; one with other bytes goes to quarantine.
+
+        Returns:
+            What has that name now, as it was hashed.
+
         Raises:
             IntegrityError: The file was changed after it was verified.
         """
-        verified, final = file.path, self.url_blob(file.digests.sha256)
+        verified, sha256 = file.path, file.digests.sha256
+        final = self.url_blob(sha256)
         file.check_untouched()
-        if final.exists() and final.samefile(verified):
-            return replace(file, path=final)
         make_directory(final.parent)
         if verified.is_relative_to(self.staging) and verified.stat().st_nlink == 1:
             os.chmod(verified, BLOB_MODE)
-        # Same digest, same bytes: whichever stands here is right.
-        published = put_in_place(file, final, staging=self.staging)
-        sync_directory(final.parent)
-        return published
+        while True:
+            try:
+                published = link_or_copy(file, final)
+            except FileExistsError:
+                if (present := self._present_blob(final, sha256)) is not None:
+                    return present
+                aside = self.set_aside(final)
+                log.warning("%s did not hold the bytes of its name; it is %s now", final, aside)
+            else:
+                sync_directory(final.parent)
+                self.stamps.record(sha256, FileStamp.of(final.stat()))
+                return published
+
+    def _present_blob(self, path: Path, sha256: str) -> HashedFile | None:
+        """What stands at a blob's place; None where it is no file with that digest."""
+        try:
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            if self.is_ours(status) and self.stamps.has(sha256, status):
+                return HashedFile(path, Digests(status.st_size, sha256), Stamp.of(status))
+            if not self.is_ours(status):
+                make_ours(path, mode=BLOB_MODE)
+            hashed = self.stamps.hash(path)
+        except FileNotFoundError:
+            return None
+        return hashed if hashed.digests.sha256 == sha256 else None
+
+    def discard(self, file: HashedFile) -> None:
+        """Remove a file's name in staging; what was published keeps its own names."""
+        if file.path.is_relative_to(self.staging):
+            with self.stamps.keeping(file.digests.sha256, file.path):
+                file.path.unlink(missing_ok=True)
+
+    def set_aside(self, path: Path) -> Path | None:
+        """Put what stands at ``path`` into quarantine; None where nothing stands there any more.
+
+        Returns:
+            Its name there.
+        """
+        aside = make_directory(self.quarantine) / f"{path.name}-{staging_name()}"
+        try:
+            moved = move_away(path, aside)
+        except FileNotFoundError:
+            return None
+        for directory in (moved.parent, path.parent):
+            sync_directory(directory)
+        return moved
 
     def link_torch_checkpoint(self, url: str, blob: Path) -> None:
         """Let torch.hub find a published file that came from ``url``, if its name carries its hash.
@@ -288,17 +412,24 @@ class CacheDir:
             if not link.exists():
                 link.unlink(missing_ok=True)
 
-    def write_index(self, sha256: str, data: bytes) -> None:
-        """Publish the index of the checkpoint with that sha256."""
+    def write_index(self, sha256: str, data: bytes) -> str:
+        """Publish the index of the checkpoint with that sha256; returns its digest."""
         path = self.index_path(sha256)
         make_directory(path.parent)
         write_file(path, data, staging=self.staging)
+        digest = hashlib.sha256(data).hexdigest()
+        self._vouched[sha256] = {digest}
+        return digest
 
     def write_manifest(self, source: RemoteSource, manifest: Manifest) -> None:
         """Publish ``manifest``: the moment from which ``source`` is what it says."""
-        path = self.manifest_path(manifest_key(source))
+        self.write_manifest_at(manifest_key(source), manifest)
+
+    def write_manifest_at(self, key: str, manifest: Manifest) -> None:
+        """Likewise, where only the key is known: the name of a source may hold a secret."""
+        path = self.manifest_path(key)
         make_directory(path.parent)
-        write_file(path, manifest.dump(), staging=self.staging)
+        write_file(path, manifest.dump(key), staging=self.staging)
 
 
 def _trusted_uids() -> frozenset[int]:

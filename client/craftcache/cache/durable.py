@@ -24,7 +24,9 @@ __all__ = [
 DIRECTORY_MODE = 0o755
 
 
-def write_file(path: Path, data: bytes, *, staging: Path, mode: int = 0o644) -> None:
+def write_file(
+    path: Path, data: bytes, *, staging: Path, mode: int = 0o644, durable: bool = True
+) -> None:
     """Put ``data`` at ``path`` in one step: written in ``staging``, fsynced, renamed.
 
     Args:
@@ -33,27 +35,30 @@ def write_file(path: Path, data: bytes, *, staging: Path, mode: int = 0o644) -> 
         staging: A directory, on the same file system if no directory was linked to another one;
             then it is written beside ``path``.
         mode: Of the file.
+        durable: Whether it must survive power loss.
 
     Raises:
         OSError: Nothing has changed at ``path``.
     """
     try:
-        _write_by(staging / staging_name(), path, data, mode)
+        _write_by(make_directory(staging) / staging_name(), path, data, mode, durable=durable)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _write_by(beside(path), path, data, mode)
-    sync_directory(path.parent)
+        _write_by(beside(path), path, data, mode, durable=durable)
+    if durable:
+        sync_directory(path.parent)
 
 
-def _write_by(staged: Path, path: Path, data: bytes, mode: int) -> None:
+def _write_by(staged: Path, path: Path, data: bytes, mode: int, *, durable: bool) -> None:
     descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         os.replace(staged, path)
     except BaseException:
         staged.unlink(missing_ok=True)

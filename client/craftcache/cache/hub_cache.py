@@ -21,21 +21,22 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from craftcache.digests import hash_stamped
-
 from .durable import beside, file_mode, make_directory, staging_name, sync_directory, write_file
+from .ownership import make_ours
 from .placing import TreeObstacle, link_or_copy, move_away, put_in_place
+from .stamps import FileStamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from craftcache.digests import HashedFile, Promise
+
+    from .stamps import Stamps
 
 __all__ = ["HubTree", "LOCK_SECONDS"]
 
@@ -56,6 +57,7 @@ class HubTree:
         staging: A directory on the same file system, for what is not yet under its final name.
         quarantine: Where a blob goes that does not hold what its name says.
         is_ours: Whether a file with that stat can be written by trusted owners only.
+        stamps: Remember what was hashed.
     """
 
     cache_dir: Path
@@ -63,6 +65,7 @@ class HubTree:
     staging: Path
     quarantine: Path
     is_ours: Callable[[os.stat_result], bool]
+    stamps: Stamps
 
     @property
     def folder(self) -> str:
@@ -128,8 +131,8 @@ class HubTree:
     def adopt(self, etag: str, promise: Promise) -> HashedFile | None:
         """Hash the blob that already stands under ``etag``; None where none keeps the promise.
 
-        Blocking: about a second per gigabyte. A blob that somebody else can write to gives way to
-        a copy first, for what was hashed must stay what it is. One that breaks the promise is left
+        Blocking: about a second per gigabyte. A blob that somebody else can write to is made ours
+        first, for what was hashed must stay what it is. One that breaks the promise is left
         where it is until :meth:`publish_blob` puts a right one in its place.
         """
         path = self.blob(etag)
@@ -142,10 +145,10 @@ class HubTree:
             if promise.size is not None and status.st_size != promise.size:
                 return None
             if not self.is_ours(status):
-                self._take_over(path)
+                make_ours(path, mode=file_mode())
             git = promise.digest is not None and promise.digest.algorithm == "git-sha1"
-            hashed = hash_stamped(path, git=git)
-        except (OSError, RuntimeError):  # links in a circle are the latter to pathlib
+            hashed = self.stamps.hash(path, git=git)
+        except OSError:
             return None
         return hashed if promise.is_kept_by(hashed.digests) else None
 
@@ -183,12 +186,12 @@ class HubTree:
             published = link_or_copy(file, final)
         except FileExistsError:
             if _is_same(verified, final):
-                published = replace(file, path=final)
-            elif (present := self.adopt(etag, promise)) is not None:
+                return replace(file, path=final)
+            if (present := self.adopt(etag, promise)) is not None:
                 return present
-            else:
-                published = self._replace(file, final)
+            published = self._replace(file, final)
         sync_directory(final.parent)
+        self.stamps.record(file.digests.sha256, FileStamp.of(final.stat()))
         return published
 
     def link_snapshot(self, commit: str, etags: dict[str, str]) -> None:
@@ -236,16 +239,6 @@ class HubTree:
         """Whether a blob stands in the cache, or where its directories were linked to by hand."""
         homes = (self.cache_dir, self.root, self.root / "blobs")
         return any(resolved.is_relative_to(home.resolve()) for home in homes)
-
-    def _take_over(self, path: Path) -> None:
-        """Put a copy of our own in a blob's place; who has the old one open keeps that."""
-        staged = beside(path)
-        try:
-            shutil.copyfile(path, staged)
-            os.chmod(staged, file_mode())
-            os.replace(staged, path)
-        finally:
-            staged.unlink(missing_ok=True)
 
     def _replace(self, file: HashedFile, final: Path) -> HashedFile:
         """Put a verified file where something else stands; that goes to quarantine if it can."""

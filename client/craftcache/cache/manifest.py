@@ -4,6 +4,7 @@ Stored as ``manifests/<key>.json`` in the cache directory. Renaming it into plac
 moment at which a model exists for craftcache. Format, version 1::
 
     {"version": 1,
+     "key": "<64 hex>",               that the file is named by
      "source": "org/name",            as shown to people; a URL's query is left out
      "revision": "<40 hex>",          a commit; of a URL or a watch, a digest over its files
      "published_at": "2026-01-31T12:00:00Z",
@@ -13,19 +14,23 @@ moment at which a model exists for craftcache. Format, version 1::
                 "origin": "https://...",                    without query
                 "etag": "<validator>" or null,
                 "verified_at": "2026-01-31T12:00:00Z",
-                "inode": 12345, "mtime_ns": 1769860800000000000}],
+                "inode": 12345, "mtime_ns": 1769860800000000000,
+                "index_sha256": "<64 hex>" or null}],
      "needs": [{"source": "t5-base", "why": "the text encoder that state_dict.bin names",
                 "filenames": ["config.json"], "one_of": [["model.safetensors"], ...],
                 "optional": ["spiece.model", ...]}],
      "unmet": [{"what": "...", "why": "...", "hint": "..."}],
      "needed_only": true,                                    where nobody asked for it by name
-     "watched": {"directory": "/runs/a/export", "generation": 3}}   of a watch only
+     "watched": {"directory": "/runs/a/export", "generation": 3},   of a watch only
+     "checksum": "<64 hex>"}          over all else, see craftcache.cache.sealed
 
 ``needs`` and ``unmet`` are what the model is of no use without, see craftcache.dependencies; a
 manifest of an earlier release has neither.
 
-``inode`` and ``mtime_ns`` are of the moment of verification: a file that no longer has them was
-touched since, and is hashed again before it is served.
+``inode`` and ``mtime_ns`` are of the moment of publication, for readers of release 0.1.0; whether a
+file was touched since is told by its stamps, see craftcache.cache.stamps. A manifest of that
+release has neither key nor checksum nor digests of indexes: its files are hashed once, and their
+indexes made anew, before any of them is served.
 """
 
 from __future__ import annotations
@@ -40,8 +45,9 @@ from craftcache.dependencies import Dependency, UnmetDependency
 from craftcache.digests import Digest, Promise, Stamp
 from craftcache.sources import UrlSource, check_filename, is_commit
 
+from .sealed import CHECKSUM, check_seal, seal
+
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping
 
     from craftcache.digests import Digests
@@ -80,6 +86,7 @@ class FileRecord:
         inode: Of the blob when it was verified.
         mtime_ns: Of the blob when it was verified.
         etag: The origin's validator, unquoted, or None.
+        index_sha256: Of the bytes of its index; None where it was not inspected.
     """
 
     filename: str
@@ -91,6 +98,7 @@ class FileRecord:
     inode: int
     mtime_ns: int
     etag: str | None = None
+    index_sha256: str | None = None
 
     @classmethod
     def of(
@@ -103,6 +111,7 @@ class FileRecord:
         origin: str,
         etag: str | None,
         verified_at: datetime,
+        index_sha256: str | None = None,
     ) -> FileRecord:
         """The record of a verified file that stands at ``path``."""
         return cls(
@@ -115,6 +124,7 @@ class FileRecord:
             inode=stamp.inode,
             mtime_ns=stamp.mtime_ns,
             etag=etag,
+            index_sha256=index_sha256,
         )
 
     @property
@@ -126,14 +136,6 @@ class FileRecord:
     def promise(self) -> Promise:
         """What a file must be to be this one."""
         return Promise(self.size, Digest("sha256", self.sha256), self.etag)
-
-    def describes(self, stat: os.stat_result) -> bool:
-        """Whether a blob with this stat is still the one that was verified."""
-        return (stat.st_size, stat.st_ino, stat.st_mtime_ns) == (
-            self.size,
-            self.inode,
-            self.mtime_ns,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +234,10 @@ class Manifest:
         needed_only = as_need and (known is None or known.needed_only)
         return cls(source.shown, revision, ordered, now(), needed_only=needed_only)
 
-    def dump(self) -> bytes:
-        """The manifest as its file's content."""
-        return json.dumps({"version": VERSION} | self.to_fields(), indent=1).encode()
+    def dump(self, key: str | None = None) -> bytes:
+        """The manifest as the content of the file that is named by ``key``."""
+        named = {} if key is None else {"key": key}
+        return seal({"version": VERSION} | named | self.to_fields())
 
     def to_fields(self) -> dict[str, Any]:
         """The manifest as a JSON object, times in RFC 3339."""
@@ -249,16 +252,22 @@ class Manifest:
         return fields
 
     @classmethod
-    def parse(cls, data: bytes) -> Manifest:
+    def parse(cls, data: bytes, key: str | None = None) -> Manifest:
         """Read a manifest, trusting nothing.
 
+        Args:
+            data: The content of its file.
+            key: That the file is named by, where that is to be checked.
+
         Raises:
-            ManifestError: It is malformed, of a newer version, or names a path outside the cache.
+            ManifestError: It is malformed, damaged, of a newer version or another file's, or names
+                a path outside the cache.
         """
         try:
             raw = json.loads(data)
             if raw["version"] != VERSION:
                 raise ManifestError(f"manifest version {raw['version']!r} is not {VERSION}")
+            _check_whole(raw, key)
             return cls(
                 source=_text(raw["source"]),
                 revision=_revision(raw["revision"]),
@@ -299,11 +308,20 @@ def _shown_time(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def _check_whole(raw: dict[str, Any], key: str | None) -> None:
+    """Refuse what is not as it was written; what release 0.1.0 wrote does not say."""
+    if CHECKSUM in raw:
+        check_seal(raw)
+    elif "key" in raw:
+        raise ManifestError("it has lost its checksum")
+    if key is not None and raw.get("key", key) != key:
+        raise ManifestError("it is another source's")
+
+
 def _record(raw: dict[str, Any]) -> FileRecord:
-    sha256 = _text(raw["sha256"])
-    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
-        raise ManifestError(f"{sha256!r} is no sha256")
-    return FileRecord(
+    sha256 = _sha256(raw["sha256"])
+    index_sha256 = raw.get("index_sha256")
+    record = FileRecord(
         filename=check_filename(_text(raw["filename"]), source="manifest"),
         path=check_filename(_text(raw["path"]), source="manifest"),
         sha256=sha256,
@@ -313,7 +331,23 @@ def _record(raw: dict[str, Any]) -> FileRecord:
         inode=_count(raw["inode"]),
         mtime_ns=_count(raw["mtime_ns"]),
         etag=None if raw.get("etag") is None else _text(raw["etag"]),
+        index_sha256=None if index_sha256 is None else _sha256(index_sha256),
     )
+    name = record.path.rpartition("/")[2]
+    if _is_sha256(name) and name != sha256:  # ours, and the Hub's of large files, are named so
+        raise ManifestError(f"{record.path} is no file of that sha256")
+    return record
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _sha256(value: object) -> str:
+    sha256 = _text(value)
+    if not _is_sha256(sha256):
+        raise ManifestError(f"{sha256!r} is no sha256")
+    return sha256
 
 
 def _need(raw: dict[str, Any]) -> Dependency:

@@ -59,13 +59,15 @@ class OpenFile:
     Attributes:
         info: What is known of it.
         descriptor: Its own; -1 once it is closed.
-        index: Another one, of its index; None where it must be loaded by torch.
+        index: Another one, of its index; None where it must be loaded by torch, or has a content.
+        index_content: What its index holds, where this process has read and checked it already.
         mapped: Whether it may be mapped: not when its owner may truncate it meanwhile.
     """
 
     info: FileInfo
     descriptor: int
     index: int | None = None
+    index_content: bytes | None = None
     mapped: bool = True
 
     @property
@@ -76,7 +78,7 @@ class OpenFile:
     def read_index(self) -> bytes | None:
         """The content of its index; None where it has none."""
         if self.index is None:
-            return None
+            return self.index_content
         return os.pread(self.index, os.fstat(self.index).st_size, 0)
 
     def close(self) -> None:

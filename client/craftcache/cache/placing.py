@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from craftcache.digests import HashedFile
 
-__all__ = ["TreeObstacle", "link_or_copy", "move_away", "put_in_place"]
+__all__ = ["TreeObstacle", "link_or_copy", "move_away", "put_in_place", "clear_leftovers"]
 
 LEFTOVER_SECONDS = 3600.0
 """Age at which a copy without a final name is of nobody's work any more."""
@@ -60,7 +61,7 @@ def link_or_copy(file: HashedFile, name: Path) -> HashedFile:
         return replace(file, path=name)
     if os.path.lexists(name):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name))
-    _clear_leftovers(name.parent)
+    clear_leftovers(name.parent)
     copy = beside(name)
     try:
         copied = _copied(file, copy)
@@ -137,11 +138,28 @@ def _give_name(copy: Path, name: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
-        os.rename(copy, name)  # a file system without links: whoever came first is replaced
+        _rename_to_free(copy, name)
     sync_directory(name.parent)
 
 
-def _clear_leftovers(directory: Path) -> None:
+def _rename_to_free(copy: Path, name: Path) -> None:
+    """What link(2) does, for a file system without links: whoever came first stays.
+
+    A lock of the directory keeps others of ours from coming between the look and the rename.
+    """
+    descriptor = os.open(name.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # nor has every file system locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.lexists(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name))
+        os.rename(copy, name)
+    finally:
+        os.close(descriptor)
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Remove the copies in a directory that a kill left without a final name."""
     too_old = time.time() - LEFTOVER_SECONDS
     with contextlib.suppress(OSError):
         for path in directory.glob(".craftcache-*.tmp"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from craftcache.dependencies import discover
-from craftcache.sources import WatchSource
+from craftcache.sources import WatchSource, parse
 
 from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
 
@@ -36,6 +36,8 @@ __all__ = [
     "mark_asked_for",
     "publish_generation",
     "serve_generation",
+    "record_index",
+    "take_over",
 ]
 
 
@@ -210,14 +212,51 @@ def serve_generation(cache: CacheDir, name: str, generation: Manifest) -> Manife
 
 def _with_closure(cache: CacheDir, source: RemoteSource, manifest: Manifest) -> Manifest:
     """The manifest with what its files need, as far as they were inspected."""
+    files = tuple(
+        replace(record, index_sha256=cache.index_digest(record.sha256)) for record in manifest.files
+    )
     indexes = {
-        record.filename: index
-        for record in manifest.files
-        if (index := cache.index(record)) is not None
+        record.filename: index for record in files if (index := cache.index(record)) is not None
     }
     closure = discover(indexes)
     needs = tuple(need for need in closure.needs if need.parsed != source)
-    return replace(manifest, needs=needs, unmet=closure.unmet)
+    return replace(manifest, files=files, needs=needs, unmet=closure.unmet)
+
+
+def record_index(cache: CacheDir, sha256: str) -> None:
+    """Let all manifests of ours that name a checkpoint record the index that it has now.
+
+    What a model needs is found in its indexes, so that is recorded with them.
+
+    Raises:
+        OSError: Some of them are as they were.
+    """
+    digest = cache.index_digest(sha256)
+    for key, manifest in cache.published(ours=True):
+        files = tuple(
+            replace(record, index_sha256=digest) if record.sha256 == sha256 else record
+            for record in manifest.files
+        )
+        if files == manifest.files:
+            continue
+        changed = replace(manifest, files=files)
+        if not manifest.needs and not manifest.unmet and not manifest.needed_only:
+            changed = _with_closure(cache, parse(manifest.source), changed)
+        cache.write_manifest_at(key, changed)
+
+
+def take_over(cache: CacheDir, key: str, manifest: Manifest) -> None:
+    """Write a manifest anew that others may write to, now that all it says was verified.
+
+    What says how its files are loaded is found anew too.
+
+    Raises:
+        OSError: It is as it was.
+    """
+    files = tuple(
+        replace(record, index_sha256=cache.index_digest(record.sha256)) for record in manifest.files
+    )
+    cache.write_manifest_at(key, replace(manifest, files=files))
 
 
 def _record(

@@ -121,6 +121,9 @@ class DaemonReport:
             yield _check_version(self.status.version)
             yield _check_cache_dir(choose_cache_dir(cache_dir), Path(self.status.cache_dir))
             yield _check_token(has_token=self.status.has_token)
+            for problem in self.status.problems:
+                remedy = "Give it back, or restart the daemon with another; nothing else is needed"
+                yield Finding("directories", "problem", problem, remedy)
 
 
 def _check_version(theirs: str) -> Finding:

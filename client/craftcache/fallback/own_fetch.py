@@ -213,7 +213,7 @@ def _download(
         report=lambda done, total: report(Progress(wanted.source, name, done, total, "fetching")),
         cancellation=cancellation,
     )
-    stack.callback(fetched.file.path.unlink, missing_ok=True)
+    stack.callback(cache.discard, fetched.file)
     _inspect(fetched.file.path, name, wanted.source)
     return Verified(fetched.file, etag or fetched.etag, fetched.file.digests.size, 0)
 

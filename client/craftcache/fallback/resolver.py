@@ -7,6 +7,7 @@ would: in the shared cache where that belongs to the worker's own user, else in 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import tempfile
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from .own_fetch import OwnFetch, Report
 
 __all__ = ["Resolver"]
+
+log = logging.getLogger("craftcache")
 
 
 class Resolver:
@@ -189,11 +192,10 @@ def _open_published(
             return None
         files.append(file := OpenFile(FileInfo.recorded(record), descriptor))
         is_known = is_trusted and cache.is_trusted(cache.path(record))
-        if not (is_known and record.describes(os.fstat(descriptor))) and (
-            hash_descriptor(descriptor).sha256 != record.sha256
-        ):
+        if not _is_right(cache, record, descriptor, is_known=is_known):
+            log.warning("%s does not hold what was verified", cache.path(record))
             return None
-        file.index = _open_index(cache, record) if is_known else None
+        file.index_content = _read_index(cache, record) if is_known else None
     return tuple(files)
 
 
@@ -229,6 +231,22 @@ def _open(path: Path) -> int | None:
     return None
 
 
-def _open_index(cache: CacheDir, record: FileRecord) -> int | None:
-    path = cache.index_path(record.sha256)
-    return _open(path) if cache.is_trusted(path) else None
+def _is_right(cache: CacheDir, record: FileRecord, descriptor: int, *, is_known: bool) -> bool:
+    """Whether an open file has the bytes of its record: by its stamp, else by hash.
+
+    What was hashed is remembered for those that come later, where only trusted users can write to
+    the file, and this one may write to the cache.
+    """
+    stamps, status = cache.stamps, os.fstat(descriptor)
+    if is_known and stamps.has(record.sha256, status, is_trusted=cache.is_trusted):
+        return True
+    hashed = stamps.hash_descriptor(descriptor, is_lasting=is_known)
+    return hashed == record.sha256
+
+
+def _read_index(cache: CacheDir, record: FileRecord) -> bytes | None:
+    """A file's index, if it is the one that the manifest says; else torch loads the file."""
+    index = cache.read_index(record)
+    if index is None and record.index_sha256 is not None:
+        log.warning("%s is loaded without its index, which is damaged", cache.path(record))
+    return index

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .fields import MAX_PATH
+from .fields import MAX_PATH, clipped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,12 @@ __all__ = ["DaemonStatus"]
 
 MAX_VERSION = 128
 """Characters of the software's version."""
+
+MAX_PROBLEMS = 16
+"""In one report."""
+
+MAX_PROBLEM = 1024
+"""Characters of a problem; a longer one is clipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class DaemonStatus:
         resident_bytes: Bytes of all cached models in memory; None where the kernel does not say.
         has_token: Whether it can ask the Hub for what is not public.
         watches: How many watched directories are in which state.
+        problems: What of the daemon's own directories is gone and cannot be made anew, and why.
     """
 
     version: str
@@ -49,12 +56,14 @@ class DaemonStatus:
     resident_bytes: int | None
     has_token: bool
     watches: Mapping[str, int]
+    problems: tuple[str, ...] = ()
 
     TYPE: ClassVar[str] = "status_report"
 
     def to_fields(self) -> dict[str, Any]:
         """The message's keys, but for its type."""
-        return {"report": asdict(self)}
+        problems = [clipped(_line(problem), MAX_PROBLEM) for problem in self.problems]
+        return {"report": asdict(self) | {"problems": problems[:MAX_PROBLEMS]}}
 
     @classmethod
     def parse(cls, message: Fields) -> DaemonStatus:
@@ -74,4 +83,13 @@ class DaemonStatus:
             resident_bytes=fields.optional_integer("resident_bytes"),
             has_token=fields.flag("has_token"),
             watches={state: watches.integer(state) for state in watches.whole},
+            # Earlier releases tell of none.
+            problems=()
+            if fields.is_null("problems")
+            else fields.texts("problems", MAX_PROBLEMS, MAX_PROBLEM),
         )
+
+
+def _line(words: str) -> str:
+    """Words in one line: they may name a path, which may hold anything."""
+    return "".join(char if char.isprintable() else "?" for char in words)

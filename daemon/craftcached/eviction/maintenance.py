@@ -42,15 +42,23 @@ class Housekeeping:
     def __init__(self, *, store: Store, pins: Pins, evictor: Evictor, uses: LastUse) -> None:
         self._store = store
         self._duties = (pins.apply_locks, evictor.trim, self._sweep, uses.save)
-        self._task: asyncio.Task[None]
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run())
+        self._tasks = [asyncio.create_task(work) for work in (self._run(), self._recheck())]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+    async def _recheck(self) -> None:
+        """Look again at what was touched while no daemon ran, as a restored cache was."""
+        try:
+            await self._store.recheck_all()
+        except Exception:
+            log.exception("what was touched is not looked at again before it is wanted")
 
     async def _sweep(self) -> None:
         freed = await self._store.sweep(before=time.time() - LEFTOVER_SECONDS)

@@ -74,7 +74,10 @@ class Job:
 
     async def run(self) -> Fetched:
         """Fetch the file; see Fetcher.fetch for what is raised."""
+        bench = self._bench
         try:
+            # Somebody may have emptied the cache since the last fetch.
+            await bench.threads.run(bench.staging.mkdir, mode=0o700, parents=True, exist_ok=True)
             while True:
                 try:
                     with _sole_error():

@@ -113,6 +113,12 @@ class AdminServer:
         self._site = web.SockSite(self._runner, listener, backlog=BACKLOG)
         await self._site.start()
 
+    async def listen_on(self, listener: socket) -> None:
+        """Serve on another socket from now on; requests that run go on."""
+        await self._site.stop()
+        self._site = web.SockSite(self._runner, listener, backlog=BACKLOG)
+        await self._site.start()
+
     async def close(self) -> None:
         """Stop accepting, let running requests finish, close the rest."""
         await self._site.stop()

@@ -2,25 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import stat
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["bind_worker_socket", "bind_admin_socket", "BACKLOG"]
+__all__ = ["Door", "bind_worker_socket", "bind_admin_socket", "BACKLOG"]
 
 MAX_PATH_BYTES = 107
 """What the kernel takes for the path of a Unix socket, on both sides."""
 
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel's own limit (somaxconn) may be lower."""
+
+
+class Door:
+    """A listening socket and the path that leads to it, which others may remove.
+
+    Args:
+        listener: Listens.
+        listen: Makes another at the same path.
+        is_ours: Whether the path is this process's to make and to remove, not a service manager's.
+
+    Attributes:
+        listener: The one that listens now; who reopens the door closes none.
+        path: Where it is found.
+    """
+
+    def __init__(
+        self, listener: socket.socket, listen: Callable[[], socket.socket], *, is_ours: bool
+    ) -> None:
+        self.listener = listener
+        self.path: str = listener.getsockname()
+        self._listen = listen
+        self._is_ours = is_ours
+        self._inode = self._found()
+
+    def is_gone(self) -> bool:
+        """Whether the path does not lead here any more."""
+        return self._found() != self._inode
+
+    def reopen(self) -> None:
+        """Listen anew, as the path does not lead here any more.
+
+        Raises:
+            OSError: Nobody finds this socket: it cannot be made anew, or something else has its
+                path.
+        """
+        if self._found() is not None:
+            raise OSError(errno.EEXIST, "something else was put in its place", self.path)
+        if not self._is_ours:
+            raise OSError(errno.ENOENT, "restart craftcache.socket, which makes it", self.path)
+        self.listener = self._listen()
+        self._inode = self._found()
+
+    def close(self) -> None:
+        """Listen no more, and let the path lead nowhere."""
+        self.listener.close()
+        if self._is_ours and self._found() == self._inode:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+
+    def _found(self) -> int | None:
+        """The inode of what stands at the path."""
+        try:
+            return os.lstat(self.path).st_ino
+        except OSError:
+            return None
 
 
 def bind_worker_socket(
@@ -81,7 +136,7 @@ def _make_directory(directory: Path) -> None:
     directory.chmod(0o755)  # whatever the umask
 
 
-@contextmanager
+@contextlib.contextmanager
 def _only_starter(socket_dir: Path) -> Iterator[None]:
     """Keep two daemons that start at once from replacing each other's sockets."""
     path = socket_dir / ".lock"

@@ -115,6 +115,14 @@ class WorkerServer:
         self._loop.add_reader(self._listener, self._accept)
         self._idle_check = self._loop.call_later(self._limits.idle_seconds, self._end_long_idle)
 
+    def listen_on(self, listener: socket.socket) -> None:
+        """Accept workers from another socket from now on, and close the one before."""
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        self._listener = listener
+        if not self._is_draining:
+            self.start()
+
     async def drain(self, seconds: float) -> None:
         """Accept nobody any more, give running requests ``seconds`` to finish, then end all.
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from craftcache.cache.manifest import FileRecord, Manifest
 
+    from .store import Store
+
 __all__ = ["BlobOpener", "OpenedModel"]
 
 PATHS_KEPT = 1024
@@ -48,13 +50,6 @@ class OpenedModel:
     blobs: list[int] = field(default_factory=list)
     indexes: list[int] = field(default_factory=list)
 
-    def is_intact(self) -> bool:
-        """Whether what was opened is what was verified."""
-        return all(
-            record.describes(os.fstat(blob))
-            for record, blob in zip(self.records, self.blobs, strict=True)
-        )
-
     @property
     def descriptors(self) -> tuple[int, ...]:
         """All that are open."""
@@ -71,12 +66,14 @@ class BlobOpener:
     """Opens published files for workers.
 
     Args:
-        cache: What is published.
+        store: What is published.
         serve_dir: A read-only mount of the same directory; None trusts root in containers.
     """
 
-    def __init__(self, cache: CacheDir, serve_dir: Path | None) -> None:
+    def __init__(self, store: Store, serve_dir: Path | None) -> None:
+        cache = store.cache
         self._cache = cache
+        self._indexes = store.indexes
         self._serve_dir = serve_dir
         self._served = cache if serve_dir is None else CacheDir(serve_dir, cache.trusted_uids)
         self._paths = lru_cache(PATHS_KEPT)(self._make_paths)
@@ -112,7 +109,10 @@ class BlobOpener:
             probe.unlink()
 
     def open(self, manifest: Manifest, records: Sequence[FileRecord]) -> OpenedModel | None:
-        """Open published files; None if one is not there as it was verified, or not inspected.
+        """Open published files; None if one is not there as it was verified, or its index is not.
+
+        A file is known by its stamp, and its index is the one whose digest the manifest holds, in
+        a form that nobody can change any more.
 
         Args:
             manifest: What they are part of.
@@ -124,11 +124,7 @@ class BlobOpener:
         """
         opened = OpenedModel(manifest, tuple(records))
         try:
-            for record in records:
-                blob, index = self._paths(record)
-                opened.blobs.append(os.open(blob, _READING))
-                opened.indexes.append(os.open(index, _READING))
-            is_intact = opened.is_intact()
+            is_intact = all(self._take(opened, record) for record in records)
             if self._serve_dir is not None:
                 self._check_read_only(opened)
             if is_intact:
@@ -139,18 +135,30 @@ class BlobOpener:
             opened.close()
             raise
         opened.close()
-        if self._serve_dir is not None and all(map(self._cache.is_ready, records)):
+        if self._serve_dir is not None and all(map(self._is_ready, records)):
             raise self._broken("lacks published files")
         return None
 
-    def _make_paths(self, record: FileRecord) -> tuple[str, str]:
-        """Of a blob and its index, as the system takes them: a third of a hit went into these."""
-        blob, index = self._served.path(record), self._served.index_path(record.sha256)
-        return os.fspath(blob), os.fspath(index)
+    def _take(self, opened: OpenedModel, record: FileRecord) -> bool:
+        """Open one file and its index; returns whether both are what was verified."""
+        blob = os.open(self._paths(record), _READING)
+        opened.blobs.append(blob)
+        index = self._indexes.open(record.index_sha256)
+        if index is None:
+            return False
+        opened.indexes.append(index)
+        return self._cache.stamps.has(record.sha256, os.fstat(blob))
+
+    def _is_ready(self, record: FileRecord) -> bool:
+        return record.index_sha256 in self._indexes and self._cache.is_intact(record)
+
+    def _make_paths(self, record: FileRecord) -> str:
+        """Of a blob, as the system takes it: much of a hit went into these."""
+        return os.fspath(self._served.path(record))
 
     def _check_read_only(self, opened: OpenedModel) -> None:
         """A link, or a mount inside the cache, may have led out of ``serve_dir``."""
-        for descriptor in opened.descriptors:
+        for descriptor in opened.blobs:  # an index is sealed
             if not os.fstatvfs(descriptor).f_flag & os.ST_RDONLY:
                 raise self._broken("leads to files that can be written to")
 

@@ -17,8 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from craftcache.cache.durable import make_directory, staging_name, sync_directory
-from craftcache.cache.placing import move_away
+from craftcache.cache.durable import sync_directory
 from craftcache.digests import Stamp
 from craftcache.sources import HubSource, parse
 
@@ -104,11 +103,10 @@ def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
         path = name.resolve(strict=True)
     except FileNotFoundError:
         return None
-    quarantined = make_directory(cache.quarantine) / f"{path.name}-{staging_name()}"
-    move_away(path, quarantined)
-    name.unlink(missing_ok=True)
-    for directory in {cache.quarantine, path.parent, name.parent}:
-        sync_directory(directory)
+    quarantined = cache.set_aside(path)
+    if quarantined is not None:
+        name.unlink(missing_ok=True)
+        sync_directory(name.parent)
     return quarantined
 
 
@@ -165,17 +163,20 @@ def sweep(cache: CacheDir, *, before: float) -> int:
     kept = {record.path for record in records}
     kept |= {cache.relative(cache.index_path(record.sha256)) for record in records}
     freed = 0
+    kept |= {cache.relative(cache.stamps.path(record.sha256)) for record in records}
     cast_by_earlier_releases = (cache.private / "casts").glob("*")
-    for path in (*cache.url_blobs(), *cache.indexes(), *cast_by_earlier_releases):
+    derived = (*cache.indexes(), *cache.stamps.paths(), *cast_by_earlier_releases)
+    for path in (*cache.url_blobs(), *derived):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ctime < before and cache.relative(path) not in kept:
-                freed += _unlink(path)
+                with cache.stamps.keeping(path.name, path):
+                    freed += _unlink(path)
     cache.sweep_torch_checkpoints()
     return freed
 
 
 def _unlink(path: Path) -> int:
-    """Remove one name of a file; returns the bytes that it freed."""
+    """Remove the only name of a file of ours; returns the bytes that it freed."""
     try:
         status = path.stat()
         path.unlink()
@@ -218,7 +219,8 @@ def _unlink_blob(cache: CacheDir, record: FileRecord) -> int:
     try:
         names = path.stat().st_nlink
         shared = path.resolve() if path.is_symlink() else None
-        path.unlink()
+        with cache.stamps.keeping(record.sha256, path):
+            path.unlink()
     except FileNotFoundError:
         return 0
     if shared is not None:

@@ -13,6 +13,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from craftcache.cache.stamps import FileStamp
 from craftcache.daemon.administration import Verdict
 from craftcache.digests import Hasher, Stamp
 from craftcached.threads import Threads
@@ -88,9 +89,12 @@ class Scrubber:
             try:
                 stamp = Stamp.of(path.stat())
                 sha256 = await self._hash(path)
+                after = Stamp.of(path.stat())
             except FileNotFoundError:
                 return "missing", None
-            if sha256 == record.sha256:
+            if sha256 == record.sha256 and after == stamp:
+                if after.ctime_ns == stamp.ctime_ns:
+                    self._store.cache.stamps.record(sha256, FileStamp.of_stamp(stamp))
                 return "right", None
             quarantined = await self._store.set_aside(record, stamp)
             if quarantined is not None:  # else another was put in its place meanwhile

@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import logging
 import os
+import threading
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
-
-import aiofiles
 
 from craftcache.cache.durable import staging_name
 from craftcache.cache.manifest import manifest_key
@@ -28,14 +28,21 @@ from craftcache.cache.publish import (
     publish_generation,
     publish_hub,
     publish_url,
+    record_index,
     serve_generation,
+    take_over,
 )
 from craftcache.cache.signed_urls import same_file
-from craftcache.digests import Digest, Digests, HashedFile, Promise, hash_stamped
+from craftcache.cache.stamps import FileStamp
+from craftcache.checkpoint.index import InvalidIndex
+from craftcache.checkpoint.index import parse as parse_index
+from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.full_disk import FULL, storage_full
+from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
+from .indexes import Indexes
 from .removal import Removed, remove, remove_unneeded, set_aside, sweep
 
 if TYPE_CHECKING:
@@ -44,10 +51,12 @@ if TYPE_CHECKING:
     from craftcache.cache.directory import CacheDir
     from craftcache.cache.manifest import FileRecord, Manifest, Watched
     from craftcache.dependencies import Dependency
-    from craftcache.digests import Stamp
     from craftcache.sources import HubSource, RemoteSource, UrlSource
+    from craftcached.events import Events
 
 __all__ = ["Store"]
+
+log = logging.getLogger("craftcached")
 
 LEFTOVER_SECONDS = 3600.0
 """Without a write to it, after which a file in staging that cannot be resumed is of no use."""
@@ -74,16 +83,25 @@ class Store:
 
     Args:
         cache: The cache directory.
+        events: Are told of what turned out wrong.
 
     Attributes:
         changed: Set when something was published or removed; its one reader clears it.
+        indexes: Those that have been checked.
     """
 
-    def __init__(self, cache: CacheDir) -> None:
+    def __init__(self, cache: CacheDir, events: Events | None = None) -> None:
         self.cache = cache
         self.changed = asyncio.Event()
-        self._by_source: dict[str, tuple[tuple[int, int], Manifest]] = {}
+        self.indexes = Indexes()
+        self._events = events
+        self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
+        self._by_source: dict[str, tuple[FileStamp, Manifest]] = {}
         self._lock_fd = -1
+        self._device = -1
+        # Fetches and publications heal on threads of their own: two would each find the other's
+        # hold on the cache, and take it for another daemon's. Nothing else is locked inside.
+        self._healing = threading.Lock()
         self._writing = Threads(1, "publish")
         self._hashing = Threads(HASHING_THREADS, "hash")
 
@@ -91,36 +109,98 @@ class Store:
         await asyncio.to_thread(self.cache.create)
         await asyncio.to_thread(_clear_leftovers, self.cache.staging)
         self._lock_fd = _lock(self.cache)
+        self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._hashing.close()
         self._writing.close()
+        self.indexes.close()
         os.close(self._lock_fd)
+
+    async def heal(self) -> None:
+        """Make the directories anew that were removed, and hold the cache again.
+
+        Raises:
+            CraftcacheError: They cannot be made, or the file system that held them is not mounted
+                any more. Of no class but Unavailable, for that is the node's own fault.
+        """
+        try:
+            await asyncio.to_thread(self._heal)
+        except OSError as error:
+            raise CraftcacheError(
+                f"the cache directory cannot be used: {error}",
+                hint="craftcache doctor says what is wrong on this node",
+            ) from error
+
+    def is_gone(self) -> bool:
+        """Whether directories of the cache were removed, or the cache is another one now."""
+        return not (_is_lock(self.cache, self._lock_fd) and self.cache.is_made())
+
+    async def check_healable(self) -> None:
+        """See that what is gone can be made anew as soon as something is to be written.
+
+        It is not made before that: somebody may be about to remove the rest.
+
+        Raises:
+            OSError: It cannot.
+        """
+        await asyncio.to_thread(self._check_healable)
+
+    def _check_healable(self) -> None:
+        root = self.cache.root
+        nearest = next(path for path in (root, *root.parents) if os.path.lexists(path))
+        if nearest == root and root.stat().st_dev != self._device:
+            raise OSError(errno.ENODEV, "another file system is mounted there now", str(root))
+        if not nearest.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+    def _heal(self) -> None:
+        root = self.cache.root
+        with self._healing:
+            if not self.is_gone():
+                return
+            self._check_healable()
+            self.cache.create()
+            if not _is_lock(self.cache, self._lock_fd):
+                log.warning("%s was emptied under the daemon; its directories are made anew", root)
+                lost, self._lock_fd = self._lock_fd, _lock(self.cache)
+                os.close(lost)
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
         """The manifest of ``source`` as it stands now: one stat, and a read only if it changed.
 
-        One that another user wrote says nothing: what it names is brought and verified anew.
+        One that belongs to another user says nothing: what it names is brought and verified anew.
+        To one of ours others may be able to write: see trusted, and recheck.
         """
+        return self._manifest(source)[0]
+
+    def trusted(self, source: RemoteSource) -> Manifest | None:
+        """The manifest of ``source`` if only trusted users can have written it."""
+        manifest, is_ours = self._manifest(source)
+        return manifest if is_ours else None
+
+    def _manifest(self, source: RemoteSource) -> tuple[Manifest | None, bool]:
         path = self.cache.manifest_path(manifest_key(source))
         try:
             status = path.stat()
         except OSError:
             self._by_source.pop(path.stem, None)
-            return None
-        version = (status.st_ino, status.st_mtime_ns)
+            return None, False
+        version, is_ours = FileStamp.of(status), self.cache.is_ours(status)
         known = self._by_source.get(path.stem)
         if known is not None and known[0] == version:
-            return known[1]
-        manifest = self.cache.manifest_at(path.stem, ours=True)
+            return known[1], is_ours
+        manifest = self.cache.manifest_at(path.stem, owned=True)
         if manifest is not None:
             self._by_source[path.stem] = (version, manifest)
-        return manifest
+        return manifest, is_ours
 
     def intact(self, source: RemoteSource, filenames: Iterable[str]) -> Manifest | None:
         """The manifest of ``source`` if all ``filenames`` are in it, in place and untouched."""
-        manifest = self.manifest(source)
+        manifest = self.trusted(source)
         records = manifest.select(source, filenames) if manifest else None
         if records is None or not all(map(self.cache.is_intact, records)):
             return None
@@ -128,14 +208,18 @@ class Store:
 
     def needed(self, need: Dependency) -> Manifest | None:
         """The manifest of a need if all that is needed of it is in place and untouched."""
-        manifest = self.manifest(need.parsed)
+        manifest = self.trusted(need.parsed)
         is_whole = manifest is not None and self.cache.meets(manifest, need)
         return manifest if is_whole else None
 
     def as_verified(self, record: FileRecord) -> Verified:
-        """A published file as one that need not be fetched again."""
-        digests = Digests(record.size, record.sha256)
-        file = HashedFile(self.cache.path(record), digests, record.stamp)
+        """A published file that is intact as one that need not be fetched again."""
+        digests, path = Digests(record.size, record.sha256), self.cache.path(record)
+        try:
+            stamp = Stamp.of(path.stat())
+        except FileNotFoundError:  # removed just now
+            stamp = record.stamp
+        file = HashedFile(path, digests, stamp)
         return Verified(file, record.etag, 0, record.size, record.verified_at)
 
     async def manifests(self) -> list[Manifest]:
@@ -143,9 +227,74 @@ class Store:
         found = await self.published()
         return [manifest for _, manifest in found]
 
-    async def verify(self, record: FileRecord) -> Verified | None:
-        """A published file, hashed again if it was touched since; None where it is not right."""
-        return await self._hashing.run(self._verify, record)
+    async def verify(self, record: FileRecord, *, anew: bool = False) -> Verified | None:
+        """A published file, hashed again if it was touched since; None where it is not right.
+
+        One that has other bytes goes to quarantine.
+
+        Args:
+            record: Of the file.
+            anew: Hash it in any case.
+        """
+        if not anew and self.cache.is_intact(record):
+            return self.as_verified(record)
+
+        async def work(_: object) -> Verified | Stamp | None:
+            return await self._hashing.run(self._verify, record, anew=anew)
+
+        key = (record.path, record.sha256, anew)
+        async with self._hashes.join(key, work, lambda _: None) as found:
+            if isinstance(found, Stamp):
+                await self._set_aside_wrong(record, found)
+                return None
+            return found
+
+    async def recheck(self, source: RemoteSource, filenames: Iterable[str]) -> Manifest | None:
+        """Like intact, but what does not fit its stamp is looked at again by hash.
+
+        A manifest that others may write to is believed once all that it names has been hashed, and
+        written anew. Nothing is fetched for this.
+        """
+        names = tuple(filenames)
+        if (manifest := self.intact(source, names)) is not None:
+            return manifest
+        manifest, is_ours = self._manifest(source)
+        if manifest is None:
+            return None
+        if not is_ours and not await self._take_over(manifest_key(source), manifest):
+            return None
+        for record in manifest.select(source, names) or ():
+            if not await self.verify(record):
+                log.warning("%s: %s is not what was verified", manifest.source, record.path)
+        return self.intact(source, names)
+
+    async def recheck_all(self) -> None:
+        """Look again at all that does not fit, so that nobody who wants it later waits for that."""
+        for key, manifest in await self.published():
+            ours = await self.manifest_at(key)
+            if ours is None:
+                await self._take_over(key, manifest)
+                continue
+            for record in ours.files:
+                await self.verify(record)
+
+    async def _take_over(self, key: str, manifest: Manifest) -> bool:
+        """Make a manifest ours that others may write to; returns whether all it names is right."""
+        log.warning("others may write to the manifest of %s: it is hashed again", manifest.source)
+        for record in manifest.files:
+            if not await self.verify(record, anew=True):
+                return False
+        await self._write(take_over, self.cache, key, manifest)
+        return True
+
+    async def _set_aside_wrong(self, record: FileRecord, stamp: Stamp) -> None:
+        quarantined = await self.set_aside(record, stamp)
+        if quarantined is None:  # another was put in its place meanwhile
+            return
+        shown = self.cache.relative(quarantined)
+        log.error("%s does not hold what was verified; it is %s now", record.path, shown)
+        if self._events is not None:
+            self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
 
     async def find(self, sha256: str, directory: Path) -> Verified | None:
         """A verified file with that digest, for whichever source it was published.
@@ -170,6 +319,15 @@ class Store:
             return self._take(same_file(self.cache.published(ours=True), url, digest), directory)
 
         return await self._hashing.run(search)
+
+    def _taken(self, verified: Verified, directory: Path) -> Verified:
+        """A published file under a name of our own in ``directory``."""
+        name, sha256 = directory / staging_name(), verified.digests.sha256
+        with self.cache.stamps.keeping(sha256, verified.path):
+            taken = link_or_copy(verified.file, name)
+        if not taken.path.samefile(verified.path):
+            self.cache.stamps.record(sha256, FileStamp.of(taken.path.stat()))
+        return replace(verified, file=taken)
 
     async def adopt(self, source: HubSource, etag: str, promise: Promise) -> Verified | None:
         """A blob that somebody else put into the Hub's tree, hashed; None if none is right."""
@@ -206,21 +364,52 @@ class Store:
             files[filename] = verified, promise
         return files
 
-    async def has_index(self, sha256: str) -> bool:
-        """Whether the checkpoint with that digest was inspected before."""
-        return await asyncio.to_thread(self.cache.index_path(sha256).is_file)
+    async def has_index(self, sha256: str, size: int) -> bool:
+        """Whether the checkpoint with that digest was inspected, and its index is as it was then.
 
-    async def read_index(self, sha256: str) -> bytes | None:
-        """The index of the checkpoint with that digest; None where it was never inspected."""
+        Such an index is ready to be handed out afterwards. Of one that no manifest vouches for,
+        that was edited, or that is of another version of the format, nothing is believed: it is
+        made anew.
+
+        Args:
+            sha256: Of the checkpoint.
+            size: Of the checkpoint, in bytes.
+        """
+        found = await asyncio.to_thread(self._find_index, sha256, size)
+        if found is None:
+            return False
+        self.indexes.keep(*found)
+        return True
+
+    def _find_index(self, sha256: str, size: int) -> tuple[str, bytes] | None:
+        cache = self.cache
+        found = cache.vouched_index(sha256)
+        if found is None and cache.index_path(sha256).exists():
+            for _ in cache.published(ours=True):  # each tells what it vouches for
+                pass
+            found = cache.vouched_index(sha256)
+            if found is None:
+                log.warning("the index of %s is not what was recorded: it is made anew", sha256)
         try:
-            async with aiofiles.open(self.cache.index_path(sha256), "rb") as file:
-                return await file.read()
-        except FileNotFoundError:
+            if found is not None:
+                parse_index(found[1], file_size=size)
+        except InvalidIndex as error:
+            log.warning("the index of %s is made anew: %s", sha256, error)
             return None
+        return found
 
     async def write_index(self, sha256: str, index: bytes) -> None:
-        """Publish the index of a checkpoint; comes before the checkpoint itself."""
-        await self._write(self.cache.write_index, sha256, index)
+        """Publish the index of a checkpoint; comes before the checkpoint itself.
+
+        Whatever names the checkpoint already records this index from now on.
+        """
+        digest = await self._write(self.cache.write_index, sha256, index)
+        self.indexes.keep(digest, index)
+        await self.record_index(sha256)
+
+    async def record_index(self, sha256: str) -> None:
+        """Let the manifests that name a checkpoint say which index it has now."""
+        await self._write(record_index, self.cache, sha256)
 
     async def published_elsewhere(
         self, source: HubSource, filenames: Iterable[str]
@@ -288,8 +477,13 @@ class Store:
         Raises:
             StorageFull: There is no room for what it writes; these are small files, and names.
         """
+
+        def heal_and_write() -> T:
+            self._heal()
+            return write(*args, **kwargs)
+
         try:
-            return await self._writing.run(write, *args, **kwargs)
+            return await self._writing.run(heal_and_write)
         except TreeObstacle as error:
             raise _obstacle(error) from error
         except OSError as error:
@@ -304,8 +498,11 @@ class Store:
             self.changed.set()
 
     async def published(self) -> list[tuple[str, Manifest]]:
-        """All published manifests of ours with their keys, by source."""
-        found = await asyncio.to_thread(lambda: list(self.cache.published(ours=True)))
+        """All published manifests of ours with their keys, by source.
+
+        Those that others may write to are among them; they are served once they are rechecked.
+        """
+        found = await asyncio.to_thread(lambda: list(self.cache.published(owned=True)))
         return sorted(found, key=lambda item: item[1].source)
 
     async def remove(self, key: str, spared: Collection[str] = ()) -> Removed:
@@ -328,20 +525,24 @@ class Store:
     def _take(self, records: Iterable[FileRecord], directory: Path) -> Verified | None:
         """The first of these files that is right, under a name in ``directory``."""
         for record in records:
-            if verified := self._verify(record):
+            verified = self._verify(record)
+            if isinstance(verified, Verified):
                 with contextlib.suppress(FileNotFoundError):  # removed just now
-                    return _taken(verified, directory)
+                    return self._taken(verified, directory)
         return None
 
-    def _verify(self, record: FileRecord) -> Verified | None:
-        if self.cache.is_intact(record):
+    def _verify(self, record: FileRecord, *, anew: bool = False) -> Verified | Stamp | None:
+        """A file that is right, the stamp of one that is wrong, or None where none can be read."""
+        if not anew and self.cache.is_intact(record):
             return self.as_verified(record)
         try:
-            hashed = hash_stamped(self.cache.path(record))
-        except OSError:
+            hashed = self.cache.hash_again(record)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning("%s cannot be verified: %s", record.path, error)
             return None
         if hashed.digests.sha256 != record.sha256:
-            return None
+            return hashed.stamp
         return Verified(hashed, record.etag, 0, hashed.digests.size)
 
     async def sweep(self, *, before: float) -> int:
@@ -353,18 +554,12 @@ class Store:
 
         In a thread, for with its last name go its bytes; a cancelled caller has it done as well.
         """
-        if verified.path.is_relative_to(self.cache.staging):
-            await asyncio.shield(asyncio.to_thread(verified.path.unlink, missing_ok=True))
+        await asyncio.shield(asyncio.to_thread(self.cache.discard, verified.file))
 
 
 def _obstacle(error: TreeObstacle) -> CraftcacheError:
     # Of no class, for it is the node's own fault: a worker may still fetch for itself.
     return CraftcacheError(str(error), hint="Mount what it leads to, or move it away")
-
-
-def _taken(verified: Verified, directory: Path) -> Verified:
-    """A published file under a name of our own in ``directory``."""
-    return replace(verified, file=link_or_copy(verified.file, directory / staging_name()))
 
 
 def _clear_leftovers(staging: Path) -> None:
@@ -376,9 +571,21 @@ def _clear_leftovers(staging: Path) -> None:
                 path.unlink()
 
 
+def _lock_path(cache: CacheDir) -> Path:
+    return cache.private / "daemon.lock"
+
+
+def _is_lock(cache: CacheDir, descriptor: int) -> bool:
+    """Whether the file that others would lock is still the one that is held."""
+    try:
+        return os.path.samestat(_lock_path(cache).stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def _lock(cache: CacheDir) -> int:
     """Hold the cache for this daemon until the descriptor is closed."""
-    path = cache.private / "daemon.lock"
+    path = _lock_path(cache)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -189,12 +189,14 @@ class FileAcquirer:
             yield VerifiedFiles(description.source, files, description.commit, description.is_named)
 
     async def inspect(self, record: FileRecord, progress: SourceProgress) -> None:
-        """See that a published file was inspected, whoever published it.
+        """See that a published file was inspected, whoever published it, and that this is recorded.
 
         Raises:
             UnsafeCheckpoint, NotACheckpoint: It must not be served.
         """
         await self._inspect(progress, record.filename, self._store.as_verified(record))
+        if is_checkpoint(record.filename) and record.index_sha256 not in self._store.indexes:
+            await self._store.record_index(record.sha256)
 
     @contextlib.asynccontextmanager
     async def _hold_file(
@@ -232,11 +234,7 @@ class FileAcquirer:
         record = file.current
         if record is None:
             return None
-        if self._store.cache.is_intact(record):
-            return self._store.as_verified(record)
-        # Touched since it was verified. One in huggingface_hub's tree is adopted like any other
-        # there: that also takes it from whoever else might write to it.
-        return None if file.blob else await self._store.verify(record)
+        return await self._store.verify(record)
 
     async def _acquire(self, file: DescribedFile, progress: SourceProgress) -> _HeldFile:
         """Find the file in the cache, or fetch it."""
@@ -286,6 +284,7 @@ class FileAcquirer:
             progress.tell(file.filename, done, total, "fetching")
 
         report(0, file.promise.size)
+        await self._store.heal()
         is_urgent = self._waiters[progress.source] > 0
         self._fetching[progress.source].add(file.remote.key)
         try:
@@ -318,7 +317,7 @@ class FileAcquirer:
             await self._store.write_index(sha256, index)
 
         try:
-            if is_checkpoint(filename) and not await self._store.has_index(sha256):
+            if is_checkpoint(filename) and not await self._store.has_index(sha256, size):
                 async with self._inspections.join(sha256, work, progress.relay(filename)):
                     pass
         except CraftcacheError as error:  # of work that others, too, may have waited for

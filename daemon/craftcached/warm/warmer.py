@@ -191,14 +191,16 @@ class Warmer:
     async def recheck(
         self, source: RemoteSource, names: Sequence[str], report: Callable[[Progress], None]
     ) -> Manifest | None:
-        """What is published of a source, if all that is wanted of it is in place and inspected.
+        """What is published of a source, all of it verified and inspected; None where it is not.
+
+        What was touched since it was verified is hashed again. A worker that had no daemon
+        publishes without an index, what another model needs is published without inspection, and
+        an index that was damaged is made anew: all of it is right before anybody is handed it.
 
         Raises:
             UnsafeCheckpoint, NotACheckpoint: It must not be served.
         """
-        manifest = self._store.intact(source, names)
-        # A worker that had no daemon publishes without an index, and what another model needs is
-        # published without inspection: it must be safe before anybody is handed it.
+        manifest = await self._store.recheck(source, names)
         for record in (manifest.select(source, names) if manifest else None) or ():
             await self._obtainer.inspect(record, SourceProgress(source, report))
         return manifest

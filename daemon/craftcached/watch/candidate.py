@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from craftcache.cache.durable import make_directory
+
 from .copying import copy_pair
 from .gate import ask_gate
 from .snapshot import stamp
@@ -111,11 +113,18 @@ class CandidateMaker:
             StorageFull, Unavailable, OSError: Nothing is wrong with the files themselves.
         """
         async with self._slots:
-            directory = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._staging))
+            directory = Path(await asyncio.to_thread(self._make_directory))
             try:
-                yield await self._prepare(rule, target, seen, directory, stop)
+                candidate = await self._prepare(rule, target, seen, directory, stop)
+                yield candidate
+                for file in candidate.files.values():
+                    await self._store.discard(file)
             finally:
                 await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    def _make_directory(self) -> str:
+        make_directory(self._staging)  # somebody may have emptied the cache
+        return tempfile.mkdtemp(dir=self._staging)
 
     async def _prepare(
         self,
@@ -143,7 +152,7 @@ class CandidateMaker:
     async def _inspect(self, rule: WatchRule, file: Verified) -> None:
         """Refuse what cannot be loaded safely; write the index of what can."""
         sha256 = file.digests.sha256
-        if not await self._store.has_index(sha256):
+        if not await self._store.has_index(sha256, file.digests.size):
             index = await self._inspector.inspect(file.path, source=f"watch:{rule.name}")
             await self._store.write_index(sha256, index)
 

@@ -67,7 +67,7 @@ def copy_pair(
         raise FilesChanged from error
     finally:
         os.close(directory)
-    if look(target, marker) != seen:
+    if look(target, marker).essence != seen.essence:
         raise FilesChanged
     return copied
 

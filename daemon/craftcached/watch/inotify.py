@@ -138,7 +138,8 @@ class Attention:
         What changed before may not have been heard of, so whoever turns to new places looks again.
         """
         wanted = frozenset(places)
-        for place in self._heard.keys() - wanted:
+        deaf = {place for place, listener in self._heard.items() if listener.is_deaf}
+        for place in (self._heard.keys() - wanted) | deaf:  # the number of a deaf one was reused
             self._forget(place)
         new = wanted - self._heard.keys()
         self._reason = None

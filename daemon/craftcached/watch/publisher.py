@@ -84,7 +84,7 @@ class Publisher:
     async def candidate_verified(self, watcher: Watcher, candidate: Candidate) -> None:
         """See watcher.Hears."""
         rule, generations = watcher.rule, watcher.generations
-        if not self._is_newest(watcher, candidate):
+        if not await self._is_newest(watcher, candidate):
             manifest = await generations.add(rule.directory, candidate.files)
             log.info("watch %s: %s is generation %s", rule.name, rule.directory, manifest.source)
         await self._serve_newest(watcher)
@@ -128,15 +128,16 @@ class Publisher:
         if turn := self._turns.pop(name, None):
             turn.set()
 
-    def _is_newest(self, watcher: Watcher, candidate: Candidate) -> bool:
+    async def _is_newest(self, watcher: Watcher, candidate: Candidate) -> bool:
         """Whether the newest generation has these very bytes, and has them still."""
         newest = watcher.generations.newest
         if newest is None or newest.watched is None:
             return False
         source = WatchSource(watcher.rule.name, newest.watched.generation)
         digests = {record.filename: record.sha256 for record in newest.files}
-        is_intact = self._store.intact(source, FILENAMES.values()) is not None
-        return is_intact and digests == candidate.digests
+        if digests != candidate.digests:
+            return False
+        return await self._store.recheck(source, FILENAMES.values()) is not None
 
     async def _serve_newest(self, watcher: Watcher) -> None:
         """Serve the newest generation, unless that is so, or the watch is held."""

@@ -7,9 +7,11 @@ by one. All calls block.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import itertools
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from craftcache.sources import FILENAMES
@@ -23,6 +25,11 @@ __all__ = ["Pair", "MAX_DIRECTORIES", "Target", "Snapshot", "look", "stamp", "ex
 
 Pair: TypeAlias = tuple[tuple[str, str], ...]
 """Each file of an export and its stamp: two equal pairs are the same files, untouched."""
+
+MAX_ENTRIES = 1000
+"""Of a directory's other files, that are looked at."""
+
+_UNFINISHED = (".tmp", ".temp", ".part", ".partial", ".incomplete", ".filepart", ".crdownload", "~")
 
 MAX_DIRECTORIES = 1000
 """Directories that one pattern stands for at most; anybody may be able to make more."""
@@ -51,6 +58,18 @@ class Target:
         """The directory's absolute path."""
         return os.path.join(self.root, *self.steps)
 
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the directory as it is now; None where there is none."""
+        try:
+            descriptor = self.open()
+        except OSError:
+            return None
+        try:
+            status = os.fstat(descriptor)
+            return status.st_dev, status.st_ino
+        finally:
+            os.close(descriptor)
+
     def open(self) -> int:
         """A descriptor of the directory.
 
@@ -77,12 +96,28 @@ class Snapshot:
         pair: The export's files that are there.
         missing: Names that a generation waits for.
         fault: Why nothing here can become a generation as it is; empty where something can.
+        beside: What stands beside the pair and has to do with it, with stamps: the marker, and what
+            looks like a file on its way to one of its names, as rsync's ``.state_dict.bin.Xa81fp``.
+        others: What else is in the directory: a digest of names and stamps.
     """
 
     directory: tuple[int, int] | None = None
     pair: Pair = ()
     missing: tuple[str, ...] = ()
     fault: str = ""
+    beside: Pair = ()
+    others: str = ""
+
+    @property
+    def essence(self) -> Snapshot:
+        """The look without what stands beside the pair: what a copy must find unchanged."""
+        return replace(self, beside=(), others="")
+
+    @property
+    def awaits_more(self) -> bool:
+        """Whether a file stands there that one of the pair's names is meant for."""
+        names = FILENAMES.values()
+        return any(name in beside for beside, _ in self.beside for name in names)
 
     @property
     def is_complete(self) -> bool:
@@ -167,7 +202,49 @@ def _look_into(directory: int, marker: str | None) -> Snapshot:
         if mark is None or mark.st_mtime_ns < newest:
             missing.append(marker)
     pair = tuple((name, stamp(found)) for name, found in files.items())
-    return Snapshot(identity, pair, tuple(missing))
+    beside, others = _beside(directory, marker)
+    return Snapshot(identity, pair, tuple(missing), beside=beside, others=others)
+
+
+def _beside(directory: int, marker: str | None) -> tuple[Pair, str]:
+    """What else is in the directory: what has to do with the pair, and a digest of the rest.
+
+    Of a directory with very many files only some are looked at: it is one that no writer of exports
+    uses as its own.
+    """
+    with os.scandir(directory) as entries:
+        listed = sorted(itertools.islice(entries, MAX_ENTRIES), key=lambda entry: entry.name)
+        beside, rest = [], hashlib.sha256()
+        for entry in listed:
+            if entry.name in FILENAMES.values():
+                continue
+            try:
+                seen = stamp(entry.stat(follow_symlinks=False))
+            except FileNotFoundError:
+                seen = "gone"
+            if entry.name == marker or (_is_file(entry) and _may_become_one_of_a_pair(entry.name)):
+                beside.append((entry.name, seen))
+            else:
+                rest.update(f"{entry.name}\0{seen}\0".encode("utf-8", "surrogateescape"))
+    return tuple(beside), rest.hexdigest()
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False)
+
+
+def _may_become_one_of_a_pair(name: str) -> bool:
+    """Whether a writer may be about to rename a file of that name.
+
+    rsync, rclone, s3 and gsutil add to the name of the file that they bring; torch.save's callers
+    take tempfile's names; browsers and downloaders have endings of their own.
+    """
+    lowered = name.lower()
+    return (
+        any(filename in name for filename in FILENAMES.values())
+        or lowered.startswith((".", "tmp", "~"))
+        or lowered.endswith(_UNFINISHED)
+    )
 
 
 def _stat(directory: int, name: str) -> os.stat_result | None:

@@ -13,6 +13,7 @@ Everything is a value: nothing here reads a clock or a file.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from .snapshot import Snapshot
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from .snapshot import Pair
 
 __all__ = ["State", "WatchState"]
+
+PATIENT_SETTLES = 3
+"""Settle times for which all must be quiet where a file that belongs to the pair is on its way: the
+network may stall for a while."""
+
+OTHERS_SETTLES = 6
+"""Settle times that a pair waits for at most, while files move beside it that are none of its
+own."""
 
 State: TypeAlias = Literal["absent", "partial", "settling", "verifying", "ready", "invalid", "gone"]
 
@@ -38,6 +47,7 @@ class WatchState:
         judged: The pair that was verified last.
         verdict: Why that is no generation; empty where it is one.
         retry_at: When it is tried again, where the fault was not the files'.
+        moved_at: When something beside the pair was seen to move last.
     """
 
     settle: float
@@ -48,6 +58,7 @@ class WatchState:
     judged: Pair | None = None
     verdict: str = ""
     retry_at: float | None = None
+    moved_at: float = -inf
 
     @property
     def state(self) -> State:
@@ -81,13 +92,19 @@ class WatchState:
             return None
         if self.judged == self.look.pair:
             return self.retry_at
-        return self.since + self.settle
+        # What only may have to do with the pair delays it for a while: somebody may write a log
+        # there for ever.
+        moved_at = min(self.moved_at, self.since + (OTHERS_SETTLES - 1) * self.settle)
+        settles = PATIENT_SETTLES if self.look.awaits_more else 1
+        return max(self.since + settles * self.settle, moved_at + self.settle)
 
     def saw(self, look: Snapshot, now: float) -> WatchState:
         """After another look at the directory."""
         is_there = self.was_there or look.directory is not None
-        since = self.since if look == self.look else now
-        return replace(self, look=look, since=since, was_there=is_there)
+        is_quiet = replace(look, others="") == replace(self.look, others="")
+        since = self.since if is_quiet else now
+        moved_at = self.moved_at if look.others == self.look.others else now
+        return replace(self, look=look, since=since, moved_at=moved_at, was_there=is_there)
 
     def took(self) -> WatchState:
         """Now that what was seen last is being verified."""
@@ -100,6 +117,10 @@ class WatchState:
     def refused(self, reason: str, retry_at: float | None = None) -> WatchState:
         """Now that what was in hand cannot be one: for good, or until ``retry_at``."""
         return replace(self, in_hand=None, judged=self.in_hand, verdict=reason, retry_at=retry_at)
+
+    def forgotten(self) -> WatchState:
+        """Now that what became of the pair that was verified last is lost."""
+        return replace(self, judged=None, verdict="", retry_at=None)
 
     def changed(self, now: float) -> WatchState:
         """Now that the files turned out to be written to while they were in hand."""

@@ -44,6 +44,9 @@ REVIEW_SECONDS = 30.0
 POLL_SECONDS = 5.0
 """Between two looks at most where hints cannot be relied upon; half the settle time if shorter."""
 
+IDENTITY_SECONDS = 1.0
+"""For one look at whether a directory still is the one that is watched."""
+
 RETRY_SECONDS = 60.0
 """Until a state is tried again that failed for no fault of its own."""
 
@@ -138,6 +141,15 @@ class Watcher:
         """Device and inode of the directory as it was seen last."""
         return self._situation.look.directory
 
+    async def is_at(self, device: int, inode: int) -> bool:
+        """Whether the directory that is watched has this device and inode at this moment."""
+        looking = self._loop.run_in_executor(self._threads, self._target.identity)
+        try:
+            async with asyncio.timeout(IDENTITY_SECONDS):
+                return await looking == (device, inode)
+        except TimeoutError:  # a file system hangs, and a worker would not see its files either
+            return False
+
     def report(self) -> Report:
         """How the watch is now."""
         return Report(
@@ -158,6 +170,12 @@ class Watcher:
             self._has_hint = True
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._hinted.set)
+
+    def take_again(self) -> None:
+        """Make another generation of what is there: the one that was made of it is lost."""
+        if self._situation.in_hand is None and self._situation.state == "ready":
+            self._become(self._situation.forgotten())
+            self.hint()
 
     async def run(self) -> None:
         """Watch until cancelled."""

@@ -214,9 +214,24 @@ class Watches:
                 return served
             await self._serving.wait_turn(name)
 
-    def find(self, device: int, inode: int) -> str | None:
-        """The name of the watch of a directory, known by its device and inode; or None."""
-        return next((n for n, w in self._watchers.items() if w.directory == (device, inode)), None)
+    async def find(self, device: int, inode: int) -> str | None:
+        """The name of the watch of a directory that has this device and inode now; or None.
+
+        A number alone says little: it goes to the next directory that is made once this one is
+        removed. So the watched directory is looked at in this moment: while it has the number, no
+        other has.
+        """
+        for name, watcher in tuple(self._watchers.items()):
+            if watcher.directory == (device, inode) and await watcher.is_at(device, inode):
+                return name
+        return None
+
+    def take_again(self, source: WatchSource) -> None:
+        """Make another generation of a directory whose newest turned out to be lost."""
+        watcher = self._watchers.get(source.name)
+        if watcher is not None and source.generation is None:
+            log.warning("watch %s: what was served is lost, and is taken again", source.name)
+            watcher.take_again()
 
     def is_watched(self, source: WatchSource) -> bool:
         """Whether what ``source`` names is served by a watch that is in force."""

@@ -19,6 +19,7 @@ from craftcache.cache.manifest import (
     files_revision,
     manifest_key,
 )
+from craftcache.cache.sealed import seal
 from craftcache.dependencies import Dependency, UnmetDependency
 from craftcache.sources import HubSource, UrlSource, parse
 
@@ -38,6 +39,7 @@ RECORDS = st.builds(
     inode=COUNTS,
     mtime_ns=COUNTS,
     etag=st.none() | st.text(),
+    index_sha256=st.none() | SHA256,
 )
 
 NEEDS = st.builds(
@@ -87,7 +89,7 @@ def test_what_is_dumped_is_parsed(written: Manifest) -> None:
 
 def test_a_manifest_of_an_earlier_release_names_no_needs() -> None:
     fields = json.loads(manifest(record("state_dict.bin")).dump())
-    for key in ("needs", "unmet"):
+    for key in ("needs", "unmet", "checksum"):
         del fields[key]
     parsed = Manifest.parse(json.dumps(fields).encode())
     assert (parsed.needs, parsed.unmet, parsed.needed_only) == ((), (), False)
@@ -114,6 +116,7 @@ NEED = {"source": "t5-base", "why": "", "filenames": [], "one_of": [], "optional
 )
 def test_malformed_needs_are_refused(changed: dict[str, Any]) -> None:
     fields = json.loads(manifest(record("state_dict.bin")).dump()) | changed
+    del fields["checksum"]
     with pytest.raises(ManifestError):
         Manifest.parse(json.dumps(fields).encode())
 
@@ -143,6 +146,7 @@ def test_what_is_no_manifest_is_refused(data: bytes) -> None:
 @given(st.data())
 def test_a_manifest_with_one_value_replaced_is_refused_or_well_formed(data: st.DataObject) -> None:
     fields: dict[str, Any] = json.loads(manifest(record("state_dict.bin")).dump())
+    del fields["checksum"]
     target: dict[str, Any] = data.draw(st.sampled_from([fields, fields["files"][0]]))
     target[data.draw(st.sampled_from(sorted(target)))] = data.draw(JSON)
     try:
@@ -176,6 +180,7 @@ def test_hostile_text_is_refused(data: bytes) -> None:
 def test_a_path_that_leads_out_of_the_cache_is_refused(key: str, path: str) -> None:
     fields = json.loads(manifest(record("state_dict.bin")).dump())
     fields["files"][0][key] = path
+    del fields["checksum"]
     with pytest.raises(ManifestError):
         Manifest.parse(json.dumps(fields).encode())
 
@@ -197,6 +202,8 @@ def test_keys_of_later_releases_are_ignored() -> None:
     written = manifest(record("state_dict.bin"))
     fields = json.loads(written.dump())
     fields["later"] = fields["files"][0]["later"] = 1
+    del fields["checksum"]
+    assert Manifest.parse(seal(fields)) == written
     assert Manifest.parse(json.dumps(fields).encode()) == written
 
 
@@ -235,6 +242,55 @@ def test_a_file_is_not_what_a_url_with_another_digest_names(fragment: str, is_it
     source = parse("https://host/x.th" + (f"#sha256={fragment}" if fragment else ""))
     selected = manifest(record("x.th")).select(source, ["x.th"])
     assert selected == ((record("x.th"),) if is_it else None)
+
+
+@pytest.mark.parametrize("part", ["manifest", "file"])
+def test_each_field_of_a_manifest_that_is_edited_is_noticed(part: str) -> None:
+    file = replace(record("a"), index_sha256="b" * 64, etag="c")
+    whole = replace(manifest(file), unmet=(UnmetDependency("x", "y", "z"),), needed_only=True)
+    fields: dict[str, Any] = json.loads(whole.dump("d" * 64))
+    target = fields if part == "manifest" else fields["files"][0]
+    assert Manifest.parse(json.dumps(fields).encode(), "d" * 64) == whole
+    for name, value in list(target.items()):
+        for edited in (_edited(value), None):
+            target[name] = edited
+            with pytest.raises(ManifestError):
+                Manifest.parse(json.dumps(fields).encode(), "d" * 64)
+        del target[name]
+        with pytest.raises(ManifestError):
+            Manifest.parse(json.dumps(fields).encode(), "d" * 64)
+        target[name] = value
+
+
+def _edited(value: object) -> object:
+    """Another value of the same kind."""
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value + 1
+        case str():
+            return ("0" if value[0] != "0" else "1") + value[1:]
+        case list():
+            return value[:-1] if value else [1]
+    raise AssertionError(value)
+
+
+def test_the_manifest_of_one_source_is_not_taken_for_that_of_another() -> None:
+    data = manifest(record("a")).dump("d" * 64)
+    assert Manifest.parse(data, "d" * 64) == Manifest.parse(data)
+    with pytest.raises(ManifestError, match="another source"):
+        Manifest.parse(data, "e" * 64)
+
+
+@pytest.mark.parametrize("sha256", ["a" * 64, "b" * 64])
+def test_a_blob_that_is_named_by_its_digest_has_no_other(sha256: str) -> None:
+    data = manifest(replace(record("a"), path=f"x/{'a' * 64}", sha256=sha256)).dump()
+    if sha256 == "a" * 64:
+        assert Manifest.parse(data).files[0].sha256 == sha256
+    else:
+        with pytest.raises(ManifestError, match="no file of that sha256"):
+            Manifest.parse(data)
 
 
 def test_one_source_has_one_key() -> None:

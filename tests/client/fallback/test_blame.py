@@ -12,7 +12,7 @@ from craftcache.errors import CraftcacheError
 from tests.support.sockets import FunctionBackend, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from craftcache.wire import Load, Loaded
@@ -43,7 +43,7 @@ def failing(failure: Exception) -> Callable[[FunctionBackend, Load, Any], Any]:
 
 
 @pytest.fixture
-def cached(alone: Client) -> Iterator[Path]:
+def cached(alone: Client) -> Path:
     """A cache directory with the model, verified."""
     assert alone.load("org/model").served_by == "origin"
     return alone.cache_dir

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +17,17 @@ from craftcache.errors import Offline
 from craftcache.sources import HubSource
 from tests.support.checkpoints import assert_same
 from tests.support.clients import FILENAMES, as_root, expected, flip_byte, lm_blob
+from tests.support.daemons import EXPORT_FILES
 
 if TYPE_CHECKING:
     from craftcache import Client
     from tests.support.hub import Repo, TestHub
+
+
+def bytes_read() -> int:
+    """What this process has read from files so far."""
+    lines = Path("/proc/self/io").read_text("ascii").splitlines()
+    return int(lines[0].split()[1])
 
 
 @pytest.fixture
@@ -30,8 +39,17 @@ def published(alone: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
 
 
 def test_what_only_trusted_users_can_have_written_is_not_hashed(published: Client) -> None:
-    flip_byte(lm_blob(published))
     assert published.load("org/model").served_by == "cache"
+    read = bytes_read()
+    assert published.load("org/model").served_by == "cache"
+    hashed = sum(path.stat().st_size for path in EXPORT_FILES.values())
+    assert bytes_read() - read < hashed * 2  # loading takes torch one reading
+
+
+def test_a_write_is_noticed_even_where_size_and_mtime_are_put_back(published: Client) -> None:
+    flip_byte(lm_blob(published))
+    with pytest.raises(Offline):
+        published.load("org/model")
 
 
 def test_what_was_touched_is_hashed(published: Client) -> None:
@@ -62,6 +80,18 @@ def test_what_others_may_write_is_hashed_and_fetched_again_where_it_is_wrong(
     assert threaded_hub.count("GET", "*/compression_state_dict.bin", origin="cdn") == 1
 
 
+def record_index(cache: CacheDir, planted: Path) -> None:
+    """Let the manifest vouch for an index that was planted, as the daemon would for its own."""
+    digest = hashlib.sha256(planted.read_bytes()).hexdigest()
+    manifest = cache.manifest(HubSource("org/model"))
+    assert manifest is not None
+    files = tuple(
+        replace(file, index_sha256=digest if file.sha256 == planted.stem else None)
+        for file in manifest.files
+    )
+    cache.write_manifest(HubSource("org/model"), replace(manifest, files=files))
+
+
 @pytest.fixture
 def planted(published: Client, tmp_path: Path) -> Path:
     """The index of the model's language model, which does not say what the file holds."""
@@ -81,14 +111,23 @@ def planted(published: Client, tmp_path: Path) -> Path:
     return cache.index_path(blob.name)
 
 
-def test_an_index_of_a_trusted_owner_is_used(published: Client, planted: Path) -> None:
+def test_an_index_that_the_manifest_vouches_for_is_used(published: Client, planted: Path) -> None:
+    record_index(CacheDir(published.cache_dir), planted)
     assert published.load("org/model").lm == {"planted": True}
+
+
+def test_an_index_that_no_manifest_vouches_for_is_not_used(
+    published: Client, planted: Path
+) -> None:
+    assert_same(published.load("org/model").lm, expected("state_dict.bin"))
 
 
 @pytest.mark.parametrize("kind", ["index", "directory", "blob", "manifest"])
 def test_an_index_that_others_can_have_planted_is_not_used(
     published: Client, planted: Path, kind: str
 ) -> None:
+    if kind in ("blob", "manifest"):  # else nobody but its planter vouches for the index
+        record_index(CacheDir(published.cache_dir), planted)
     path = {
         "index": planted,
         "directory": planted.parent,
@@ -108,6 +147,8 @@ def test_an_index_that_others_can_have_planted_is_not_used(
 def test_what_belongs_to_another_user_is_not_believed(
     published: Client, planted: Path, kind: str
 ) -> None:
+    if kind in ("blob", "manifest"):  # else nobody but its planter vouches for the index
+        record_index(CacheDir(published.cache_dir), planted)
     path = {
         "index": planted,
         "blob": lm_blob(published),
@@ -122,6 +163,7 @@ def test_what_belongs_to_another_user_is_not_believed(
 def test_an_index_that_cannot_be_read_costs_only_time(
     published: Client, planted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    record_index(CacheDir(published.cache_dir), planted)
     planted.write_bytes(b'{"craftcache_index": 99}')
     export = published.load("org/model")
     assert_same(export.lm, expected("state_dict.bin"))

@@ -20,8 +20,9 @@ from craftcache.config import ConfigError
 from craftcache.errors import CraftcacheError
 from craftcached.store.opener import BlobOpener
 from tests.support import SUPPORT
+from tests.support.checkpoints import index_without_tensors
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
-from tests.support.published import keeping
+from tests.support.published import keeping, source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,12 +137,12 @@ def test_a_daemon_whose_serve_dir_can_be_written_to_does_not_start(directories: 
 async def test_serve_dir_must_show_the_cache_read_only(tmp_path: Path) -> None:
     async with keeping(tmp_path) as parts:
         cache = parts.store.cache
-        BlobOpener(cache, None).check()
+        BlobOpener(parts.store, None).check()
         with pytest.raises(ConfigError, match="can be written to"):
-            BlobOpener(cache, cache.root).check()
+            BlobOpener(parts.store, cache.root).check()
         (tmp_path / "other").mkdir()
         with pytest.raises(ConfigError, match="does not show the files"):
-            BlobOpener(cache, tmp_path / "other").check()
+            BlobOpener(parts.store, tmp_path / "other").check()
         assert list(cache.staging.iterdir()) == []
 
 
@@ -150,15 +151,16 @@ async def test_a_serve_dir_that_stops_showing_the_cache_is_the_daemon_s_own_faul
 ) -> None:
     async with keeping(tmp_path) as parts:
         manifest = await parts.publish("a", file=b"bytes")
-        cache = parts.store.cache
-        cache.write_index(manifest.files[0].sha256, b"{}")
-        opened = BlobOpener(cache, None).open(manifest, manifest.files)
+        store, cache = parts.store, parts.store.cache
+        await store.write_index(manifest.files[0].sha256, index_without_tensors(5))
+        manifest = store.manifest(source("a")) or manifest
+        opened = BlobOpener(store, None).open(manifest, manifest.files)
         assert opened is not None
         opened.close()
         for serve_dir, what in ((cache.root, "can be written to"), (tmp_path / "gone", "lacks")):
             with pytest.raises(CraftcacheError, match=what) as raised:
-                BlobOpener(cache, serve_dir).open(manifest, manifest.files)
+                BlobOpener(store, serve_dir).open(manifest, manifest.files)
             assert type(raised.value) is CraftcacheError  # so workers use another way
         parts.path(manifest).unlink()
-        assert BlobOpener(cache, tmp_path / "gone").open(manifest, manifest.files) is None
-        assert BlobOpener(cache, None).open(manifest, manifest.files) is None
+        assert BlobOpener(store, tmp_path / "gone").open(manifest, manifest.files) is None
+        assert BlobOpener(store, None).open(manifest, manifest.files) is None

@@ -33,7 +33,9 @@ def leftovers(daemon: DaemonProcess) -> set[str]:
     return {
         path.name
         for path in daemon.cache_dir.rglob("*")
-        if path.is_file() and path.suffix not in (".lock", ".TAG") and path.parent.name != "index"
+        if path.is_file()
+        and path.suffix not in (".lock", ".TAG")
+        and path.parent.name not in ("index", "stamps")
     }
 
 

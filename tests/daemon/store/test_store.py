@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from craftcache.digests import Stamp, hash_stamped
 from craftcache.sources import UrlSource
 from craftcached.store.scrub import Scrubber
 from craftcached.store.store import Store
+from tests.support.checkpoints import index_without_tensors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,13 +75,14 @@ async def test_the_index_of_a_removed_model_is_swept_and_no_other(store: Store) 
     kept = await publish(store, ONE, staged(store))
     gone = await publish(store, OTHER, staged(store, b"another checkpoint"))
     for manifest in (kept, gone):
-        await store.write_index(manifest.files[0].sha256, b"{}")
+        (record,) = manifest.files
+        await store.write_index(record.sha256, index_without_tensors(record.size))
     await store.remove(manifest_key(OTHER))
     await store.sweep(before=time.time() - 3600)
-    assert await store.has_index(gone.files[0].sha256)
+    assert await store.has_index(gone.files[0].sha256, gone.files[0].size)
     await store.sweep(before=time.time() + 3600)
-    assert not await store.has_index(gone.files[0].sha256)
-    assert await store.has_index(kept.files[0].sha256)
+    assert not await store.has_index(gone.files[0].sha256, gone.files[0].size)
+    assert await store.has_index(kept.files[0].sha256, kept.files[0].size)
 
 
 async def test_what_an_earlier_release_cast_is_swept(store: Store) -> None:
@@ -131,3 +134,10 @@ async def test_a_model_that_is_removed_while_others_are_verified_lacks_nothing(
     verdicts = await verifier.verify(models)
     verifier.close()
     assert [(each.source, each.outcome) for each in verdicts] == [(OTHER.url, "right")]
+
+
+async def test_many_that_find_the_cache_emptied_at_once_hold_it_anew_once(store: Store) -> None:
+    for _ in range(20):
+        shutil.rmtree(store.cache.private)
+        await asyncio.gather(*(store.heal() for _ in range(8)))
+        assert not store.is_gone()

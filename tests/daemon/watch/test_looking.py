@@ -9,6 +9,7 @@ import pytest
 
 from craftcached.watch.mounts import file_system_type, is_network
 from craftcached.watch.snapshot import Target, expand, look, matching
+from craftcached.watch.state import WatchState
 from tests.support.watching import rule, write, write_pair
 
 if TYPE_CHECKING:
@@ -41,6 +42,66 @@ def test_any_write_changes_the_stamp_even_where_size_and_mtime_are_put_back(
     after = look(Target.of(str(tmp_path)))
     assert path.stat().st_mtime_ns == status.st_mtime_ns
     assert after != before
+
+
+@pytest.mark.parametrize(
+    ("name", "awaits_more"),
+    [
+        *((".state_dict.bin.Xa81fp", True), (".compression_state_dict.bin.0a", True)),  # rsync
+        *(("state_dict.bin.1f2e3d4c.partial", True), ("state_dict.bin_.gstmp", True)),  # rclone, gs
+        *(("state_dict.bin.6eF5b5dA", True), ("state_dict.bin.filepart", True)),  # s3, WinSCP
+        *(("tmp8a7f2", False), ("download.part", False), ("export.tmp", False)),
+    ],
+)
+def test_a_file_on_its_way_is_seen_to_grow(tmp_path: Path, name: str, awaits_more: bool) -> None:
+    write_pair(tmp_path, 1)
+    before = look(Target.of(str(tmp_path)))
+    (tmp_path / name).write_bytes(b"x")
+    begun = look(Target.of(str(tmp_path)))
+    (tmp_path / name).write_bytes(b"xx")
+    grown = look(Target.of(str(tmp_path)))
+    assert len({before, begun, grown}) == 3
+    assert len({before.beside, begun.beside, grown.beside}) == 3
+    assert (before.others, before.essence) == (grown.others, grown.essence)
+    assert [each.awaits_more for each in (before, grown)] == [False, awaits_more]
+
+
+@pytest.mark.parametrize("name", ["train.log", "events.out.tfevents.1", "solver", "history.json"])
+def test_what_is_no_file_on_its_way_is_told_apart(tmp_path: Path, name: str) -> None:
+    write_pair(tmp_path, 1)
+    before = look(Target.of(str(tmp_path)))
+    (tmp_path / name).write_bytes(b"x")
+    after = look(Target.of(str(tmp_path)))
+    assert (before.beside, before.essence) == (after.beside, after.essence)
+    assert before.others != after.others
+
+
+def test_rsync_s_order_and_times_are_no_quiet_pair(tmp_path: Path) -> None:
+    """The marker comes first, all have the times of long ago, and one of the pair is on its way."""
+    target, situation = Target.of(str(tmp_path)), WatchState(10.0)
+
+    def arrives(name: str, data: bytes) -> None:
+        (tmp_path / name).write_bytes(data)
+        os.utime(tmp_path / name, (1e9, 1e9))
+
+    def looks(now: float) -> WatchState:
+        return situation.saw(look(target, "DONE"), now)
+
+    for name in ("DONE", "compression_state_dict.bin", "state_dict.bin"):
+        arrives(name, b"first")
+    situation = looks(0.0).took().published()
+    assert looks(1.0).state == "ready"
+    arrives("DONE", b"second")
+    arrives("compression_state_dict.bin", b"second")
+    for second in range(100, 200, 4):
+        arrives(".state_dict.bin.Xa81fp", b"s" * second)
+        situation = looks(float(second))
+        assert situation.state == "settling"
+        assert (situation.due_at or 0.0) > second + 10.0
+    arrives(".state_dict.bin.Xa81fp", b"second")
+    (tmp_path / ".state_dict.bin.Xa81fp").rename(tmp_path / "state_dict.bin")
+    situation = looks(200.0)
+    assert (situation.state, situation.due_at) == ("settling", 210.0)
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "directory"])

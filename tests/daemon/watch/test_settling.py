@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -86,6 +88,46 @@ def test_a_state_known_from_before_a_restart_is_ready_at_the_first_look() -> Non
     known = WatchState(SETTLE, judged=pair("a", "b"), was_there=True)
     assert known.saw(seen("a", "b"), 0.0).state == "ready"
     assert known.saw(Snapshot(), 0.0).state == "gone"
+
+
+def arriving(*stamps: str, name: str = ".state_dict.bin.Xa81fp", stamp: str) -> Snapshot:
+    return replace(seen(*stamps), beside=((name, stamp),))
+
+
+def test_a_file_that_grows_beside_the_pair_keeps_it_from_being_taken() -> None:
+    """As rsync holds one for longer than the settle time, between the two files of a pair."""
+    situation = WatchState(SETTLE).saw(seen("a", "b"), 0.0).took().published()
+    for second in range(100, 300):
+        situation = situation.saw(arriving("a", "c", stamp=str(second)), float(second))
+        assert (situation.state, situation.due_at) == ("settling", second + 3 * SETTLE)
+    situation = situation.saw(seen("d", "c"), 300.0)
+    assert situation.due_at == 300.0 + SETTLE
+
+
+def test_a_file_on_its_way_that_stalls_is_waited_for_but_not_for_ever() -> None:
+    situation = WatchState(SETTLE).saw(arriving("a", "b", stamp="1"), 0.0)
+    assert situation.saw(arriving("a", "b", stamp="1"), 25.0).due_at == 3 * SETTLE
+
+
+def test_a_hidden_file_that_is_none_of_the_pair_s_only_has_to_be_quiet() -> None:
+    situation = WatchState(SETTLE).saw(arriving("a", "b", name=".gitignore", stamp="1"), 0.0)
+    assert situation.due_at == SETTLE
+    situation = situation.saw(arriving("a", "b", name=".gitignore", stamp="2"), 5.0)
+    assert situation.due_at == 5.0 + SETTLE
+
+
+def test_a_log_that_grows_beside_the_pair_for_ever_delays_it_for_a_while() -> None:
+    situation, now = WatchState(SETTLE), 0.0
+    while (due := situation.due_at) is None or now < due:
+        now += 1.0
+        situation = situation.saw(replace(seen("a", "b"), others=str(now)), now)
+    assert 2 * SETTLE < now <= 6 * SETTLE + 1
+
+
+def test_a_file_that_stops_moving_beside_the_pair_delays_it_by_the_settle_time() -> None:
+    situation = WatchState(SETTLE).saw(replace(seen("a", "b"), others="1"), 0.0)
+    situation = situation.saw(replace(seen("a", "b"), others="2"), 4.0)
+    assert situation.due_at == 4.0 + SETTLE
 
 
 class Writers(RuleBasedStateMachine):

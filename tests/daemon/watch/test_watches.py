@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from craftcache.errors import InvalidSource, NotFound, PolicyDenied, Unavailable
-from craftcache.sources import WatchSource
+from craftcache.sources import FILENAMES, WatchSource
 from tests.support.checkpoints import saved
 from tests.support.pickles import Op, archive
 from tests.support.watching import SETTLE, content, rule, watching, write, write_pair
@@ -36,6 +36,47 @@ async def test_a_pair_becomes_a_generation_once_both_files_are_there(base: Path)
         assert blob.read_bytes() == (export / record.filename).read_bytes()
         assert blob.stat().st_ino != (export / record.filename).stat().st_ino
         assert stat.S_IMODE(blob.stat().st_mode) == 0o444
+
+
+async def test_a_directory_is_known_while_it_is_the_one_that_is_watched(base: Path) -> None:
+    export = base / "export"
+    write_pair(export, 1)
+    async with watching(base, rule(export, poll=True, settle=SETTLE)) as rig:
+        await rig.until_served("run", 1)
+        status = export.stat()
+        assert await rig.watches.find(status.st_dev, status.st_ino) == "run"
+        assert await rig.watches.find(status.st_dev, status.st_ino + 1) is None
+        export.rename(base / "elsewhere")
+        assert await rig.watches.find(status.st_dev, status.st_ino) is None
+
+
+async def test_a_directory_that_got_the_number_of_a_watched_one_is_another(base: Path) -> None:
+    export = base / "export"
+    write_pair(export, 1)
+    async with watching(base, rule(export, poll=True, settle=10.0)) as rig:
+        await rig.until_state("run", "settling")
+        known = export.stat()
+        shutil.rmtree(export)
+        for number in range(1000):  # until one gets the number
+            other = base / f"other-{number}"
+            other.mkdir()
+            if other.stat().st_ino == known.st_ino:
+                break
+        else:
+            pytest.skip("this file system does not use its numbers again")
+        assert await rig.watches.find(known.st_dev, known.st_ino) is None
+
+
+async def test_a_generation_that_was_lost_is_made_again(base: Path) -> None:
+    write_pair(base / "export", 1)
+    async with watching(base, rule(base / "export")) as rig:
+        first = await rig.until_served("run", 1)
+        for record in first.files:
+            (base / "cache" / record.path).unlink()
+        assert await rig.store.recheck(WatchSource("run"), FILENAMES.values()) is None
+        rig.watches.take_again(WatchSource("run"))
+        second = await rig.until_served("run", 2)
+        assert await rig.store.recheck(WatchSource("run"), FILENAMES.values()) == second
 
 
 async def test_an_overwrite_in_place_changes_no_byte_of_what_was_published(base: Path) -> None:
@@ -364,8 +405,8 @@ async def test_a_directory_is_known_by_device_and_inode_while_it_is_there(base: 
     async with watching(base, rule(export)) as rig:
         await rig.until_served("run", 1)
         status = export.stat()
-        assert rig.watches.find(status.st_dev, status.st_ino) == "run"
-        assert rig.watches.find(status.st_dev, (base / "cache").stat().st_ino) is None
+        assert await rig.watches.find(status.st_dev, status.st_ino) == "run"
+        assert await rig.watches.find(status.st_dev, (base / "cache").stat().st_ino) is None
 
 
 async def test_a_polled_directory_needs_no_hints(base: Path) -> None:

@@ -1,0 +1,118 @@
+"""The daemon's own directories, looked after while it runs: others may remove them at any moment.
+
+Somebody frees disk space with ``rm -rf``, a cleaner empties /run, a volume is unmounted. What can
+be made anew is, within seconds and without a restart; what cannot is named, in the daemon's status
+and by ``craftcache doctor``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from craftcache.errors import CraftcacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+__all__ = ["Care", "Place"]
+
+log = logging.getLogger("craftcached")
+
+PERIOD_SECONDS = 2.0
+"""Between two looks, each of which takes a few stats."""
+
+
+GRACE_SECONDS = 1.0
+"""Between the first look that misses something and its making: whoever removes a tree is done by
+then, and does not find in it what was not there before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Something that others may remove.
+
+    Attributes:
+        shown: As people know it.
+        is_gone: Whether it is not there any more; a few stats.
+        heal: Makes it anew, or sees that it will be when it is needed. What it raises is why that
+            cannot be done.
+    """
+
+    shown: str
+    is_gone: Callable[[], bool]
+    heal: Callable[[], Awaitable[None]]
+
+
+class Care:
+    """Looks after places; an async context manager: it works until it is left.
+
+    Args:
+        places: To look after from the beginning.
+        period: Seconds between two looks.
+        clock: Seconds, from any moment on.
+    """
+
+    def __init__(
+        self,
+        places: Iterable[Place],
+        *,
+        period: float = PERIOD_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._places = list(places)
+        self._period = period
+        self._clock = clock
+        self._missed: dict[str, float] = {}
+        self._problems: dict[str, str] = {}
+        self._turn = asyncio.Lock()
+        self._task: asyncio.Task[None]
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def look_after(self, place: Place) -> None:
+        """Look after something more."""
+        self._places.append(place)
+
+    async def problems(self) -> tuple[str, ...]:
+        """Look now; what cannot be made anew, and why."""
+        async with self._turn:
+            for place in tuple(self._places):
+                await self._look_at(place)
+            return tuple(self._problems.values())
+
+    async def _look_at(self, place: Place) -> None:
+        what = place.shown
+        try:
+            if await asyncio.to_thread(place.is_gone):
+                missed = self._missed.setdefault(what, self._clock())
+                if self._clock() - missed < GRACE_SECONDS:
+                    return
+                await place.heal()
+            self._missed.pop(what, None)
+        except (OSError, sqlite3.Error, CraftcacheError) as error:
+            problem = f"{what} cannot be used: {error}"
+            if self._problems.get(what) != problem:
+                log.error("%s", problem)  # noqa: TRY400  # it says all there is to say
+            self._problems[what] = problem
+        else:
+            if self._problems.pop(what, None) is not None:
+                log.warning("%s can be used again", what)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.problems()
+            except Exception:
+                log.exception("the daemon's directories are not looked after")
+            await asyncio.sleep(self._period)
