@@ -74,8 +74,10 @@ def check_view(
     room = storage.nbytes // DTYPE_BYTES[dtype]
     last = offset
     for size, step in zip(sizes, steps):  # noqa: B905  of one length
-        if size < 0 or not 0 <= step <= MAX_ELEMENTS:
+        if size < 0 or step < 0:
             raise NotACheckpoint("a tensor with a negative size or stride")
+        if step > MAX_ELEMENTS:
+            raise NotACheckpoint("it holds a tensor of an absurd stride")
         last += (size - 1) * step
     if not 0 <= offset <= room or (last >= room and 0 not in sizes):
         raise NotACheckpoint(f"a tensor that reaches outside storage {storage.key}")
@@ -379,7 +381,7 @@ def set_state(target: object, state: object) -> bool:
     if type(target) is Ordered:
         if type(state) is not dict or not all(type(name) is str for name in state):
             raise NotACheckpoint("attributes of an OrderedDict are no dict of names")
-        target.attributes.update(state)
+        target.attributes = {**(target.attributes or {}), **state}
         return True
     if type(target) is TensorView or (type(target) is Other and target.is_tensor):
         _check_tensor_state(state)
@@ -441,8 +443,20 @@ _NEW: Final[dict[str, Callable[..., object]]] = {
     **{name: _omegaconf(name) for name in OMEGACONF_CLASSES},
 }
 
+_COPYING: Final = frozenset(
+    {
+        "_codecs.encode",
+        "builtins.bytearray",
+        "builtins.set",
+        "collections.Counter",
+        "collections.OrderedDict",
+        "torch.Size",
+    }
+)
+"""What takes the longer, the more it is given."""
+
 KNOWN_GLOBALS: Final[dict[str, Global]] = {
-    name: Global(name, _CALLS.get(name), _NEW.get(name))
+    name: Global(name, _CALLS.get(name), _NEW.get(name), name in _COPYING)
     for name in (
         *_CALLS,
         *STORAGE_DTYPES,

@@ -23,11 +23,13 @@ class Global:
         name: Its module and name, joined by a dot.
         call: Describes what calling it returns; None where no checkpoint calls it.
         new: Likewise for its ``__new__``, without ``__init__``.
+        copies: Whether calling it takes the longer, the more it is given.
     """
 
     name: str
     call: Callable[..., object] | None
     new: Callable[..., object] | None
+    copies: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,11 +80,11 @@ class Ordered:
 
     Attributes:
         items: Its items in their order.
-        attributes: Its ``__dict__``.
+        attributes: Its ``__dict__``, where that was set.
     """
 
     items: dict[object, object] = field(default_factory=dict)
-    attributes: dict[str, object] = field(default_factory=dict)
+    attributes: dict[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -42,18 +42,6 @@ _SHORT_INTEGER: Final = 2**60
 
 _STOPPED: Final = -1
 
-_COPYING: Final = frozenset(
-    {
-        "_codecs.encode",
-        "builtins.bytearray",
-        "builtins.set",
-        "collections.Counter",
-        "collections.OrderedDict",
-        "torch.Size",
-    }
-)
-"""What takes the longer, the more it is given."""
-
 _HINT: Final = "It may run code; ask its publisher for one of tensors and plain values"
 
 _DOUBLE: Final = Struct(">d")
@@ -79,7 +67,9 @@ class Unpickler:
         self.reason: str | None = None
         self._data = data
         self._load_storage = load_storage
-        self._memo: dict[int, Any] = {}
+        self._memo: list[Any] = []
+        self._sparse_memo: dict[int, Any] = {}
+        """What picklers, which number what they keep one after another, do not write."""
         self._stack: list[Any] = []
         self._stacks: list[list[Any]] = []
         """Those below each mark."""
@@ -102,6 +92,7 @@ class Unpickler:
             for _ in range(_MAX_OPCODES):
                 position = steps[data[position]](position + 1)
                 if position < 0:
+                    self._memo, self._sparse_memo = [], {}
                     return self._result
         except (
             IndexError,
@@ -144,9 +135,9 @@ class Unpickler:
             raise UnsafeCheckpoint(f"loading it would call a {_kind(function)}", hint=_HINT)
         if function.call is None or type(args) is not tuple:
             raise NotACheckpoint(f"it calls {function.name}, which no checkpoint does")
-        if function.name in _COPYING:
+        if args and function.copies:
             self._charge(args)
-            if function.name == "collections.OrderedDict" and args:
+            if function.name == "collections.OrderedDict":
                 self._check_pairs(args[0])
         stack[-1] = function.call(*args)
         return position
@@ -348,21 +339,34 @@ class Unpickler:
     # The memo, and both ends.
 
     def _put1(self, position: int) -> int:
-        self._memo[self._data[position]] = self._stack[-1]
+        self._put(self._data[position])
         return position + 1
 
     def _put4(self, position: int) -> int:
-        number = int.from_bytes(self._data[position : position + 4], "little")
-        self._memo[number] = self._stack[-1]
+        self._put(int.from_bytes(self._data[position : position + 4], "little"))
         return position + 4
 
+    def _put(self, number: int) -> None:
+        memo = self._memo
+        if number == len(memo):
+            memo.append(self._stack[-1])
+        elif number < len(memo):
+            memo[number] = self._stack[-1]
+        else:
+            self._sparse_memo[number] = self._stack[-1]
+
+    def _get(self, number: int) -> Any:  # noqa: ANN401  whatever a pickle holds
+        if number < len(self._memo):
+            return self._memo[number]
+        return self._sparse_memo[number]
+
     def _get1(self, position: int) -> int:
-        self._stack.append(self._memo[self._data[position]])
+        self._stack.append(self._get(self._data[position]))
         return position + 1
 
     def _get4(self, position: int) -> int:
         number = int.from_bytes(self._data[position : position + 4], "little")
-        self._stack.append(self._memo[number])
+        self._stack.append(self._get(number))
         return position + 4
 
     def _proto(self, position: int) -> int:
