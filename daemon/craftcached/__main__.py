@@ -7,6 +7,7 @@ import faulthandler
 import functools
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def main(config_file: Path | None, log_level: str, **arguments: object) -> None:
     The token for gated and private repositories comes from systemd's credential hf-token, from
     HF_TOKEN or from the file that HF_TOKEN_PATH names.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a parent may ignore it: no child would be heard
     faulthandler.enable()  # where it hung, when the service manager's watchdog aborts it
     _log_to_stderr(log_level)
     given = {name: value for name, value in arguments.items() if value not in (None, ())}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from craftcache.errors import InvalidSource, UnknownDevice
 from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
+from craftcache.torch_needed import require_torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,7 +85,9 @@ def parse_device(device: str | int | torch.device) -> torch.device:
 
     Raises:
         UnknownDevice: torch has no such device, or this machine has not.
+        CraftcacheError: There is no torch.
     """
+    require_torch()
     import torch
 
     try:
