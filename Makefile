@@ -42,6 +42,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 --package craftcache
 	$(BIN)/mypy --explicit-package-bases tests
 	$(BIN)/lint-imports
 

@@ -12,7 +12,7 @@ import io
 import mmap
 import sys
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 import torch
@@ -26,6 +26,8 @@ from .index import assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
 
     from .index import Index, Storage
 
