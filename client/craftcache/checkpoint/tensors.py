@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef  # it has no other home
 from torch.overrides import TorchFunctionMode
 
 from craftcache.checkpoint import weights_only
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from .index import Index, Storage
 
-__all__ = ["build", "copy_into", "is_whole", "load_state_dict", "release"]
+__all__ = ["build", "copy_into", "is_whole", "load_state_dict", "release", "storage_of"]
 
 _MAP_NORESERVE: Final = 0x4000
 """From Linux's mman.h: a private map larger than memory is refused without it."""
@@ -131,6 +132,15 @@ def load_state_dict(
 def is_whole(tensor: torch.Tensor) -> bool:
     """Whether a tensor is all of its storage, in order."""
     return tensor.is_contiguous() and tensor.nbytes == tensor.untyped_storage().nbytes()
+
+
+def storage_of(tensor: torch.Tensor) -> StorageWeakRef:
+    """The storage that a tensor lies in, held weakly.
+
+    Two are equal if their tensors share one. A storage's own object tells less: torch 2.1 makes a
+    new one at each look.
+    """
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def release(tensor: torch.Tensor) -> None:
