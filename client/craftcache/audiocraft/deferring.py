@@ -80,9 +80,9 @@ class Deferral(TorchDispatchMode):
         fill = self._waiting.pop(waiting, None)
         if fill is None:
             return
-        storage = torch.UntypedStorage._new_with_weak_ptr(waiting.cdata)  # noqa: SLF001
-        if storage is None:  # nobody has it any more
+        if waiting.expired():  # nobody has it any more
             return
+        storage = torch.UntypedStorage._new_with_weak_ptr(waiting.cdata)  # noqa: SLF001
         flat = torch.empty(0, dtype=fill.dtype, device=storage.device)
         flat.set_(storage, 0, (storage.nbytes() // fill.dtype.itemsize,))  # type: ignore[call-overload]
         with torch.no_grad():

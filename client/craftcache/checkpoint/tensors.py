@@ -8,7 +8,6 @@ pinned memory where that is faster, and hold nothing of the file afterwards.
 
 from __future__ import annotations
 
-import io
 import mmap
 import sys
 from itertools import cycle
@@ -22,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from craftcache.checkpoint import weights_only
 from craftcache.errors import InvalidSource, NotACheckpoint
 
-from .descriptor import DescriptorFile, read_into
+from .descriptor import read_into
 from .index import assemble
 
 if TYPE_CHECKING:
@@ -67,9 +66,7 @@ def build(
         OSError: The file could not be mapped or read.
     """
     if index.reason is not None:
-        return weights_only.load(
-            io.BufferedReader(DescriptorFile(fd)), map_location=device, source=source
-        )
+        return weights_only.load(fd, map_location=device, source=source)
     spans = _Spans(index, fd, mapped=mapped)
     if device.type == "cpu":
         return assemble(index.tree, _build_tensors(index, spans.take, device))
