@@ -22,7 +22,7 @@ from craftcache.checkpoint import weights_only
 from craftcache.errors import InvalidSource, NotACheckpoint
 
 from .descriptor import read_into
-from .index import assemble
+from .index import ITEM_BYTES, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,6 +161,7 @@ class _Spans:
 
     def __init__(self, index: Index, fd: int, *, mapped: bool) -> None:
         self._fd = fd
+        self._unaligned = _unaligned(index)
         self._map = _map_privately(fd, index.file_size) if mapped and index.storages else None
         if self._map is not None:
             _MAPS[torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()] = self._map
@@ -170,11 +171,25 @@ class _Spans:
         count = storage.nbytes // dtype.itemsize
         if not count:
             return torch.empty(0, dtype=dtype, device="cpu")
-        if self._map is not None:
+        if self._map is not None and storage not in self._unaligned:
             return torch.frombuffer(self._map, dtype=dtype, count=count, offset=storage.offset)
         read = bytearray(storage.nbytes)
         read_into(self._fd, read, storage.offset)
         return torch.frombuffer(read, dtype=dtype)
+
+
+def _unaligned(index: Index) -> frozenset[Storage]:
+    """The storages in which a tensor's elements lie where no processor expects them.
+
+    The zip container aligns its storages, and an index of one says nothing else.
+    """
+    if index.format != "legacy":
+        return frozenset()
+    return frozenset(
+        storage
+        for tensor in index.tensors
+        if (storage := index.storages[tensor.storage]).offset % ITEM_BYTES[tensor.dtype]
+    )
 
 
 class _Releasing(TorchFunctionMode):

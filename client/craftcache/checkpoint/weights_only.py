@@ -29,25 +29,12 @@ import torch
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 
 from .descriptor import DescriptorFile
+from .reader import ALLOWED_GLOBALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = ["ALLOWED_GLOBALS", "importable_globals", "load", "translate"]
-
-ALLOWED_GLOBALS: Final = (
-    "builtins.dict",
-    "builtins.int",
-    "builtins.list",
-    "collections.defaultdict",
-    "typing.Any",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.nodes.AnyNode",
-)
-"""What a checkpoint may name beyond torch's own list: the parts of an OmegaConf config."""
 
 FIRST_SAFE_TORCH: Final = "2.6"
 """The first release whose loader runs nothing that a file asks for, as far as is known."""

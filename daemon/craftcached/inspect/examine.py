@@ -27,15 +27,15 @@ from torch.serialization import add_safe_globals
 from craftcache.checkpoint import weights_only
 from craftcache.checkpoint.descriptor import DescriptorFile
 from craftcache.checkpoint.index import Index, Storage, dump
+from craftcache.checkpoint.reader.archive import is_archive, read_archive
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 
-from .archive import is_archive, read_archive
 from .describe import Describer, plain_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .archive import Record
+    from craftcache.checkpoint.reader.archive import Record
 
 __all__ = ["allow_globals", "examine"]
 

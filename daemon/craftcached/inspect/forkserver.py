@@ -1,14 +1,12 @@
 """The warm parent: a process that has imported torch and forks one child for each file.
 
-``python -m craftcached.inspect.forkserver FD`` serves on the SOCK_SEQPACKET socket FD. One
-message asks for one inspection: ``{"job": n, "cpu_seconds": c, "seconds": s}`` with two
-descriptors, the file and an empty memory file for the result. With ``"cast": dtype`` and a third
-one, an empty file, the checkpoint is written there in that dtype, and the result is the index of
-what was written, or empty. ``{"job": n, "cancel": true}`` withdraws a job. The parent says
-``{"ready": true}`` once, and for each job that ended ``{"job": n, "status": w, "late": b}`` with
-the child's wait status. Status 0 means that the result is an index, REFUSED that it is an error's
-problem document; SIGXCPU ends what computes too long, any other signal is a crash, any other
-status a bug of ours.
+``python -m craftcached.inspect.forkserver FD`` serves on the SOCK_SEQPACKET socket FD. One message
+asks for one inspection: ``{"job": n, "cpu_seconds": c, "seconds": s}`` with two descriptors, the
+file and an empty memory file for the result. ``{"job": n, "cancel": true}`` withdraws a job. The
+parent says ``{"ready": true}`` once, and for each job that ended ``{"job": n, "status": w, "late":
+b}`` with the child's wait status. Status 0 means that the result is an index, REFUSED that it is an
+error's problem document; SIGXCPU ends what computes too long, any other signal is a crash, any
+other status a bug of ours.
 
 It ends, and all children with it, when the other end of the socket closes.
 """
@@ -34,7 +32,6 @@ import torch
 from craftcache.checkpoint.index import MAX_BYTES
 from craftcache.errors import CraftcacheError
 
-from .casting import MAX_GROWTH, cast
 from .confine import confine, die_with_parent
 from .examine import allow_globals, examine
 from .inspector import REFUSED
@@ -61,32 +58,10 @@ class _Task:
     Attributes:
         file: The checkpoint.
         result: Takes its index, or an error's problem document.
-        output: Takes the checkpoint in another dtype, where that is asked for.
-        dtype: Which.
     """
 
     file: int
     result: int
-    output: int | None = None
-    dtype: str | None = None
-
-    @property
-    def descriptors(self) -> list[int]:
-        """All that it is given."""
-        return [self.file, self.result] + ([] if self.output is None else [self.output])
-
-    @property
-    def file_bytes(self) -> int:
-        """The most that it may write to one file."""
-        if self.output is None:
-            return MAX_BYTES
-        return max(MAX_BYTES, MAX_GROWTH * os.fstat(self.file).st_size)
-
-    def run(self) -> bytes:
-        """Do it."""
-        if self.output is None or self.dtype is None:
-            return examine(self.file)
-        return cast(self.file, self.output, self.dtype)
 
 
 class _Server:
@@ -129,7 +104,7 @@ class _Server:
     def _receive(self) -> bool:
         """Act on one message; whether there was one."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 3)
+            data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 2)
         except ConnectionError:
             return False
         if not data:
@@ -139,8 +114,7 @@ class _Server:
             if "cancel" in message:
                 self._cancel(message["job"])
             else:
-                file, result, *output = fds
-                task = _Task(file, result, output[0] if output else None, message.get("cast"))
+                task = _Task(*fds)
                 self._start(message["job"], message["cpu_seconds"], message["seconds"], task)
         finally:
             for fd in fds:
@@ -178,8 +152,8 @@ def _run_child(parent: int, task: _Task, cpu_seconds: int) -> NoReturn:
     status = 1
     try:
         die_with_parent(parent)
-        _close_all_but(*task.descriptors)
-        confine(cpu_seconds=cpu_seconds, file_bytes=task.file_bytes)
+        _close_all_but(task.file, task.result)
+        confine(cpu_seconds=cpu_seconds, file_bytes=MAX_BYTES)
         status = _do(task)
     except BaseException:  # noqa: BLE001  reported; nothing may outlive this call
         traceback.print_exc()
@@ -198,7 +172,7 @@ def _close_all_but(*kept: int) -> None:
 
 def _do(task: _Task) -> int:
     try:
-        found, status = task.run(), 0
+        found, status = examine(task.file), 0
     except CraftcacheError as error:
         found, status = json.dumps(error.to_problem()).encode(), REFUSED
     with open(task.result, "wb") as output:

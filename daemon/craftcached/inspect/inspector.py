@@ -10,7 +10,6 @@ import signal
 import socket
 import stat
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from craftcache.checkpoint.index import MAX_BYTES, parse
@@ -96,28 +95,15 @@ class Inspector:
             Unavailable: Inspection itself failed, through no fault of the file.
         """
         with _opened(path, source) as file:
-            return await self._run(_Task(file))
+            return await self._run(file)
 
-    async def cast(self, path: Path, output: int, dtype: str, *, source: str) -> bytes:
-        """Write the checkpoint at ``path`` to the empty file ``output`` in ``dtype``.
-
-        Returns:
-            The index of what was written; nothing where no storage can be cast, see casting.
-
-        Raises:
-            UnsafeCheckpoint, NotACheckpoint, Unavailable: As inspect. It may be that there is no
-                room left to write to.
-        """
-        with _opened(path, source) as file:
-            return await self._run(_Task(file, output, dtype))
-
-    async def _run(self, task: _Task) -> bytes:
+    async def _run(self, file: int) -> bytes:
         """Try once more where the parent died: it may have been for another reason."""
         async with self._slots:
             for _ in range(_ATTEMPTS):
                 parent = await self._warm_parent()
                 with contextlib.suppress(_ParentDied):
-                    return await parent.run(task, self._cpu_seconds, self._deadline)
+                    return await parent.run(file, self._cpu_seconds, self._deadline)
         raise Unavailable("the process that inspects checkpoints dies")
 
     async def _warm_parent(self) -> _Parent:
@@ -134,20 +120,6 @@ class Inspector:
         if self._parent is None:
             self._parent = asyncio.create_task(_Parent.start(), name="inspection parent")
         return self._parent
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """What a child is asked for: the index of ``file``, or of what it writes to ``output``."""
-
-    file: int
-    output: int | None = None
-    dtype: str | None = None
-
-    @property
-    def described(self) -> int:
-        """The file that the index is of."""
-        return self.file if self.output is None else self.output
 
 
 @contextlib.contextmanager
@@ -215,7 +187,7 @@ class _Parent:
             raise
         return parent
 
-    async def run(self, task: _Task, cpu_seconds: int, seconds: float) -> bytes:
+    async def run(self, file: int, cpu_seconds: int, seconds: float) -> bytes:
         """The index that was asked for.
 
         Raises:
@@ -227,16 +199,8 @@ class _Parent:
         ended = self._jobs[number] = self._loop.create_future()
         result = os.memfd_create("index", os.MFD_CLOEXEC)
         try:
-            message: dict[str, Any] = {
-                "job": number,
-                "cpu_seconds": cpu_seconds,
-                "seconds": seconds,
-            }
-            files = [task.file, result]
-            if task.output is not None:
-                message["cast"] = task.dtype
-                files.append(task.output)
-            self._send(message, files)
+            message = {"job": number, "cpu_seconds": cpu_seconds, "seconds": seconds}
+            self._send(message, [file, result])
             async with asyncio.timeout(seconds + _GRACE_SECONDS):
                 report = await ended
             found = os.pread(result, MAX_BYTES, 0)
@@ -255,7 +219,7 @@ class _Parent:
                 f"its inspection was not done within {seconds:g} s",
                 hint="Try again when the machine or the cache's file system is less busy",
             )
-        size = os.fstat(task.described).st_size
+        size = os.fstat(file).st_size
         return await asyncio.to_thread(_outcome, report["status"], found, size)
 
     async def close(self) -> None:
@@ -315,8 +279,6 @@ def _outcome(status: int, found: bytes, file_size: int) -> bytes:
     if os.WIFSIGNALED(status):
         raise NotACheckpoint(f"it crashes torch ({signal.Signals(os.WTERMSIG(status)).name})")
     match os.WEXITSTATUS(status):
-        case 0 if not found and not file_size:  # nothing to cast, and so nothing written
-            return found
         case 0:
             with _translated():
                 parse(found, file_size=file_size)
