@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support")  # torch's, on sight of one
 
 NEWER = r"needs a newer torch than \S+\. torch 2\.6 or newer loads it"
 
