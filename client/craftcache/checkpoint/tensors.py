@@ -287,7 +287,8 @@ def _build_tensors(
     for name, number, shape, stride, offset, requires_grad, is_parameter in index.tensors:
         dtype = dtypes[name]
         owner = owners.get(number)
-        if stride is None and owner is None:  # nearly all are; one call each, or two
+        is_plain = stride is None and not is_parameter and not requires_grad
+        if is_plain and owner is None:  # nearly all are; one call each, or two
             tensor = take(storages[number], dtype)
             if len(shape) != 1:
                 tensor.resize_(shape)
