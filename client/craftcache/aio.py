@@ -12,7 +12,7 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .daemon.transport import Cancellation, Cancelled
 from .loading.operations import Operations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from typing_extensions import Self
 
     from .daemon.client import CachedModel, WarmedModel
     from .loading.explanation import Explanation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from .daemon.transport import Cancellation
 from .loading.operations import Operations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from typing_extensions import Self
 
     from .daemon.client import CachedModel, WarmedModel
     from .loading.explanation import Explanation

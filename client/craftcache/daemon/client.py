@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles
@@ -277,7 +277,7 @@ def _file_info(served: ServedFile) -> FileInfo:
         served.size,
         served.origin,
         served.sha256,
-        datetime.fromtimestamp(served.verified_at, UTC),
+        datetime.fromtimestamp(served.verified_at, timezone.utc),
     )
 
 

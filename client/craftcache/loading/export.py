@@ -219,13 +219,9 @@ def _index(file: OpenFile, source: str) -> Index | None:
 
 
 def _load_by_torch(file: OpenFile, device: torch.device, source: str) -> object:
-    import io
-
     from craftcache.checkpoint import weights_only
-    from craftcache.checkpoint.descriptor import DescriptorFile
 
-    reader = io.BufferedReader(DescriptorFile(file.descriptor))
-    return weights_only.load(reader, map_location=device, source=source)
+    return weights_only.load(file.descriptor, map_location=device, source=source)
 
 
 def _check_present(device: torch.device) -> None:

@@ -17,6 +17,6 @@ and changes nothing of the process that it runs in.
 from __future__ import annotations
 
 from .names import ALLOWED_GLOBALS
-from .reading import read_index
+from .reading import ArchivePickle, read_index, read_pickle
 
-__all__ = ["ALLOWED_GLOBALS", "read_index"]
+__all__ = ["ALLOWED_GLOBALS", "ArchivePickle", "read_index", "read_pickle"]

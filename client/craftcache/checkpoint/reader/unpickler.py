@@ -20,7 +20,7 @@ from .descriptions import Global, Ordered, Other, StorageBytes, TensorView
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_PICKLE_BYTES", "Unpickler"]
+__all__ = ["MAX_PICKLE_BYTES", "Unpickler", "full_name"]
 
 MAX_PICKLE_BYTES: Final = 32 * 1024 * 1024
 """Longest pickle that is read; one of 100,000 tensors takes 25 MB."""
@@ -422,17 +422,22 @@ _STEPS: Final = {
 _HASHABLE: Final = (type(None), bool, int, float, str, Global, StorageBytes, TensorView, Other)
 
 
-def _find(module: str, name: str) -> Global:
-    """What a pickle names, also by the names of Python 2.
-
-    Raises:
-        UnsafeCheckpoint: torch's weights-only loader does not know it either.
-    """
+def full_name(module: str, name: str) -> str:
+    """What a pickle names, in one word; names of Python 2 become those of Python 3."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         module, name = _compat_pickle.NAME_MAPPING[module, name]
     else:
         module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-    full = f"{module}.{name}"
+    return f"{module}.{name}"
+
+
+def _find(module: str, name: str) -> Global:
+    """What a pickle names.
+
+    Raises:
+        UnsafeCheckpoint: torch's weights-only loader does not know it either.
+    """
+    full = full_name(module, name)
     found = KNOWN_GLOBALS.get(full)
     if found is None:
         raise UnsafeCheckpoint(f"loading it would call {full}", hint=_HINT)
