@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Global", "Ordered", "Other", "StorageBytes", "TensorView"]
+__all__ = ["Global", "Ordered", "Other", "StorageBytes", "TensorView", "kind_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,3 +106,16 @@ class Other:
     sizes: tuple[int, ...] | None = None
     is_tensor: bool = False
     takes_state: bool = False
+
+
+def kind_of(value: object) -> str:
+    """What to call a value, for people."""
+    if type(value) is Global:
+        return value.name
+    if type(value) is Other:
+        return value.kind
+    if type(value) is TensorView:
+        return "torch.Tensor"
+    if type(value) is StorageBytes:
+        return "storage"
+    return "collections.OrderedDict" if type(value) is Ordered else type(value).__name__

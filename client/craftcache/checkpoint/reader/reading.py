@@ -11,11 +11,11 @@ from craftcache.checkpoint.index import Index, Storage
 from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 
 from .archive import is_archive, read_archive
-from .calls import storage_dtype
 from .describe import Describer, plain_values
 from .descriptions import StorageBytes
 from .legacy import read_legacy
 from .names import DTYPE_BYTES
+from .tensor_calls import storage_dtype
 from .unpickler import MAX_PICKLE_BYTES, Unpickler
 
 if TYPE_CHECKING:

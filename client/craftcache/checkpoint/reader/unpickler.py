@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 
 from .calls import KNOWN_GLOBALS, set_state
-from .descriptions import Global, Ordered, Other, StorageBytes, TensorView
+from .descriptions import Global, Ordered, Other, TensorView, kind_of
+from .keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,15 +31,6 @@ _MAX_OPCODES: Final = 8_000_000
 
 _MAX_COPIED: Final = 64 * 1024 * 1024
 """Items and characters that calls may be given in all, beyond the one that each is."""
-
-_MAX_UNUSUAL_KEYS: Final = 10_000
-"""Keys of dicts that are neither texts nor short integers; others can be made to collide."""
-
-_MAX_KEY_PARTS: Final = 1000
-"""Values in one key that is a tuple; it is hashed anew each time."""
-
-_SHORT_INTEGER: Final = 2**60
-"""Below it an integer's hash is itself, and a dict of them as fast as any."""
 
 _STOPPED: Final = -1
 
@@ -75,7 +67,7 @@ class Unpickler:
         """Those below each mark."""
         self._result: object = None
         self._copied = 0
-        self._unusual_keys = 0
+        self._keys = Keys()
 
     def load(self) -> object:
         """What the pickle holds.
@@ -132,13 +124,13 @@ class Unpickler:
         args = stack.pop()
         function = stack[-1]
         if type(function) is not Global:
-            raise UnsafeCheckpoint(f"loading it would call a {_kind(function)}", hint=_HINT)
+            raise UnsafeCheckpoint(f"loading it would call a {kind_of(function)}", hint=_HINT)
         if function.call is None or type(args) is not tuple:
             raise NotACheckpoint(f"it calls {function.name}, which no checkpoint does")
         if args and function.copies:
             self._charge(args)
             if function.name == "collections.OrderedDict":
-                self._check_pairs(args[0])
+                self._keys.check_pairs(args[0])
         stack[-1] = function.call(*args)
         return position
 
@@ -146,7 +138,7 @@ class Unpickler:
         args = self._stack.pop()
         cls = self._stack.pop()
         if type(cls) is not Global:
-            raise UnsafeCheckpoint(f"loading it would instantiate a {_kind(cls)}", hint=_HINT)
+            raise UnsafeCheckpoint(f"loading it would instantiate a {kind_of(cls)}", hint=_HINT)
         if cls.new is None or type(args) is not tuple:
             raise NotACheckpoint(f"it instantiates {cls.name}, which no checkpoint does")
         self._charge(args)
@@ -156,9 +148,10 @@ class Unpickler:
     def _build(self, position: int) -> int:
         state = self._stack.pop()
         target = self._stack[-1]
+        self._charge((state,))
         if not set_state(target, state):
             raise UnsafeCheckpoint(
-                f"loading it would set the state of a {_kind(target)}", hint=_HINT
+                f"loading it would set the state of a {kind_of(target)}", hint=_HINT
             )
         if type(target) is TensorView:  # which others may hold already, as it was
             self.reason = self.reason or "it holds a tensor in the form of torch before 0.4"
@@ -201,7 +194,7 @@ class Unpickler:
     def _list(self) -> list[Any]:
         target = self._stack[-1]
         if type(target) is not list:
-            raise NotACheckpoint(f"it appends to a {_kind(target)}")
+            raise NotACheckpoint(f"it appends to a {kind_of(target)}")
         return target
 
     def _setitem(self, position: int) -> int:
@@ -219,36 +212,12 @@ class Unpickler:
         if type(target) is Ordered or (type(target) is Other and target.items is not None):
             target = target.items
         if type(target) is not dict:
-            raise NotACheckpoint(f"it sets items of a {_kind(target)}")
+            raise NotACheckpoint(f"it sets items of a {kind_of(target)}")
         keys = items[::2]
-        for key in keys:
-            if type(key) is not str:
-                self._check_key(key)
+        self._keys.check(keys)
         if len(items) % 2:
             raise NotACheckpoint("it sets an item without its value")
         target.update(zip(keys, items[1::2]))  # noqa: B905  of one length
-
-    def _check_pairs(self, pairs: object) -> None:
-        """The keys of an OrderedDict's pairs; what else is wrong with these shows later."""
-        if type(pairs) is list or type(pairs) is tuple:
-            for pair in pairs:
-                if (type(pair) is list or type(pair) is tuple) and pair:
-                    self._check_key(pair[0])
-
-    def _check_key(self, key: object) -> None:
-        """See to it that a key's hash takes no long time, and is unlike enough others'."""
-        kind = type(key)
-        if kind is str or key is None or kind is bool:
-            return
-        if kind is int and -_SHORT_INTEGER < key < _SHORT_INTEGER:  # type: ignore[operator]
-            return
-        self._unusual_keys += 1
-        if self._unusual_keys > _MAX_UNUSUAL_KEYS:
-            raise NotACheckpoint(f"more than {_MAX_UNUSUAL_KEYS} keys that are no texts or numbers")
-        if kind is tuple:
-            _check_parts(key)  # type: ignore[arg-type]
-        elif kind not in _HASHABLE:
-            raise NotACheckpoint(f"a {_kind(key)} as a key")
 
     def _empty_list(self, position: int) -> int:
         self._stack.append([])
@@ -419,8 +388,6 @@ _STEPS: Final = {
 }
 """The opcodes that are known, by the method that acts on each."""
 
-_HASHABLE: Final = (type(None), bool, int, float, str, Global, StorageBytes, TensorView, Other)
-
 
 def full_name(module: str, name: str) -> str:
     """What a pickle names, in one word; names of Python 2 become those of Python 3."""
@@ -442,30 +409,3 @@ def _find(module: str, name: str) -> Global:
     if found is None:
         raise UnsafeCheckpoint(f"loading it would call {full}", hint=_HINT)
     return found
-
-
-def _check_parts(key: tuple[object, ...]) -> None:
-    left = _MAX_KEY_PARTS
-    waiting = [key]
-    while waiting:
-        for part in waiting.pop():
-            left -= 1
-            if left < 0:
-                raise NotACheckpoint(f"a key of more than {_MAX_KEY_PARTS} values")
-            if type(part) is tuple:
-                waiting.append(part)
-            elif type(part) not in _HASHABLE:
-                raise NotACheckpoint(f"a {_kind(part)} as a key")
-
-
-def _kind(value: object) -> str:
-    """What to call a value, for people."""
-    if type(value) is Global:
-        return value.name
-    if type(value) is Other:
-        return value.kind
-    if type(value) is TensorView:
-        return "torch.Tensor"
-    if type(value) is StorageBytes:
-        return "storage"
-    return "collections.OrderedDict" if type(value) is Ordered else type(value).__name__
