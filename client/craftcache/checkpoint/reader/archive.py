@@ -128,7 +128,8 @@ def _read_entries(fd: int, directory: bytes, count: int) -> list[Record]:
         at += name_length + extra_length + comment_length
         if mark != b"PK\x01\x02" or at > len(directory):
             raise NotACheckpoint("its zip directory is malformed")
-        nbytes, stored, start = _widen(extra, nbytes, stored, start)
+        if _UNKNOWN32 in (nbytes, stored, start):
+            nbytes, stored, start = _widen(extra, nbytes, stored, start)
         if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
             raise NotACheckpoint("a record that is encrypted or compressed in an unknown way")
         if method == _STORED and stored != nbytes:

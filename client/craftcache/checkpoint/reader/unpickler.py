@@ -34,6 +34,8 @@ _MAX_COPIED: Final = 64 * 1024 * 1024
 
 _STOPPED: Final = -1
 
+_LONG_BINPUT: Final = ord("r")
+
 _HINT: Final = "It may run code; ask its publisher for one of tensors and plain values"
 
 _DOUBLE: Final = Struct(">d")
@@ -79,10 +81,19 @@ class Unpickler:
         steps: list[Callable[[int], int]] = [self._refuse] * 256
         for opcode, name in _STEPS.items():
             steps[opcode] = getattr(self, name)
-        data, position = self._data, self.position
+        data, memo, position = self._data, self._memo, self.position
         try:
             for _ in range(_MAX_OPCODES):
-                position = steps[data[position]](position + 1)
+                opcode = data[position]
+                if opcode == _LONG_BINPUT:  # every fourth is; a call of a method is half its cost
+                    number = int.from_bytes(data[position + 1 : position + 5], "little")
+                    if number == len(memo):
+                        memo.append(self._stack[-1])
+                    else:
+                        self._put(number)
+                    position += 5
+                    continue
+                position = steps[opcode](position + 1)
                 if position < 0:
                     self._memo, self._sparse_memo = [], {}
                     return self._result
@@ -311,10 +322,6 @@ class Unpickler:
         self._put(self._data[position])
         return position + 1
 
-    def _put4(self, position: int) -> int:
-        self._put(int.from_bytes(self._data[position : position + 4], "little"))
-        return position + 4
-
     def _put(self, number: int) -> None:
         memo = self._memo
         if number == len(memo):
@@ -324,18 +331,16 @@ class Unpickler:
         else:
             self._sparse_memo[number] = self._stack[-1]
 
-    def _get(self, number: int) -> Any:  # noqa: ANN401  whatever a pickle holds
-        if number < len(self._memo):
-            return self._memo[number]
-        return self._sparse_memo[number]
-
     def _get1(self, position: int) -> int:
-        self._stack.append(self._get(self._data[position]))
+        number = self._data[position]
+        memo = self._memo
+        self._stack.append(memo[number] if number < len(memo) else self._sparse_memo[number])
         return position + 1
 
     def _get4(self, position: int) -> int:
         number = int.from_bytes(self._data[position : position + 4], "little")
-        self._stack.append(self._get(number))
+        memo = self._memo
+        self._stack.append(memo[number] if number < len(memo) else self._sparse_memo[number])
         return position + 4
 
     def _proto(self, position: int) -> int:
@@ -370,7 +375,6 @@ _STEPS: Final = {
         "h": "_get1",
         "j": "_get4",
         "q": "_put1",
-        "r": "_put4",
         "s": "_setitem",
         "t": "_tuple",
         "u": "_setitems",
