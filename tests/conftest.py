@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,15 @@ SYSTEMDS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Clean the process's own environment: libraries read theirs when test modules import them."""
+    """Clean the process's own environment: libraries read theirs when test modules import them.
+
+    Signals too: a script's ``make test &``, nohup and some CI systems have them ignored, and every
+    process that a test starts would inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     home = tempfile.TemporaryDirectory(prefix="craftcache-tests-")
     config.add_cleanup(home.cleanup)
     for name in _not_for_tests():

@@ -2,10 +2,15 @@
 
 Both look them up in the same order: an argument, ``CRAFTCACHE_*`` in the environment, the
 configuration file, then what the machine offers. Everything else in the file is the daemon's.
+
+A file that cannot be read, or says nonsense, stops no worker: it goes on with environment and
+defaults, and says so once. The daemon reads it strictly, with ``read_config``, and does not start.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import pwd
 import sys
@@ -28,12 +33,21 @@ __all__ = [
     "choose_insecure_hosts",
     "default_hub_cache",
     "daemon_uid",
+    "in_home",
+    "NO_HOME",
 ]
+
+log = logging.getLogger("craftcache")
 
 SYSTEM_CONFIG = Path("/etc/craftcache/config.toml")
 SYSTEM_CACHE_DIR = Path("/var/cache/craftcache")
 SYSTEM_SOCKET_DIR = Path("/run/craftcache")
 DEFAULT_USER = "craftcache"
+
+NO_HOME = Path("/dev/null/no-home-directory")
+"""What stands for directories below a home where this user has none: there is nothing, and nobody
+can make anything. ``~`` itself would be a directory of that name wherever the process happens to
+be."""
 
 
 class ConfigError(CraftcacheError):
@@ -42,7 +56,7 @@ class ConfigError(CraftcacheError):
 
 def config_path() -> Path | None:
     """The configuration file in force: the user's own where there is one, else the system's."""
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    home = os.environ.get("XDG_CONFIG_HOME") or in_home("~/.config")
     for path in (Path(home, "craftcache", "config.toml"), SYSTEM_CONFIG):
         if os.path.isfile(path):  # False too where it cannot be looked at
             return path
@@ -85,7 +99,7 @@ def choose_cache_dir(
         or os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]  # systemd may list several
         or (SYSTEM_CACHE_DIR if os.path.isdir(SYSTEM_CACHE_DIR) else default_hub_cache())
     )
-    return Path(os.path.abspath(os.path.expanduser(chosen)))
+    return _absolute(chosen)
 
 
 def choose_socket_dir(
@@ -100,7 +114,7 @@ def choose_socket_dir(
         argument or os.environ.get("CRAFTCACHE_SOCKET_DIR") or _setting("socket_dir", config_file)
     )
     if chosen:
-        return Path(os.path.abspath(os.path.expanduser(chosen)))
+        return _absolute(chosen)
     if os.path.isdir(SYSTEM_SOCKET_DIR):
         return SYSTEM_SOCKET_DIR
     runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -114,11 +128,10 @@ def choose_insecure_hosts() -> frozenset[str]:
     if listed := os.environ.get("CRAFTCACHE_INSECURE_HOSTS"):
         return frozenset(host.strip() for host in listed.split(",") if host.strip())
     path = config_path()
-    hosts = read_config(path).get("insecure_hosts", [])
+    hosts = _read_leniently(path).get("insecure_hosts", [])
     if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
-        raise ConfigError(
-            f"insecure_hosts in {path} is not a list of strings", hint="Correct the file"
-        )
+        _say_once(f"insecure_hosts in {path} is not a list of strings")
+        return frozenset()
     return frozenset(hosts)
 
 
@@ -131,20 +144,55 @@ def default_hub_cache() -> Path:
 
 
 def daemon_uid() -> int | None:
-    """The uid of the user that the daemon is configured to run as, where it exists."""
+    """The uid of the user that the daemon is configured to run as, where it exists.
+
+    Order: ``CRAFTCACHE_USER``, ``user`` in the configuration file, ``craftcache``. A container
+    need not know the name: a number is a uid.
+    """
+    user = os.environ.get("CRAFTCACHE_USER") or _setting("user") or DEFAULT_USER
+    if user.isdecimal():
+        return int(user)
     try:
-        return pwd.getpwnam(_setting("user") or DEFAULT_USER).pw_uid
+        return pwd.getpwnam(user).pw_uid
     except KeyError:
         return None
 
 
+def in_home(path: str) -> Path:
+    """``path`` with the user's home directory for its ``~``; below NO_HOME where there is none."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):  # neither HOME nor an entry in the user database
+        return NO_HOME / path.removeprefix("~").lstrip("/")
+    return Path(expanded)
+
+
 def _expanded(path: str) -> Path:
-    return Path(os.path.expandvars(os.path.expanduser(path)))
+    return Path(os.path.expandvars(in_home(path)))
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(in_home(os.fspath(path))))
 
 
 def _setting(name: str, config_file: Path | None = None) -> str | None:
     path = config_file or config_path()
-    value = read_config(path).get(name)
+    value = _read_leniently(path).get(name)
+    if name == "user" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{name} in {path} is not a string", hint="Correct the file")
+        _say_once(f"{name} in {path} is not a string")
+        return None
     return value
+
+
+def _read_leniently(path: Path | None) -> dict[str, Any]:
+    try:
+        return read_config(path)
+    except ConfigError as error:
+        _say_once(error.message)
+        return {}
+
+
+@functools.cache
+def _say_once(problem: str) -> None:
+    log.warning("%s; going on with the environment and defaults", problem)

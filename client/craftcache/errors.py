@@ -13,6 +13,7 @@ One tree, so that one ``except`` catches all of it and the class says whose it i
     ├── UnknownDevice      torch has no such device            (the caller's)
     ├── UnknownAudioCraft  install() does not know its version (the caller's)
     ├── NotMounted         the file is not under this cache    (the caller's)
+    ├── ResourceLimit      memory, open files, threads        (the caller's)
     ├── StorageFull        the disk lacks ``missing_bytes``    (the administrator's)
     ├── Offline            a fetch is needed and forbidden     (the caller's)
     ├── Unavailable        the origin or the daemon is away    (nobody's: a retry may help)
@@ -46,6 +47,7 @@ __all__ = [
     "UnknownDevice",
     "UnknownAudioCraft",
     "NotMounted",
+    "ResourceLimit",
     "StorageFull",
     "Offline",
     "Unavailable",
@@ -181,6 +183,10 @@ class NotMounted(CraftcacheError):
     http_status = 409
 
 
+class ResourceLimit(CraftcacheError):
+    """This process may not have what it takes: memory, open files, threads; names the limit."""
+
+
 class StorageFull(CraftcacheError):
     """The file system of the cache lacks room.
 
@@ -242,6 +248,7 @@ _BY_CODE: dict[str, type[CraftcacheError]] = {
         UnknownDevice,
         UnknownAudioCraft,
         NotMounted,
+        ResourceLimit,
         StorageFull,
         Offline,
         Unavailable,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .errors import CraftcacheError
+from .torch_import import import_torch_quietly
 
 __all__ = ["require_torch"]
 
@@ -14,7 +15,7 @@ def require_torch() -> None:
         CraftcacheError: It is not installed.
     """
     try:
-        import torch  # noqa: F401
+        import_torch_quietly()
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

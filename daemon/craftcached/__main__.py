@@ -16,14 +16,16 @@ import faulthandler
 import functools
 import logging
 import os
-import signal
+import resource
 from pathlib import Path
 
 import click
 
 from craftcache.errors import CraftcacheError
+from craftcache.inherited import put_right
 from craftcache.version import VERSION
 
+from .log_writer import LogWriter
 from .options import settings_options
 from .process import run
 from .settings import Settings
@@ -32,6 +34,11 @@ from .systemd import InheritedSockets, JournalFormatter, Notifier, is_journal
 __all__ = ["main"]
 
 log = logging.getLogger("craftcached")
+
+STDERR = 2
+
+MAX_FILES = 65536
+"""Open at once, as the unit allows."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,26 +64,38 @@ def main(config_file: Path | None, log_level: str, **arguments: object) -> None:
     The token for gated and private repositories comes from systemd's credential hf-token, from
     HF_TOKEN or from the file that HF_TOKEN_PATH names.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a parent may ignore it: no child would be heard
-    faulthandler.enable()  # where it hung, when the service manager's watchdog aborts it
-    _log_to_stderr(log_level)
+    put_right()
+    _raise_limit_of_files()
+    faulthandler.enable(STDERR)  # where it hung, when the service manager's watchdog aborts it
     given = {name: value for name, value in arguments.items() if value not in (None, ())}
-    try:
-        asyncio.run(
-            run(
-                functools.partial(Settings.load, given, config_file=config_file),
-                InheritedSockets.take(os.environ),
-                Notifier.of(os.environ),
+    with LogWriter(STDERR) as writer:
+        _log_to(writer, log_level)
+        try:
+            asyncio.run(
+                run(
+                    functools.partial(Settings.load, given, config_file=config_file),
+                    InheritedSockets.take(os.environ),
+                    Notifier.of(os.environ),
+                )
             )
-        )
-    except (CraftcacheError, OSError) as error:
-        log.error("cannot start: %s", error)  # noqa: TRY400  # the sentence says it all
-        sys.exit(1)
+        except (CraftcacheError, OSError) as error:
+            log.error("cannot start: %s", error)  # noqa: TRY400  # the sentence says it all
+            sys.exit(1)
+        except Exception:
+            log.exception("ended by a fault of its own")  # where nobody need read it
+            sys.exit(1)
 
 
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    if is_journal(sys.stderr.fileno(), os.environ):
+def _raise_limit_of_files() -> None:
+    """Allow this process as many open files as it may allow itself; see doctor's OPEN_FILES."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _log_to(handler: logging.Handler, level: str) -> None:
+    if is_journal(STDERR, os.environ):
         handler.setFormatter(JournalFormatter("%(message)s"))
     else:
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))

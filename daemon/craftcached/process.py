@@ -38,6 +38,9 @@ async def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT, whichever moment it comes in; SIGHUP reloads the settings.
 
+    SIGINT that was ignored when the daemon started stays so: an interrupt at the terminal is not
+    for what a shell runs in the background.
+
     Args:
         read_settings: Reads them anew.
         inherited: Sockets that are open already.
@@ -52,7 +55,10 @@ async def run(
     loop = asyncio.get_running_loop()
     life = asyncio.current_task()
     assert life is not None  # noqa: S101  # a coroutine runs in a task
-    for number in (signal.SIGTERM, signal.SIGINT):
+    ending = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        ending.append(signal.SIGINT)
+    for number in ending:
         loop.add_signal_handler(number, life.cancel, f"received {number.name}")
     try:
         async with _signs_of_life(daemon, notifier), daemon:

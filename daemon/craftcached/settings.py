@@ -11,16 +11,19 @@ stand with its field in :class:`Settings`, and the help of the command line is m
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craftcache.config import (
+    NO_HOME,
     SYSTEM_SOCKET_DIR,
     ConfigError,
     choose_cache_dir,
     choose_socket_dir,
     config_path,
+    in_home,
     read_config,
 )
 from craftcache.errors import InvalidSource
@@ -34,6 +37,12 @@ __all__ = ["Settings", "Setting", "SETTINGS", "LIVE"]
 
 PREFIX = "CRAFTCACHE_"
 """Of the variables in the environment."""
+
+_SERVICE_LINK = re.compile(
+    rf"{PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?)?)"
+)
+"""Variables that Kubernetes sets in every pod for each service of its namespace, such as one of
+the name craftcache or craftcache-metrics."""
 
 LIVE = frozenset({"admin_group", "allow", "insecure_hosts", "max_bytes", "watches"})
 """Settings that a reload puts in force; all others take a restart."""
@@ -107,7 +116,10 @@ class Settings:
     )
     user: str = field(
         default="craftcache",
-        metadata=_about("The user that the daemon is meant to run as, whose files workers trust."),
+        metadata=_about(
+            "The user that the daemon is meant to run as, whose files workers trust; its name or "
+            "its uid."
+        ),
     )
     worker_socket_mode: int = field(default=0o666, metadata=_about("Mode of worker/handles.sock."))
     admin_socket_mode: int = field(default=0o660, metadata=_about("Mode of craftcache.sock."))
@@ -190,6 +202,12 @@ class Settings:
         chosen["state_dir"] = Path(
             chosen.get("state_dir") or _default_state_dir(environment)
         ).absolute()
+        for name in ("cache_dir", "state_dir"):
+            if chosen[name].is_relative_to(NO_HOME):
+                raise ConfigError(
+                    f"there is no {name}: uid {os.geteuid()} has no home directory",
+                    hint=f"Set {SETTINGS[name].variable}",
+                )
         chosen.setdefault("hub_endpoint", hub_endpoint())
         chosen["hub_token"] = _hub_token(environment)
         return cls(**chosen)
@@ -273,6 +291,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if name == variable or not text:
             continue
         if name.lower() not in SETTINGS:
+            if _SERVICE_LINK.fullmatch(variable):
+                continue
             raise ConfigError(
                 f"unknown setting {variable} in the environment",
                 hint=f"There are {', '.join(sorted(s.variable for s in SETTINGS.values()))}",
@@ -307,7 +327,9 @@ def _typed(name: str, value: object, where: str) -> object:
     kind = SETTINGS[name].kind
     match kind, value:
         case "Path" | "str", str():
-            return Path(os.path.expanduser(value)) if kind == "Path" else value
+            return in_home(value) if kind == "Path" else value
+        case "str", int() if name == "user" and not isinstance(value, bool):
+            return str(value)  # a uid, where there is no name for it
         case "int", int() if not isinstance(value, bool):
             return _large_enough(name, value, where)
         case "float", int() | float() if not isinstance(value, bool):
@@ -362,7 +384,7 @@ def _default_state_dir(environment: Mapping[str, str]) -> Path:
         return Path(systemd.split(":")[0])
     if os.geteuid() == 0:
         return Path("/var/lib/craftcache")
-    state = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    state = environment.get("XDG_STATE_HOME") or in_home("~/.local/state")
     return Path(state, "craftcache")
 
 

@@ -44,6 +44,21 @@ def test_members_may_look_and_only_administrators_remove(node: Node) -> None:
     assert "freed_bytes" in node.as_user("worker", *delete).stdout
 
 
+def test_a_drop_in_lets_administrators_connect(node: Node) -> None:
+    node.machine.run("groupadd", "--system", "ml-admins")
+    node.machine.run("usermod", "--append", "--groups=ml-admins", "worker")
+    node.machine.write("/etc/craftcache/config.toml", 'admin_group = "ml-admins"\n')
+    node.machine.systemctl("restart", SERVICE)
+    assert node.as_user("worker", *STATUS).returncode == 7
+    named = "admin_group is ml-admins, and its members may not connect"
+    assert named in node.craftcache("doctor", user="worker").stdout
+    install_drop_in(node, "admin-group.conf", "craftcache.socket")
+    node.machine.systemctl("restart", "craftcache.socket", SERVICE)
+    assert named not in node.craftcache("doctor", user="worker").stdout
+    delete = (*CURL, "--request", "DELETE", f"http://craftcached/v1/models/{MODEL}")
+    assert "freed_bytes" in node.as_user("worker", *delete).stdout
+
+
 def test_a_drop_in_leaves_loading_to_the_group(node: Node) -> None:
     install_drop_in(node, "workers-by-group.conf", "craftcache.socket")
     node.machine.systemctl("restart", "craftcache.socket")

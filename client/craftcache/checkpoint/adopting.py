@@ -9,7 +9,7 @@ module's own load_state_dict does all the rest, so its hooks, its checks and its
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,14 @@ from torch.overrides import TorchFunctionMode
 from .tensors import is_whole, release, storage_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch.multiprocessing.reductions import StorageWeakRef
 
 __all__ = ["adopt"]
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Subclasses may have no storage."""
 
 
 def adopt(
@@ -37,19 +40,22 @@ def adopt(
     Raises:
         RuntimeError: As load_state_dict does.
     """
-    with _Adopting(module):
+    with _Adopting(module, state):
         return module.load_state_dict(state, strict=strict, assign=assign)
 
 
 class _Adopting(TorchFunctionMode):
     """While it is entered, ``copy_`` into a tensor of the module takes the source over instead."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, state: Mapping[str, Any]) -> None:
         super().__init__()
+        # What one entry of the state shares with another, a hook may yet convert in place for it.
+        self._given = {
+            storage for storage, users in _users(state.values()).items() if len(users) == 1
+        }
         tensors = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
-        users = Counter(map(storage_of, tensors.values()))
         self._alone = {  # those that share memory with no other
-            number for number, tensor in tensors.items() if users[storage_of(tensor)] == 1
+            id(users[0]) for users in _users(tensors.values()).values() if len(users) == 1
         }
         self._adopted: set[StorageWeakRef] = set()
 
@@ -68,7 +74,7 @@ class _Adopting(TorchFunctionMode):
             target.data = source.detach()
             return target
         func(target, source, **(kwargs or {}))
-        if storage_of(source) not in self._adopted:
+        if source.layout is torch.strided and storage_of(source) not in self._adopted:
             release(source)
         return target
 
@@ -77,8 +83,21 @@ class _Adopting(TorchFunctionMode):
         return (
             id(target) in self._alone
             and (target.dtype, target.device) == (source.dtype, source.device)
+            and target.layout is source.layout is torch.strided
             and (target.shape, target.stride()) == (source.shape, source.stride())
             and is_whole(target)
             and is_whole(source)
+            and storage_of(source) in self._given
             and storage_of(source) not in self._adopted
         )
+
+
+def _users(values: Iterable[object]) -> dict[StorageWeakRef, list[torch.Tensor]]:
+    """The tensors among ``values`` by the memory that they have."""
+    users: defaultdict[StorageWeakRef, list[torch.Tensor]] = defaultdict(list)
+    for value in values:
+        if not isinstance(value, torch.Tensor) or type(value) not in _PLAIN:
+            continue
+        if value.layout is torch.strided:
+            users[storage_of(value)].append(value)
+    return users

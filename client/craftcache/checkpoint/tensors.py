@@ -9,8 +9,9 @@ pinned memory where that is faster, and hold nothing of the file afterwards.
 from __future__ import annotations
 
 import mmap
+import os
 import sys
-from itertools import cycle
+from itertools import chain, cycle
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
@@ -19,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef  # it has no other h
 from torch.overrides import TorchFunctionMode
 
 from craftcache.checkpoint import weights_only
-from craftcache.errors import InvalidSource, NotACheckpoint
+from craftcache.errors import InvalidSource, NotACheckpoint, UnknownDevice
 
 from .descriptor import read_into
 from .index import ITEM_BYTES, assemble
@@ -35,6 +36,13 @@ __all__ = ["build", "copy_into", "is_whole", "load_state_dict", "release", "stor
 
 _MAP_NORESERVE: Final = 0x4000
 """From Linux's mman.h: a private map larger than memory is refused without it."""
+
+_PAGEMAP_BYTES: Final = 8
+_PAGE_OF_FILE: Final = 1 << 61
+_PAGE_SWAPPED: Final = 1 << 62
+_PAGE_PRESENT: Final = -(1 << 63)
+"""Of /proc/self/pagemap: the size of an entry, and what it says of a page, see proc(5); the last
+is the highest bit, as a signed number has it."""
 
 _PINNED_BYTES: Final = 32 * 1024 * 1024
 """Size of each of the two pinned buffers: large enough to hide the start of a transfer."""
@@ -99,6 +107,7 @@ def copy_into(
 
     Raises:
         InvalidSource: There is no state dict under ``key``.
+        UnknownDevice: A parameter or buffer is on the meta device.
         RuntimeError: As load_state_dict does, listing missing and unexpected keys and the sizes
             that differ.
     """
@@ -123,7 +132,34 @@ def load_state_dict(
     if not isinstance(state, dict):
         found = ", ".join(map(repr, checkpoint)) if isinstance(checkpoint, dict) else "no dict"
         raise InvalidSource(f"it has no state dict under {key!r}: it holds {found}", source=source)
+    _check_places(module, source)
     module.load_state_dict(state, strict=True)
+
+
+def _check_places(module: torch.nn.Module, source: str | None) -> None:
+    """Raise where torch would copy into the meta device, which takes no time and keeps nothing."""
+    names = [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        for name, tensor in chain(part.named_parameters(recurse=False), _kept_buffers(part))
+        if tensor.is_meta
+    ]
+    if names:
+        more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+        raise UnknownDevice(
+            f"{names[0]}{more} on the meta device, which holds no values to copy into",
+            source=source,
+            hint="Call module.to_empty(device=...) first, or give what load returns to "
+            "module.load_state_dict(..., assign=True)",
+        )
+
+
+def _kept_buffers(part: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The buffers of a module's own that a state dict has."""
+    passing: set[str] = part._non_persistent_buffers_set  # noqa: SLF001  torch has no public name
+    return (
+        (name, tensor) for name, tensor in part.named_buffers(recurse=False) if name not in passing
+    )
 
 
 def is_whole(tensor: torch.Tensor) -> bool:
@@ -143,17 +179,50 @@ def storage_of(tensor: torch.Tensor) -> StorageWeakRef:
 def release(tensor: torch.Tensor) -> None:
     """Take the pages of a mapped file that hold a tensor's storage out of this process.
 
-    A later use reads them anew; what was written to them is forgotten. Pages that hold something
-    else as well are kept, and so is all that is no map of a file.
+    A later use reads them anew. All are kept where one of them was written to, by whatever means:
+    that is nowhere else. Pages that hold something else as well are kept, and so is all that is no
+    map of a file.
     """
-    storage = tensor.untyped_storage()
-    start = storage.data_ptr()
+    try:
+        storage = tensor.untyped_storage()
+        start = storage.data_ptr()
+    except (NotImplementedError, RuntimeError):  # one without memory of its own: sparse, fake ...
+        return
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (start + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
     for reference in _MAPS.valuerefs():
         mapped = reference()
-        if mapped is not None and first < end and 0 <= first - reference.key < len(mapped):
+        if (
+            mapped is not None
+            and first < end
+            and 0 <= first - reference.key < len(mapped)
+            and _is_unwritten(first, end)
+        ):
             mapped.madvise(mmap.MADV_DONTNEED, first - reference.key, end - first)
+
+
+def _is_unwritten(first: int, end: int) -> bool:
+    """Whether none of these pages of a private map is a copy of the process's own.
+
+    The kernel alone knows: torch counts what is written by its operators, and neither what numpy
+    or ``tensor.data`` writes nor what is written to another tensor of the storage.
+    """
+    count = (end - first) // mmap.PAGESIZE
+    try:
+        pages = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # no /proc, or a kernel without it
+        return False
+    try:
+        read = bytearray(count * _PAGEMAP_BYTES)
+        if os.preadv(pages, [read], first // mmap.PAGESIZE * _PAGEMAP_BYTES) != len(read):
+            return False
+    except OSError:
+        return False
+    finally:
+        os.close(pages)
+    flags = torch.frombuffer(read, dtype=torch.int64)
+    in_use = flags.bitwise_and(_PAGE_PRESENT | _PAGE_SWAPPED).ne(0)
+    return not bool(in_use.logical_and(flags.bitwise_and(_PAGE_OF_FILE).eq(0)).any())
 
 
 class _Spans:

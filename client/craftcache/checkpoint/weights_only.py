@@ -5,8 +5,8 @@ of MBD and AudioSeal, sparse and quantized tensors, compressed and legacy files)
 torch under its weights-only rules, which know tensors and plain containers, and the few globals
 listed here. All of these build plain data; none of them runs code of the file's choosing.
 
-torch keeps its allow-list for the whole process. So it is extended only for a file that needs it,
-only by what the process has not itself allowed already, under one lock, and taken back at once.
+torch keeps its allow-list for the whole process. That list is heeded and left as it is: what is
+allowed here is allowed to one load only.
 
 Before 2.6 that loader could be made to run code (CVE-2025-32434), and before 2.4 nothing can be
 added to its list. There it is not used, but own_loader.
@@ -19,7 +19,6 @@ import io
 import os
 import pickle
 import re
-import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -27,9 +26,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import torch
 
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
+from craftcache.limits import limit_reached
 
 from .descriptor import DescriptorFile
 from .reader import ALLOWED_GLOBALS
+from .recognize import Recognized, recognize, recognize_damage
+from .torch_load import load_weights_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,18 +50,10 @@ _CALL: Final = re.compile(
 )
 """How torch names what it refuses to call, to instantiate or to give a state."""
 
+_REASON: Final = re.compile(r"WeightsUnpickler error:\s*([^\n]*\S)")
+"""How torch says what is wrong, between paragraphs of advice."""
+
 _FILLED_DEFAULTDICT: Final = re.compile(r"Can only SETITEMS? for .*defaultdict")
-
-_lock = threading.Lock()
-"""Held while torch's allow-list is extended. Nothing else is locked under it."""
-
-
-def _renew_lock() -> None:
-    global _lock  # a forked child must not inherit another thread's hold
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
 
 
 def load(
@@ -74,7 +68,8 @@ def load(
 
     Raises:
         UnsafeCheckpoint: It asks for a global that is not allowed; the message names it.
-        NotACheckpoint: torch cannot read it, or not this torch.
+        NotACheckpoint: torch cannot read it, or not this torch; the message says what it is.
+        ResourceLimit: This process may not have the memory for it.
         OSError: The file could not be read.
     """
     if isinstance(file, Path):
@@ -87,12 +82,17 @@ def load(
         from . import own_loader
 
         return own_loader.load(file, device=torch.device(map_location), source=source)
+    reader = io.BufferedReader(DescriptorFile(file))
+    if recognized := recognize(reader):
+        raise _not_a_checkpoint(recognized, source)
     try:
-        return _load(io.BufferedReader(DescriptorFile(file)), map_location)
+        return _load(reader, map_location)
     except (MemoryError, OSError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # garbage makes torch raise nearly anything
-        raise translate(error, source=source) from error
+        if reached := limit_reached(error, source):
+            raise reached from error
+        raise translate(error, source=source, file=reader) from error
 
 
 def _load(file: BinaryIO, map_location: torch.device | str) -> object:
@@ -104,31 +104,22 @@ def _load(file: BinaryIO, map_location: torch.device | str) -> object:
             raise
     allowed = importable_globals()
     try:
-        return _load_allowing(file, map_location, allowed)
+        return _torch_load(file, map_location, allowed)
     except pickle.UnpicklingError as error:
         if not _FILLED_DEFAULTDICT.search(str(error)):
             raise
     filled = _FilledDefaultdicts()
-    loaded = _load_allowing(file, map_location, {**allowed, "collections.defaultdict": filled.make})
+    loaded = _torch_load(file, map_location, {**allowed, "collections.defaultdict": filled.make})
     return filled.restore(loaded)
 
 
-def _load_allowing(
-    file: BinaryIO, map_location: torch.device | str, allowed: Mapping[str, Callable[..., Any]]
+def _torch_load(
+    file: BinaryIO,
+    map_location: torch.device | str,
+    allowed: Mapping[str, Callable[..., Any]] | None = None,
 ) -> object:
-    from torch.serialization import get_safe_globals, safe_globals
-
-    with _lock:
-        present = get_safe_globals()
-        additions = [(value, name) for name, value in allowed.items()]
-        with safe_globals([item for item in additions if item not in present]):
-            return _torch_load(file, map_location)
-
-
-def _torch_load(file: BinaryIO, map_location: torch.device | str) -> object:
-    """torch.load with each setting explicit that a process or its environment may change."""
     file.seek(0)
-    return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
+    return load_weights_only(file, map_location=map_location, allowed=allowed)
 
 
 def importable_globals() -> dict[str, Callable[..., Any]]:
@@ -143,8 +134,16 @@ def importable_globals() -> dict[str, Callable[..., Any]]:
     return found
 
 
-def translate(error: Exception, *, source: str | None) -> CraftcacheError:
-    """The error of ours that an unpickling error or any other failure of torch.load means."""
+def translate(
+    error: Exception, *, source: str | None, file: BinaryIO | None = None
+) -> CraftcacheError:
+    """The error of ours that an unpickling error or any other failure of torch.load means.
+
+    Args:
+        error: What torch raised.
+        source: Named in the error.
+        file: What it could not load, to be looked at; its position is moved.
+    """
     text = str(error)
     if isinstance(error, pickle.UnpicklingError):
         refused = refused_global(error)
@@ -163,12 +162,32 @@ def translate(error: Exception, *, source: str | None) -> CraftcacheError:
             )
     if "TorchScript" in text:
         return UnsafeCheckpoint("it is a TorchScript archive, which holds code", source=source)
-    detail = text.strip().splitlines()[-1] if text.strip() else "it is truncated"
+    detail = f"{type(error).__name__}: {_torchs_reason(text)}"
+    if file is None:
+        return NotACheckpoint(
+            f"torch {torch.__version__} cannot read it ({detail})",
+            source=source,
+            hint="It must be a file that torch.save wrote",
+        )
+    recognized = recognize_damage(file)
+    if recognized.is_all:
+        return _not_a_checkpoint(recognized, source)
+    return _not_a_checkpoint(recognized, source, f" (torch {torch.__version__}: {detail})")
+
+
+def _not_a_checkpoint(
+    recognized: Recognized, source: str | None, detail: str = ""
+) -> NotACheckpoint:
     return NotACheckpoint(
-        f"torch cannot read it ({type(error).__name__}: {detail[:200]})",
-        source=source,
-        hint="It must be a file that torch.save wrote",
+        f"it is {recognized.message}{detail}", source=source, hint=recognized.hint
     )
+
+
+def _torchs_reason(text: str) -> str:
+    """What torch found wrong, without its advice, which is of no use here."""
+    found = _REASON.search(text)
+    reason = found[1] if found else next(iter(text.strip().splitlines()), "no reason given")
+    return reason[:200]
 
 
 def refused_global(error: pickle.UnpicklingError) -> str | None:

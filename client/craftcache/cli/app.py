@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from craftcache.inherited import put_right
 from craftcache.version import VERSION
 
 from .cached import explain, ls, rm, show, status
@@ -47,6 +48,7 @@ def main(context: click.Context, socket_dir: Path | None, cache_dir: Path | None
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 75 failed and a retry may help.
     """
+    put_right()
     context.obj = CommandPlace(socket_dir, cache_dir)
 
 

@@ -8,7 +8,13 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles
-from craftcache.errors import AccessDenied, CraftcacheError, NotFound, ProtocolMismatch
+from craftcache.errors import (
+    AccessDenied,
+    CraftcacheError,
+    NotFound,
+    ProtocolMismatch,
+    ResourceLimit,
+)
 from craftcache.sources import HubSource, UrlSource, WatchSource
 from craftcache.wire import Follow, Identify, Load, Models, Resolve, Status, Warm
 
@@ -233,6 +239,8 @@ class DaemonClient:
             ) from failure
         except ProtocolMismatch as mismatch:
             raise DaemonUnavailable(str(mismatch)) from mismatch
+        except ResourceLimit as error:
+            raise (error if source is None else error.about(source.shown)) from error.__cause__
         except (AccessDenied, NotFound) as error:
             raise _or_away(error, source) from error
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.config import ConfigError, config_path, read_config
 
-from . import daemon, hub, machine, storage
+from . import daemon, hub, machine, service, storage
 from .finding import Finding
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def examine(socket_dir: Path | None, cache_dir: Path | None) -> Iterator[Finding
         yield Finding("configuration", "problem", error.message, error.hint or "")
         return  # nothing can be looked up in it
     yield Finding("configuration", "ok", str(path) if path else "no file, so the defaults")
+    yield from service.check(socket_dir)
     yield from daemon.check_sockets(socket_dir)
     report = daemon.Report.ask(socket_dir)
     yield report.finding()

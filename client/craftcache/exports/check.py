@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from craftcache.checkpoint.contents import Contents
-from craftcache.checkpoint.weights_only import load
 from craftcache.errors import CraftcacheError, InvalidSource, NotFound
 from craftcache.origins.hub import describe, hub_endpoint
 from craftcache.sources import FILENAMES, PARTS, HubSource, Part, parse
+from craftcache.torch_import import import_torch_quietly
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +85,9 @@ def check_export(directory: Path, *, token: str | None = None) -> Checked:
     """
     if not directory.is_dir():
         raise NotFound("no such directory", source=str(directory), hint="Check the path")
+    import_torch_quietly()
+    from craftcache.checkpoint.weights_only import load
+
     parts: dict[Part, CheckedPart] = {}
     problems: list[str] = []
     notes: list[str] = []
@@ -96,7 +99,8 @@ def check_export(directory: Path, *, token: str | None = None) -> Checked:
         try:
             checkpoint = load(path, map_location="meta", source=path.name)
         except CraftcacheError as error:
-            problems.append(f"{path.name}: {error.message}")
+            hint = f". {error.hint}" if error.hint else ""
+            problems.append(f"{path.name}: {error.message}{hint}")
             continue
         except OSError as error:
             problems.append(f"{path.name} cannot be read: {error.strerror}")

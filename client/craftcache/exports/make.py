@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from craftcache.cache.durable import staging_name, sync_directory
-from craftcache.checkpoint.weights_only import load
 from craftcache.errors import InvalidSource, NotFound
 from craftcache.sources import FILENAMES
+from craftcache.torch_import import import_torch_quietly
 
 __all__ = ["make_export"]
 
@@ -80,6 +80,9 @@ def _export_compression(named: str) -> Mapping[str, Any]:
 
 
 def _load(path: Path) -> Mapping[str, Any]:
+    import_torch_quietly()
+    from craftcache.checkpoint.weights_only import load
+
     try:
         package = load(path, map_location="cpu", source=str(path))
     except FileNotFoundError as error:

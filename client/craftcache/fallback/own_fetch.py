@@ -23,6 +23,7 @@ from craftcache.digests import Promise
 from craftcache.origins.hub import describe, hub_endpoint
 from craftcache.origins.policy import UrlPolicy
 from craftcache.sources import shown_url
+from craftcache.torch_import import import_torch_quietly
 from craftcache.wire import Progress
 
 from .abandonable import call_apart
@@ -209,6 +210,7 @@ def _inspect(path: Path, filename: str, source: str) -> None:
     """Refuse a checkpoint that cannot be loaded safely."""
     if not is_checkpoint(filename):
         return
+    import_torch_quietly()
     from craftcache.checkpoint import weights_only
 
     weights_only.load(path, map_location="meta", source=source)

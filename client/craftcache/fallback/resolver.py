@@ -22,6 +22,7 @@ from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles
 from craftcache.config import default_hub_cache
 from craftcache.digests import Digest, Promise, hash_descriptor
 from craftcache.errors import Unavailable
+from craftcache.limits import limits_named
 from craftcache.origins.hub import hub_endpoint
 from craftcache.sources import HubSource, UrlSource, WatchSource
 
@@ -120,6 +121,7 @@ class Resolver:
                 hint="Start craftcached, or name the directory",
             )
         with contextlib.ExitStack() as stack:
+            stack.enter_context(limits_named(source.shown))
             cache = self._publishable(stack, is_private=is_private)
             if isinstance(source, UrlSource):
                 fetch = partial(fetch_url, cache, source)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from craftcache.errors import InvalidSource, UnknownDevice
+from craftcache.limits import limits_named
 from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
+from craftcache.torch_import import import_torch_quietly
 from craftcache.torch_needed import require_torch
 
 if TYPE_CHECKING:
@@ -139,13 +141,15 @@ def to_object(file: OpenFile, device: torch.device, *, source: str) -> object:
 
     Raises:
         UnsafeCheckpoint, NotACheckpoint: It has no index and torch refuses it.
+        ResourceLimit: This process may not have the memory for it.
     """
-    from craftcache.checkpoint.tensors import build
+    with limits_named(source):
+        from craftcache.checkpoint.tensors import build
 
-    index = _index(file, source)
-    if index is None:
-        return _load_by_torch(file, device, source)
-    return build(index, file.descriptor, device=device, mapped=file.mapped, source=source)
+        index = _index(file, source)
+        if index is None:
+            return _load_by_torch(file, device, source)
+        return build(index, file.descriptor, device=device, mapped=file.mapped, source=source)
 
 
 def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, source: str) -> None:
@@ -156,18 +160,20 @@ def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, sourc
         RuntimeError: As load_state_dict does.
         UnsafeCheckpoint, NotACheckpoint: See to_object.
     """
-    import torch
+    with limits_named(source):
+        import_torch_quietly()
+        import torch
 
-    from craftcache.checkpoint import tensors
+        from craftcache.checkpoint import tensors
 
-    index = _index(file, source)
-    if index is None:
-        loaded = _load_by_torch(file, torch.device("cpu"), source)
-        tensors.load_state_dict(loaded, module, key=key, source=source)
-    else:
-        tensors.copy_into(
-            index, file.descriptor, module, key=key, mapped=file.mapped, source=source
-        )
+        index = _index(file, source)
+        if index is None:
+            loaded = _load_by_torch(file, torch.device("cpu"), source)
+            tensors.load_state_dict(loaded, module, key=key, source=source)
+        else:
+            tensors.copy_into(
+                index, file.descriptor, module, key=key, mapped=file.mapped, source=source
+            )
 
 
 def to_export(

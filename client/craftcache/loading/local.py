@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles
 from craftcache.errors import AccessDenied, NotFound
+from craftcache.limits import limit_reached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,7 @@ def open_local(paths: Mapping[str, Path]) -> OpenFiles:
     Raises:
         NotFound: One does not exist or is no file.
         AccessDenied: This process may not read one.
+        ResourceLimit: It may not have so many files open.
     """
     files: dict[str, OpenFile] = {}
     opened = OpenFiles("", "local", files)
@@ -60,6 +62,8 @@ def _open_file(path: Path) -> OpenFile:
     except OSError as error:
         if error.errno in _LEADS_NOWHERE:
             raise _missing(path) from error
+        if reached := limit_reached(error, str(path)):
+            raise reached from error
         raise
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):

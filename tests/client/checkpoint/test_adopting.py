@@ -106,6 +106,36 @@ def test_one_tensor_for_two_parameters_is_not_shared_by_them(
     assert second.weight.detach().eq(1).all()
 
 
+class Scaling(nn.Linear):
+    """Converts an old checkpoint as it loads, in place."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(LARGE, LARGE, bias=False, dtype=dtype)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        state_dict[f"{prefix}weight"].mul_(10)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["taken", "cast"])
+def test_what_is_converted_in_place_for_one_stays_right_for_another(dtype: torch.dtype) -> None:
+    weight = torch.ones(LARGE, LARGE)
+    with memory_file(saved({"0.weight": weight, "1.weight": weight})) as fd:
+        ours, plain = (nn.Sequential(Scaling(dtype), Scaling(dtype)) for _ in range(2))
+        adopt(ours, mapped(fd))
+        plain.load_state_dict(mapped(fd))
+    assert plain.get_parameter("1.weight").eq(100).all()
+    for mine, its in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_sparse_entries_are_copied() -> None:
+    module = nn.Module()
+    module.register_buffer("weight", torch.zeros(2, 2).to_sparse())
+    adopt(module, {"weight": torch.eye(2).to_sparse()})
+    assert module.get_buffer("weight").to_dense().eq(torch.eye(2)).all()
+
+
 def test_a_recurrent_module_computes_with_what_it_took_over() -> None:
     module, like = nn.LSTM(4, 4, 2), nn.LSTM(4, 4, 2)
     adopt(module, {name: tensor.clone() for name, tensor in like.state_dict().items()})
@@ -139,6 +169,33 @@ def test_release_leaves_memory_that_is_no_map_alone() -> None:
     weight = torch.ones(LARGE, LARGE)
     release(weight)
     assert weight.eq(1).all()
+
+
+@pytest.mark.parametrize("written", [0, 5, LARGE - 1], ids=["first", "inner", "last"])
+@pytest.mark.parametrize("way", ["torch", "data", "numpy", "another tensor of the storage"])
+def test_what_was_written_is_kept_whichever_way(fd: int, way: str, written: int) -> None:
+    weight = mapped(fd)["1.weight"]
+    row = weight[written]
+    if way == "torch":
+        row.fill_(7.0)
+    elif way == "data":
+        row.data.fill_(7.0)
+    elif way == "numpy":
+        row.numpy()[:] = 7.0
+    else:
+        torch.empty(0).set_(weight.untyped_storage()).view(LARGE, LARGE)[written].fill_(7.0)
+    release(weight)
+    assert weight[written].eq(7.0).all()
+    assert weight.sum() == LARGE * LARGE + 6 * LARGE
+
+
+def test_what_was_read_only_is_released(fd: int) -> None:
+    weight = mapped(fd)["1.weight"]
+    assert weight.eq(1.0).all()
+    before = resident_bytes(fd)
+    release(weight)
+    assert resident_bytes(fd) <= before - LARGE * LARGE * 4 + 2 * 65536
+    assert weight.eq(1.0).all()
 
 
 def test_release_leaves_neighbours_alone() -> None:

@@ -11,7 +11,7 @@ import torch
 from craftcache.checkpoint.descriptor import DescriptorFile
 from craftcache.checkpoint.index import Index, Storage, Tensor
 from craftcache.checkpoint.tensors import build, copy_into
-from craftcache.errors import InvalidSource, NotACheckpoint
+from craftcache.errors import InvalidSource, NotACheckpoint, UnknownDevice
 from tests.support.checkpoints import (
     assert_same,
     index_of,
@@ -23,7 +23,7 @@ from tests.support.checkpoints import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 CPU = torch.device("cpu")
@@ -215,6 +215,142 @@ def test_copy_into_copies_tied_weights_twice() -> None:
     with memory_file(saved({"0.weight": weight, "1.weight": weight})) as fd:
         copy_into(index_of(fd), fd, module, key=None)
     assert all(torch.equal(parameter, weight) for parameter in module.parameters())
+
+
+class Converting(torch.nn.Module):
+    """Converts an old checkpoint in place before it loads it, by ``convert``."""
+
+    def __init__(self, convert: Callable[[torch.Tensor], object], dtype: torch.dtype) -> None:
+        super().__init__()
+        self._convert = convert
+        for name in "qkv":
+            setattr(self, name, torch.nn.Linear(64, 64, bias=False, dtype=dtype))
+        hooks: Any = self
+        hooks.register_load_state_dict_pre_hook(self._convert_all)
+
+    @staticmethod
+    def _convert_all(module: Any, state: dict[str, Any], prefix: str, *_: object) -> None:
+        for name in "qkv":
+            module._convert(state[f"{prefix}{name}.weight"])
+
+
+CONVERSIONS: dict[str, Callable[[torch.Tensor], object]] = {
+    "torch": lambda weight: weight.mul_(10),
+    "data": lambda weight: weight.data.add_(5),
+    "numpy": lambda weight: weight.numpy().__imul__(3),
+    "transposed": lambda weight: weight.copy_(weight.t().clone()),
+    "swapped": lambda weight: weight.set_(
+        weight.flip(0).untyped_storage(), 0, weight.shape, (64, 1)
+    ),
+    "nothing": lambda _: None,
+}
+
+
+def checkpoints_of_three() -> dict[str, dict[str, torch.Tensor]]:
+    qkv = torch.arange(3 * 64 * 64.0).view(3, 64, 64)
+    return {
+        "views": {f"{name}.weight": qkv[n] for n, name in enumerate("qkv")},
+        "overlapping": {
+            f"{name}.weight": qkv.view(-1)[n * 8 :][: 64 * 64].view(64, 64)
+            for n, name in enumerate("qkv")
+        },
+        "tied": {f"{name}.weight": qkv[0] for name in "qkv"},
+        "apart": {f"{name}.weight": qkv[n].clone() for n, name in enumerate("qkv")},
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("how", CONVERSIONS)
+@pytest.mark.parametrize("what", checkpoints_of_three())
+def test_copy_into_gives_what_load_state_dict_gives_when_hooks_write(
+    what: str, how: str, dtype: torch.dtype
+) -> None:
+    content = saved(checkpoints_of_three()[what])
+    plain, into = (Converting(CONVERSIONS[how], dtype) for _ in range(2))
+    state: Any = loaded(content)
+    plain.load_state_dict(state)
+    with memory_file(content) as fd:
+        copy_into(index_of(fd), fd, into, key=None)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(into.get_parameter(name), parameter)
+
+
+def on_meta() -> torch.nn.Module:
+    with torch.device("meta"):
+        return torch.nn.Linear(2, 2)
+
+
+def partly_on_meta() -> torch.nn.Module:
+    module = torch.nn.Linear(2, 2)
+    module.bias = torch.nn.Parameter(torch.empty(2, device="meta"))
+    return module
+
+
+def tied_on_meta() -> torch.nn.Module:
+    module = torch.nn.Sequential(on_meta(), torch.nn.Linear(2, 2))
+    module[1].weight = module[0].weight
+    return module
+
+
+def with_a_buffer_on_meta() -> torch.nn.Module:
+    module = torch.nn.BatchNorm1d(2)
+    module.running_mean = torch.empty(2, device="meta")
+    return module
+
+
+def lazy_on_meta() -> torch.nn.Module:
+    with torch.device("meta"):
+        return torch.nn.LazyLinear(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (on_meta, "weight and 1 more are"),
+        (partly_on_meta, "bias is"),
+        (tied_on_meta, r"0\.weight and 2 more are"),
+        (with_a_buffer_on_meta, "running_mean is"),
+        (lazy_on_meta, "weight and 1 more are"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_module_without_memory_is_refused_and_left_as_it_was(
+    make: Callable[[], torch.nn.Module], named: str, indexed: bool
+) -> None:
+    module = make()
+    before = {name: value.clone() for name, value in parameters_with_values(module).items()}
+    state = {name: torch.ones(2) for name in module.state_dict()}
+    content = saved(state, _use_new_zipfile_serialization=indexed)
+    with (
+        memory_file(content) as fd,
+        pytest.raises(UnknownDevice, match=rf"org/m: {named} on the meta device.*to_empty"),
+    ):
+        copy_into(index_of(fd), fd, module, key=None, source="org/m")
+    after = parameters_with_values(module)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def parameters_with_values(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in module.named_parameters() if not value.is_meta}
+
+
+def test_what_no_state_dict_has_may_be_on_meta() -> None:
+    module = torch.nn.Linear(2, 2, bias=False)
+    module.register_buffer("scratch", torch.empty(2, device="meta"), persistent=False)
+    with memory_file(saved({"weight": torch.ones(2, 2)})) as fd:
+        copy_into(index_of(fd), fd, module, key=None)
+    assert module.weight.detach().eq(1).all()
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_parameters_are_made_and_filled() -> None:
+    module = torch.nn.LazyLinear(2)
+    with memory_file(saved({"weight": torch.ones(2, 3), "bias": torch.ones(2)})) as fd:
+        copy_into(index_of(fd), fd, module, key=None)
+    assert module.weight.detach().eq(1).all()
+    assert module.weight.shape == (2, 3)
 
 
 def test_copy_into_lists_what_does_not_fit() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import grp
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
+from craftcache.doctor.service import check_admin_group, check_interpreter
+from tests.support.daemons import DaemonProcess
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
-
-    from tests.support.daemons import DaemonProcess
     from tests.support.hub import TestHub
 
 
@@ -74,6 +78,76 @@ def test_a_cache_that_others_may_write_to_is_warned_of(daemon: DaemonProcess) ->
     daemon.cache_dir.chmod(0o777)
     found = states(doctor(daemon.socket_dir, daemon.cache_dir, "--json"))
     assert found["cache directory"] == "warning"
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """Of a daemon in an environment whose interpreter is in somebody's home."""
+    for directory in ("home/python/bin", "opt/bin"):
+        (tmp_path / directory).mkdir(parents=True)
+    python = tmp_path / "home/python/bin/python3"
+    python.write_bytes(b"\x7fELF")
+    python.chmod(0o755)
+    (tmp_path / "opt/bin/python").symlink_to("python3")
+    (tmp_path / "opt/bin/python3").symlink_to(python)
+    program = tmp_path / "opt/bin/craftcached"
+    program.write_text(f"#!{tmp_path}/opt/bin/python -I\nimport craftcached\n")
+    program.chmod(0o755)
+    unit = tmp_path / "craftcached.service"
+    unit.write_text(f"[Service]\nExecStart={program} --log-level info\nUser=nobody\n")
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == os.geteuid() and parent != parent.parent:
+            parent.chmod(parent.stat().st_mode | 0o011)
+    return unit
+
+
+def test_an_interpreter_that_the_service_may_execute_is_ok(unit: Path) -> None:
+    finding = check_interpreter(unit)
+    assert finding is not None
+    assert finding.state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("at", "mode"), [("home", 0o700), ("home/python", 0o750), ("home/python/bin/python3", 0o744)]
+)
+def test_an_interpreter_that_the_service_may_not_execute_is_named(
+    unit: Path, at: str, mode: int
+) -> None:
+    """systemd says 203/EXEC of it, and no more."""
+    obstacle = unit.parent / at
+    obstacle.chmod(mode)
+    finding = check_interpreter(unit)
+    assert finding is not None
+    assert finding.state == "problem"
+    assert f"opt/bin/python: it is stopped at {obstacle}," in finding.message
+    assert "/usr/bin/python3" in finding.remedy
+
+
+def test_a_program_that_is_not_there_is_named(unit: Path) -> None:
+    (unit.parent / "opt/bin/craftcached").unlink()
+    finding = check_interpreter(unit)
+    assert finding is not None
+    assert finding.state == "problem"
+
+
+def test_administrators_who_may_not_connect_are_told_so(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = grp.getgrgid(os.getgid()).gr_name
+    other = next(entry.gr_name for entry in grp.getgrall() if entry.gr_gid != os.getgid())
+    with DaemonProcess(base) as daemon:
+        path = daemon.socket_dir / "craftcache.sock"
+        for name, state in ((group, "ok"), (other, "problem"), ("no-such-group", "problem")):
+            finding = check_admin_group(name, path)
+            assert finding is not None
+            assert finding.state == state
+            assert name in finding.message
+        monkeypatch.setenv("CRAFTCACHE_ADMIN_GROUP", other)
+        examined = doctor(daemon.socket_dir, daemon.cache_dir, "--json")
+        assert states(examined)["administrators"] == "problem"
+        path.chmod(0o666)
+        examined = doctor(daemon.socket_dir, daemon.cache_dir, "--json")
+        assert states(examined)["administrators"] == "ok"
 
 
 def test_an_unreadable_configuration_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

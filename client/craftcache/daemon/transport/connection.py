@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import array
 import math
 import select
@@ -9,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from craftcache.errors import ProtocolMismatch
+from craftcache.limits import no_descriptors_left
 from craftcache.wire import (
     MAX_FILES,
     MAX_MESSAGE,
@@ -54,10 +56,14 @@ class WorkerConnection:
     __slots__ = ("_greeted", "_poll", "sock")
 
     def __init__(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # The class that no other module takes the place of: PySocks knows only TCP, and gevent's
+        # and eventlet's would add nothing, since whoever waits here polls.
+        self.sock = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.setblocking(False)
-        self._poll = select.poll()
-        self._poll.register(self.sock, select.POLLIN)
+        self._poll: select.poll | None = None
+        if hasattr(select, "poll"):  # eventlet takes it away from the module
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN)
         self._greeted = False
 
     def connect(self, path: str) -> bool:
@@ -75,7 +81,7 @@ class WorkerConnection:
 
     def is_quiet(self) -> bool:
         """Whether the connection still stands and nothing unasked has come on it."""
-        return not self._poll.poll(0)
+        return not self._has_word(0)
 
     def send(self, packet: bytes) -> bool:
         """Send one packet; False where the daemon has closed the connection.
@@ -100,6 +106,7 @@ class WorkerConnection:
             Ended: The connection ended before.
             DaemonSilent: Nothing was heard for too long.
             DaemonBroken: What was heard is not of this protocol, or answers something else.
+            ResourceLimit: This process may not have the descriptors that came.
             ProtocolMismatch: The daemon speaks no version that this release speaks.
         """
         while True:
@@ -138,20 +145,44 @@ class WorkerConnection:
         self._greeted = True
 
     def _receive(self, silence: Silence) -> Reply[Hello | Progress | Answer | Problem]:
-        while not self._poll.poll(math.ceil(silence.seconds_left() * 1000)):
+        while not self._has_word(silence.seconds_left()):
             pass
         try:
             packet, ancillary, flags, _ = self._receive_packet()
         except OSError as error:
             raise Ended(error.strerror) from error
         with Reply(packet, _descriptors(ancillary)) as reply:
-            message = _parse(packet, flags)
+            message = _parse(packet)
+            came = reply.descriptor_count
             expected = message.descriptor_count if isinstance(message, Loaded) else 0
-            if reply.descriptor_count != expected:
-                raise DaemonBroken(
-                    f"{reply.descriptor_count} descriptors came where {expected} should have"
-                )
+            is_cut = bool(flags & socket.MSG_CTRUNC)
+            if is_cut and came < expected:  # the kernel gave as many as this process may have
+                raise no_descriptors_left()
+            if is_cut or came != expected:
+                raise DaemonBroken(f"{came} descriptors came where {expected} should have")
             return Reply(message, reply.take())
+
+    def _has_word(self, seconds: float) -> bool:
+        """Whether something can be received, or the end, at once or within ``seconds``."""
+        if self._poll is not None:
+            return bool(self._poll.poll(math.ceil(seconds * 1000)))
+        try:
+            readable, _, _ = select.select([self.sock], [], [], seconds)  # eventlet's, as a rule
+            return bool(readable)
+        except ValueError:  # the system's own knows no descriptors from 1024 on
+            return self._has_word_by_timeout(seconds)
+
+    def _has_word_by_timeout(self, seconds: float) -> bool:
+        self.sock.settimeout(seconds)
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, TimeoutError):
+            return False
+        except OSError:
+            return True  # receiving says what it is
+        finally:
+            self.sock.setblocking(False)
+        return True
 
     def _receive_packet(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
         flags = socket.MSG_CMSG_CLOEXEC
@@ -163,11 +194,9 @@ class WorkerConnection:
             return self.sock.recvmsg(MAX_MESSAGE + 1, _ANCILLARY_BYTES, flags)
 
 
-def _parse(packet: bytes, flags: int) -> Hello | Progress | Answer | Problem:
+def _parse(packet: bytes) -> Hello | Progress | Answer | Problem:
     if not packet:
         raise Ended("the daemon closed it")
-    if flags & socket.MSG_CTRUNC:
-        raise DaemonBroken("descriptors were lost: this process may have too many files open")
     try:
         return decode_answer(packet)
     except WireError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .failures import Cancelled, DaemonBroken, DaemonSilent
 
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable, Iterator
 
 __all__ = ["Deadlines", "Silence", "Restarts", "Cancellation", "shut"]
@@ -153,7 +154,7 @@ class Cancellation:
                 self._end = None
 
 
-def shut(sock: socket.socket) -> None:
+def shut(sock: _socket.socket) -> None:
     """End a connection for both sides, though a forked child may still hold a copy of it."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)

@@ -8,6 +8,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from craftcache.limits import limit_reached
 from craftcache.wire import Problem, encode
 
 from .connection import Ended, WorkerConnection
@@ -75,6 +76,7 @@ class WorkerSocket:
 
         Raises:
             DaemonAbsent, DaemonSilent, DaemonBroken: The daemon cannot be had.
+            ResourceLimit: This process may not open what it takes.
             CraftcacheError: It refuses the request; or, as ProtocolMismatch, it speaks no version
                 of the protocol that this release speaks.
             Cancelled: ``cancellation`` was used.
@@ -88,6 +90,8 @@ class WorkerSocket:
             try:
                 connection = self._kept(packet) or self._opened(packet, silence, cancellation)
             except OSError as error:
+                if reached := limit_reached(error):
+                    raise reached from error
                 why = f"{self.path}: {error.strerror or error}"
                 if not restarts.expected:
                     raise DaemonAbsent(why) from error
