@@ -14,6 +14,7 @@ import torch
 from craftcache.cache.directory import CacheDir
 from craftcache.checkpoint.index import dump
 from craftcache.checkpoint.reader import read_index
+from craftcache.checkpoint.recognize import recognized
 from craftcache.sources import FILENAMES, Part
 from craftcache.watch_rule import WatchRule
 from craftcached.database import Database
@@ -65,7 +66,8 @@ class Examiner:
         def look() -> bytes:
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                return dump(read_index(descriptor))
+                with recognized(descriptor):
+                    return dump(read_index(descriptor))
             finally:
                 os.close(descriptor)
 

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from craftcache.errors import CraftcacheError, NotACheckpoint
+from craftcache.limits import limit_reached
 
 from . import tensors
 from .descriptor import read_into
 from .reader import ALLOWED_GLOBALS, read_index, read_pickle
 from .reader.names import DTYPE_BYTES, STORAGE_DTYPES
 from .reader.unpickler import full_name
+from .recognize import recognized
 
 if TYPE_CHECKING:
     from .index import Storage
@@ -61,10 +63,12 @@ def load(fd: int, *, device: torch.device, source: str | None) -> object:
     Raises:
         UnsafeCheckpoint: It asks for a global that is not allowed; the message names it.
         NotACheckpoint: Nobody can read it, or only a newer torch can.
+        ResourceLimit: This process may not have the memory for it.
         OSError: The file could not be read.
     """
     try:
-        index = read_index(fd)
+        with recognized(fd):
+            index = read_index(fd)
         if index.reason is None:
             return tensors.build(index, fd, device=device, mapped=False)
         pickled = read_pickle(fd) if index.format == "zip" else None
@@ -76,6 +80,8 @@ def load(fd: int, *, device: torch.device, source: str | None) -> object:
     except (MemoryError, OSError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a state that does not fit makes OmegaConf raise nearly anything
+        if reached := limit_reached(error, source):
+            raise reached from error
         raise NotACheckpoint(
             f"it cannot be unpickled ({type(error).__name__}: {str(error)[:200]})",
             source=source,

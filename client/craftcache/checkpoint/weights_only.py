@@ -30,7 +30,7 @@ from craftcache.limits import limit_reached
 
 from .descriptor import DescriptorFile
 from .reader import ALLOWED_GLOBALS
-from .recognize import Recognized, recognize, recognize_damage
+from .recognize import recognize, recognize_damage
 from .torch_load import load_weights_only
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def load(
         return own_loader.load(file, device=torch.device(map_location), source=source)
     reader = io.BufferedReader(DescriptorFile(file))
     if recognized := recognize(reader):
-        raise _not_a_checkpoint(recognized, source)
+        raise recognized.error(source=source)
     try:
         return _load(reader, map_location)
     except (MemoryError, OSError, torch.cuda.OutOfMemoryError):
@@ -169,18 +169,7 @@ def translate(
             source=source,
             hint="It must be a file that torch.save wrote",
         )
-    recognized = recognize_damage(file)
-    if recognized.is_all:
-        return _not_a_checkpoint(recognized, source)
-    return _not_a_checkpoint(recognized, source, f" (torch {torch.__version__}: {detail})")
-
-
-def _not_a_checkpoint(
-    recognized: Recognized, source: str | None, detail: str = ""
-) -> NotACheckpoint:
-    return NotACheckpoint(
-        f"it is {recognized.message}{detail}", source=source, hint=recognized.hint
-    )
+    return recognize_damage(file).error(f"torch {torch.__version__}: {detail}", source=source)
 
 
 def _torchs_reason(text: str) -> str:

@@ -17,6 +17,7 @@ from typing import Final, NoReturn
 
 from craftcache.checkpoint.index import MAX_BYTES, dump
 from craftcache.checkpoint.reader import read_index
+from craftcache.checkpoint.recognize import recognized
 from craftcache.errors import CraftcacheError, NotACheckpoint
 
 from .confine import confine, die_with_parent
@@ -46,7 +47,9 @@ def main() -> NoReturn:
 def _describe(file: int) -> bytes:
     """The index of a checkpoint, as ``craftcache.checkpoint.index.dump`` writes it."""
     try:
-        found = dump(read_index(file))
+        with recognized(file):
+            index = read_index(file)
+        found = dump(index)
     except MemoryError as error:
         raise NotACheckpoint("describing it takes more memory than inspection allows") from error
     if len(found) > MAX_BYTES:

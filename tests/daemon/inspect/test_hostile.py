@@ -239,10 +239,10 @@ def repeated_entry() -> bytes:
 NINES = b"\xff\xff\xff\xff"
 
 ARCHIVES: dict[str, tuple[str, bytes]] = {
-    "nothing": ("begins like no checkpoint", b""),
-    "only its mark": ("it is truncated", LOCAL),
-    "no directory": ("something follows", PLAIN[: PLAIN.index(ENTRY)]),
-    "something in front": ("begins like no checkpoint", b"#!/bin/sh\n" + PLAIN),
+    "nothing": ("it is empty", b""),
+    "only its mark": ("a truncated zip archive", LOCAL),
+    "no directory": ("a truncated zip archive", PLAIN[: PLAIN.index(ENTRY)]),
+    "something in front": ("has something before it", b"#!/bin/sh\n" + PLAIN),
     "another archive in front": (
         "its zip directory is malformed",
         archive(Op.whole(Op.value(1))) + PLAIN,
@@ -304,7 +304,7 @@ ARCHIVES: dict[str, tuple[str, bytes]] = {
         PLAIN.replace(b"archive/version", b"archive_version"),
     ),
     "one name twice": ("its archive has two records of one name", twice("archive/data.PKL")),
-    "no pickle": ("the archive has no data.pkl", PLAIN.replace(b"data.pkl", b"data.pkx")),
+    "no pickle": ("it has no data.pkl", PLAIN.replace(b"data.pkl", b"data.pkx")),
     "unknown byte order": (
         "its byte order is neither little nor big",
         archive(Op.whole(Op.tensor()), byteorder=b"middle"),
@@ -334,8 +334,8 @@ ARCHIVES: dict[str, tuple[str, bytes]] = {
         pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1, 2),
     ),
     "legacy file of another magic": ("begins like no checkpoint", pickle.dumps(1, 2)),
-    "tar": ("begins like no checkpoint", b"storages".ljust(100, b"\0") + bytes(412)),
-    "text": ("begins like no checkpoint", b"<!DOCTYPE html>"),
+    "tar": ("in no format of torch.save's", b"storages".ljust(100, b"\0") + bytes(412)),
+    "text": ("an HTML page", b"<!DOCTYPE html>"),
 }
 
 

@@ -60,7 +60,7 @@ async def inspect(inspector: Inspector, path: Path) -> Index:
 
 def children(pid: int) -> list[int]:
     """The inspecting processes that ``pid`` has started and that have not ended."""
-    found = []
+    found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
             found += map(int, task.read_text().split())

@@ -50,9 +50,9 @@ def compare(ours: Any, theirs: Any, where: str = "") -> Differences:
         found = [where] if list(ours) != list(theirs) else []
         return found + [d for (key, a), (_, b) in pairs for d in compare(a, b, f"{where}/{key}")]
     if isinstance(ours, (list, tuple)):
-        pairs = enumerate(zip(ours, theirs, strict=False))
         found = [where] if len(ours) != len(theirs) else []
-        return found + [d for key, (a, b) in pairs for d in compare(a, b, f"{where}/{key}")]
+        items = enumerate(zip(ours, theirs, strict=False))
+        return found + [d for key, (a, b) in items for d in compare(a, b, f"{where}/{key}")]
     return [where] if ours != theirs else []
 
 
