@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from craftcache.checkpoint.index import MAX_TENSORS
 from craftcache.errors import NotACheckpoint
@@ -37,8 +36,7 @@ _STORED: Final = 0
 _DEFLATED: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record of an archive.
 
     Attributes:

@@ -32,7 +32,7 @@ class Global:
     copies: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: there are many, made twice as fast
 class StorageBytes:
     """One storage.
 
@@ -49,7 +49,7 @@ class StorageBytes:
     oddity: str | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: there are many, made twice as fast
 class TensorView:
     """One strided tensor.
 
