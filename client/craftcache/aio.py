@@ -15,7 +15,7 @@ import os
 import weakref
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .daemon.transport import Call, Cancellation, Cancelled
 from .daemon_threads import DaemonThreads
@@ -26,9 +26,9 @@ from .wire import WarmOptions
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
-    from typing import Unpack
 
     import torch
+    from typing_extensions import Self, Unpack
 
     from .loading.explanation import Explanation
     from .loading.export import Export

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from .daemon.transport import Call
 from .loading.operations import Operations
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
-    from typing import Unpack
 
     import torch
+    from typing_extensions import Self, Unpack
 
     from .loading.explanation import Explanation
     from .loading.export import Export

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # before anything that Python 3.10 has not
+    sys.exit(
+        "craftcached needs Python 3.11 or newer, and this is"
+        f" {sys.version.split()[0]}. Run it in an environment of its own; it serves workers on"
+        " Python 3.10 as well"
+    )
+
 import asyncio
 import faulthandler
 import functools
 import logging
 import os
 import resource
-import sys
 from pathlib import Path
 
 import click

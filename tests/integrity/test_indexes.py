@@ -15,9 +15,10 @@ from craftcache import Client
 from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
+from craftcache.checkpoint.index import dump
+from craftcache.checkpoint.reader import read_index
 from craftcache.digests import hash_stamped
 from craftcache.sources import FILENAMES, HubSource, UrlSource, parse
-from craftcached.inspect.examine import examine
 from craftcached.store.indexes import Indexes
 from craftcached.store.store import Store
 from tests.support.checkpoints import assert_same, index_without_tensors
@@ -49,7 +50,7 @@ async def publish(store: Store) -> FileRecord:
     path = store.cache.staging / "came"
     path.write_bytes((EXPORT / LM).read_bytes())
     with path.open("rb") as file:
-        index = examine(file.fileno())
+        index = dump(read_index(file.fileno()))
     verified = Verified(hash_stamped(path), None, 0, 0)
     await store.write_index(verified.digests.sha256, index)
     manifest = await store.publish_url(SOURCE, {LM: (verified, SOURCE.url)})

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .tensors import is_whole, release
+from .tensors import is_whole, release, storage_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from torch.multiprocessing.reductions import StorageWeakRef
 
 __all__ = ["adopt"]
 
@@ -55,7 +57,7 @@ class _Adopting(TorchFunctionMode):
         self._alone = {  # those that share memory with no other
             id(users[0]) for users in _users(tensors.values()).values() if len(users) == 1
         }
-        self._adopted: set[torch.UntypedStorage] = set()
+        self._adopted: set[StorageWeakRef] = set()
 
     def __torch_function__(
         self,
@@ -68,11 +70,11 @@ class _Adopting(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         target, source = args
         if self._can_adopt(target, source):
-            self._adopted.add(source.untyped_storage())
+            self._adopted.add(storage_of(source))
             target.data = source.detach()
             return target
         func(target, source, **(kwargs or {}))
-        if source.layout is torch.strided and source.untyped_storage() not in self._adopted:
+        if source.layout is torch.strided and storage_of(source) not in self._adopted:
             release(source)
         return target
 
@@ -85,17 +87,17 @@ class _Adopting(TorchFunctionMode):
             and (target.shape, target.stride()) == (source.shape, source.stride())
             and is_whole(target)
             and is_whole(source)
-            and source.untyped_storage() in self._given
-            and source.untyped_storage() not in self._adopted
+            and storage_of(source) in self._given
+            and storage_of(source) not in self._adopted
         )
 
 
-def _users(values: Iterable[object]) -> dict[torch.UntypedStorage, list[torch.Tensor]]:
+def _users(values: Iterable[object]) -> dict[StorageWeakRef, list[torch.Tensor]]:
     """The tensors among ``values`` by the memory that they have."""
-    users: defaultdict[torch.UntypedStorage, list[torch.Tensor]] = defaultdict(list)
+    users: defaultdict[StorageWeakRef, list[torch.Tensor]] = defaultdict(list)
     for value in values:
         if not isinstance(value, torch.Tensor) or type(value) not in _PLAIN:
             continue
         if value.layout is torch.strided:
-            users[value.untyped_storage()].append(value)
+            users[storage_of(value)].append(value)
     return users

@@ -2,22 +2,27 @@
 
 What stands in a checkpoint's place is seldom a damaged pickle, which is all that an unpickler can
 say. It is a pointer of git-lfs, a login page, the first half of a download, another format. Both
-the daemon, which inspects, and a worker, which loads its own files, look here first.
+the daemon, which inspects, and a worker, which loads its own files, look here first. Nothing here
+imports torch.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
-import zipfile
-import zlib
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+
+from craftcache.errors import NotACheckpoint
+
+from .descriptor import DescriptorFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Recognized", "recognize", "recognize_damage"]
+__all__ = ["Recognized", "recognize", "recognize_damage", "recognized"]
 
 _HEAD_BYTES: Final = 4096
 """Of the beginning, which nearly all is told by."""
@@ -55,6 +60,16 @@ class Recognized(NamedTuple):
     message: str
     hint: str
     is_all: bool = True
+
+    def error(self, reason: str = "", *, source: str | None = None) -> NotACheckpoint:
+        """What is raised where a checkpoint was wanted.
+
+        Args:
+            reason: Why it could not be read, as its loader says it.
+            source: Named in the error.
+        """
+        more = f" ({reason})" if reason and not self.is_all else ""
+        return NotACheckpoint(f"it is {self.message}{more}", source=source, hint=self.hint)
 
 
 _MAGICS: Final[tuple[tuple[bytes, str, str], ...]] = (
@@ -123,11 +138,35 @@ def recognize(file: BinaryIO) -> Recognized | None:
     for mark, message, hint in _MAGICS:
         if head.startswith(mark):
             return Recognized(message, hint)
-    if head[257:262] == b"ustar" and not _is_old_tar(file):
+    if head[257:262] == b"ustar" and not (_may_be_saved(head) or _is_old_tar(file)):
         return Recognized("a tar archive", _UNPACK)
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         return Recognized("a WAVE file", _PUBLISHER)
     return _pointer(head) or _document(head) or _safetensors(head, size)
+
+
+@contextlib.contextmanager
+def recognized(fd: int) -> Iterator[None]:
+    """While it is entered, the file behind ``fd`` is read; if it is no checkpoint, errors say what.
+
+    Raises:
+        NotACheckpoint: It is something else, or it was raised while inside; then with what the file
+            itself shows of why, beside the reason that was given.
+    """
+    file = io.BufferedReader(DescriptorFile(fd))
+    if other := recognize(file):
+        raise other.error()
+    try:
+        yield
+    except NotACheckpoint as error:
+        try:
+            damage = recognize_damage(file)
+        except MemoryError:  # another reader of zip archives takes more than ours
+            raise error from None
+        told = damage.error(error.message)
+        if error.hint and not damage.is_all:
+            told.hint = error.hint
+        raise told from error
 
 
 def recognize_damage(file: BinaryIO) -> Recognized:
@@ -155,6 +194,11 @@ def recognize_damage(file: BinaryIO) -> Recognized:
     return Recognized(
         f"in no format of torch.save's: it begins with {head[:8].hex(' ')}", _PUBLISHER
     )
+
+
+def _may_be_saved(head: bytes) -> bool:
+    """Whether it begins as torch.save's files do: what they hold may then look like anything."""
+    return head.startswith(_ZIP) or _PICKLE.match(head) is not None
 
 
 def _head(file: BinaryIO) -> tuple[bytes, int]:
@@ -268,10 +312,9 @@ def _archive(file: BinaryIO, size: int) -> Recognized:
         )
     if size == _EMPTY_ZIP_BYTES:
         return Recognized("an empty zip archive", _DOWNLOAD)
-    try:
-        names = _zip_names(file)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, zlib.error):
-        return Recognized("a damaged zip archive", _DOWNLOAD)
+    names = _zip_names(file)
+    if names is None:
+        return Recognized("a damaged zip archive", _DOWNLOAD, is_all=False)
     bases = {name.rpartition("/")[2] for name in names}
     if "data.pkl" in bases:
         message = "an archive of torch.save's, but what it holds cannot be read"
@@ -286,10 +329,17 @@ def _archive(file: BinaryIO, size: int) -> Recognized:
     )
 
 
-def _zip_names(file: BinaryIO) -> list[str]:
+def _zip_names(file: BinaryIO) -> list[str] | None:
+    """The names of a zip archive's records; None where it is damaged."""
+    import zipfile  # slow to import, and seldom wanted
+    import zlib
+
     file.seek(0)
-    with zipfile.ZipFile(file) as archive:
-        return [entry.filename for entry in archive.infolist()[:_MAX_NAMES]]
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [entry.filename for entry in archive.infolist()[:_MAX_NAMES]]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, zlib.error):
+        return None
 
 
 def _is_text(head: bytes) -> bool:

@@ -8,29 +8,31 @@ pinned memory where that is faster, and hold nothing of the file afterwards.
 
 from __future__ import annotations
 
-import io
 import mmap
 import os
 import sys
 from itertools import chain, cycle
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef  # it has no other home
 from torch.overrides import TorchFunctionMode
 
 from craftcache.checkpoint import weights_only
 from craftcache.errors import InvalidSource, NotACheckpoint, UnknownDevice
 
-from .descriptor import DescriptorFile, read_into
+from .descriptor import read_into
 from .index import ITEM_BYTES, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from typing_extensions import Self
+
     from .index import Index, Storage
 
-__all__ = ["build", "copy_into", "is_whole", "load_state_dict", "release"]
+__all__ = ["build", "copy_into", "is_whole", "load_state_dict", "release", "storage_of"]
 
 _MAP_NORESERVE: Final = 0x4000
 """From Linux's mman.h: a private map larger than memory is refused without it."""
@@ -72,9 +74,7 @@ def build(
         OSError: The file could not be mapped or read.
     """
     if index.reason is not None:
-        return weights_only.load(
-            io.BufferedReader(DescriptorFile(fd)), map_location=device, source=source
-        )
+        return weights_only.load(fd, map_location=device, source=source)
     spans = _Spans(index, fd, mapped=mapped)
     if device.type == "cpu":
         return assemble(index.tree, _build_tensors(index, spans.take, device))
@@ -165,6 +165,15 @@ def _kept_buffers(part: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def is_whole(tensor: torch.Tensor) -> bool:
     """Whether a tensor is all of its storage, in order."""
     return tensor.is_contiguous() and tensor.nbytes == tensor.untyped_storage().nbytes()
+
+
+def storage_of(tensor: torch.Tensor) -> StorageWeakRef:
+    """The storage that a tensor lies in, held weakly.
+
+    Two are equal if their tensors share one. A storage's own object tells less: torch 2.1 makes a
+    new one at each look.
+    """
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def release(tensor: torch.Tensor) -> None:
@@ -347,7 +356,8 @@ def _build_tensors(
     for name, number, shape, stride, offset, requires_grad, is_parameter in index.tensors:
         dtype = dtypes[name]
         owner = owners.get(number)
-        if stride is None and owner is None:  # nearly all are; one call each, or two
+        is_plain = stride is None and not is_parameter and not requires_grad
+        if is_plain and owner is None:  # nearly all are; one call each, or two
             tensor = take(storages[number], dtype)
             if len(shape) != 1:
                 tensor.resize_(shape)

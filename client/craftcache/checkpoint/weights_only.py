@@ -1,4 +1,4 @@
-"""torch's weights-only loader with an explicit allow-list: the only unpickling that there is.
+"""torch's weights-only loader with an explicit allow-list, for what no index can hold.
 
 Most checkpoints never come here: workers build them from an index. The rest (OmegaConf objects
 of MBD and AudioSeal, sparse and quantized tensors, compressed and legacy files) are loaded by
@@ -7,6 +7,9 @@ listed here. All of these build plain data; none of them runs code of the file's
 
 torch keeps its allow-list for the whole process. That list is heeded and left as it is: what is
 allowed here is allowed to one load only.
+
+Before 2.6 that loader could be made to run code (CVE-2025-32434), and before 2.4 nothing can be
+added to its list. There it is not used, but own_loader.
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ from craftcache.limits import limit_reached
 
 from .descriptor import DescriptorFile
 from .reader import ALLOWED_GLOBALS
-from .recognize import Recognized, recognize, recognize_damage
+from .recognize import recognize, recognize_damage
 from .torch_load import load_weights_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = ["ALLOWED_GLOBALS", "importable_globals", "load", "translate"]
+
+FIRST_SAFE_TORCH: Final = "2.6"
+"""The first release whose loader runs nothing that a file asks for, as far as is known."""
 
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 """How torch names the global that it refuses, without ``builtins.``."""
@@ -51,38 +57,42 @@ _FILLED_DEFAULTDICT: Final = re.compile(r"Can only SETITEMS? for .*defaultdict")
 
 
 def load(
-    file: Path | BinaryIO, *, map_location: torch.device | str, source: str | None = None
+    file: Path | int, *, map_location: torch.device | str, source: str | None = None
 ) -> object:
     """What ``torch.load(file, weights_only=True)`` returns, with the allow-list where needed.
 
     Args:
-        file: A path, or a seekable binary file at its start.
+        file: A path, or a descriptor that is open for reading; its position is not used.
         map_location: The device of all tensors.
         source: Named in errors.
 
     Raises:
         UnsafeCheckpoint: It asks for a global that is not allowed; the message names it.
-        NotACheckpoint: torch cannot read it; the message says what it is.
+        NotACheckpoint: torch cannot read it, or not this torch; the message says what it is.
         ResourceLimit: This process may not have the memory for it.
         OSError: The file could not be read.
     """
     if isinstance(file, Path):
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            reader = io.BufferedReader(DescriptorFile(fd))
-            return load(reader, map_location=map_location, source=source or str(file))
+            return load(fd, map_location=map_location, source=source or str(file))
         finally:
             os.close(fd)
-    if recognized := recognize(file):
-        raise _not_a_checkpoint(recognized, source)
+    if torch.__version__ < FIRST_SAFE_TORCH:
+        from . import own_loader
+
+        return own_loader.load(file, device=torch.device(map_location), source=source)
+    reader = io.BufferedReader(DescriptorFile(file))
+    if recognized := recognize(reader):
+        raise recognized.error(source=source)
     try:
-        return _load(file, map_location)
-    except (MemoryError, OSError, torch.OutOfMemoryError):
+        return _load(reader, map_location)
+    except (MemoryError, OSError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # garbage makes torch raise nearly anything
         if reached := limit_reached(error, source):
             raise reached from error
-        raise translate(error, source=source, file=file) from error
+        raise translate(error, source=source, file=reader) from error
 
 
 def _load(file: BinaryIO, map_location: torch.device | str) -> object:
@@ -159,18 +169,7 @@ def translate(
             source=source,
             hint="It must be a file that torch.save wrote",
         )
-    recognized = recognize_damage(file)
-    if recognized.is_all:
-        return _not_a_checkpoint(recognized, source)
-    return _not_a_checkpoint(recognized, source, f" (torch {torch.__version__}: {detail})")
-
-
-def _not_a_checkpoint(
-    recognized: Recognized, source: str | None, detail: str = ""
-) -> NotACheckpoint:
-    return NotACheckpoint(
-        f"it is {recognized.message}{detail}", source=source, hint=recognized.hint
-    )
+    return recognize_damage(file).error(f"torch {torch.__version__}: {detail}", source=source)
 
 
 def _torchs_reason(text: str) -> str:

@@ -19,7 +19,8 @@ from .queue import named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Unpack
+
+    from typing_extensions import Unpack
 
     from craftcache import AsyncClient
     from craftcache.dependencies import UnmetDependency

@@ -12,6 +12,7 @@ from craftcache.errors import InvalidSource, UnknownDevice
 from craftcache.limits import limits_named
 from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
 from craftcache.torch_import import import_torch_quietly
+from craftcache.torch_needed import require_torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,8 +88,9 @@ def parse_device(device: str | int | torch.device) -> torch.device:
 
     Raises:
         UnknownDevice: torch has no such device, or this machine has not.
+        CraftcacheError: There is no torch.
     """
-    import_torch_quietly()
+    require_torch()
     import torch
 
     try:
@@ -224,13 +226,9 @@ def _index(file: OpenFile, source: str) -> Index | None:
 
 
 def _load_by_torch(file: OpenFile, device: torch.device, source: str) -> object:
-    import io
-
     from craftcache.checkpoint import weights_only
-    from craftcache.checkpoint.descriptor import DescriptorFile
 
-    reader = io.BufferedReader(DescriptorFile(file.descriptor))
-    return weights_only.load(reader, map_location=device, source=source)
+    return weights_only.load(file.descriptor, map_location=device, source=source)
 
 
 def _check_present(device: torch.device) -> None:

@@ -24,7 +24,8 @@ from .watching import Generation, Identified
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Self
+
+    from typing_extensions import Self
 
     from craftcache.cache.opened import ServedBy
     from craftcache.errors import CraftcacheError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from craftcache.errors import from_problem
@@ -137,7 +137,10 @@ class Fields:
     def moment(self, key: str) -> datetime:
         """A point in time, as RFC 3339 writes it."""
         text = self.text(key, 64)
-        return self.checked(lambda: datetime.fromisoformat(text).astimezone(UTC), key)
+        return self.checked(
+            lambda: datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc),
+            key,
+        )
 
     def checked(self, convert: Callable[[], T], key: str) -> T:
         """What a conversion of the key's value gives; one that fails is a refusal."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from craftcache.cache.opened import FileInfo
@@ -56,7 +56,9 @@ def parse_file(fields: Fields) -> FileInfo:
         size=fields.integer("size"),
         origin=fields.text("origin", MAX_ORIGIN, empty=True),
         sha256=fields.sha256("sha256"),
-        verified_at=fields.checked(lambda: datetime.fromtimestamp(verified_at, UTC), "verified_at"),
+        verified_at=fields.checked(
+            lambda: datetime.fromtimestamp(verified_at, timezone.utc), "verified_at"
+        ),
     )
 
 

@@ -24,7 +24,7 @@ from huggingface_hub import hf_hub_download
 
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import OnDisk, hub_in_thread
-from tests.upstream.environment import Upstream
+from tests.upstream.environment import ENVIRONMENTS, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
     options = parser.parse_args()
-    upstream = Upstream()
+    upstream = ENVIRONMENTS["newest"]
     if not upstream.is_installed:
         parser.error("AudioCraft is not installed: make audiocraft")
     with ExitStack() as stack:

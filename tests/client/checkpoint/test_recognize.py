@@ -17,12 +17,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from craftcache.checkpoint import weights_only
-from craftcache.checkpoint.recognize import recognize, recognize_damage
+from craftcache.checkpoint import own_loader, weights_only
+from craftcache.checkpoint.reader import read_index
+from craftcache.checkpoint.recognize import recognize, recognize_damage, recognized
 from craftcache.client import Client
 from craftcache.errors import NotACheckpoint
-from tests.support.checkpoints import saved
+from craftcached.inspect import Inspector
+from tests.support.checkpoints import memory_file, saved
 from tests.support.pickles import archive
 
 if TYPE_CHECKING:
@@ -120,7 +124,7 @@ NO_CHECKPOINTS: dict[str, tuple[bytes, str, str]] = {
     "png": (b"\x89PNG\r\n\x1a\n" + bytes(64), "PNG", "Ask"),
     "pickle": (pickle.dumps({"w": [1.0]}), "a pickle that torch.save did not write", "torch.save"),
     "noise": (bytes(range(1, 256)) * 9, "no format of torch.save's: it begins with 01 02", "Ask"),
-    "damaged": (archive(b"\x80\x02\x95."), "an archive of torch.save's, but", "Download"),
+    "damaged": (archive(b"\x80\x02."), "an archive of torch.save's, but", "Download"),
 }
 
 
@@ -136,6 +140,73 @@ def test_a_worker_says_what_its_file_is_and_what_to_do(tmp_path: Path, name: str
     assert message in caught.value.message
     assert hint in str(caught.value.hint)
     assert not any(advice in str(caught.value) for advice in TORCHS_ADVICE)
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINTS)
+async def test_the_daemon_says_the_same(tmp_path: Path, name: str) -> None:
+    content, message, hint = NO_CHECKPOINTS[name]
+    path = tmp_path / "state_dict.bin"
+    path.write_bytes(content)
+    async with Inspector() as inspector:
+        with pytest.raises(NotACheckpoint) as caught:
+            await inspector.inspect(path, source="org/name")
+    assert caught.value.source == "org/name"
+    assert caught.value.message.startswith("it is ")
+    assert message in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINTS)
+def test_so_does_a_worker_with_an_old_torch(name: str) -> None:
+    content, message, hint = NO_CHECKPOINTS[name]
+    with memory_file(content) as fd, pytest.raises(NotACheckpoint) as caught:
+        own_loader.load(fd, device=torch.device("cpu"), source="org/name")
+    assert caught.value.message.startswith("it is ")
+    assert message in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+def test_what_only_looks_damaged_keeps_what_the_reader_said_and_advised() -> None:
+    told = "the opcode FRAME, which torch's weights-only loader does not read"
+    with (
+        memory_file(archive(b"\x80\x04\x95" + bytes(8) + b".")) as fd,
+        pytest.raises(NotACheckpoint, match=rf"cannot be read \(its pickle has {told}\)") as caught,
+        recognized(fd),
+    ):
+        read_index(fd)
+    assert "protocol" in str(caught.value.hint)
+
+
+def test_a_file_that_is_read_leaves_no_word() -> None:
+    with memory_file(WHOLE) as fd, recognized(fd):
+        assert read_index(fd).reason is None
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_a_checkpoint_holds_does_not_make_it_something_else(legacy: bool) -> None:
+    """The mark of a tar archive, where one would have it."""
+    content = saved({"ustar" * 100: 1}, _use_new_zipfile_serialization=not legacy)
+    shift = next(n for n in range(5) if (content.index(b"ustar") + n - 257) % 5 == 0)
+    content = saved({"x" * shift + "ustar" * 100: 1}, _use_new_zipfile_serialization=not legacy)
+    assert content[257:262] == b"ustar"
+    assert recognize(io.BytesIO(content)) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=6),
+    st.integers(0, len(WHOLE)),
+    st.integers(0, 500),
+)
+def test_no_damage_is_an_error_of_ours(
+    changes: list[tuple[int, int]], cut: int, directory: int
+) -> None:
+    content = bytearray(WHOLE)
+    for at, byte in changes:
+        content[at] = byte
+        content[-1 - at % (directory + 1)] = byte  # most of it is data, which is all the same
+    assert recognize_damage(io.BytesIO(content)).message
+    assert recognize_damage(io.BytesIO(content[:cut])).message
 
 
 @pytest.mark.parametrize("name", NO_CHECKPOINTS)
@@ -159,7 +230,8 @@ def test_looking_alone_says_the_same(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_checkpoint_is_nothing_else(content: bytes) -> None:
     assert recognize(io.BytesIO(content)) is None
-    assert weights_only.load(io.BytesIO(content), map_location="cpu") is not None
+    with memory_file(content) as fd:
+        assert weights_only.load(fd, map_location="cpu") is not None
 
 
 @pytest.mark.parametrize(
@@ -168,5 +240,5 @@ def test_a_checkpoint_is_nothing_else(content: bytes) -> None:
 )
 def test_a_few_bytes_are_no_error_of_ours(content: bytes) -> None:
     assert recognize_damage(io.BytesIO(content)).message
-    with pytest.raises(NotACheckpoint):
-        weights_only.load(io.BytesIO(content), map_location="cpu")
+    with memory_file(content) as fd, pytest.raises(NotACheckpoint):
+        weights_only.load(fd, map_location="cpu")

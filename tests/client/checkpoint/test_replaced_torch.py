@@ -17,7 +17,7 @@ from torch.serialization import get_safe_globals, safe_globals
 
 from craftcache.checkpoint import weights_only
 from craftcache.errors import UnsafeCheckpoint
-from tests.support.checkpoints import saved
+from tests.support.checkpoints import memory_file, saved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +107,8 @@ def when(request: pytest.FixtureRequest) -> None:
 
 
 def load(content: bytes) -> Any:
-    return weights_only.load(io.BytesIO(content), map_location="cpu")
+    with memory_file(content) as fd:
+        return weights_only.load(fd, map_location="cpu")
 
 
 @pytest.mark.parametrize("legacy", [False, True])

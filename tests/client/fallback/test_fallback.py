@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -40,7 +43,6 @@ from tests.support.sockets.scripted import answer, hear_request, wait_closed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from craftcache.wire import Progress
     from tests.support.hub import Repo, TestHub
@@ -76,6 +78,44 @@ def silent_socket(base: Path) -> Iterator[Path]:
 
 
 # --- Silent, gone, restarted, broken ---
+
+
+@contextmanager
+def inspectors_killed(daemon: int) -> Iterator[list[int]]:
+    """While it is entered, each process of the daemon's that inspects is killed; which, so far."""
+    killed: list[int] = []
+    done = threading.Event()
+
+    def kill() -> None:
+        while not done.is_set():
+            for task in Path(f"/proc/{daemon}/task").glob("*/children"):
+                with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                    for pid in map(int, task.read_text().split()):
+                        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                        if b"craftcached.inspect.child" in command:
+                            os.kill(pid, signal.SIGKILL)
+                            killed.append(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        done.set()
+        killer.join()
+
+
+def test_an_inspector_that_is_always_killed_is_the_daemons_own_failure(
+    base: Path, export_repo: Repo, hub_endpoint: str
+) -> None:
+    with (
+        DaemonProcess(base, HF_ENDPOINT=hub_endpoint) as daemon,
+        inspectors_killed(daemon.pid) as killed,
+    ):
+        export = daemon.client().load("org/model")
+    assert killed
+    assert export.served_by == "origin"
+    assert_same(export.lm, expected())
 
 
 def test_with_a_paused_daemon_a_warmed_source_loads_from_the_cache_soon(

@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from craftcache.checkpoint.index import MAX_TENSORS, parse
+from craftcache.checkpoint.index import MAX_TENSORS, dump, parse
+from craftcache.checkpoint.reader import read_index
 from craftcache.checkpoint.tensors import build
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 from craftcached.inspect import Inspector
-from craftcached.inspect.examine import examine
 from tests.support.checkpoints import memory_file, saved
 from tests.support.pickles import Op, archive
 
@@ -239,10 +239,10 @@ def repeated_entry() -> bytes:
 NINES = b"\xff\xff\xff\xff"
 
 ARCHIVES: dict[str, tuple[str, bytes]] = {
-    "nothing": ("begins like no checkpoint", b""),
-    "only its mark": ("it is truncated", LOCAL),
-    "no directory": ("something follows", PLAIN[: PLAIN.index(ENTRY)]),
-    "something in front": ("begins like no checkpoint", b"#!/bin/sh\n" + PLAIN),
+    "nothing": ("it is empty", b""),
+    "only its mark": ("a truncated zip archive", LOCAL),
+    "no directory": ("a truncated zip archive", PLAIN[: PLAIN.index(ENTRY)]),
+    "something in front": ("has something before it", b"#!/bin/sh\n" + PLAIN),
     "another archive in front": (
         "its zip directory is malformed",
         archive(Op.whole(Op.value(1))) + PLAIN,
@@ -304,7 +304,7 @@ ARCHIVES: dict[str, tuple[str, bytes]] = {
         PLAIN.replace(b"archive/version", b"archive_version"),
     ),
     "one name twice": ("its archive has two records of one name", twice("archive/data.PKL")),
-    "no pickle": ("the archive has no data.pkl", PLAIN.replace(b"data.pkl", b"data.pkx")),
+    "no pickle": ("it has no data.pkl", PLAIN.replace(b"data.pkl", b"data.pkx")),
     "unknown byte order": (
         "its byte order is neither little nor big",
         archive(Op.whole(Op.tensor()), byteorder=b"middle"),
@@ -334,8 +334,8 @@ ARCHIVES: dict[str, tuple[str, bytes]] = {
         pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1, 2),
     ),
     "legacy file of another magic": ("begins like no checkpoint", pickle.dumps(1, 2)),
-    "tar": ("begins like no checkpoint", b"storages".ljust(100, b"\0") + bytes(412)),
-    "text": ("begins like no checkpoint", b"<!DOCTYPE html>"),
+    "tar": ("in no format of torch.save's", b"storages".ljust(100, b"\0") + bytes(412)),
+    "text": ("an HTML page", b"<!DOCTYPE html>"),
 }
 
 
@@ -379,7 +379,7 @@ def test_damaged_files_are_refused_or_still_inside_their_bounds(
         content[place] = value
     with memory_file(bytes(content[:length] if length % 4 == 0 else content)) as fd:
         try:
-            index = parse(examine(fd), file_size=os.fstat(fd).st_size)
+            index = parse(dump(read_index(fd)), file_size=os.fstat(fd).st_size)
         except (NotACheckpoint, UnsafeCheckpoint):
             return
         build(index, fd, device=torch.device("cpu"))

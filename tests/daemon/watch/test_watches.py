@@ -117,7 +117,7 @@ async def test_a_pair_of_which_one_file_was_updated_is_the_pair_as_it_stands(bas
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (content("lm", 2)[:-300], "it is truncated"),
+        (content("lm", 2)[:-300], "a truncated zip archive"),
         (b"", ""),
         (archive(Op.whole(Op.call("os.system", Op.value("true")))), "loading it would call"),
     ],

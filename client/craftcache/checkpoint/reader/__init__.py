@@ -3,8 +3,10 @@
     archive         the zip container, read strictly
     legacy          the container of torch before 1.6
     unpickler       the interpreter of the pickle inside, which makes descriptions
+    keys            keys of dicts, before they are hashed
     names           what a pickle may name: torch's weights-only list of 2.13, and ours
     calls           what calling one of these would return, described
+    tensor_calls    the same for what rebuilds tensors
     descriptions    what stands in the place of torch's objects
     describe        from descriptions to an index
     reading         all of it together: ``read_index``
@@ -17,6 +19,6 @@ and changes nothing of the process that it runs in.
 from __future__ import annotations
 
 from .names import ALLOWED_GLOBALS
-from .reading import read_index
+from .reading import ArchivePickle, read_index, read_pickle
 
-__all__ = ["ALLOWED_GLOBALS", "read_index"]
+__all__ = ["ALLOWED_GLOBALS", "ArchivePickle", "read_index", "read_pickle"]

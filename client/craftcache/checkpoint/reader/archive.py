@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from craftcache.checkpoint.index import MAX_TENSORS
 from craftcache.errors import NotACheckpoint
@@ -37,8 +36,7 @@ _STORED: Final = 0
 _DEFLATED: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record of an archive.
 
     Attributes:
@@ -128,7 +126,8 @@ def _read_entries(fd: int, directory: bytes, count: int) -> list[Record]:
         at += name_length + extra_length + comment_length
         if mark != b"PK\x01\x02" or at > len(directory):
             raise NotACheckpoint("its zip directory is malformed")
-        nbytes, stored, start = _widen(extra, nbytes, stored, start)
+        if _UNKNOWN32 in (nbytes, stored, start):
+            nbytes, stored, start = _widen(extra, nbytes, stored, start)
         if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
             raise NotACheckpoint("a record that is encrypted or compressed in an unknown way")
         if method == _STORED and stored != nbytes:

@@ -63,7 +63,9 @@ class Describer:
             self._containers.add(id(value))
         if kind is Ordered:
             keys, values = self._items(value.items, depth)
-            return ["o", keys, values, self.node(value.attributes, depth + 1)]
+            unset: Node = ["d", [], []]
+            state = value.attributes
+            return ["o", keys, values, unset if state is None else self.node(state, depth + 1)]
         if kind is dict:
             return ["d", *self._items(value, depth)]
         return ["l" if kind is list else "t", self._values(value, depth)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Global", "Ordered", "Other", "StorageBytes", "TensorView"]
+__all__ = ["Global", "Ordered", "Other", "StorageBytes", "TensorView", "kind_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,14 +23,16 @@ class Global:
         name: Its module and name, joined by a dot.
         call: Describes what calling it returns; None where no checkpoint calls it.
         new: Likewise for its ``__new__``, without ``__init__``.
+        copies: Whether calling it takes the longer, the more it is given.
     """
 
     name: str
     call: Callable[..., object] | None
     new: Callable[..., object] | None
+    copies: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: there are many, made twice as fast
 class StorageBytes:
     """One storage.
 
@@ -47,7 +49,7 @@ class StorageBytes:
     oddity: str | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: there are many, made twice as fast
 class TensorView:
     """One strided tensor.
 
@@ -78,11 +80,11 @@ class Ordered:
 
     Attributes:
         items: Its items in their order.
-        attributes: Its ``__dict__``.
+        attributes: Its ``__dict__``, where that was set.
     """
 
     items: dict[object, object] = field(default_factory=dict)
-    attributes: dict[str, object] = field(default_factory=dict)
+    attributes: dict[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,3 +106,16 @@ class Other:
     sizes: tuple[int, ...] | None = None
     is_tensor: bool = False
     takes_state: bool = False
+
+
+def kind_of(value: object) -> str:
+    """What to call a value, for people."""
+    if type(value) is Global:
+        return value.name
+    if type(value) is Other:
+        return value.kind
+    if type(value) is TensorView:
+        return "torch.Tensor"
+    if type(value) is StorageBytes:
+        return "storage"
+    return "collections.OrderedDict" if type(value) is Ordered else type(value).__name__

@@ -14,9 +14,9 @@ from typing import Any, Final, NoReturn
 from craftcache.checkpoint.index import MAX_TENSORS, Storage
 from craftcache.errors import NotACheckpoint
 
-from .calls import storage_dtype
 from .descriptions import StorageBytes
 from .names import DTYPE_BYTES, UNTYPED_STORAGE
+from .tensor_calls import storage_dtype
 from .unpickler import MAX_PICKLE_BYTES, Unpickler
 
 __all__ = ["read_legacy"]

@@ -14,6 +14,7 @@ __all__ = [
     "DTYPE_BYTES",
     "GRADIENT_PREFIXES",
     "OMEGACONF_CLASSES",
+    "PARAMETER",
     "QUANTIZATION_SCHEMES",
     "STORAGE_DTYPES",
     "TENSOR_CLASSES",
@@ -59,6 +60,8 @@ QUANTIZATION_SCHEMES: Final = (
     "torch.per_tensor_affine",
     "torch.per_tensor_symmetric",
 )
+
+PARAMETER: Final = "torch.nn.parameter.Parameter"
 
 UNTYPED_STORAGE: Final = "torch.storage.UntypedStorage"
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from craftcache.checkpoint.index import Index, Storage
 from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 
 from .archive import is_archive, read_archive
-from .calls import storage_dtype
 from .describe import Describer, plain_values
 from .descriptions import StorageBytes
 from .legacy import read_legacy
 from .names import DTYPE_BYTES
+from .tensor_calls import storage_dtype
 from .unpickler import MAX_PICKLE_BYTES, Unpickler
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from .archive import Record
 
-__all__ = ["read_index"]
+__all__ = ["ArchivePickle", "read_index", "read_pickle"]
 
 _MAX_EXPANSION: Final = 16
 """How often its own size a compressed checkpoint may unpack to."""
@@ -50,29 +51,61 @@ def read_index(fd: int) -> Index:
         raise NotACheckpoint("describing it takes more memory than there is") from error
 
 
-def _read_archive(fd: int) -> Index:
+@dataclass(frozen=True, slots=True)
+class ArchivePickle:
+    """The pickle of a zip archive, which was interpreted and asks for nothing that is not allowed.
+
+    Attributes:
+        data: The pickle.
+        storages: Where the bytes of each storage that it asks for lie in the file, by its key.
+        reason: Why the storages cannot be used as they lie there, or None.
+    """
+
+    data: bytes
+    storages: Mapping[str | int, Storage]
+    reason: str | None
+
+
+def read_pickle(fd: int) -> ArchivePickle:
+    """The pickle of the archive behind ``fd``, for who must unpickle what an index cannot say.
+
+    Args:
+        fd: As of read_index, whose errors these are too.
+    """
+    return _interpret(fd)[2]
+
+
+def _interpret(fd: int) -> tuple[Any, str | None, ArchivePickle]:
+    """What an archive's pickle holds, what an index cannot say of that or None, and the pickle."""
     records = read_archive(fd)
     if "constants.pkl" in records:
         raise UnsafeCheckpoint(
             "it is a TorchScript archive, which holds code",
             hint="Ask its publisher for a state dict that torch.save wrote",
         )
-    file_size = os.fstat(fd).st_size
-    if sum(record.nbytes for record in records.values()) > _MAX_EXPANSION * file_size:
+    if sum(record.nbytes for record in records.values()) > _MAX_EXPANSION * os.fstat(fd).st_size:
         raise NotACheckpoint(f"it unpacks to more than {_MAX_EXPANSION} times its own size")
     storages = _ArchiveStorages(records)
-    unpickler = Unpickler(_read_record(fd, records, "data.pkl"), storages.load)
+    data = _read_record(fd, records, "data.pkl")
+    unpickler = Unpickler(data, storages.load)
     checkpoint = unpickler.load()
     byte_order = _read_record(fd, records, "byteorder") if "byteorder" in records else b"little"
     if byte_order not in (b"little", b"big"):
         raise NotACheckpoint("its byte order is neither little nor big")
-    describer = Describer(storages.places, aligned=True)
-    tree = describer.node(checkpoint)
-    reason = describer.reason or unpickler.reason
+    reason: str | None = None
     if any(record.compressed for record in records.values()):
         reason = "its records are compressed"
     elif byte_order == b"big":
         reason = "its tensors are big-endian"
+    return checkpoint, unpickler.reason, ArchivePickle(data, storages.places, reason)
+
+
+def _read_archive(fd: int) -> Index:
+    file_size = os.fstat(fd).st_size
+    checkpoint, oddity, pickled = _interpret(fd)
+    describer = Describer(pickled.storages, aligned=True)
+    tree = describer.node(checkpoint)
+    reason = pickled.reason or describer.reason or oddity
     if reason is not None:
         return Index(file_size, "zip", reason, (), (), plain_values(checkpoint))
     return Index(file_size, "zip", None, *describer.tables(), tree)

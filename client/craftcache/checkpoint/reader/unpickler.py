@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 
 from .calls import KNOWN_GLOBALS, set_state
-from .descriptions import Global, Ordered, Other, StorageBytes, TensorView
+from .descriptions import Global, Ordered, Other, TensorView, kind_of
+from .keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_PICKLE_BYTES", "Unpickler"]
+__all__ = ["MAX_PICKLE_BYTES", "Unpickler", "full_name"]
 
 MAX_PICKLE_BYTES: Final = 32 * 1024 * 1024
 """Longest pickle that is read; one of 100,000 tensors takes 25 MB."""
@@ -31,28 +32,9 @@ _MAX_OPCODES: Final = 8_000_000
 _MAX_COPIED: Final = 64 * 1024 * 1024
 """Items and characters that calls may be given in all, beyond the one that each is."""
 
-_MAX_UNUSUAL_KEYS: Final = 10_000
-"""Keys of dicts that are neither texts nor short integers; others can be made to collide."""
-
-_MAX_KEY_PARTS: Final = 1000
-"""Values in one key that is a tuple; it is hashed anew each time."""
-
-_SHORT_INTEGER: Final = 2**60
-"""Below it an integer's hash is itself, and a dict of them as fast as any."""
-
 _STOPPED: Final = -1
 
-_COPYING: Final = frozenset(
-    {
-        "_codecs.encode",
-        "builtins.bytearray",
-        "builtins.set",
-        "collections.Counter",
-        "collections.OrderedDict",
-        "torch.Size",
-    }
-)
-"""What takes the longer, the more it is given."""
+_LONG_BINPUT: Final = ord("r")
 
 _HINT: Final = "It may run code; ask its publisher for one of tensors and plain values"
 
@@ -79,13 +61,15 @@ class Unpickler:
         self.reason: str | None = None
         self._data = data
         self._load_storage = load_storage
-        self._memo: dict[int, Any] = {}
+        self._memo: list[Any] = []
+        self._sparse_memo: dict[int, Any] = {}
+        """What picklers, which number what they keep one after another, do not write."""
         self._stack: list[Any] = []
         self._stacks: list[list[Any]] = []
         """Those below each mark."""
         self._result: object = None
         self._copied = 0
-        self._unusual_keys = 0
+        self._keys = Keys()
 
     def load(self) -> object:
         """What the pickle holds.
@@ -97,11 +81,21 @@ class Unpickler:
         steps: list[Callable[[int], int]] = [self._refuse] * 256
         for opcode, name in _STEPS.items():
             steps[opcode] = getattr(self, name)
-        data, position = self._data, self.position
+        data, memo, position = self._data, self._memo, self.position
         try:
             for _ in range(_MAX_OPCODES):
-                position = steps[data[position]](position + 1)
+                opcode = data[position]
+                if opcode == _LONG_BINPUT:  # every fourth is; a call of a method is half its cost
+                    number = int.from_bytes(data[position + 1 : position + 5], "little")
+                    if number == len(memo):
+                        memo.append(self._stack[-1])
+                    else:
+                        self._put(number)
+                    position += 5
+                    continue
+                position = steps[opcode](position + 1)
                 if position < 0:
+                    self._memo, self._sparse_memo = [], {}
                     return self._result
         except (
             IndexError,
@@ -141,13 +135,13 @@ class Unpickler:
         args = stack.pop()
         function = stack[-1]
         if type(function) is not Global:
-            raise UnsafeCheckpoint(f"loading it would call a {_kind(function)}", hint=_HINT)
+            raise UnsafeCheckpoint(f"loading it would call a {kind_of(function)}", hint=_HINT)
         if function.call is None or type(args) is not tuple:
             raise NotACheckpoint(f"it calls {function.name}, which no checkpoint does")
-        if function.name in _COPYING:
+        if args and function.copies:
             self._charge(args)
-            if function.name == "collections.OrderedDict" and args:
-                self._check_pairs(args[0])
+            if function.name == "collections.OrderedDict":
+                self._keys.check_pairs(args[0])
         stack[-1] = function.call(*args)
         return position
 
@@ -155,7 +149,7 @@ class Unpickler:
         args = self._stack.pop()
         cls = self._stack.pop()
         if type(cls) is not Global:
-            raise UnsafeCheckpoint(f"loading it would instantiate a {_kind(cls)}", hint=_HINT)
+            raise UnsafeCheckpoint(f"loading it would instantiate a {kind_of(cls)}", hint=_HINT)
         if cls.new is None or type(args) is not tuple:
             raise NotACheckpoint(f"it instantiates {cls.name}, which no checkpoint does")
         self._charge(args)
@@ -165,9 +159,10 @@ class Unpickler:
     def _build(self, position: int) -> int:
         state = self._stack.pop()
         target = self._stack[-1]
+        self._charge((state,))
         if not set_state(target, state):
             raise UnsafeCheckpoint(
-                f"loading it would set the state of a {_kind(target)}", hint=_HINT
+                f"loading it would set the state of a {kind_of(target)}", hint=_HINT
             )
         if type(target) is TensorView:  # which others may hold already, as it was
             self.reason = self.reason or "it holds a tensor in the form of torch before 0.4"
@@ -210,7 +205,7 @@ class Unpickler:
     def _list(self) -> list[Any]:
         target = self._stack[-1]
         if type(target) is not list:
-            raise NotACheckpoint(f"it appends to a {_kind(target)}")
+            raise NotACheckpoint(f"it appends to a {kind_of(target)}")
         return target
 
     def _setitem(self, position: int) -> int:
@@ -228,36 +223,12 @@ class Unpickler:
         if type(target) is Ordered or (type(target) is Other and target.items is not None):
             target = target.items
         if type(target) is not dict:
-            raise NotACheckpoint(f"it sets items of a {_kind(target)}")
+            raise NotACheckpoint(f"it sets items of a {kind_of(target)}")
         keys = items[::2]
-        for key in keys:
-            if type(key) is not str:
-                self._check_key(key)
+        self._keys.check(keys)
         if len(items) % 2:
             raise NotACheckpoint("it sets an item without its value")
         target.update(zip(keys, items[1::2]))  # noqa: B905  of one length
-
-    def _check_pairs(self, pairs: object) -> None:
-        """The keys of an OrderedDict's pairs; what else is wrong with these shows later."""
-        if type(pairs) is list or type(pairs) is tuple:
-            for pair in pairs:
-                if (type(pair) is list or type(pair) is tuple) and pair:
-                    self._check_key(pair[0])
-
-    def _check_key(self, key: object) -> None:
-        """See to it that a key's hash takes no long time, and is unlike enough others'."""
-        kind = type(key)
-        if kind is str or key is None or kind is bool:
-            return
-        if kind is int and -_SHORT_INTEGER < key < _SHORT_INTEGER:  # type: ignore[operator]
-            return
-        self._unusual_keys += 1
-        if self._unusual_keys > _MAX_UNUSUAL_KEYS:
-            raise NotACheckpoint(f"more than {_MAX_UNUSUAL_KEYS} keys that are no texts or numbers")
-        if kind is tuple:
-            _check_parts(key)  # type: ignore[arg-type]
-        elif kind not in _HASHABLE:
-            raise NotACheckpoint(f"a {_kind(key)} as a key")
 
     def _empty_list(self, position: int) -> int:
         self._stack.append([])
@@ -348,21 +319,28 @@ class Unpickler:
     # The memo, and both ends.
 
     def _put1(self, position: int) -> int:
-        self._memo[self._data[position]] = self._stack[-1]
+        self._put(self._data[position])
         return position + 1
 
-    def _put4(self, position: int) -> int:
-        number = int.from_bytes(self._data[position : position + 4], "little")
-        self._memo[number] = self._stack[-1]
-        return position + 4
+    def _put(self, number: int) -> None:
+        memo = self._memo
+        if number == len(memo):
+            memo.append(self._stack[-1])
+        elif number < len(memo):
+            memo[number] = self._stack[-1]
+        else:
+            self._sparse_memo[number] = self._stack[-1]
 
     def _get1(self, position: int) -> int:
-        self._stack.append(self._memo[self._data[position]])
+        number = self._data[position]
+        memo = self._memo
+        self._stack.append(memo[number] if number < len(memo) else self._sparse_memo[number])
         return position + 1
 
     def _get4(self, position: int) -> int:
         number = int.from_bytes(self._data[position : position + 4], "little")
-        self._stack.append(self._memo[number])
+        memo = self._memo
+        self._stack.append(memo[number] if number < len(memo) else self._sparse_memo[number])
         return position + 4
 
     def _proto(self, position: int) -> int:
@@ -397,7 +375,6 @@ _STEPS: Final = {
         "h": "_get1",
         "j": "_get4",
         "q": "_put1",
-        "r": "_put4",
         "s": "_setitem",
         "t": "_tuple",
         "u": "_setitems",
@@ -415,48 +392,24 @@ _STEPS: Final = {
 }
 """The opcodes that are known, by the method that acts on each."""
 
-_HASHABLE: Final = (type(None), bool, int, float, str, Global, StorageBytes, TensorView, Other)
 
-
-def _find(module: str, name: str) -> Global:
-    """What a pickle names, also by the names of Python 2.
-
-    Raises:
-        UnsafeCheckpoint: torch's weights-only loader does not know it either.
-    """
+def full_name(module: str, name: str) -> str:
+    """What a pickle names, in one word; names of Python 2 become those of Python 3."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         module, name = _compat_pickle.NAME_MAPPING[module, name]
     else:
         module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-    full = f"{module}.{name}"
+    return f"{module}.{name}"
+
+
+def _find(module: str, name: str) -> Global:
+    """What a pickle names.
+
+    Raises:
+        UnsafeCheckpoint: torch's weights-only loader does not know it either.
+    """
+    full = full_name(module, name)
     found = KNOWN_GLOBALS.get(full)
     if found is None:
         raise UnsafeCheckpoint(f"loading it would call {full}", hint=_HINT)
     return found
-
-
-def _check_parts(key: tuple[object, ...]) -> None:
-    left = _MAX_KEY_PARTS
-    waiting = [key]
-    while waiting:
-        for part in waiting.pop():
-            left -= 1
-            if left < 0:
-                raise NotACheckpoint(f"a key of more than {_MAX_KEY_PARTS} values")
-            if type(part) is tuple:
-                waiting.append(part)
-            elif type(part) not in _HASHABLE:
-                raise NotACheckpoint(f"a {_kind(part)} as a key")
-
-
-def _kind(value: object) -> str:
-    """What to call a value, for people."""
-    if type(value) is Global:
-        return value.name
-    if type(value) is Other:
-        return value.kind
-    if type(value) is TensorView:
-        return "torch.Tensor"
-    if type(value) is StorageBytes:
-        return "storage"
-    return "collections.OrderedDict" if type(value) is Ordered else type(value).__name__
