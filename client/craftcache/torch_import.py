@@ -18,7 +18,7 @@ def import_torch_quietly() -> None:
     Raises:
         ImportError: There is no torch.
     """
-    if "torch" in sys.modules:
+    if sys.modules.get("torch") is not None:
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", _NO_NUMPY, UserWarning)
