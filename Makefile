@@ -78,3 +78,19 @@ $(BIN)/python:
 		$(PYTHON) -m venv --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(VENV)/bin/python install --constraint $(CONSTRAINTS) pip; \
 	fi
+
+# make dist       all that a release consists of, into dist/: wheel, sdist, Debian package, man pages,
+#                 completions; or some of it: make dist KINDS="python documents"
+# make test-dist  the tests of the source distribution, from its own files
+KINDS :=
+
+.PHONY: dist test-dist
+
+dist: $(INSTALLED)
+	$(BIN)/python packaging/dist.py $(KINDS)
+
+test-dist: $(INSTALLED)
+	$(BIN)/python packaging/dist.py python
+	rm -rf dist/unpacked && mkdir dist/unpacked
+	tar --extract --directory dist/unpacked --strip-components 1 --file dist/craftcache-*.tar.gz
+	$(MAKE) -C dist/unpacked test
