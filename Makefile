@@ -1,7 +1,9 @@
 # make demo    the whole promise on this machine, with no network beyond the package registry
 # make test    the tests
 # make test-lowest  some of them with the oldest libraries that are supported
-# make audiocraft   those with AudioCraft 1.3.0 itself, which it installs in .venv-audiocraft
+# make test-pythons  those that need no torch, with Python 3.12 and 3.13
+# make audiocraft   those with AudioCraft 1.3.0 itself, which it installs twice: in .venv-audiocraft
+#                with today's libraries, and in .venv-audiocraft-pinned with those that it asks for
 # make check   linters, types and the border between the two packages
 # make bench   the benchmarks
 #
@@ -17,8 +19,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCHES := load worker_socket fetch
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTHONS := 3.12 3.13
+TEST_TOOLS := blockbuster hypothesis pytest pytest-asyncio pytest-timeout
+WITHOUT_TORCH := tests/test_wire.py
+PINNED := .venv-audiocraft-pinned
+PINNED_PIP := $(PINNED)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-lowest audiocraft upstream check bench clean
+.PHONY: demo test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/craftcache demo $(SOURCE)
@@ -32,16 +39,36 @@ test-lowest:
 		ARGS="tests/test_main_job.py tests/client tests/coexistence tests/daemon/test_http.py tests/daemon/test_update.py \
 		tests/workerclient tests/test_worker_server.py"
 
+# What needs no torch, on the newer Pythons that are here, without it.
+test-pythons:
+	@for version in $(PYTHONS); do \
+		python=$$(sh tests/find-python.sh $$version) || { \
+			echo "make: no Python $$version, so nothing is tested with it" >&2; continue; }; \
+		$(MAKE) test-without-torch VENV=.venv-python$$version PYTHON="$$python" EXTRAS=daemon || exit; \
+	done
+
+test-without-torch: $(VENV)/.without-torch
+	$(BIN)/python -m pytest $(WITHOUT_TORCH)
+
 audiocraft: $(INSTALLED)
 	$(MAKE) upstream VENV=.venv-audiocraft CONSTRAINTS=tests/upstream/requirements.txt EXTRAS=omegaconf
+	$(MAKE) upstream-pinned
 	$(BIN)/python -m pytest tests/upstream
 
 upstream: $(VENV)/.upstream
+
+# Its own pins have no wheels for newer Pythons. 5.9 GB, most of it CUDA's libraries, which torch's
+# only build of that version on PyPI is linked to.
+upstream-pinned: $(INSTALLED)
+	@python=$$(sh tests/find-python.sh 3.10) || { \
+		echo "make: no Python 3.10, so nothing is tested with AudioCraft's own pins" >&2; exit 0; }; \
+	$(MAKE) $(PINNED)/.craftcache PYTHON310="$$python"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 --package craftcache
 	$(BIN)/mypy --explicit-package-bases tests
 	$(BIN)/lint-imports
 
@@ -49,12 +76,17 @@ bench: $(INSTALLED)
 	for name in $(BENCHES); do PYTHONPATH=tests $(BIN)/python -m bench.$$name || exit; done
 
 clean:
-	rm -rf .venv .venv-lowest .venv-audiocraft
+	rm -rf .venv .venv-lowest .venv-python* .venv-audiocraft $(PINNED)
 
 # The build backend is installed first and used as it is, so that it is pinned as well.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) install --constraint $(CONSTRAINTS) hatchling editables
 	$(PIP) install --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[$(EXTRAS)]'
+	touch $@
+
+$(VENV)/.without-torch: $(CONSTRAINTS) | $(INSTALLED)
+	$(PIP) install --constraint $(CONSTRAINTS) $(TEST_TOOLS)
+	! $(BIN)/python -c 'import torch' 2>/dev/null
 	touch $@
 
 # AudioCraft comes as its source distribution: only that has the config/ that models are trained with.
@@ -63,11 +95,34 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 $(VENV)/.upstream: $(CONSTRAINTS) | $(INSTALLED)
 	$(PIP) install --constraint $(CONSTRAINTS) setuptools
 	$(PIP) install --no-deps --no-build-isolation --requirement $(CONSTRAINTS)
-	$(PIP) download --no-deps --no-build-isolation --no-binary :all: --dest $(VENV) audiocraft==1.3.0
-	tar --extract --no-same-owner --file $(VENV)/audiocraft-1.3.0.tar.gz --directory $(VENV)
-	$(PIP) install --no-deps --no-build-isolation $(VENV)/audiocraft-1.3.0
+	$(call INSTALL_AUDIOCRAFT,$(VENV))
 	rm -f $(VENV)/lib/python3*/site-packages/torchaudio/lib/*.so
 	touch $@
+
+$(PINNED)/.upstream: tests/upstream/requirements-pinned.txt
+	rm -rf $(PINNED)
+	$(PYTHON310) -m venv $(PINNED)
+	$(PINNED_PIP) install --constraint $< setuptools
+	$(PINNED_PIP) install --no-deps --no-build-isolation --requirement $<
+	$(call INSTALL_AUDIOCRAFT,$(PINNED))
+	$(PINNED_PIP) freeze > $(PINNED)/before.txt
+	touch $@
+
+# As its users install it: what was built, into what is there. The tests look at what that changed.
+$(PINNED)/.craftcache: pyproject.toml $(shell find client daemon -name '*.py') \
+		tests/upstream/constraints-pinned.txt | $(PINNED)/.upstream $(INSTALLED)
+	rm -rf $(PINNED)/dist
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(PINNED)/dist .
+	$(PINNED_PIP) uninstall --yes craftcache
+	$(PINNED_PIP) install --constraint tests/upstream/constraints-pinned.txt $(PINNED)/dist/*.whl
+	$(PINNED_PIP) freeze > $(PINNED)/after.txt
+	touch $@
+
+define INSTALL_AUDIOCRAFT
+	$(1)/bin/python -m pip download --no-deps --no-build-isolation --no-binary :all: --dest $(1) audiocraft==1.3.0
+	tar --extract --no-same-owner --file $(1)/audiocraft-1.3.0.tar.gz --directory $(1)
+	$(1)/bin/python -m pip install --no-deps --no-build-isolation $(1)/audiocraft-1.3.0
+endef
 
 # Debian ships venv without ensurepip; its own pip can then install one.
 $(BIN)/python:

@@ -12,7 +12,7 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .daemon.transport import Cancellation, Cancelled
 from .loading.operations import Operations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from typing_extensions import Self
 
     from .daemon.client import CachedModel, WarmedModel
     from .loading.explanation import Explanation
@@ -88,12 +89,11 @@ class AsyncClient:
         filename: str | None = None,
         device: str | int | torch.device = "cpu",
         cache_dir: str | os.PathLike[str] | None = None,
-        *,
-        cast: str | None = None,
     ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
         """See Client.load_state_dict."""
-        load = partial(self._do.load_state_dict, cast=cast)
-        return await self._run(partial(load, file_or_url_or_id, filename, device, cache_dir))
+        return await self._run(
+            partial(self._do.load_state_dict, file_or_url_or_id, filename, device, cache_dir)
+        )
 
     async def load_into(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from .daemon.transport import Cancellation
 from .loading.operations import Operations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from typing_extensions import Self
 
     from .daemon.client import CachedModel, WarmedModel
     from .loading.explanation import Explanation
@@ -86,8 +87,6 @@ class Client:
         filename: str | None = None,
         device: str | int | torch.device = "cpu",
         cache_dir: str | os.PathLike[str] | None = None,
-        *,
-        cast: str | None = None,
     ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
         """Load one checkpoint; a drop-in for AudioCraft's ``loaders._get_state_dict``.
 
@@ -96,15 +95,12 @@ class Client:
             filename: The file inside a directory, a repository or a URL that ends in ``/``.
             device: Of all tensors.
             cache_dir: Used for this call instead of the client's own, where the daemon is away.
-            cast: ``float32`` where half-precision weights are wanted in single precision, from a
-                copy that all workers of the node share. Without the daemon, or where it can make
-                none, they come as they are: look at their dtype.
 
         Raises:
             CraftcacheError: Any of the tree.
         """
         return self._do.load_state_dict(
-            file_or_url_or_id, filename, device, cache_dir, cancellation=Cancellation(), cast=cast
+            file_or_url_or_id, filename, device, cache_dir, cancellation=Cancellation()
         )
 
     def load_into(

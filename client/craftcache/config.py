@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import os
 import pwd
-import tomllib
+import sys
 from pathlib import Path
 from typing import Any
 
 from .errors import CraftcacheError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 __all__ = [
     "ConfigError",
@@ -53,13 +58,14 @@ def read_config(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        parsed: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}", hint="Check that the file is readable"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", hint="Correct the file") from error
+    return parsed
 
 
 def choose_cache_dir(

@@ -53,11 +53,9 @@ def load_state_dict(
     filename: str | None = None,
     device: str | int | torch.device = "cpu",
     cache_dir: str | os.PathLike[str] | None = None,
-    *,
-    cast: str | None = None,
 ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
     """See Client.load_state_dict."""
-    return _client().load_state_dict(file_or_url_or_id, filename, device, cache_dir, cast=cast)
+    return _client().load_state_dict(file_or_url_or_id, filename, device, cache_dir)
 
 
 def load_into(

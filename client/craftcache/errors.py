@@ -25,11 +25,14 @@ The class name is the error's ``code`` on the wire, in HTTP problem documents an
 from __future__ import annotations
 
 import copy
+import sys
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from typing_extensions import Self
 
 __all__ = [
     "CraftcacheError",
@@ -88,6 +91,12 @@ class CraftcacheError(Exception):
     def __str__(self) -> str:
         text = f"{self.source}: {self.message}" if self.source else self.message
         return f"{text}. {self.hint}" if self.hint else text
+
+    if sys.version_info < (3, 11):
+
+        def add_note(self, note: str, /) -> None:
+            """Keep a note beside the error, as Python itself does from 3.11 on."""
+            self.__notes__ = [*getattr(self, "__notes__", ()), note]
 
     def about(self, source: str) -> Self:
         """The same error, for a request that named its source so."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # before anything that Python 3.10 has not
+    sys.exit(
+        "craftcached needs Python 3.11 or newer, and this is"
+        f" {sys.version.split()[0]}. Run it in an environment of its own; it serves workers on"
+        " Python 3.10 as well"
+    )
+
 import asyncio
 import faulthandler
 import functools
 import logging
 import os
-import sys
+import signal
 from pathlib import Path
 
 import click
@@ -48,6 +57,7 @@ def main(config_file: Path | None, log_level: str, **arguments: object) -> None:
     The token for gated and private repositories comes from systemd's credential hf-token, from
     HF_TOKEN or from the file that HF_TOKEN_PATH names.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a parent may ignore it: no child would be heard
     faulthandler.enable()  # where it hung, when the service manager's watchdog aborts it
     _log_to_stderr(log_level)
     given = {name: value for name, value in arguments.items() if value not in (None, ())}

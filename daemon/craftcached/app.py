@@ -36,7 +36,6 @@ from .store.opener import BlobOpener
 from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
-from .warm.casts import Casts
 from .warm.origins import HubOrigin, UrlOrigin
 from .warm.warmer import Warmer
 from .watch import Watches
@@ -178,7 +177,6 @@ class Daemon:
             settings=settings,
             store=store,
             warmer=self._warmer,
-            casts=Casts(store, inspector, lambda: self._settings.max_bytes),
             records=records,
             handout=handout,
             residency=residency,

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from .store.opener import BlobOpener, OpenedModel
     from .store.scrub import Verdict
     from .store.store import Store
-    from .warm.casts import Casts
     from .warm.queue import QueuedWarm
     from .warm.warmer import Warmer
     from .watch import Watches
@@ -60,7 +59,6 @@ class Service:
         settings: In force.
         store: What is published.
         warmer: What makes it so.
-        casts: What is published in other dtypes.
         records: What was promised.
         handout: Opens what is published.
         residency: Brings it into memory.
@@ -81,7 +79,6 @@ class Service:
         settings: Settings,
         store: Store,
         warmer: Warmer,
-        casts: Casts,
         records: Database,
         handout: BlobOpener,
         residency: Residency,
@@ -94,7 +91,6 @@ class Service:
         self._settings = settings
         self._store = store
         self._warmer = warmer
-        self._casts = casts
         self._handout = handout
         self._residency = residency
         self._pins = pins
@@ -120,8 +116,6 @@ class Service:
         text: str,
         filenames: Sequence[str],
         report: Callable[[Progress], None],
-        *,
-        cast: str | None = None,
     ) -> OpenedModel:
         """Open the files of a source, bringing them first where they are missing.
 
@@ -129,7 +123,6 @@ class Service:
             text: The source.
             filenames: Of it; none means all that it stands for.
             report: Called with progress; must not block.
-            cast: A dtype that weights had better be in; they come as they are where they cannot be.
 
         Raises:
             NotACheckpoint: One of them is none by its name.
@@ -139,35 +132,23 @@ class Service:
         for name in names:
             check_checkpoint(name, source=source.shown)
         for _ in range(OPEN_ATTEMPTS):
-            if opened := self.open_nowait(text, filenames, cast=cast):
+            if opened := self.open_nowait(text, filenames):
                 return opened
-            warmed = await self._ensure(source, names, Priority.WAITED_FOR, report)
-            if cast is not None:
-                for record in warmed.manifest.select(source, names) or ():
-                    if not await self._casts.settle(record, cast, report, source=source.shown):
-                        cast = None
-                        break
+            await self._ensure(source, names, Priority.WAITED_FOR, report)
         raise Unavailable(
             "it is removed as often as it is brought",
             source=source.shown,
             hint="See who removes it; the daemon's log says when",
         )
 
-    def open_nowait(
-        self, text: str, filenames: Sequence[str], *, cast: str | None = None
-    ) -> OpenedModel | None:
-        """Open the files of a source if all are published and untouched; None otherwise.
-
-        None as well where it is not known yet whether one of them has a ``cast``.
-        """
+    def open_nowait(self, text: str, filenames: Sequence[str]) -> OpenedModel | None:
+        """Open the files of a source if all are published and untouched; None otherwise."""
         source, names = self._parse(text, filenames)
         manifest = self._store.manifest(source)
         records = manifest.select(source, names) if manifest else None
         if manifest is None or records is None or manifest.needed_only:
             return None
-        if cast is not None and not all(self._casts.is_settled(each, cast) for each in records):
-            return None
-        opened = self._handout.open(manifest, records, dtype=cast)
+        opened = self._handout.open(manifest, records)
         if opened is not None:
             self._uses.note(manifest_key(source))
         return opened
@@ -397,7 +378,7 @@ class Service:
             cache_dir=str(self._settings.cache_dir),
             socket_dir=str(self._settings.socket_dir),
             models=len(manifests),
-            bytes=sum(blobs.values()) + await self._store.derived_bytes(),
+            bytes=sum(blobs.values()),
             requests=self._warmer.running,
             queued=len(self._promises),
             resident_bytes=await self._resident(

@@ -25,7 +25,7 @@ class Status:
         cache_dir: Where the models are.
         socket_dir: Where the sockets are.
         models: How many are cached.
-        bytes: Of all cached models, each blob once, and of what was derived from them.
+        bytes: Of all cached models, each blob once.
         requests: How many different sources are being fetched, verified or published.
         queued: How many warms are promised and not done.
         resident_bytes: Of all cached models, that are in memory; None where the kernel does not

@@ -15,7 +15,8 @@ import pytest
 
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
-from tests.support.hub import Gate, Stall
+from tests.support.hub import Data, Gate, Stall
+from tests.support.pickles import Op, archive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,8 +71,8 @@ def test_it_stops_on_a_signal_and_leaves_no_socket(api: Api, daemon: DaemonProce
 def test_it_stops_under_load_and_leaves_no_process(
     inspected: Path, threaded_hub: TestHub, export_repo: Repo
 ) -> None:
-    for index in (inspected / "cache/.craftcache/index").iterdir():
-        index.unlink()  # so that the process that inspects is running too
+    slow = archive(Op.whole(b"N", b"q\x00" * 7_900_000))  # so that one is inspected meanwhile
+    threaded_hub.files["/inspected.th"] = Data(slow)
     with (
         DaemonProcess(
             inspected, HF_ENDPOINT=threaded_hub.endpoint, CRAFTCACHE_DRAIN_SECONDS="0.1"
@@ -79,13 +80,15 @@ def test_it_stops_under_load_and_leaves_no_process(
         Api(daemon.socket_dir) as api,
     ):
         assert api.warm("org/model").status_code == 200
+        assert api.warm(threaded_hub.cdn_url("/inspected.th"), wait=False).status_code == 202
+        while not (below := descendants(daemon.pid)):
+            assert alive({daemon.pid})
         gate = Gate()
         threaded_hub.inject(Stall(gate), path="/slow*", origin="cdn", times=None)
         urls = [threaded_hub.cdn_url(f"/slow-{number}.th") for number in range(20)]
         assert api.warm(*urls, "org/other", wait=False).status_code == 202
         gate.reached.wait_blocking()
-        below = descendants(daemon.pid)
-        assert below
+        assert alive(below) == below
         assert daemon.terminate() == 0
         assert alive(below) == set()
         assert sockets(daemon) == []

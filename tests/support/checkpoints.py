@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hypothesis import strategies as st
 
-from craftcache.checkpoint.index import ITEM_BYTES, Index, parse
-from craftcached.inspect.examine import examine
+from craftcache.checkpoint.index import ITEM_BYTES, Index, dump, parse
+from craftcache.checkpoint.reader import read_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ def loaded(content: bytes) -> object:
 
 def index_of(fd: int) -> Index:
     """The index that the daemon would write of the file."""
-    return parse(examine(fd), file_size=os.fstat(fd).st_size)
+    return parse(dump(read_index(fd)), file_size=os.fstat(fd).st_size)
 
 
 def maps_of(fd: int) -> list[str]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from craftcached.inspect.examine import examine
+from craftcache.checkpoint.index import dump
+from craftcache.checkpoint.reader import read_index
 from tests.support.checkpoints import memory_file, saved
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def seen_before(cache_dir: Path) -> None:
     for pair in (PAIR, REFERRING, MELODY, WORDS, DIFFUSION):
         for content in pair.values():
             with memory_file(content) as descriptor:
-                index = examine(descriptor)
+                index = dump(read_index(descriptor))
             (indexes / f"{hashlib.sha256(content).hexdigest()}.json").write_bytes(index)
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from craftcache.cache.directory import CacheDir
+from craftcache.checkpoint.index import dump
+from craftcache.checkpoint.reader import read_index
 from craftcache.sources import FILENAMES, Part
 from craftcache.watch_rule import WatchRule
 from craftcached.database import Database
 from craftcached.events import Events
-from craftcached.inspect.examine import examine
 from craftcached.store.store import Store
 from craftcached.watch import Report, Watches
 from tests.support.checkpoints import saved
@@ -58,16 +59,13 @@ def write_pair(directory: Path, value: int) -> None:
 
 
 class Examiner:
-    """Inspects as the daemon's confined children do, in this process, which has torch already."""
-
-    def prepare(self) -> None:
-        pass
+    """Inspects as the daemon's confined children do, but in this process."""
 
     async def inspect(self, path: Path, *, source: str) -> bytes:
         def look() -> bytes:
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                return examine(descriptor)
+                return dump(read_index(descriptor))
             finally:
                 os.close(descriptor)
 

@@ -11,11 +11,13 @@ import pytest
 
 from tests.support.daemons import DaemonProcess
 
-from .environment import PROGRAMS, Upstream
+from .environment import ENVIRONMENTS, PROGRAMS
 from .origin import DEMUCS, Origin, origin_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .environment import Upstream
 
 MODELS = {
     "org/lut": "MusicGen",
@@ -40,12 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(SET_UP_SECONDS))
 
 
-@pytest.fixture(scope="session")
-def upstream() -> Upstream:
-    """The environment that has AudioCraft; where it was not made, the test is skipped."""
-    environment = Upstream()
+@pytest.fixture(scope="session", params=ENVIRONMENTS)
+def upstream(request: pytest.FixtureRequest) -> Upstream:
+    """Each of the environments that have AudioCraft; without one its tests are skipped."""
+    environment = ENVIRONMENTS[request.param]
     if not environment.is_installed:
-        pytest.skip("AudioCraft is not installed: make audiocraft")
+        pytest.skip(f"no {environment.directory.name}: make audiocraft")
     return environment
 
 

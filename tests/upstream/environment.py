@@ -1,14 +1,13 @@
-"""The environment that has AudioCraft, and programs that run in it."""
+"""The environments that have AudioCraft, and programs that run in them."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.support.daemons import DaemonProcess
 
-__all__ = ["PROGRAMS", "Upstream", "isolated"]
+__all__ = ["ENVIRONMENTS", "PROGRAMS", "Node", "Upstream", "isolated"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,20 +32,29 @@ mount --bind "$1" "$1" && mount --options remount,bind,ro "$1" && shift && exec 
 """What a shell does first in a mount namespace of its own, with a directory and a command."""
 
 
+class Node(NamedTuple):
+    """Where a daemon's socket and cache are, or would be."""
+
+    socket_dir: Path
+    cache_dir: Path
+
+
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """AudioCraft 1.3.0 as ``make audiocraft`` installs it, with its dependencies and craftcache.
 
     Attributes:
         directory: The virtual environment.
+        last: The file that is made in it when all is installed.
     """
 
-    directory: Path = ROOT / ".venv-audiocraft"
+    directory: Path
+    last: str
 
     @property
     def is_installed(self) -> bool:
         """All of it."""
-        return (self.directory / ".upstream").exists()
+        return (self.directory / self.last).exists()
 
     @property
     def python(self) -> str:
@@ -86,17 +94,35 @@ class Upstream:
         return json.loads(done.stdout.splitlines()[-1]) if done.stdout else None
 
     def run_offline(
-        self, *program: str | Path, home: Path, daemon: DaemonProcess, **environment: str
+        self,
+        *program: str | Path,
+        home: Path,
+        node: Node | DaemonProcess,
+        options: Sequence[str] = (),
+        **environment: str,
     ) -> Any:
-        """``run`` with what ``craftcache env`` prints for a daemon's cache, and with nothing else.
+        """``run`` by the environment's own ``craftcache run``, with no network.
 
-        There is no network, and the cache is mounted read-only. Where namespaces are not allowed,
-        the test is skipped.
+        The cache is mounted read-only. Where namespaces are not allowed, the test is skipped.
+
+        Args:
+            program: As of ``run``, like ``home``.
+            home: Likewise.
+            node: Whose cache and socket there are.
+            options: Of ``craftcache run``.
+            environment: Beside what that sets.
         """
-        command = (sys.executable, "-m", "craftcache.cli")
-        place = ("--socket-dir", str(daemon.socket_dir), "--cache-dir", str(daemon.cache_dir))
-        within = (*isolated(daemon.cache_dir), *command, *place, "run", "--")
+        place = ("--socket-dir", str(node.socket_dir), "--cache-dir", str(node.cache_dir))
+        command = (self.python, "-m", "craftcache.cli", *place, "run", *options, "--")
+        within = (*isolated(node.cache_dir), *command)
         return self.run(*program, home=home, within=within, **environment)
+
+
+ENVIRONMENTS = {
+    "newest": Upstream(ROOT / ".venv-audiocraft", ".upstream"),
+    "pinned": Upstream(ROOT / ".venv-audiocraft-pinned", ".craftcache"),
+}
+"""With the newest libraries that it works with, and with those that it asks for."""
 
 
 def isolated(directory: Path) -> tuple[str, ...]:

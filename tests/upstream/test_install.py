@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .conftest import DIFFUSION, MODELS
-from .environment import PROGRAMS, isolated
+from .environment import PROGRAMS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +47,7 @@ def differences(
         PROGRAMS / "compare.py",
         *NAMES,
         home=tmp_path_factory.mktemp("compare"),
-        daemon=warm_node,
+        node=warm_node,
         CRAFTCACHE_SOCKET_DIR=str(warm_node.socket_dir),
     )
     return found
@@ -70,7 +69,7 @@ def patching(
         PROGRAMS / "patch.py",
         "org/lut",
         home=tmp_path_factory.mktemp("patch"),
-        daemon=warm_node,
+        node=warm_node,
         CRAFTCACHE_SOCKET_DIR=str(warm_node.socket_dir),
     )
     return found
@@ -112,31 +111,25 @@ def test_what_no_checkpoint_overwrites_is_initialised(patching: dict[str, Any]) 
         assert abs(mean) <= max(ours, 1)
 
 
-def test_weights_lie_in_the_nodes_files_in_single_precision_too(
+def test_weights_of_the_models_own_dtype_lie_in_the_nodes_files(
     patching: dict[str, Any], warm_node: DaemonProcess
 ) -> None:
-    for files in patching["where_weights_lie"].values():
-        assert len(files) > 10
-        assert all(file.startswith(str(warm_node.cache_dir)) for file in files)
+    files = patching["where_weights_lie"]["compression"]
+    assert len(files) > 10
+    assert all(file.startswith(str(warm_node.cache_dir)) for file in files)
 
 
-def run_patched(
-    upstream: Upstream, node: DaemonProcess, *program: str | Path, home: Path, **environment: str
-) -> Any:
-    """Run a program that knows nothing of the patch, with it and with no network."""
-    command = (sys.executable, "-m", "craftcache.cli")
-    place = ("--socket-dir", str(node.socket_dir), "--cache-dir", str(node.cache_dir))
-    run = ("run", "--patch-audiocraft", "--")
-    within = (*isolated(node.cache_dir), *command, *place, *run)
-    return upstream.run(*program, home=home, within=within, **environment)
+PATCHING = ("--patch-audiocraft",)
+"""Options of ``craftcache run``, for programs that know nothing of the patch."""
 
 
 def test_diffusion_models_generate_the_same(
     upstream: Upstream, warm_node: DaemonProcess, tmp_path: Path
 ) -> None:
     program = (PROGRAMS / "generate.py", f"MultiBandDiffusion:{DIFFUSION}")
-    theirs = upstream.run_offline(*program, home=tmp_path, daemon=warm_node)
-    assert theirs == run_patched(upstream, warm_node, *program, home=tmp_path)
+    theirs = upstream.run_offline(*program, home=tmp_path, node=warm_node)
+    ours = upstream.run_offline(*program, home=tmp_path, node=warm_node, options=PATCHING)
+    assert ours == theirs
 
 
 def test_an_unmodified_program_is_patched_and_its_own_sitecustomize_runs(
@@ -150,5 +143,7 @@ def test_an_unmodified_program_is_patched_and_its_own_sitecustomize_runs(
         "print(json.dumps([patch.is_installed(), sys.own_sitecustomize_ran,"
         " sys.modules['sitecustomize'].__file__, patch.STARTUP_DIR in sys.path]))"
     )
-    found = run_patched(upstream, warm_node, "-c", report, home=tmp_path, PYTHONPATH=str(own))
+    found = upstream.run_offline(
+        *("-c", report), home=tmp_path, node=warm_node, options=PATCHING, PYTHONPATH=str(own)
+    )
     assert found == [True, True, str(own / "sitecustomize.py"), False]

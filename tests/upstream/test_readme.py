@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from .environment import isolated
+from .environment import Node
 
 if TYPE_CHECKING:
     from tests.support.daemons import DaemonProcess
@@ -56,9 +55,8 @@ def test_it_runs_as_it_stands(
 ) -> None:
     infer = tmp_path / "infer.py"
     infer.write_text(program + "print([*samples.shape, model.sample_rate])\n")
-    place = ("--socket-dir", str(tmp_path / "none"), "--cache-dir", str(copied))
-    command = (sys.executable, "-m", "craftcache.cli", *place, "run", *options, "--")
-    batch, channels, length, rate = upstream.run(
-        infer, home=tmp_path, within=(*isolated(copied), *command)
+    node = Node(tmp_path / "none", copied)
+    batch, channels, length, rate = upstream.run_offline(
+        infer, home=tmp_path, node=node, options=options
     )
     assert (batch, channels, length) == (1, 1, SECONDS * rate)

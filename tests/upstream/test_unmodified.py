@@ -45,7 +45,7 @@ def offline(
 ) -> dict[str, str]:
     """What it generates with no network, and with what ``craftcache env`` prints."""
     home = tmp_path_factory.mktemp("offline")
-    samples: dict[str, str] = upstream.run_offline(*GENERATE, home=home, daemon=warm_node)
+    samples: dict[str, str] = upstream.run_offline(*GENERATE, home=home, node=warm_node)
     return samples
 
 

@@ -1,7 +1,6 @@
 """How AudioCraft's loaders build a model and fill it, without work that nobody sees.
 
-A loader loads a checkpoint: on the CPU it computes in single precision, so a checkpoint in that is
-asked for where the node has one. Then it calls a builder, and the model's load_state_dict.
+A loader loads a checkpoint, calls a builder, and then the model's load_state_dict.
 ``Builders`` is what the loaders see in place of the module ``audiocraft.models.builders``: within a
 loader, the model that it returns has had its random initialisation put off, and its first
 load_state_dict takes the checkpoint's tensors over and then initialises what is left.
@@ -9,9 +8,7 @@ load_state_dict takes the checkpoint's tensors over and then initialises what is
 
 from __future__ import annotations
 
-import inspect
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,62 +25,26 @@ if TYPE_CHECKING:
 __all__ = [
     "Builders",
     "build_suspended",
-    "computed_dtype",
-    "load_language_model",
-    "load_other_model",
+    "loading",
     "make_deferrable",
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Loading:
-    """A loader that is running.
-
-    Attributes:
-        dtype: What its model will compute in, if that is another than its checkpoint's.
-    """
-
-    dtype: str | None
+_is_loading: Final[ContextVar[bool]] = ContextVar("whether a loader runs", default=False)
 
 
-_loading: Final[ContextVar[_Loading | None]] = ContextVar("the loader running", default=None)
-
-
-def load_language_model(load: Callable[..., Any]) -> Callable[..., Any]:
-    """That loader, whose models are published in half precision and not computed in it on CPUs."""
-    signature = inspect.signature(load)
-
-    def loading(*args: Any, **kwargs: Any) -> _Loading:  # noqa: ANN401  # as the loader has it
-        call = signature.bind(*args, **kwargs)
-        call.apply_defaults()
-        return _Loading("float32" if str(call.arguments["device"]) == "cpu" else None)
-
-    return _known(load, loading)
-
-
-def load_other_model(load: Callable[..., Any]) -> Callable[..., Any]:
-    """That loader, whose models compute in what they are published in."""
-    return _known(load, lambda *_, **__: _Loading(None))
-
-
-def _known(load: Callable[..., Any], loading: Callable[..., _Loading]) -> Callable[..., Any]:
-    """A loader of which it is known that it runs, while it does."""
+def loading(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A loader, whose models the builders build for their checkpoint while it runs."""
 
     @wraps(load)
     def load_known(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # as the loader has it
-        token = _loading.set(loading(*args, **kwargs))
+        token = _is_loading.set(True)
         try:
             return load(*args, **kwargs)
         finally:
-            _loading.reset(token)
+            _is_loading.reset(token)
 
     return load_known
-
-
-def computed_dtype() -> str | None:
-    """What the model that is being loaded computes in, if that is another than its checkpoint's."""
-    loading = _loading.get()
-    return None if loading is None else loading.dtype
 
 
 class Builders:
@@ -133,7 +94,7 @@ def make_deferrable(get_init_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _build(build: Callable[[object], torch.nn.Module], cfg: object) -> torch.nn.Module:
-    if _loading.get() is None:
+    if not _is_loading.get():
         return build(cfg)
     deferral = Deferral()
     with deferral:

@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
-from weakref import WeakKeyDictionary
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode  # documented; it has no other home
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
-from craftcache.checkpoint.tensors import is_whole
+from craftcache.checkpoint.tensors import is_whole, storage_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from torch.multiprocessing.reductions import StorageWeakRef
+    from typing_extensions import Self
 
 __all__ = ["Deferral", "deferrable", "suspended"]
 
@@ -42,7 +45,7 @@ _OVERWRITES: Final = frozenset(
 
 
 class _Fill(NamedTuple):
-    """A random fill that waits; of its tensor only the storage is known, and held weakly."""
+    """A random fill that a storage waits for."""
 
     dtype: torch.dtype
     draw: Callable[[torch.Tensor], object]
@@ -53,7 +56,7 @@ class Deferral(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting: WeakKeyDictionary[torch.UntypedStorage, _Fill] = WeakKeyDictionary()
+        self._waiting: dict[StorageWeakRef, _Fill] = {}
 
     def __enter__(self) -> Self:
         _thread.deferral = self
@@ -66,17 +69,20 @@ class Deferral(TorchDispatchMode):
 
     def note(self, tensor: torch.Tensor, draw: Callable[[torch.Tensor], object]) -> None:
         """Note that ``draw`` is to fill all of ``tensor``, and each element alike."""
-        self._waiting[tensor.untyped_storage()] = _Fill(tensor.dtype, draw)
+        self._waiting[storage_of(tensor)] = _Fill(tensor.dtype, draw)
 
     def draw(self) -> None:
         """Fill what still waits."""
-        for storage in list(self._waiting):
-            self._draw(storage)
+        for waiting in list(self._waiting):
+            self._draw(waiting)
 
-    def _draw(self, storage: torch.UntypedStorage) -> None:
-        fill = self._waiting.pop(storage, None)
+    def _draw(self, waiting: StorageWeakRef) -> None:
+        fill = self._waiting.pop(waiting, None)
         if fill is None:
             return
+        if waiting.expired():  # nobody has it any more
+            return
+        storage = torch.UntypedStorage._new_with_weak_ptr(waiting.cdata)  # noqa: SLF001
         flat = torch.empty(0, dtype=fill.dtype, device=storage.device)
         flat.set_(storage, 0, (storage.nbytes() // fill.dtype.itemsize,))  # type: ignore[call-overload]
         with torch.no_grad():
@@ -94,15 +100,23 @@ class Deferral(TorchDispatchMode):
             target, *numbers = args
             self.note(target, lambda tensor: func(tensor, *numbers, **kwargs))
             return target
-        if not self._waiting or func.is_view:
+        if not self._waiting or _is_view(func):
             return func(*args, **kwargs)
         overwritten = func in _OVERWRITES and is_whole(args[0])
-        for read in tree_leaves((args[1:] if overwritten else args, kwargs)):
+        for read in tree_flatten((args[1:] if overwritten else args, kwargs))[0]:
             if isinstance(read, torch.Tensor):
-                self._draw(read.untyped_storage())
+                self._draw(storage_of(read))
         if overwritten:
-            self._waiting.pop(args[0].untyped_storage(), None)
+            self._waiting.pop(storage_of(args[0]), None)
         return func(*args, **kwargs)
+
+
+@cache
+def _is_view(func: torch._ops.OpOverload) -> bool:
+    """Whether an operator gives another view of what it gets, and changes nothing in it."""
+    schema = func._schema  # noqa: SLF001  # torch 2.1 has no other way to ask
+    aliases = [argument.alias_info for argument in schema.arguments if argument.alias_info]
+    return bool(aliases) and not any(alias.is_write for alias in aliases)
 
 
 class _Thread(threading.local):

@@ -108,10 +108,10 @@ def _changes() -> list[_Change]:
 
     return [
         *_changes_everywhere(loaders, "_get_state_dict", lambda _: _get_state_dict),
-        *_changes_everywhere(loaders, "load_lm_model", building.load_language_model),
-        *_changes_everywhere(loaders, "load_lm_model_magnet", building.load_language_model),
-        *_changes_everywhere(loaders, "load_compression_model", building.load_other_model),
-        *_changes_everywhere(loaders, "load_diffusion_models", building.load_other_model),
+        *_changes_everywhere(loaders, "load_lm_model", building.loading),
+        *_changes_everywhere(loaders, "load_lm_model_magnet", building.loading),
+        *_changes_everywhere(loaders, "load_compression_model", building.loading),
+        *_changes_everywhere(loaders, "load_diffusion_models", building.loading),
         _Change.of(loaders, "builders", building.Builders),
         _Change.of(builders, "get_conditioner_provider", building.build_suspended),
         _Change.of(lm, "get_init_fn", building.make_deferrable),
@@ -136,7 +136,4 @@ def _get_state_dict(
     cache_dir: str | None = None,
 ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
     """AudioCraft's function of that name and signature, by craftcache."""
-    from .building import computed_dtype  # which imports torch
-
-    cast = computed_dtype()
-    return _source.load(file_or_url_or_id, filename, device, cache_dir, cast=cast)
+    return _source.load(file_or_url_or_id, filename, device, cache_dir)

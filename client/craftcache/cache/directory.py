@@ -6,8 +6,6 @@
         staging/                    what is not verified yet; never a final name
         blobs/sha256/<hex>          verified files that came from a URL or a watch
         index/<hex>.json            the index of the checkpoint with that sha256
-        casts/<hex>.<dtype>         the checkpoint with that sha256, its weights in another dtype
-        casts/<hex>.<dtype>.json    its index; what has none is not whole
         manifests/<key>.json        which files a source consists of
         torch/hub/checkpoints/      links to URL files whose name carries their hash, for torch.hub
         quarantine/                 what failed verification later, never served
@@ -29,7 +27,6 @@ from urllib.parse import urlsplit
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.config import daemon_uid
-from craftcache.errors import IntegrityError
 from craftcache.sources import url_digest
 
 from .durable import link_file, make_directory, staging_name, sync_directory, write_file
@@ -70,13 +67,11 @@ class CacheDir:
     _blobs: Path = field(init=False, repr=False, compare=False)
     _indexes: Path = field(init=False, repr=False, compare=False)
     _manifests: Path = field(init=False, repr=False, compare=False)
-    _casts: Path = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_blobs", self.private / "blobs" / "sha256")
         object.__setattr__(self, "_indexes", self.private / "index")
         object.__setattr__(self, "_manifests", self.private / "manifests")
-        object.__setattr__(self, "_casts", self.private / "casts")
 
     @property
     def private(self) -> Path:
@@ -148,18 +143,6 @@ class CacheDir:
             return parse_index(self.index_path(record.sha256).read_bytes(), file_size=record.size)
         except (OSError, InvalidIndex):
             return None
-
-    def cast_path(self, sha256: str, dtype: str) -> Path:
-        """Where the checkpoint with that sha256 stands in ``dtype``."""
-        return self._casts / f"{sha256}.{dtype}"
-
-    def cast_index_path(self, sha256: str, dtype: str) -> Path:
-        """Where the index of that cast stands."""
-        return self._casts / f"{sha256}.{dtype}.json"
-
-    def casts(self, sha256: str = "*") -> list[Path]:
-        """The casts of the checkpoint with that sha256, or of all; before each its index."""
-        return sorted(self._casts.glob(f"{sha256}.*"), reverse=True)
 
     def manifest_path(self, key: str) -> Path:
         """Where the manifest with that key (see manifest.manifest_key) stands."""
@@ -311,26 +294,6 @@ class CacheDir:
         path = self.index_path(sha256)
         make_directory(path.parent)
         write_file(path, data, staging=self.staging)
-
-    def publish_cast(self, staged: Path, record: FileRecord, dtype: str, index: bytes) -> None:
-        """Give what was written to ``staged`` its final name, and then its index.
-
-        Args:
-            staged: Made from the checkpoint that ``record`` names; its bytes are durable.
-            record: Of a published file.
-            dtype: That it was cast to.
-            index: Of what was written.
-
-        Raises:
-            IntegrityError: The checkpoint is gone or was changed, before it was read perhaps.
-        """
-        if not self.is_intact(record):
-            raise IntegrityError("it was changed or removed while it was cast", retryable=True)
-        path = self.cast_path(record.sha256, dtype)
-        make_directory(path.parent)
-        os.chmod(staged, BLOB_MODE)
-        os.replace(staged, path)
-        write_file(self.cast_index_path(record.sha256, dtype), index, staging=self.staging)
 
     def write_manifest(self, source: RemoteSource, manifest: Manifest) -> None:
         """Publish ``manifest``: the moment from which ``source`` is what it says."""

@@ -33,7 +33,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from craftcache.dependencies import Dependency, UnmetDependency
@@ -292,11 +292,11 @@ def files_revision(digests: Mapping[str, str]) -> str:
 
 def now() -> datetime:
     """The present moment, UTC, to the second: as precise as a manifest keeps it."""
-    return datetime.now(UTC).replace(microsecond=0)
+    return datetime.now(timezone.utc).replace(microsecond=0)
 
 
 def _shown_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return moment.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _record(raw: dict[str, Any]) -> FileRecord:
@@ -375,7 +375,9 @@ def _count(value: object) -> int:
 
 def _time(value: object) -> datetime:
     try:
-        moment = datetime.fromisoformat(_text(value))
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        # As _shown_time writes it; before 3.11 Python does not read the Z.
+        moment = datetime.fromisoformat(_text(value).replace("Z", "+00:00"))
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return aware.astimezone(timezone.utc)
     except (ValueError, OverflowError) as error:
         raise ManifestError(f"{value!r} is not a time") from error

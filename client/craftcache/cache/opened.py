@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from typing_extensions import Self
 
     from craftcache.digests import Digests
 
@@ -40,7 +42,7 @@ class FileInfo:
     @classmethod
     def of(cls, filename: str, digests: Digests, origin: str) -> FileInfo:
         """What is known of a file that was hashed just now."""
-        return cls(filename, digests.size, origin, digests.sha256, datetime.now(UTC))
+        return cls(filename, digests.size, origin, digests.sha256, datetime.now(timezone.utc))
 
     @classmethod
     def recorded(cls, record: FileRecord) -> FileInfo:

@@ -1,6 +1,7 @@
 """From a checkpoint's open file to what torch.load would have returned.
 
     index          what a checkpoint holds, so that nobody need unpickle it
+    reader         the index of a checkpoint, read from its file without torch
     tensors        tensors from an index and the file it describes
     weights_only   torch's own load, for what no index can hold
     descriptor     reading a file by its descriptor alone

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .tensors import is_whole, release
+from .tensors import is_whole, release, storage_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from torch.multiprocessing.reductions import StorageWeakRef
 
 __all__ = ["adopt"]
 
@@ -45,11 +47,11 @@ class _Adopting(TorchFunctionMode):
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
         tensors = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
-        users = Counter(tensor.untyped_storage() for tensor in tensors.values())
+        users = Counter(map(storage_of, tensors.values()))
         self._alone = {  # those that share memory with no other
-            number for number, tensor in tensors.items() if users[tensor.untyped_storage()] == 1
+            number for number, tensor in tensors.items() if users[storage_of(tensor)] == 1
         }
-        self._adopted: set[torch.UntypedStorage] = set()
+        self._adopted: set[StorageWeakRef] = set()
 
     def __torch_function__(
         self,
@@ -62,11 +64,11 @@ class _Adopting(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         target, source = args
         if self._can_adopt(target, source):
-            self._adopted.add(source.untyped_storage())
+            self._adopted.add(storage_of(source))
             target.data = source.detach()
             return target
         func(target, source, **(kwargs or {}))
-        if source.untyped_storage() not in self._adopted:
+        if storage_of(source) not in self._adopted:
             release(source)
         return target
 
@@ -78,5 +80,5 @@ class _Adopting(TorchFunctionMode):
             and (target.shape, target.stride()) == (source.shape, source.stride())
             and is_whole(target)
             and is_whole(source)
-            and source.untyped_storage() not in self._adopted
+            and storage_of(source) not in self._adopted
         )

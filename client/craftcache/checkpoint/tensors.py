@@ -8,28 +8,30 @@ pinned memory where that is faster, and hold nothing of the file afterwards.
 
 from __future__ import annotations
 
-import io
 import mmap
 import sys
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef  # it has no other home
 from torch.overrides import TorchFunctionMode
 
 from craftcache.checkpoint import weights_only
 from craftcache.errors import InvalidSource, NotACheckpoint
 
-from .descriptor import DescriptorFile, read_into
-from .index import assemble
+from .descriptor import read_into
+from .index import ITEM_BYTES, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from typing_extensions import Self
+
     from .index import Index, Storage
 
-__all__ = ["build", "copy_into", "is_whole", "load_state_dict", "release"]
+__all__ = ["build", "copy_into", "is_whole", "load_state_dict", "release", "storage_of"]
 
 _MAP_NORESERVE: Final = 0x4000
 """From Linux's mman.h: a private map larger than memory is refused without it."""
@@ -64,9 +66,7 @@ def build(
         OSError: The file could not be mapped or read.
     """
     if index.reason is not None:
-        return weights_only.load(
-            io.BufferedReader(DescriptorFile(fd)), map_location=device, source=source
-        )
+        return weights_only.load(fd, map_location=device, source=source)
     spans = _Spans(index, fd, mapped=mapped)
     if device.type == "cpu":
         return assemble(index.tree, _build_tensors(index, spans.take, device))
@@ -131,6 +131,15 @@ def is_whole(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() and tensor.nbytes == tensor.untyped_storage().nbytes()
 
 
+def storage_of(tensor: torch.Tensor) -> StorageWeakRef:
+    """The storage that a tensor lies in, held weakly.
+
+    Two are equal if their tensors share one. A storage's own object tells less: torch 2.1 makes a
+    new one at each look.
+    """
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+
 def release(tensor: torch.Tensor) -> None:
     """Take the pages of a mapped file that hold a tensor's storage out of this process.
 
@@ -152,6 +161,7 @@ class _Spans:
 
     def __init__(self, index: Index, fd: int, *, mapped: bool) -> None:
         self._fd = fd
+        self._unaligned = _unaligned(index)
         self._map = _map_privately(fd, index.file_size) if mapped and index.storages else None
         if self._map is not None:
             _MAPS[torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()] = self._map
@@ -161,11 +171,25 @@ class _Spans:
         count = storage.nbytes // dtype.itemsize
         if not count:
             return torch.empty(0, dtype=dtype, device="cpu")
-        if self._map is not None:
+        if self._map is not None and storage not in self._unaligned:
             return torch.frombuffer(self._map, dtype=dtype, count=count, offset=storage.offset)
         read = bytearray(storage.nbytes)
         read_into(self._fd, read, storage.offset)
         return torch.frombuffer(read, dtype=dtype)
+
+
+def _unaligned(index: Index) -> frozenset[Storage]:
+    """The storages in which a tensor's elements lie where no processor expects them.
+
+    The zip container aligns its storages, and an index of one says nothing else.
+    """
+    if index.format != "legacy":
+        return frozenset()
+    return frozenset(
+        storage
+        for tensor in index.tensors
+        if (storage := index.storages[tensor.storage]).offset % ITEM_BYTES[tensor.dtype]
+    )
 
 
 class _Releasing(TorchFunctionMode):
@@ -263,7 +287,8 @@ def _build_tensors(
     for name, number, shape, stride, offset, requires_grad, is_parameter in index.tensors:
         dtype = dtypes[name]
         owner = owners.get(number)
-        if stride is None and owner is None:  # nearly all are; one call each, or two
+        is_plain = stride is None and not is_parameter and not requires_grad
+        if is_plain and owner is None:  # nearly all are; one call each, or two
             tensor = take(storages[number], dtype)
             if len(shape) != 1:
                 tensor.resize_(shape)

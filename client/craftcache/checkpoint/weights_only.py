@@ -1,4 +1,4 @@
-"""torch's weights-only loader with an explicit allow-list: the only unpickling that there is.
+"""torch's weights-only loader with an explicit allow-list, for what no index can hold.
 
 Most checkpoints never come here: workers build them from an index. The rest (OmegaConf objects
 of MBD and AudioSeal, sparse and quantized tensors, compressed and legacy files) are loaded by
@@ -7,6 +7,9 @@ listed here. All of these build plain data; none of them runs code of the file's
 
 torch keeps its allow-list for the whole process. So it is extended only for a file that needs it,
 only by what the process has not itself allowed already, under one lock, and taken back at once.
+
+Before 2.6 that loader could be made to run code (CVE-2025-32434), and before 2.4 nothing can be
+added to its list. There it is not used, but own_loader.
 """
 
 from __future__ import annotations
@@ -22,30 +25,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import torch
-from torch.serialization import get_safe_globals, safe_globals
 
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 
 from .descriptor import DescriptorFile
+from .reader import ALLOWED_GLOBALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = ["ALLOWED_GLOBALS", "importable_globals", "load", "translate"]
 
-ALLOWED_GLOBALS: Final = (
-    "builtins.dict",
-    "builtins.int",
-    "builtins.list",
-    "collections.defaultdict",
-    "typing.Any",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.nodes.AnyNode",
-)
-"""What a checkpoint may name beyond torch's own list: the parts of an OmegaConf config."""
+FIRST_SAFE_TORCH: Final = "2.6"
+"""The first release whose loader runs nothing that a file asks for, as far as is known."""
 
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 """How torch names the global that it refuses, without ``builtins.``."""
@@ -71,30 +63,33 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def load(
-    file: Path | BinaryIO, *, map_location: torch.device | str, source: str | None = None
+    file: Path | int, *, map_location: torch.device | str, source: str | None = None
 ) -> object:
     """What ``torch.load(file, weights_only=True)`` returns, with the allow-list where needed.
 
     Args:
-        file: A path, or a seekable binary file at its start.
+        file: A path, or a descriptor that is open for reading; its position is not used.
         map_location: The device of all tensors.
         source: Named in errors.
 
     Raises:
         UnsafeCheckpoint: It asks for a global that is not allowed; the message names it.
-        NotACheckpoint: torch cannot read it.
+        NotACheckpoint: torch cannot read it, or not this torch.
         OSError: The file could not be read.
     """
     if isinstance(file, Path):
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            reader = io.BufferedReader(DescriptorFile(fd))
-            return load(reader, map_location=map_location, source=source or str(file))
+            return load(fd, map_location=map_location, source=source or str(file))
         finally:
             os.close(fd)
+    if torch.__version__ < FIRST_SAFE_TORCH:
+        from . import own_loader
+
+        return own_loader.load(file, device=torch.device(map_location), source=source)
     try:
-        return _load(file, map_location)
-    except (MemoryError, OSError, torch.OutOfMemoryError):
+        return _load(io.BufferedReader(DescriptorFile(file)), map_location)
+    except (MemoryError, OSError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # garbage makes torch raise nearly anything
         raise translate(error, source=source) from error
@@ -121,6 +116,8 @@ def _load(file: BinaryIO, map_location: torch.device | str) -> object:
 def _load_allowing(
     file: BinaryIO, map_location: torch.device | str, allowed: Mapping[str, Callable[..., Any]]
 ) -> object:
+    from torch.serialization import get_safe_globals, safe_globals
+
     with _lock:
         present = get_safe_globals()
         additions = [(value, name) for name, value in allowed.items()]

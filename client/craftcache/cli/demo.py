@@ -17,8 +17,8 @@ from .context import json_option
 
 __all__ = ["demo"]
 
-NEEDED = ("craftcached", "aiohttp")
-"""The daemon's package, and what stands for the requirements of the extra."""
+NEEDED = ("craftcached", "aiohttp", "torch")
+"""The daemon's package, what stands for the requirements of its extra, and what workers need."""
 
 
 @click.command()
@@ -37,8 +37,8 @@ def demo(source: str | None, workers: int, *, as_json: bool) -> None:
     """
     if any(importlib.util.find_spec(name) is None for name in NEEDED):
         raise CraftcacheError(
-            "the demo needs the daemon, which is not installed",
-            hint="pip install 'craftcache[daemon]'",
+            "the demo needs the daemon and torch, which are not both installed",
+            hint="pip install 'craftcache[daemon,torch]'",
         )
     arguments = [sys.executable, "-m", "craftcached.demo", f"--workers={workers}"]
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.progress import TaskID
+    from typing_extensions import Self
 
     from craftcache.wire import Progress
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from craftcache.cache.opened import FileInfo, OpenFile, OpenFiles
@@ -128,12 +128,10 @@ class DaemonClient:
         names: Sequence[str],
         cancellation: Cancellation,
         report: Callable[[Progress], None],
-        *,
-        cast: str | None = None,
     ) -> OpenFiles:
-        """Open ``names`` of ``source``, fetched first where they are missing; see Load for cast."""
+        """Open ``names`` of ``source``, fetched first where they are missing."""
         is_single = isinstance(source, UrlSource) and not source.is_export
-        request = Load(source.spelled, () if is_single else tuple(names), cast)
+        request = Load(source.spelled, () if is_single else tuple(names))
         with self._ask(request, source, names, cancellation, report) as reply:
             if len(reply.answer.files) != len(names):
                 raise DaemonUnavailable("the daemon answered with other files than were asked for")
@@ -279,7 +277,7 @@ def _file_info(served: ServedFile) -> FileInfo:
         served.size,
         served.origin,
         served.sha256,
-        datetime.fromtimestamp(served.verified_at, UTC),
+        datetime.fromtimestamp(served.verified_at, timezone.utc),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from craftcache.errors import InvalidSource, UnknownDevice
 from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
+from craftcache.torch_needed import require_torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,7 +85,9 @@ def parse_device(device: str | int | torch.device) -> torch.device:
 
     Raises:
         UnknownDevice: torch has no such device, or this machine has not.
+        CraftcacheError: There is no torch.
     """
+    require_torch()
     import torch
 
     try:
@@ -216,13 +219,9 @@ def _index(file: OpenFile, source: str) -> Index | None:
 
 
 def _load_by_torch(file: OpenFile, device: torch.device, source: str) -> object:
-    import io
-
     from craftcache.checkpoint import weights_only
-    from craftcache.checkpoint.descriptor import DescriptorFile
 
-    reader = io.BufferedReader(DescriptorFile(file.descriptor))
-    return weights_only.load(reader, map_location=device, source=source)
+    return weights_only.load(file.descriptor, map_location=device, source=source)
 
 
 def _check_present(device: torch.device) -> None:

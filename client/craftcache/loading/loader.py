@@ -102,7 +102,6 @@ class Loader:
         *,
         cancellation: Cancellation,
         report: Callable[[Progress], None],
-        cast: str | None = None,
     ) -> OpenFiles:
         """Open ``names`` of ``source``, bringing them first where they are missing.
 
@@ -111,8 +110,6 @@ class Loader:
             names: Of files.
             cancellation: Ends the wait.
             report: Called with progress.
-            cast: A dtype that half-precision weights had better be in, where the daemon has a
-                copy of them in it for all workers, or makes one.
 
         Raises:
             CraftcacheError: Any of the tree but UnknownDevice.
@@ -126,7 +123,7 @@ class Loader:
                     return open_local({name: path / name for name in names})
                 source = watch
         try:
-            return self._node.open(source, names, cancellation, report, cast=cast)
+            return self._node.open(source, names, cancellation, report)
         except DaemonUnavailable as away:
             return self._open_alone(source, names, away, cancellation, report)
 

@@ -105,18 +105,15 @@ class Operations:
         cache_dir: PathLike | None,
         *,
         cancellation: Cancellation,
-        cast: str | None = None,
     ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
-        """See Client.load_state_dict, and Loader.open for ``cast``."""
+        """See Client.load_state_dict."""
         placed = parse_device(device)
         source = locate(os.fspath(file_or_url_or_id))
         name = _one_file(source, filename)
         if not isinstance(source, LocalFile | LocalDirectory):  # one's own files may have any name
             check_checkpoint(name, source=source.shown)
         loader = self._loader_of(cache_dir)
-        with loader.open(
-            source, (name,), cancellation=cancellation, report=_ignore, cast=cast
-        ) as opened:
+        with loader.open(source, (name,), cancellation=cancellation, report=_ignore) as opened:
             return to_object(opened.files[name], placed, source=source.shown)
 
     def load_into(

@@ -27,10 +27,6 @@ or is overloaded, and false where the request cannot be granted whoever asks. Wh
 daemon sends a ``progress`` at least every five seconds. Closing the connection, or half of it,
 withdraws the request.
 
-*Casts.* A ``load`` with ``"cast": "float32"`` asks for half-precision weights in single precision,
-from a copy that all workers of the node share. What the index of a file says is what the file is:
-a daemon may answer with the files as they are.
-
 *Needs.* A ``warm`` brings what its sources need as well, unless it says ``"pair_only": true``.
 ``models`` lists with each model what it needs and whether that is cached, and what it needs that no
 cache can hold.

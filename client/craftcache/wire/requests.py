@@ -26,12 +26,6 @@ __all__ = ["Request", "Load", "Resolve", "Warm", "Status", "Models", "Identify",
 
 AnswerT = TypeVar("AnswerT", covariant=True)
 
-CASTS = frozenset({"float32"})
-"""The dtypes that weights may be asked for in; another one asks for nothing."""
-
-MAX_DTYPE = 32
-"""Characters of a dtype's name."""
-
 
 class Request(Generic[AnswerT]):
     """What a worker asks for, by the type of its answer."""
@@ -58,29 +52,23 @@ class Load(Request[Loaded]):
         source: A source as :func:`craftcache.sources.parse` accepts it (not yet parsed here).
         filenames: Files inside the source; none stands for the export's pair, or for the one
             file of a URL that names one.
-        cast: A dtype by its name in torch: weights that a wider number says exactly are to be in
-            it, from a copy that all workers of the node share. The answer may have them as they
-            are all the same; their index says which it is.
     """
 
     source: str
     filenames: tuple[str, ...] = ()
-    cast: str | None = None
 
     TYPE: ClassVar[str] = "load"
     ANSWER: ClassVar[type[Any]] = Loaded
 
     def to_fields(self) -> dict[str, Any]:
         """See Request.to_fields."""
-        fields = {"source": self.source, "filenames": list(self.filenames)}
-        return fields if self.cast is None else fields | {"cast": self.cast}
+        return {"source": self.source, "filenames": list(self.filenames)}
 
     @classmethod
     def parse(cls, fields: Fields) -> Load:
         """The message with these keys."""
         source = fields.text("source", MAX_SOURCE)
-        cast = None if fields.is_null("cast") else fields.text("cast", MAX_DTYPE)
-        return cls(source, fields.filenames(source), cast if cast in CASTS else None)
+        return cls(source, fields.filenames(source))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
-from craftcache.sources import FILENAMES
+from craftcache.demo.sample import make_sample
 
 from .hub import Hub, HubStatistics
-from .sample import write_sample
-from .worker import digest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -59,7 +55,7 @@ class Origin:
 async def sample_origin(directory: Path) -> AsyncIterator[Origin]:
     """Make the sample export in ``directory`` and serve it while the context lasts."""
     directory.mkdir()
-    size, expected = await asyncio.to_thread(_make, directory)
+    size, expected = await asyncio.to_thread(make_sample, directory)
     async with await asyncio.to_thread(Hub, SAMPLE, directory) as hub:
         environment = {
             "HF_ENDPOINT": hub.endpoint,
@@ -68,9 +64,3 @@ async def sample_origin(directory: Path) -> AsyncIterator[Origin]:
             "no_proxy": "127.0.0.1",
         }
         yield Origin(SAMPLE, hub, size, expected, environment)
-
-
-def _make(directory: Path) -> tuple[int, str]:
-    size = write_sample(directory)
-    loaded = (torch.load(directory / name, weights_only=True) for name in FILENAMES.values())
-    return size, digest(*loaded)

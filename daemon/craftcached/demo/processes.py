@@ -10,9 +10,8 @@ from asyncio.subprocess import PIPE
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
+from craftcache.demo.worker import READY, Loaded
 from craftcache.errors import CraftcacheError, Unavailable, from_problem
-
-from .worker import READY, Loaded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -116,7 +115,7 @@ async def _worker(
     source: str, environment: Mapping[str, str]
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "craftcached.demo.worker", source),
+        *(sys.executable, "-m", "craftcache.demo.worker", source),
         env=environment,
         stdin=PIPE,
         stdout=PIPE,

@@ -229,10 +229,8 @@ class Evictor:
 
 
 def _paths(cache: CacheDir, manifest: Manifest) -> Iterator[Path]:
-    """Where the files of a model are, and what was derived from them."""
-    for record in manifest.files:
-        yield cache.path(record)
-        yield from cache.casts(record.sha256)
+    """Where the files of a model are."""
+    return map(cache.path, manifest.files)
 
 
 def _is_served_by_watch(source: str) -> bool:

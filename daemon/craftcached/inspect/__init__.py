@@ -1,16 +1,31 @@
 """Inspection: is a checkpoint safe to load, and what does it hold.
 
-    inspector.Inspector     in the daemon: starts and restarts the next, hands it files
-    forkserver              a process of its own that has imported torch; forks one child a file
-    confine                 what the child gives up before it looks at the file
+    inspector.Inspector     in the daemon: starts a process for each file, and says what it found
+    child                   that process: confines itself, then reads the file
+    confine                 what it gives up before it looks at the file
     seccomp                 how it gives up the network where a sandbox forbids namespaces
-    examine                 what the child does: container, pickle, index
-    archive                 the zip container, read strictly
 
-A file can only hurt the child that looks at it. The daemon itself never imports torch and never
-reads a checkpoint's content.
+A file can only hurt the process that looks at it. The reading itself is the client's, in
+``craftcache.checkpoint.reader``; no process of the daemon imports torch, and the daemon itself
+never reads a checkpoint's content.
+
+The child imports this package too, and nothing that it does not need: so ``Inspector`` is imported
+when it is asked for.
 """
 
-from .inspector import Inspector
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .inspector import Inspector
 
 __all__ = ["Inspector"]
+
+
+def __getattr__(name: str) -> object:
+    if name != "Inspector":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .inspector import Inspector
+
+    return Inspector

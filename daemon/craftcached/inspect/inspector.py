@@ -1,4 +1,4 @@
-"""The daemon's side of inspection: hands files to the warm parent, and survives its end."""
+"""The daemon's side of inspection: a process for each file, whose end is survived."""
 
 from __future__ import annotations
 
@@ -7,48 +7,49 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import stat
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
+import craftcache
+import craftcached
 from craftcache.checkpoint.index import MAX_BYTES, parse
 from craftcache.errors import CraftcacheError, NotACheckpoint, Unavailable, from_problem
+
+from .child import INDEX, PROBLEM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Inspector", "REFUSED"]
-
-REFUSED: Final = 3
-"""Exit status of a child that wrote a problem document instead of an index."""
-
-_START_SECONDS: Final = 120.0
-"""For the parent to import torch, from a cold disk or a slow network file system."""
-
-_GRACE_SECONDS: Final = 10.0
-"""Beyond a job's deadline, after which the parent itself counts as hung."""
+__all__ = ["Inspector"]
 
 _ATTEMPTS: Final = 2
-"""With a file, before the death of the parent counts as an outage."""
-
-_MESSAGE_BYTES: Final = 4096
+"""With a file, before the death of its process counts as the daemon's failure."""
 
 _HINT: Final = "Ask its publisher for a whole file that torch.save wrote"
 """For the many ways in which a file can be damaged, which all leave the same to do."""
 
-_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-"""What the parent may see of the daemon's environment; tokens are not among it."""
+_ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
+"""What the child may see of the daemon's environment; tokens are not among it."""
+
+_START: Final = (
+    "import sys; sys.path[:0] = sys.argv.pop(1), sys.argv.pop(1)\n"
+    "from craftcached.inspect.child import main; main()"
+)
+"""What the child runs: Python itself looks for no packages, nor for what a user would add."""
+
+_CRASHES: Final = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
+)
+"""How a process ends by what it does itself; all other signals come from somebody else."""
 
 
 class Inspector:
     """Says whether a checkpoint is safe to load, and what it holds.
 
-    Each file is looked at by a confined process of its own, a fork of one warm parent that has
-    imported torch. The parent starts with the first file, and anew when it has died. Leaving the
-    context ends it and all of its children.
+    Each file is looked at by a confined process of its own, see ``child``. Leaving the context ends
+    those that are at work.
 
     Args:
         cpu_seconds: Of computing that one file may take; one that takes more is no checkpoint.
@@ -62,26 +63,20 @@ class Inspector:
     ) -> None:
         self._cpu_seconds = cpu_seconds
         self._deadline = deadline
+        self._concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
-        self._parent: asyncio.Task[_Parent] | None = None
+        self._children: set[asyncio.subprocess.Process] = set()
         self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self._closed = True
-        if self._parent is None:
-            return
-        self._parent.cancel()
-        await asyncio.wait([self._parent])
-        if not self._parent.cancelled() and self._parent.exception() is None:
-            await self._parent.result().close()
-
-    def prepare(self) -> None:
-        """Start the warm parent, so that a file that comes soon need not wait for it."""
-        if not self._closed:
-            self._begin_parent()
+        for child in self._children:
+            _kill(child)
+        for _ in range(self._concurrency):  # until nobody is at work
+            await self._slots.acquire()
 
     async def inspect(self, path: Path, *, source: str) -> bytes:
         """The index of the checkpoint at ``path``, as ``checkpoint.index.parse`` reads it.
@@ -93,61 +88,88 @@ class Inspector:
         Raises:
             UnsafeCheckpoint: Loading it would call something; the message names it.
             NotACheckpoint: It is damaged, absurd, or no checkpoint.
-            Unavailable: Inspection itself failed, through no fault of the file.
+            Unavailable: The machine was too slow, or the daemon is stopping.
+            CraftcacheError: Inspection itself failed, through no fault of the file.
         """
         with _opened(path, source) as file:
-            return await self._run(_Task(file))
+            async with self._slots:
+                return await self._inspect(file)
 
-    async def cast(self, path: Path, output: int, dtype: str, *, source: str) -> bytes:
-        """Write the checkpoint at ``path`` to the empty file ``output`` in ``dtype``.
-
-        Returns:
-            The index of what was written; nothing where no storage can be cast, see casting.
-
-        Raises:
-            UnsafeCheckpoint, NotACheckpoint, Unavailable: As inspect. It may be that there is no
-                room left to write to.
-        """
-        with _opened(path, source) as file:
-            return await self._run(_Task(file, output, dtype))
-
-    async def _run(self, task: _Task) -> bytes:
-        """Try once more where the parent died: it may have been for another reason."""
-        async with self._slots:
-            for _ in range(_ATTEMPTS):
-                parent = await self._warm_parent()
-                with contextlib.suppress(_ParentDied):
-                    return await parent.run(task, self._cpu_seconds, self._deadline)
-        raise Unavailable("the process that inspects checkpoints dies")
-
-    async def _warm_parent(self) -> _Parent:
+    async def _inspect(self, file: int) -> bytes:
+        """Try once more where the process died: that may have been for another reason."""
+        for _ in range(_ATTEMPTS):
+            if self._closed:
+                break
+            try:
+                return await self._look(file)
+            except _Died as died:
+                end = died
         if self._closed:
             raise Unavailable("inspection has been shut down")
-        return await asyncio.shield(self._begin_parent())
+        raise CraftcacheError(
+            f"the process that inspects it {end}",
+            hint="The daemon's log and the kernel's may say why; memory may be short",
+            retryable=True,
+        )
 
-    def _begin_parent(self) -> asyncio.Task[_Parent]:
-        """The parent that is there or on its way, started if there is none."""
-        if self._parent is not None and self._parent.done():
-            failed = self._parent.cancelled() or self._parent.exception() is not None
-            if failed or not self._parent.result().alive:
-                self._parent = None
-        if self._parent is None:
-            self._parent = asyncio.create_task(_Parent.start(), name="inspection parent")
-        return self._parent
+    async def _look(self, file: int) -> bytes:
+        """What one process finds.
+
+        Raises:
+            _Died: It ended without a verdict.
+            CraftcacheError: Its verdict.
+        """
+        result = os.memfd_create("index", os.MFD_CLOEXEC)
+        try:
+            status = await self._run(file, result)
+            kind, found = os.pread(result, 1, 0), os.pread(result, MAX_BYTES, 1)
+        finally:
+            os.close(result)
+        if kind not in (INDEX, PROBLEM):
+            raise _no_verdict(status)
+        return await asyncio.to_thread(_verdict, kind, found, os.fstat(file).st_size)
+
+    async def _run(self, file: int, result: int) -> int:
+        """How the process ended that was given these two files."""
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", _START, *_roots()),
+            *map(str, (file, result, self._cpu_seconds, os.getpid())),
+            pass_fds=[file, result],
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            start_new_session=True,  # an interrupt at the terminal is the daemon's
+        )
+        self._children.add(child)
+        if self._closed:  # while it was started
+            _kill(child)
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await child.wait()
+        except TimeoutError as error:
+            raise Unavailable(
+                f"its inspection was not done within {self._deadline:g} s",
+                hint="Try again when the machine or the cache's file system is less busy",
+            ) from error
+        finally:
+            self._children.discard(child)
+            _kill(child)
+            await child.wait()
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """What a child is asked for: the index of ``file``, or of what it writes to ``output``."""
+class _Died(Exception):
+    """A process ended without a verdict; says how, after its name."""
 
-    file: int
-    output: int | None = None
-    dtype: str | None = None
 
-    @property
-    def described(self) -> int:
-        """The file that the index is of."""
-        return self.file if self.output is None else self.output
+def _kill(child: asyncio.subprocess.Process) -> None:
+    """Kill a process, unless it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
+
+
+def _roots() -> list[str]:
+    """Where the child finds our two packages."""
+    return [os.path.dirname(package.__path__[0]) for package in (craftcache, craftcached)]
 
 
 @contextlib.contextmanager
@@ -167,173 +189,35 @@ def _opened(path: Path, source: str) -> Iterator[int]:
         os.close(file)
 
 
-class _ParentDied(Exception):
-    """The warm parent ended while a job was with it."""
+def _no_verdict(status: int) -> Exception:
+    """What the end of a process means that said nothing.
+
+    Args:
+        status: As asyncio has it: of an exit, or a signal's number, negative. Where nobody may know
+            it (SIGCHLD is ignored), it is 255.
+    """
+    if status == -signal.SIGXCPU:
+        return NotACheckpoint("inspecting it takes more computing than any checkpoint needs")
+    if -status in _CRASHES:
+        return NotACheckpoint(f"it crashes its inspection ({signal.Signals(-status).name})")
+    if status < 0:
+        return _Died(f"was killed by signal {-status}")
+    return _Died(f"failed with status {status}")
 
 
-class _Parent:
-    """One warm parent and the jobs that are with it."""
+def _verdict(kind: bytes, found: bytes, file_size: int) -> bytes:
+    """The index that a process wrote; blocks.
 
-    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
-        self._process = process
-        self._control = control
-        self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._jobs: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._last = 0
-        self.alive = True
-        self._loop.add_reader(control, self._receive)
-
-    @classmethod
-    async def start(cls) -> _Parent:
-        """A parent that has imported torch."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        try:
-            with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "craftcached.inspect.forkserver"),
-                    str(theirs.fileno()),
-                    pass_fds=[theirs.fileno()],
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                    start_new_session=True,  # an interrupt at the terminal is the daemon's
-                )
-        except BaseException:
-            ours.close()
-            raise
-        parent = cls(process, ours)
-        try:
-            async with asyncio.timeout(_START_SECONDS):
-                await parent._ready
-        except (TimeoutError, _ParentDied) as error:
-            await parent.close()
-            raise Unavailable("the process that inspects checkpoints does not start") from error
-        except BaseException:
-            await parent.close()
-            raise
-        return parent
-
-    async def run(self, task: _Task, cpu_seconds: int, seconds: float) -> bytes:
-        """The index that was asked for.
-
-        Raises:
-            _ParentDied: The parent ended or hung before the job did.
-            CraftcacheError: As Inspector.inspect.
-        """
-        self._last += 1
-        number = self._last
-        ended = self._jobs[number] = self._loop.create_future()
-        result = os.memfd_create("index", os.MFD_CLOEXEC)
-        try:
-            message: dict[str, Any] = {
-                "job": number,
-                "cpu_seconds": cpu_seconds,
-                "seconds": seconds,
-            }
-            files = [task.file, result]
-            if task.output is not None:
-                message["cast"] = task.dtype
-                files.append(task.output)
-            self._send(message, files)
-            async with asyncio.timeout(seconds + _GRACE_SECONDS):
-                report = await ended
-            found = os.pread(result, MAX_BYTES, 0)
-        except TimeoutError as error:
-            await self.close()
-            raise _ParentDied from error
-        except asyncio.CancelledError:
-            with contextlib.suppress(_ParentDied):
-                self._send({"job": number, "cancel": True})
-            raise
-        finally:
-            del self._jobs[number]
-            os.close(result)
-        if report["late"]:
-            raise Unavailable(
-                f"its inspection was not done within {seconds:g} s",
-                hint="Try again when the machine or the cache's file system is less busy",
-            )
-        size = os.fstat(task.described).st_size
-        return await asyncio.to_thread(_outcome, report["status"], found, size)
-
-    async def close(self) -> None:
-        """End the process and, with it, its children."""
-        self._end()
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-
-    def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
-        if not self.alive:
-            raise _ParentDied
-        try:
-            socket.send_fds(self._control, [json.dumps(message).encode()], fds or [])
-        except OSError as error:
-            self._end()
-            raise _ParentDied from error
-
-    def _receive(self) -> None:
-        """Take the parent's messages; an empty one is its end."""
-        while self.alive:
-            try:
-                data = self._control.recv(_MESSAGE_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._end()
-                return
-            message = json.loads(data)
-            waiting = self._ready if "ready" in message else self._jobs.get(message["job"])
-            if waiting is not None and not waiting.done():
-                waiting.set_result(message)
-
-    def _end(self) -> None:
-        """Fail all jobs; afterwards this parent takes no more."""
-        if not self.alive:
-            return
-        self.alive = False
-        self._loop.remove_reader(self._control)
-        self._control.close()
-        for waiting in (self._ready, *self._jobs.values()):
-            if not waiting.done():
-                waiting.set_exception(_ParentDied())
-
-
-def _outcome(status: int, found: bytes, file_size: int) -> bytes:
-    """The index that a child wrote, or the error that its end means."""
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        raise Unavailable(
-            "its inspection was killed",
-            hint="The kernel does so when memory is short; see its log",
-        )
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-        raise NotACheckpoint("inspecting it takes more computing than any checkpoint needs")
-    if os.WIFSIGNALED(status):
-        raise NotACheckpoint(f"it crashes torch ({signal.Signals(os.WTERMSIG(status)).name})")
-    match os.WEXITSTATUS(status):
-        case 0 if not found and not file_size:  # nothing to cast, and so nothing written
-            return found
-        case 0:
-            with _translated():
-                parse(found, file_size=file_size)
-            return found
-        case code if code == REFUSED:
-            with _translated():
-                problem = json.loads(found)
-                if not isinstance(problem, dict):
-                    raise TypeError("no problem document")
-            raise from_problem(problem)
-    raise Unavailable("its inspection failed", hint="The daemon's log says why", retryable=False)
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """A child that writes nonsense was subverted, or is broken by its file."""
+    Raises:
+        CraftcacheError: The error that it wrote instead.
+    """
     try:
-        yield
-    except (TypeError, ValueError) as error:
+        if kind == INDEX:
+            parse(found, file_size=file_size)
+            return found
+        problem = json.loads(found)
+        if not isinstance(problem, dict):
+            raise TypeError("no problem document")
+    except (TypeError, ValueError) as error:  # it was subverted, or is broken by its file
         raise NotACheckpoint("its inspection gave no result") from error
+    raise from_problem(problem)

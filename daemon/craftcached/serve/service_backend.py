@@ -49,7 +49,7 @@ class ServiceBackend:
 
     def load_nowait(self, request: Load, caller: Peer) -> Opened | None:  # noqa: ARG002  # protocol
         """See WorkerBackend.load_nowait."""
-        opened = self._service.open_nowait(request.source, request.filenames, cast=request.cast)
+        opened = self._service.open_nowait(request.source, request.filenames)
         return None if opened is None else _opened(opened, request.source)
 
     async def load(
@@ -59,9 +59,7 @@ class ServiceBackend:
         report: Callable[[Progress], None],
     ) -> Opened:
         """See WorkerBackend.load."""
-        opened = await self._service.open(
-            request.source, request.filenames, report, cast=request.cast
-        )
+        opened = await self._service.open(request.source, request.filenames, report)
         return _opened(opened, request.source)
 
     async def resolve(

@@ -7,7 +7,6 @@ as well, so workers are served below ``serve_dir`` where that is set.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from dataclasses import dataclass, field
@@ -112,16 +111,12 @@ class BlobOpener:
         finally:
             probe.unlink()
 
-    def open(
-        self, manifest: Manifest, records: Sequence[FileRecord], *, dtype: str | None = None
-    ) -> OpenedModel | None:
+    def open(self, manifest: Manifest, records: Sequence[FileRecord]) -> OpenedModel | None:
         """Open published files; None if one is not there as it was verified, or not inspected.
 
         Args:
             manifest: What they are part of.
             records: Which.
-            dtype: In which they are opened where they have been cast to it; None opens them as
-                they are.
 
         Raises:
             CraftcacheError: ``serve_dir`` does not show what the cache holds, read-only.
@@ -134,8 +129,6 @@ class BlobOpener:
                 opened.blobs.append(os.open(blob, _READING))
                 opened.indexes.append(os.open(index, _READING))
             is_intact = opened.is_intact()
-            if dtype is not None:
-                self._take_casts(opened, dtype)
             if self._serve_dir is not None:
                 self._check_read_only(opened)
             if is_intact:
@@ -149,26 +142,6 @@ class BlobOpener:
         if self._serve_dir is not None and all(map(self._cache.is_ready, records)):
             raise self._broken("lacks published files")
         return None
-
-    def _take_casts(self, opened: OpenedModel, dtype: str) -> None:
-        """Put the casts of files that have one in the place of these."""
-        for number, record in enumerate(opened.records):
-            if (cast := self._open_cast(record.sha256, dtype)) is not None:
-                os.close(opened.blobs[number])
-                os.close(opened.indexes[number])
-                opened.blobs[number], opened.indexes[number] = cast
-
-    def _open_cast(self, sha256: str, dtype: str) -> tuple[int, int] | None:
-        """A cast and its index; the index first, for without it a cast is none."""
-        with contextlib.ExitStack() as stack:
-            try:
-                index = os.open(self._served.cast_index_path(sha256, dtype), _READING)
-                stack.callback(os.close, index)
-                blob = os.open(self._served.cast_path(sha256, dtype), _READING)
-            except FileNotFoundError:
-                return None
-            stack.pop_all()
-            return blob, index
 
     def _make_paths(self, record: FileRecord) -> tuple[str, str]:
         """Of a blob and its index, as the system takes them: a third of a hit went into these."""

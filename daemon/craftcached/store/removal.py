@@ -86,8 +86,7 @@ def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
     """Take from a file the name that it is served by; returns the one in quarantine that it gets.
 
     Whoever has it open keeps it. Where the name is a link into the store that huggingface_hub's
-    repositories share, the file itself goes, for it is wrong for all of them. Its casts go too, for
-    they may have been made from what is wrong in it.
+    repositories share, the file itself goes, for it is wrong for all of them.
 
     Args:
         cache: Where it is published.
@@ -107,8 +106,6 @@ def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
     quarantined = make_directory(cache.quarantine) / f"{path.name}-{staging_name()}"
     os.replace(path, quarantined)
     name.unlink(missing_ok=True)
-    for cast in cache.casts(record.sha256):
-        cast.unlink(missing_ok=True)
     for directory in {cache.quarantine, path.parent, name.parent}:
         sync_directory(directory)
     return quarantined
@@ -137,11 +134,8 @@ def _remove_one(cache: CacheDir, key: str, manifest: Manifest) -> int:
         _unlink_snapshot(tree, manifest, others)
         linked = _linked_blobs(tree)
     kept_paths = {record.path for other in others for record in other.files}
-    kept_digests = {record.sha256 for other in others for record in other.files}
     freed = 0
     for record in manifest.files:
-        if record.sha256 not in kept_digests:
-            freed += sum(map(_unlink, cache.casts(record.sha256)))
         if record.path not in kept_paths and os.path.basename(record.path) not in linked:
             freed += _unlink_blob(cache, record)
     if isinstance(source, HubSource):
@@ -169,10 +163,9 @@ def sweep(cache: CacheDir, *, before: float) -> int:
     records = [record for manifest in manifests for record in manifest.files]
     kept = {record.path for record in records}
     kept |= {cache.relative(cache.index_path(record.sha256)) for record in records}
-    for digest in {record.sha256 for record in records}:
-        kept |= set(map(cache.relative, cache.casts(digest)))
     freed = 0
-    for path in (*cache.url_blobs(), *cache.indexes(), *cache.casts()):
+    cast_by_earlier_releases = (cache.private / "casts").glob("*")
+    for path in (*cache.url_blobs(), *cache.indexes(), *cast_by_earlier_releases):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ctime < before and cache.relative(path) not in kept:
                 freed += _unlink(path)

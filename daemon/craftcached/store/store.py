@@ -201,24 +201,6 @@ class Store:
         """Publish the index of a checkpoint; comes before the checkpoint itself."""
         await self._write(self.cache.write_index, sha256, index)
 
-    async def publish_cast(
-        self, staged: Path, record: FileRecord, dtype: str, index: bytes
-    ) -> None:
-        """Publish a checkpoint in another dtype; see CacheDir.publish_cast."""
-        await self._write(self.cache.publish_cast, staged, record, dtype, index)
-
-    async def derived_bytes(self) -> int:
-        """Bytes of all casts."""
-
-        def count() -> int:
-            size = 0
-            for path in self.cache.casts():
-                with contextlib.suppress(FileNotFoundError):  # removed just now
-                    size += path.stat().st_size
-            return size
-
-        return await asyncio.to_thread(count)
-
     async def published_elsewhere(
         self, source: HubSource, filenames: Iterable[str]
     ) -> Manifest | None:

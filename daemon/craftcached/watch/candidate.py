@@ -40,10 +40,6 @@ AT_ONCE = 2
 class CandidateInspector(Protocol):
     """Says whether a checkpoint is safe to load; see inspect.Inspector."""
 
-    def prepare(self) -> None:
-        """Be ready soon."""
-        ...
-
     async def inspect(self, path: Path, *, source: str) -> bytes:
         """Its index, or why there is none."""
         ...
@@ -82,10 +78,6 @@ class CandidateMaker:
         self._inspector = inspector
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._staging = store.cache.staging / "watch"
-
-    def prepare(self) -> None:
-        """Be ready to inspect: something may have to be soon."""
-        self._inspector.prepare()
 
     def clear(self) -> None:
         """Remove what a killed predecessor left; blocks."""

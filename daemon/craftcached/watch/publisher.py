@@ -68,8 +68,6 @@ class Publisher:
     def situation_changed(self, watcher: Watcher) -> None:
         """See watcher.Hears."""
         report = watcher.report()
-        if report.state == "settling":
-            self._maker.prepare()
         log.info(
             "watch %s: %s%s", report.rule.name, report.state, f", {report.detail}".rstrip(", ")
         )

@@ -35,7 +35,7 @@ VERSIONS = st.tuples(st.integers(0, 65_535), st.integers(0, 65_535)).map(
 HELLOS = st.builds(wire.Hello, VERSIONS, NAMES)
 REQUESTS = st.one_of(
     HELLOS,
-    st.builds(wire.Load, NAMES, FILENAMES, st.none() | st.just("float32")),
+    st.builds(wire.Load, NAMES, FILENAMES),
     st.builds(wire.Resolve, NAMES, NAMES),
     st.builds(wire.Warm, st.lists(NAMES, min_size=1, max_size=32).map(tuple), FILENAMES),
     st.builds(wire.Status),

@@ -22,12 +22,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from craftcache.demo.sample import Codec, LanguageModel, write_sample
+from craftcache.demo.worker import digest
 from craftcached.demo.hub import Hub, HubStatistics
 from craftcached.demo.origin import Origin
 from craftcached.demo.processes import DaemonProcess
-from craftcached.demo.sample import Codec, LanguageModel, write_sample
 from craftcached.demo.steps import Demonstration
-from craftcached.demo.worker import digest
 from tests.support.daemons import EXPORT, EXPORT_FILES
 from tests.support.hub import Gate, Stall
 
@@ -138,7 +138,7 @@ def test_without_the_daemon_installed_it_says_how_to() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.endswith("pip install 'craftcache[daemon]'\n")
+    assert done.stderr.endswith("pip install 'craftcache[daemon,torch]'\n")
 
 
 # -- that it can fail --------------------------------------------------------------------------

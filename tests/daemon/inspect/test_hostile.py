@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from craftcache.checkpoint.index import MAX_TENSORS, parse
+from craftcache.checkpoint.index import MAX_TENSORS, dump, parse
+from craftcache.checkpoint.reader import read_index
 from craftcache.checkpoint.tensors import build
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 from craftcached.inspect import Inspector
-from craftcached.inspect.examine import examine
 from tests.support.checkpoints import memory_file, saved
 from tests.support.pickles import Op, archive
 
@@ -379,7 +379,7 @@ def test_damaged_files_are_refused_or_still_inside_their_bounds(
         content[place] = value
     with memory_file(bytes(content[:length] if length % 4 == 0 else content)) as fd:
         try:
-            index = parse(examine(fd), file_size=os.fstat(fd).st_size)
+            index = parse(dump(read_index(fd)), file_size=os.fstat(fd).st_size)
         except (NotACheckpoint, UnsafeCheckpoint):
             return
         build(index, fd, device=torch.device("cpu"))

@@ -1,8 +1,9 @@
-"""The inspector as a set of processes: started late, killed, starved, withdrawn, left behind."""
+"""The inspector and its processes: killed, starved, withdrawn, unheard, left behind."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 
 from craftcache.checkpoint.index import Index, parse
 from craftcache.checkpoint.tensors import build
-from craftcache.errors import NotACheckpoint, Unavailable
+from craftcache.errors import CraftcacheError, NotACheckpoint, Unavailable
 from craftcached.inspect import Inspector
 from tests.support.checkpoints import assert_same, loaded, saved
 from tests.support.pickles import Op, archive
@@ -46,11 +47,9 @@ def good(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def endless(tmp_path: Path) -> Path:
-    """A checkpoint that takes hours to unpickle: it counts the letters of one text, often."""
-    text = Op.value("a" * 10_000_000) + b"q\x01"
-    counter = Op.name("collections.Counter") + b"q\x00"
+    """A checkpoint that takes long to read: it keeps one value under one number, very often."""
     path = tmp_path / "endless.bin"
-    path.write_bytes(archive(Op.whole(text, counter, b"](", b"h\x00h\x01\x85R" * 100_000, b"e")))
+    path.write_bytes(archive(Op.whole(b"N", b"q\x00" * 7_900_000)))
     return path
 
 
@@ -60,18 +59,29 @@ async def inspect(inspector: Inspector, path: Path) -> Index:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that ``pid`` has started and not yet buried."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+    """The inspecting processes that ``pid`` has started and that have not ended."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            found += map(int, task.read_text().split())
+    return [pid for pid in found if b"craftcached.inspect.child" in command(pid)]
 
 
-def parents(pid: int) -> list[int]:
-    """The warm parents among the children of ``pid``."""
-    return [
-        child
-        for child in children(pid)
-        if b"craftcached.inspect.forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+def command(pid: int) -> bytes:
+    """What a process was started with; nothing once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+async def stopped_child(pid: int) -> int:
+    """The one inspecting process of ``pid``, once it is there; it gets no further by itself."""
+    while not (found := children(pid)):
+        await asyncio.sleep(0)
+    (child,) = found
+    os.kill(child, signal.SIGSTOP)
+    return child
 
 
 async def wait_for_end(pidfd: int) -> None:
@@ -92,25 +102,30 @@ async def test_an_inspected_file_loads_as_torch_loads_it(inspector: Inspector, g
         assert_same(build(index, file.fileno(), device=torch.device("cpu")), loaded(GOOD))
 
 
+INSPECTING = """
+import asyncio, signal, sys
+from pathlib import Path
+from craftcached.inspect import Inspector
+async def main():
+    async with Inspector() as inspector:
+        print(len(await inspector.inspect(Path(sys.argv[1]), source='s')))
+"""
+
+
 async def test_the_daemon_never_imports_torch(good: Path) -> None:
-    script = (
-        "import asyncio, sys; from pathlib import Path; from craftcached.inspect import Inspector\n"
-        "async def main():\n"
-        "    async with Inspector() as inspector:\n"
-        "        print(len(await inspector.inspect(Path(sys.argv[1]), source='s')))\n"
-        "asyncio.run(main()); assert 'torch' not in sys.modules"
-    )
+    script = INSPECTING + "asyncio.run(main()); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script, good], capture_output=True, check=True)
     assert int(done.stdout) > 0
 
 
-async def test_no_parent_before_the_first_file_and_none_after_the_end(good: Path) -> None:
-    others = parents(os.getpid())
-    async with Inspector() as own:
-        assert parents(os.getpid()) == others
-        await inspect(own, good)
-        assert len(parents(os.getpid())) == len(others) + 1
-    assert parents(os.getpid()) == others
+async def test_a_file_has_a_process_that_ends_with_it(inspector: Inspector, good: Path) -> None:
+    assert children(os.getpid()) == []
+    task = asyncio.create_task(inspect(inspector, good))
+    child = await stopped_child(os.getpid())
+    assert b"-I\0-S\0" in command(child)  # so it cannot even find torch
+    os.kill(child, signal.SIGCONT)
+    await task
+    assert children(os.getpid()) == []
 
 
 async def test_omegaconf_configs_are_safe_and_have_no_index(
@@ -123,10 +138,14 @@ async def test_omegaconf_configs_are_safe_and_have_no_index(
     assert index.value("sample_rate") == 32000
 
 
-async def test_many_files_at_once_start_one_parent(inspector: Inspector, good: Path) -> None:
-    indexes = await asyncio.gather(*(inspect(inspector, good) for _ in range(8)))
+async def test_many_files_are_looked_at_one_after_another(good: Path) -> None:
+    async with Inspector(concurrency=1) as own:
+        tasks = [asyncio.create_task(inspect(own, good)) for _ in range(4)]
+        child = await stopped_child(os.getpid())
+        assert children(os.getpid()) == [child]
+        os.kill(child, signal.SIGCONT)
+        indexes = await asyncio.gather(*tasks)
     assert all(index == indexes[0] for index in indexes)
-    assert len(parents(os.getpid())) == 1
 
 
 async def test_a_file_that_takes_too_much_computing_is_refused(good: Path, endless: Path) -> None:
@@ -143,14 +162,9 @@ async def test_a_machine_that_takes_too_long_says_nothing_about_the_file(endless
         assert late.value.retryable
 
 
-async def test_withdrawing_ends_the_child_at_once(
-    inspector: Inspector, good: Path, endless: Path
-) -> None:
-    withdrawn = asyncio.create_task(inspect(inspector, endless))
-    await inspect(inspector, good)  # the parent takes requests in order: the other is at work
-    (parent,) = parents(os.getpid())
-    (child,) = children(parent)
-    ended = os.pidfd_open(child)
+async def test_withdrawing_ends_the_child_at_once(inspector: Inspector, good: Path) -> None:
+    withdrawn = asyncio.create_task(inspect(inspector, good))
+    ended = os.pidfd_open(await stopped_child(os.getpid()))
     withdrawn.cancel()
     await wait_for_end(ended)
     with pytest.raises(asyncio.CancelledError):
@@ -158,97 +172,104 @@ async def test_withdrawing_ends_the_child_at_once(
     await inspect(inspector, good)
 
 
-async def test_a_killed_child_says_nothing_about_its_file(
-    inspector: Inspector, good: Path, endless: Path
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSYS, signal.SIGTERM])
+async def test_a_child_that_others_kill_is_replaced(
+    inspector: Inspector, good: Path, number: signal.Signals
 ) -> None:
-    task = asyncio.create_task(inspect(inspector, endless))
-    await inspect(inspector, good)
-    (parent,) = parents(os.getpid())
-    os.kill(children(parent)[0], signal.SIGKILL)
-    with pytest.raises(Unavailable, match="was killed"):
-        await task
-
-
-async def test_a_crashed_child_is_a_refusal(
-    inspector: Inspector, good: Path, endless: Path
-) -> None:
-    task = asyncio.create_task(inspect(inspector, endless))
-    await inspect(inspector, good)
-    (parent,) = parents(os.getpid())
-    os.kill(children(parent)[0], signal.SIGSEGV)
-    with pytest.raises(NotACheckpoint, match=r"crashes torch \(SIGSEGV\)"):
-        await task
-    await inspect(inspector, good)
-
-
-async def test_a_killed_parent_is_replaced_under_the_jobs_that_were_with_it(
-    inspector: Inspector, good: Path, tmp_path: Path
-) -> None:
-    await inspect(inspector, good)
-    (first,) = parents(os.getpid())
     task = asyncio.create_task(inspect(inspector, good))
-    os.kill(first, signal.SIGKILL)
+    child = await stopped_child(os.getpid())
+    os.kill(child, number)
+    os.kill(child, signal.SIGCONT)
     assert (await task).tensors
-    assert parents(os.getpid()) != [first]
 
 
-async def test_children_die_with_their_parent(
-    inspector: Inspector, good: Path, endless: Path
+async def kill_each(pid: int, task: asyncio.Task[object]) -> None:
+    """Kill each inspecting process of ``pid`` until the task has ended."""
+    while not task.done():
+        for child in children(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        await asyncio.sleep(0)
+
+
+async def test_children_that_are_always_killed_are_the_daemons_own_failure(
+    inspector: Inspector, good: Path
 ) -> None:
-    task = asyncio.create_task(inspect(inspector, endless))
-    await inspect(inspector, good)
-    (parent,) = parents(os.getpid())
-    ended = os.pidfd_open(children(parent)[0])
-    os.kill(parent, signal.SIGKILL)
-    await wait_for_end(ended)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    task = asyncio.create_task(inspect(inspector, good))
+    await kill_each(os.getpid(), task)
+    with pytest.raises(CraftcacheError, match=r"org/name: .*was killed by signal 9") as caught:
         await task
+    assert type(caught.value) is CraftcacheError  # which on the wire is nobody else's fault
+    assert caught.value.retryable
+    await inspect(inspector, good)
+
+
+async def test_a_crashed_child_is_a_refusal(inspector: Inspector, good: Path) -> None:
+    task = asyncio.create_task(inspect(inspector, good))
+    child = await stopped_child(os.getpid())
+    os.kill(child, signal.SIGSEGV)
+    os.kill(child, signal.SIGCONT)
+    with pytest.raises(NotACheckpoint, match=r"crashes its inspection \(SIGSEGV\)"):
+        await task
+    await inspect(inspector, good)
+
+
+UNHEARD = INSPECTING + "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+
+
+async def test_a_verdict_counts_where_nobody_learns_how_children_end(good: Path) -> None:
+    script = UNHEARD + "asyncio.run(main())"
+    done = subprocess.run([sys.executable, "-c", script, good], capture_output=True, check=True)
+    assert int(done.stdout) > 0
+
+
+async def test_a_killed_child_is_the_daemons_own_failure_there_too(endless: Path) -> None:
+    script = UNHEARD + (
+        "from craftcache.errors import CraftcacheError\n"
+        "try: asyncio.run(main())\n"
+        "except CraftcacheError as error: print(type(error).__name__, error.retryable)"
+    )
+    daemon = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, endless),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    task = asyncio.create_task(daemon.communicate())
+    await kill_each(daemon.pid, task)
+    assert (await task)[0] == b"CraftcacheError True\n"
 
 
 @pytest.mark.parametrize("patience", [0.0, 0.05, 0.3])
-async def test_leaving_while_the_parent_starts_leaves_nothing(good: Path, patience: float) -> None:
-    others = parents(os.getpid())
+async def test_giving_up_while_a_child_starts_leaves_nothing(
+    endless: Path, patience: float
+) -> None:
     async with Inspector() as own:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(patience):  # wherever the start has got to by then
-                await inspect(own, good)
-    assert parents(os.getpid()) == others
+                await inspect(own, endless)
+        assert children(os.getpid()) == []
 
 
-async def test_leaving_ends_the_jobs_at_work_for_good(good: Path, endless: Path) -> None:
-    others = parents(os.getpid())
+async def test_leaving_ends_the_jobs_at_work_for_good(good: Path) -> None:
     async with Inspector() as own:
-        task = asyncio.create_task(inspect(own, endless))
-        await inspect(own, good)
+        task = asyncio.create_task(inspect(own, good))
+        await stopped_child(os.getpid())
     with pytest.raises(Unavailable, match="shut down"):
         await task
-    assert parents(os.getpid()) == others
+    assert children(os.getpid()) == []
 
 
-async def test_nothing_outlives_a_killed_daemon(good: Path, endless: Path) -> None:
-    script = (
-        "import asyncio, sys; from pathlib import Path; from craftcached.inspect import Inspector\n"
-        "async def main():\n"
-        "    async with Inspector() as inspector:\n"
-        "        slow = asyncio.create_task(inspector.inspect(Path(sys.argv[2]), source='s'))\n"
-        "        await inspector.inspect(Path(sys.argv[1]), source='s')\n"
-        "        print('ready', flush=True)\n"
-        "        await slow\n"
-        "asyncio.run(main())"
-    )
+async def test_nothing_outlives_a_killed_daemon(endless: Path) -> None:
     daemon = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", script, good, endless), stdout=subprocess.PIPE
+        *(sys.executable, "-c", INSPECTING + "asyncio.run(main())", endless),
+        stdout=subprocess.DEVNULL,
     )
-    assert daemon.stdout is not None
-    assert await daemon.stdout.readline() == b"ready\n"
-    (parent,) = parents(daemon.pid)
-    (child,) = children(parent)
-    ends = [os.pidfd_open(parent), os.pidfd_open(child)]
+    while not (found := children(daemon.pid)):
+        await asyncio.sleep(0)
+    ended = os.pidfd_open(found[0])
     daemon.kill()
     await daemon.wait()
-    for end in ends:
-        await wait_for_end(end)
+    await wait_for_end(ended)
 
 
 async def test_what_is_no_regular_file_is_refused(inspector: Inspector, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
 from craftcache.digests import Stamp, hash_stamped
-from craftcache.errors import IntegrityError
 from craftcache.sources import UrlSource
 from craftcached.store.scrub import Scrubber
 from craftcached.store.store import Store
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from craftcache.cache.manifest import FileRecord, Manifest
+    from craftcache.cache.manifest import Manifest
 
 CONTENT = b"a checkpoint"
 ONE, OTHER = (UrlSource(f"https://host/{name}.th") for name in ("one", "other"))
@@ -83,6 +82,16 @@ async def test_the_index_of_a_removed_model_is_swept_and_no_other(store: Store) 
     assert await store.has_index(kept.files[0].sha256)
 
 
+async def test_what_an_earlier_release_cast_is_swept(store: Store) -> None:
+    kept = await publish(store, ONE, staged(store))
+    cast = store.cache.private / "casts" / f"{kept.files[0].sha256}.float32"
+    cast.parent.mkdir()
+    cast.write_bytes(b"wider")
+    assert await store.sweep(before=time.time() - 3600) == 0
+    assert await store.sweep(before=time.time() + 3600) == len(b"wider")
+    assert not cast.exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 async def test_a_manifest_of_another_user_is_not_believed(store: Store) -> None:
     await publish(store, ONE, staged(store))
@@ -98,16 +107,6 @@ def stamp(path: Path) -> Stamp:
     return Stamp.of(path.stat())
 
 
-async def cast(store: Store, record: FileRecord) -> None:
-    """Publish a cast of a file, as whoever made it does."""
-    made = store.cache.staging / "cast"
-    made.write_bytes(b"wider")
-    try:
-        await store.publish_cast(made, record, "float32", b"{}")
-    finally:
-        made.unlink(missing_ok=True)
-
-
 async def test_a_good_file_in_the_place_of_a_wrong_one_is_not_set_aside(store: Store) -> None:
     manifest = await publish(store, ONE, staged(store))
     (record,) = manifest.files
@@ -120,29 +119,6 @@ async def test_a_good_file_in_the_place_of_a_wrong_one_is_not_set_aside(store: S
     assert path.read_bytes() == CONTENT
     await store.remove(manifest_key(ONE))
     assert await store.set_aside(record, wrong) is None
-
-
-async def test_what_was_made_from_a_wrong_file_goes_with_it(store: Store) -> None:
-    (record,) = (await publish(store, ONE, staged(store))).files
-    await cast(store, record)
-    assert len(store.cache.casts(record.sha256)) == 2
-    quarantined = await store.set_aside(record, stamp(store.cache.path(record)))
-    assert quarantined is not None
-    assert quarantined.read_bytes() == CONTENT
-    assert store.cache.casts() == []
-
-
-@pytest.mark.parametrize("how", ["changed", "removed"])
-async def test_nothing_is_cast_from_a_file_that_is_not_what_it_was(store: Store, how: str) -> None:
-    (record,) = (await publish(store, ONE, staged(store))).files
-    if how == "removed":
-        await store.remove(manifest_key(ONE))
-    else:
-        store.cache.path(record).chmod(0o644)
-        store.cache.path(record).write_bytes(b"not what it was")
-    with pytest.raises(IntegrityError):
-        await cast(store, record)
-    assert store.cache.casts() == []
 
 
 async def test_a_model_that_is_removed_while_others_are_verified_lacks_nothing(

@@ -9,7 +9,8 @@ build the tensors from the index. An index is one JSON document in ASCII, compac
      "reason": null,                  or why the file must be loaded by torch (see below)
      "dtypes": ["float16"],           names in the module torch
      "storages": [9600, 2048, ...],   offset and size in bytes of each storage, alternating, in
-                                      the order of the file, none overlapping another
+                                      the order of the file, none overlapping another; in the
+                                      format "legacy" they need not be aligned for their tensors
      "dtype": [0, 0, ...],            of each tensor: its dtype and its storage by number, and its
      "storage": [0, 1, ...],          shape; it is contiguous and fills its storage, unless
      "shape": [[32, 32], ...],

@@ -145,7 +145,7 @@ def _parse_tensors(
     names = [dtypes[number] for number in numbers]
     item_bytes = [ITEM_BYTES[name] for name in names]
     offsets, room = zip(*map(storages.__getitem__, owners), strict=True) if owners else ((), ())
-    if any(map(mod, offsets, item_bytes)):
+    if document.get("format") != "legacy" and any(map(mod, offsets, item_bytes)):
         raise InvalidIndex("a storage that is not aligned for its tensor")
     if 0 in sizes and any(map(_overflows, shapes)):
         raise InvalidIndex("a tensor of an absurd shape")

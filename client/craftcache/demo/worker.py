@@ -1,4 +1,4 @@
-"""An inference worker of the demonstration: ``python -m craftcached.demo.worker SOURCE``.
+"""An inference worker of the demonstration: ``python -m craftcache.demo.worker SOURCE``.
 
 Says ``ready`` on stdout once its imports are done, waits for a line on stdin, loads, and says in
 one line of JSON what it got. So any number of them load at the same moment.

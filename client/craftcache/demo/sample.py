@@ -14,11 +14,13 @@ import torch
 
 from craftcache.sources import FILENAMES
 
+from .worker import digest
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["LanguageModel", "Codec", "write_sample"]
+__all__ = ["LanguageModel", "Codec", "make_sample", "write_sample"]
 
 AUDIOCRAFT_VERSION = "1.3.0"
 """The release whose exports these look like."""
@@ -154,6 +156,13 @@ class Codec:
             width, place = width // 2, place + 3
             yield from _residual(f"decoder.model.{place - 2}", width)
         yield from _convolution(f"decoder.model.{place}.conv.conv", width, 1, 7)
+
+
+def make_sample(directory: Path) -> tuple[int, str]:
+    """Write the sample; returns the bytes of its files, and the digest of its tensors."""
+    size = write_sample(directory)
+    loaded = (torch.load(directory / name, weights_only=True) for name in FILENAMES.values())
+    return size, digest(*loaded)
 
 
 def write_sample(directory: Path) -> int:
