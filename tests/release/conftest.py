@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def wheel(dist: Path) -> Path:
 
 def build(directory: Path, *kinds: str) -> None:
     """What ``make dist`` runs."""
-    command = [sys.executable, ROOT / "packaging" / "dist.py", "--into", directory, *kinds]
+    program = ROOT / "packaging" / "dist.py"
+    command = (sys.executable, os.fspath(program), "--into", os.fspath(directory), *kinds)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -143,6 +143,8 @@ def image(package: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) 
     with Machine() as machine, zipfile.ZipFile(wheel) as archive:
         # What keeps a container's builder from starting services.
         machine.path("/usr/sbin/policy-rc.d").unlink(missing_ok=True)
+        # The index of all man pages would be made anew by each apt.
+        machine.path("/var/lib/man-db/auto-update").unlink(missing_ok=True)
         archive.extractall(machine.path("/srv/worker"))
         with machine.network(), hub_in_thread() as hub:
             said = Node(machine, hub).install(package)
@@ -168,16 +170,10 @@ def node(image: tuple[Path, str]) -> Iterator[Node]:
 
 @needs("lintian")
 def test_lintian_finds_no_error_that_is_not_explained(package: Path) -> None:
-    command = ["lintian", "--allow-root", "--fail-on=error", package]
+    command = ("lintian", "--allow-root", "--display-info", "--fail-on=error", package)
     examined = subprocess.run(command, capture_output=True, text=True, check=False)
     assert examined.returncode == 0, examined.stdout
-
-
-def test_every_override_is_explained_and_needed(package: Path, tmp_path: Path) -> None:
-    subprocess.run(["dpkg-deb", "--extract", package, tmp_path], check=True)
-    lines = (tmp_path / "usr/share/lintian/overrides/craftcache").read_text().splitlines()
-    assert lines[0].startswith("#")
-    assert any(not line.startswith("#") for line in lines)
+    assert "unused-override" not in examined.stdout
 
 
 def test_no_torch_and_nothing_of_the_builder_is_in_it(package: Path, tmp_path: Path) -> None:
@@ -185,7 +181,8 @@ def test_no_torch_and_nothing_of_the_builder_is_in_it(package: Path, tmp_path: P
     library = tmp_path / "usr/lib/craftcache"
     (packages,) = library.glob("lib/python3*/site-packages")
     assert not (packages / "torch").exists()
-    assert os.readlink(library / "bin" / "python3") == "/usr/bin/python3"
+    link = library / "bin" / os.readlink(library / "bin" / "python3")
+    assert os.path.normpath(link) == str(tmp_path / "usr/bin/python3")
     assert {entry.name for entry in (library / "bin").iterdir()} == {
         *("python", "python3", "python3.11", "craftcache", "craftcached")
     }
