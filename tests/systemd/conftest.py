@@ -131,7 +131,8 @@ def image(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             hub = stack.enter_context(hub_in_thread())
         use_hub(machine, hub)
         for block in readme_blocks():
-            machine.run("bash", "-euo", "pipefail", "-c", block, environment=FRESH)
+            in_wheels = f"cd /srv/wheels\n{block}"
+            machine.run("bash", "-euo", "pipefail", "-c", in_wheels, environment=FRESH)
         machine.systemctl("stop", SERVICE)
         machine.save(image)
     return image
