@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -160,6 +161,14 @@ def test_the_daemon_is_not_root_and_writes_to_its_volumes_alone(
     written = "for d in / /opt/craftcache /usr /serve; do touch $d/x 2>/dev/null && echo $d; done"
     assert containers.podman("exec", daemon, "sh", "-c", written, check=False) == ""
     assert containers.podman("exec", daemon, "sh", "-c", "echo $$ >/tmp/x; cat /tmp/x") != ""
+
+
+def test_kubernetes_asks_for_readiness_as_the_image_does(containers: Containers) -> None:
+    manifests = yaml.safe_load_all((ROOT / "systemd/examples/kubernetes.yaml").read_text())
+    pods = {manifest["kind"]: manifest["spec"]["template"]["spec"] for manifest in manifests}
+    (daemon,) = pods["DaemonSet"]["containers"]
+    asked = containers.podman("image", "inspect", "--format={{json .HealthCheck.Test}}", IMAGE)
+    assert json.loads(asked) == ["CMD", *daemon["readinessProbe"]["exec"]["command"]]
 
 
 def test_without_a_daemon_it_is_not_ready(containers: Containers) -> None:
