@@ -80,7 +80,8 @@ bench: $(INSTALLED)
 clean:
 	rm -rf .venv .venv-lowest .venv-python* .venv-audiocraft $(PINNED)
 
-$(INSTALLED): $(VENV)/.torch
+# Tests need torch; where only what does without it is installed, none may slip in.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) $(if $(findstring test,$(EXTRAS)),$(VENV)/.torch) | $(BIN)/python
 	$(PIP) install --editable '.[$(EXTRAS)]'
 	touch $@ $(FOR_DEMO)
 
@@ -147,3 +148,19 @@ $(BIN)/python:
 		$(PYTHON) -m venv --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(VENV)/bin/python install --constraint $(CONSTRAINTS) pip; \
 	fi
+
+# make dist       all that a release consists of, into dist/: wheel, sdist, Debian package, man pages,
+#                 completions; or some of it: make dist KINDS="python documents"
+# make test-dist  the tests of the source distribution, from its own files
+KINDS :=
+
+.PHONY: dist test-dist
+
+dist: $(INSTALLED)
+	$(BIN)/python packaging/dist.py $(KINDS)
+
+test-dist: $(INSTALLED)
+	$(BIN)/python packaging/dist.py python
+	rm -rf dist/unpacked && mkdir dist/unpacked
+	tar --extract --directory dist/unpacked --strip-components 1 --file dist/craftcache-*.tar.gz
+	$(MAKE) -C dist/unpacked test

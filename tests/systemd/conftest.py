@@ -6,7 +6,6 @@ import contextlib
 import re
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from tests.support.checkpoints import saved
 from tests.support.daemons import EXPORT_FILES
 from tests.support.hub import hub_in_thread
 
-from .machine import Machine, why_not
+from .machine import LIBRARIES, Machine, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +131,8 @@ def image(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             hub = stack.enter_context(hub_in_thread())
         use_hub(machine, hub)
         for block in readme_blocks():
-            machine.run("bash", "-euo", "pipefail", "-c", block, environment=FRESH)
+            in_wheels = f"cd /srv/wheels\n{block}"
+            machine.run("bash", "-euo", "pipefail", "-c", in_wheels, environment=FRESH)
         machine.systemctl("stop", SERVICE)
         machine.save(image)
     return image
@@ -169,7 +169,7 @@ def stand_in_for_registry(machine: Machine, wheel: Path) -> None:
     (machine.path("/srv/wheels") / wheel.name).write_bytes(wheel.read_bytes())
     packages = machine.path("/srv/packages")
     packages.mkdir()
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+    for entry in LIBRARIES.iterdir():
         if not entry.name.lower().startswith(("craftcache", "_craftcache", "pip")):
             (packages / entry.name).symlink_to(f"/srv/site-packages/{entry.name}")
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"

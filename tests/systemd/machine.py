@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import shlex
 import shutil
@@ -17,7 +18,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 from pathlib import Path
@@ -26,7 +26,13 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Machine", "why_not"]
+__all__ = ["LIBRARIES", "Machine", "why_not"]
+
+_torch = importlib.util.find_spec("torch")
+assert _torch is not None, "the tests need torch"
+assert _torch.origin is not None
+LIBRARIES = Path(_torch.origin).parents[1]
+"""Where the tests' libraries are, which a machine has at /srv/site-packages."""
 
 BOOT = Path(__file__).with_name("boot.sh")
 
@@ -111,7 +117,7 @@ class Machine:
         namespaces = ("--mount", "--pid", "--fork", "--cgroup", "--uts", "--ipc", "--net")
         arguments = (
             os.fspath(directory),
-            sysconfig.get_path("purelib"),
+            os.fspath(LIBRARIES),
             sys.base_prefix,
         )
         enter = f'echo $$ >{shlex.quote(os.fspath(cgroup))}/cgroup.procs; exec "$@"'
