@@ -42,6 +42,7 @@ SMALL = (
     ("threading.Lock.acquire", "craftcached/watch/inotify.py", "__exit__"),
     # What pytest keeps of the log. The daemon's own has a thread that writes it.
     ("io.TextIOWrapper.write", "logging/__init__.py", "emit"),
+    ("io.BufferedWriter.write", "logging/__init__.py", "emit"),
 )
 """Calls on content that take no longer than those on names: what, in which file and function."""
 
