@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .kit import ROOT
+from tests.support import ROOT
 
 BUILD_SECONDS = 900.0
 """The first of these tests that wants a package or an image also builds it."""

@@ -19,10 +19,10 @@ import torch
 from tests.support.checkpoints import saved
 from tests.support.daemons import EXPORT_FILES
 from tests.support.hub import Drip, Valve, hub_in_thread
+from tests.support.tools import needs
 from tests.systemd.machine import Machine, why_not
 
 from .conftest import build
-from .kit import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,8 +12,7 @@ import pytest
 
 from craftcache.cli import main as craftcache
 from craftcached.__main__ import main as craftcached
-
-from .kit import needs
+from tests.support.tools import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from tests.support import ROOT
 from tests.support.daemons import EXPORT_FILES
 from tests.systemd.machine import LIBRARIES
 
 from .containers import Containers, options_of, why_no_containers
-from .kit import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

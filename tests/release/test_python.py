@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .kit import ROOT
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from craftcache import Client
-from tests.integrity.kit import export_bytes, outcome, settled, write_export
-from tests.integrity.mutations import mutate
+from tests.client.cache.mutations import mutate
+from tests.client.cache.outcomes import export_bytes, outcome, settled, write_export
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import Data
 

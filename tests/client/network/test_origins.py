@@ -15,14 +15,14 @@ from craftcache.network.content_encoding import check_uncompressed
 from craftcache.network.locations import redirect_target
 from craftcache.network.token import authorization, find_token, read_token
 from craftcached.settings import Settings
-from tests.network.askers import ASKERS, CONTENT, FILE, PATH, REPO
+from tests.client.network.askers import ASKERS, CONTENT, FILE, PATH, REPO
 from tests.support.hub import Data, Redirect, Status, WithHeaders
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.network.conftest import World
+    from tests.client.network.conftest import World
 
 TOKEN = "hf_s3cretOfTheDaemon"
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.network.conftest import World
+    from tests.client.network.conftest import World
 
 Ask = "Callable[..., object]"
 
@@ -176,7 +176,7 @@ def test_no_proxy_counts_for_all_that_is_sent(
     is_direct: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tests.network.askers import ASKERS
+    from tests.client.network.askers import ASKERS
 
     host, call = ASKERS[asker]
     port = world.routes[host, 80]

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.network.askers import ASKERS, CONTENT, FILE, PATH, REPO
-from tests.network.servers import Certificate, Proxy, TlsFront, make_certificate
+from tests.client.network.askers import ASKERS, CONTENT, FILE, PATH, REPO
+from tests.client.network.servers import Certificate, Proxy, TlsFront, make_certificate
 from tests.support.hub import Data
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from craftcache.network.addresses import is_public, literal_address
 from craftcache.origins.policy import UrlPolicy
 from craftcached.fetch import Engine
 from craftcached.fetch.network import PrivateAddressError, PublicResolver
-from tests.network.servers import Proxy
+from tests.client.network.servers import Proxy
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
 from tests.support.fetching import QUICK, Rig, cdn_file, rig_at

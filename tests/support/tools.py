@@ -1,15 +1,12 @@
-"""What these tests share: the tree, and which tools they find."""
+"""Which of the tools that some tests need are installed."""
 
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
-__all__ = ["ROOT", "needs"]
-
-ROOT = Path(__file__).parents[2]
+__all__ = ["needs"]
 
 
 def needs(*tools: str) -> pytest.MarkDecorator:
