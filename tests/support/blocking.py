@@ -55,15 +55,20 @@ _COROUTINE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 def blocking_calls() -> Iterator[list[str]]:
     """While this is open, a call of ours that blocks a running loop raises BlockingError.
 
-    Yields a list that grows by the stack of each such call, because code that catches Exception,
-    or answers it with an HTTP status, would hide the error.
+    Yields a list that grows by our part of the stack of each such call, because code that catches
+    Exception, or answers it with an HTTP status, would hide the error.
     """
     calls: list[str] = []
 
     class Noted(BlockingError):
         def __init__(self, function: str) -> None:
             super().__init__(function)
-            calls.append(f"{self}\n{''.join(traceback.format_stack()[:-2])}")
+            ours = [
+                frame
+                for frame in traceback.extract_stack()
+                if frame.filename != __file__ and frame.filename.startswith((*_PRODUCT, _TESTS))
+            ]
+            calls.append(f"{self}\n{''.join(traceback.format_list(ours))}")
 
     buster = BlockBuster((craftcache, craftcached))
     for name in ON_NAMES:

@@ -28,11 +28,6 @@ GRADIENTS = [
 """Dtypes of which torch.load can load a tensor that requires grad; it fails on others."""
 
 
-def index_without_tensors(file_size: int) -> bytes:
-    """The index of some file of that size, which leaves it to torch."""
-    return dump(Index(file_size, "zip", "a test", (), (), ["d", [], []]))
-
-
 @contextmanager
 def memory_file(content: bytes) -> Iterator[int]:
     """A descriptor of a file with that content, without a name."""

@@ -102,16 +102,21 @@ class Watches:
         manifests = await self._store.manifests()
         self._numbers = numbers_by_watch(manifests)
         self._known = directories_by_watch(manifests)
-        with self._threads, self._observer:
-            try:
-                for rule in self._rules().values():
-                    self._start(rule)
-                with contextlib.suppress(TimeoutError):  # a file system may hang
-                    async with asyncio.timeout(SEARCH_SECONDS):
-                        await asyncio.gather(*(each.searched.wait() for each in self._searching))
-                yield
-            finally:
-                await asyncio.gather(*map(self._stop, tuple(self._tasks)))
+        try:
+            with self._observer:
+                try:
+                    for rule in self._rules().values():
+                        self._start(rule)
+                    with contextlib.suppress(TimeoutError):  # a file system may hang
+                        async with asyncio.timeout(SEARCH_SECONDS):
+                            await asyncio.gather(
+                                *(each.searched.wait() for each in self._searching)
+                            )
+                    yield
+                finally:
+                    await asyncio.gather(*map(self._stop, tuple(self._tasks)))
+        finally:  # a thread that still looks is waited for, but not by the event loop
+            await asyncio.to_thread(self._threads.shutdown)
 
     def configure(self, rules: Iterable[WatchRule]) -> None:
         """Go by these rules of the settings from now on."""

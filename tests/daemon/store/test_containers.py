@@ -20,8 +20,8 @@ from craftcache.config import ConfigError
 from craftcache.errors import CraftcacheError
 from craftcached.store.opener import BlobOpener
 from tests.support import SUPPORT
-from tests.support.checkpoints import index_without_tensors
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
+from tests.support.indexes import index_without_tensors
 from tests.support.published import keeping, source
 
 if TYPE_CHECKING:

@@ -21,10 +21,11 @@ from craftcache.digests import hash_stamped
 from craftcache.sources import FILENAMES, HubSource, UrlSource, parse
 from craftcached.store.indexes import Indexes
 from craftcached.store.store import Store
-from tests.support.checkpoints import assert_same, index_without_tensors
+from tests.support.checkpoints import assert_same
 from tests.support.clients import expected
 from tests.support.daemons import EXPORT, EXPORT_FILES
 from tests.support.hub import OnDisk
+from tests.support.indexes import index_without_tensors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

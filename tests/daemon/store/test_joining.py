@@ -19,8 +19,8 @@ from craftcached.events import Events
 from craftcached.store.opener import BlobOpener
 from craftcached.store.scrub import Scrubber
 from craftcached.store.store import Store
-from tests.support.checkpoints import index_without_tensors
 from tests.support.clients import as_root
+from tests.support.indexes import index_without_tensors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

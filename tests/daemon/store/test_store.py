@@ -17,7 +17,7 @@ from craftcache.digests import Stamp, hash_stamped
 from craftcache.sources import UrlSource
 from craftcached.store.scrub import Scrubber
 from craftcached.store.store import Store
-from tests.support.checkpoints import index_without_tensors
+from tests.support.indexes import index_without_tensors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
