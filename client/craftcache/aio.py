@@ -166,7 +166,7 @@ class AsyncClient:
                 has_daemon, after = True, generation.number
                 yield generation
         finally:
-            thread.close()
+            await asyncio.to_thread(thread.close)
 
     async def explain(self, source: str | os.PathLike[str]) -> Explanation:
         """See Client.explain."""
