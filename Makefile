@@ -23,13 +23,11 @@ BENCHES := load worker_socket inspection fetch
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 PYTHONS := 3.12 3.13
 TEST_TOOLS := blockbuster hypothesis pytest pytest-asyncio pytest-timeout
-WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cache_dir.py network origins \
-		sources wire test_config.py test_errors.py) \
-	$(addprefix tests/daemon/,eviction fetch/test_engine.py fetch/test_journal.py fetch/test_limits.py \
-		fetch/test_part.py fetch/test_pieces.py residency/test_page_cache.py residency/test_residency.py \
-		serve store/test_joining.py store/test_store.py test_deny.py test_event_loop.py test_options.py \
-		test_singleflight.py test_unknown_settings.py warm/test_allow.py warm/test_queue.py \
-		warm/test_tokens.py warm/test_warm_log.py)
+WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cache_dir.py origins sources \
+		wire test_errors.py) \
+	$(addprefix tests/daemon/,eviction fetch/test_limits.py fetch/test_part.py fetch/test_pieces.py \
+		residency/test_page_cache.py residency/test_residency.py serve/test_administrators.py \
+		serve/test_crowding.py serve/test_worker_server.py store/test_store.py test_singleflight.py)
 PINNED := .venv-audiocraft-pinned
 PINNED_PIP := $(PINNED)/bin/python -m pip --disable-pip-version-check
 
