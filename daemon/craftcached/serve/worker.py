@@ -411,7 +411,7 @@ class WorkerServer:
             connection.task = None  # from now on the worker may send its next request
 
     def _send(self, connection: WorkerConnection, parcel: Response) -> bool:
-        """Send a response if it fits; True also when the worker is gone and there is none to send."""
+        """Send a response if it fits; True also where the worker is gone, as nobody waits."""
         if connection.is_closing:
             return True
         try:
