@@ -182,7 +182,7 @@ def take_over_xet(names: Names, size: int) -> bool:
 
 
 def reclaim(staging: Path) -> None:
-    """Return sealed files that their owners had taken before a crash to their keys; at the start."""
+    """Return sealed files that owners had taken before a crash to their keys; for the start."""
     for whole in staging.glob("*-*.whole"):
         names = Names.of(staging, whole.name.partition("-")[0])
         if names.part.exists():  # a later fetch began it, and resumes it
