@@ -80,7 +80,7 @@ class Client:
         Args:
             source: A local file or directory, an ``https://`` URL, a Hub id
                 ``org/name[@revision]`` or ``watch:NAME[@generation]``, tried in that order.
-            device: Of all tensors; whatever torch.device takes.
+            device: Device of all tensors; whatever torch.device takes.
             parts: Which of the pair to load.
 
         Raises:
@@ -100,7 +100,7 @@ class Client:
         Args:
             file_or_url_or_id: As ``source`` of :meth:`load`.
             filename: The file inside a directory, a repository or a URL that ends in ``/``.
-            device: Of all tensors.
+            device: Device of all tensors.
             cache_dir: Used for this call instead of the client's own, where the daemon is away.
 
         Raises:
@@ -184,8 +184,8 @@ class Client:
         nothing, and goes on after a restart of the daemon, however long that takes.
 
         Args:
-            name: Of the watch.
-            after: The number of a generation that is known already and is not to come first.
+            name: Name of the watch.
+            after: Number of a generation that is known already and is not to come first.
 
         Raises:
             NotFound: There is no such watch, or no more.

@@ -121,7 +121,7 @@ def _changes() -> list[_Change]:
 def _changes_everywhere(
     home: ModuleType, name: str, wrap: Callable[[Any], object]
 ) -> Iterator[_Change]:
-    """Of a function, in the module that defines it and in those that imported it by its name."""
+    """Changes of a function in the module that defines it and in those that imported its name."""
     original = getattr(home, name)
     replacement = wrap(original)
     for module_name, module in sorted(sys.modules.items()):

@@ -73,9 +73,10 @@ class CacheDir:
     """One cache directory, existing or not.
 
     Attributes:
-        root: Absolute path.
-        trusted_uids: Owners whose files are believed without hashing them again.
-        stamps: Of its files; a change of theirs that is our own goes through ``stamps.keeping``.
+        root: Absolute path of the directory.
+        trusted_uids: Users whose files are used without hashing them again.
+        stamps: Stamps of its verified files; our own changes of a file that would change its stamp
+            go through ``stamps.keeping``.
     """
 
     root: Path

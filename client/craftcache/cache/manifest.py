@@ -65,7 +65,7 @@ __all__ = [
 
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
-"""Of a manifest's file; one of the largest export closures takes a hundredth of it."""
+"""Bytes of a manifest's file; the largest export's manifest takes a hundredth of that."""
 
 
 class ManifestError(ValueError):
@@ -77,16 +77,16 @@ class FileRecord:
     """One verified file of a source.
 
     Attributes:
-        filename: As the source lists it.
-        path: Of the blob, relative to the cache directory, POSIX form.
-        sha256: Of all its bytes, in hex.
-        size: In bytes.
-        origin: Where it came from, as shown to people.
-        verified_at: When its bytes were last hashed, UTC.
-        inode: Of the blob when it was verified.
-        mtime_ns: Of the blob when it was verified.
+        filename: Name as the source lists it.
+        path: Path of the blob, relative to the cache directory, POSIX form.
+        sha256: Digest of all its bytes, in hex.
+        size: Size in bytes.
+        origin: Address that it came from, as shown to people.
+        verified_at: Time when its bytes were last hashed, UTC.
+        inode: Inode number of the blob when it was verified.
+        mtime_ns: Time of the blob's last write when it was verified, in ns since the epoch.
         etag: The origin's validator, unquoted, or None.
-        index_sha256: Of the bytes of its index; None where it was not inspected.
+        index_sha256: Digest of the bytes of its index, in hex; None where it was not inspected.
     """
 
     filename: str
@@ -129,7 +129,7 @@ class FileRecord:
 
     @property
     def stamp(self) -> Stamp:
-        """Of the blob when it was verified."""
+        """Stamp of the blob when it was verified."""
         return Stamp(self.size, self.inode, self.mtime_ns)
 
     @property
@@ -156,15 +156,15 @@ class Manifest:
     """What a source consists of at one revision.
 
     Attributes:
-        source: As shown to people.
-        revision: A commit; of a URL or a watch, a digest over its files.
-        files: Its files, by name.
-        published_at: When this state was published, UTC.
-        watched: Of a watch, which state of which directory it is.
-        needs: Other sources that it cannot be loaded without.
-        unmet: What it needs as well, and no cache can hold.
-        needed_only: Whether nobody asked for it by name: it is here because others need it, and
-            goes with the last of them.
+        source: The source as shown to people, without secrets.
+        revision: Commit of the repository; for a URL or a watch, a digest over its files.
+        files: Records of its files, by name.
+        published_at: Time when this revision was published, UTC.
+        watched: Directory and number of a watch's generation; None for other sources.
+        needs: Dependencies: other sources that it cannot be loaded without.
+        unmet: Dependencies that no cache can hold.
+        needed_only: Whether it was never asked for by name: it is cached as a dependency, and is
+            removed with the last model that depends on it.
     """
 
     source: str
@@ -203,7 +203,7 @@ class Manifest:
 
     @property
     def needed_keys(self) -> frozenset[str]:
-        """Of the manifests of what it needs."""
+        """Keys of the manifests of its dependencies."""
         return frozenset(manifest_key(need.parsed) for need in self.needs)
 
     @classmethod

@@ -19,14 +19,14 @@ ServedBy: TypeAlias = Literal["daemon", "cache", "origin", "local"]
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What is known of one file of a source.
+    """The facts about one file of a source.
 
     Attributes:
-        filename: As the source lists it.
-        size: In bytes.
-        origin: Where it came from, as shown to people.
-        sha256: Of all its bytes, in hex; None of a local file, which promises nothing.
-        verified_at: When its bytes were last hashed, UTC; None of a local file.
+        filename: Name as the source lists it.
+        size: Size in bytes.
+        origin: Address that it came from, as shown to people.
+        sha256: Digest of all its bytes, in hex; None for a local file, which nothing promises.
+        verified_at: Time when its bytes were last hashed, UTC; None for a local file.
     """
 
     filename: str

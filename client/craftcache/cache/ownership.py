@@ -30,7 +30,7 @@ def make_ours(path: Path, *, mode: int) -> None:
 
     Args:
         path: Links are followed where the mode is enough; a copy takes the place of a link.
-        mode: Of a copy.
+        mode: Permission bits of a copy.
 
     Raises:
         OSError: It is as it was.

@@ -66,7 +66,7 @@ class Verified:
 
     @property
     def digests(self) -> Digests:
-        """Of all its bytes."""
+        """Digests of all its bytes."""
         return self.file.digests
 
 
@@ -174,7 +174,7 @@ def publish_generation(
 
     Args:
         cache: Where to.
-        name: Of the watch.
+        name: Name of the watch.
         watched: Which state of which directory it is.
         files: By name.
 

@@ -28,8 +28,8 @@ def same_file(
 
     Args:
         published: Manifests that only trusted users can have written, with their keys.
-        url: Of the file.
-        digest: What its name promises; without one nothing tells that it is the same.
+        url: URL of the file.
+        digest: Digest that its name promises; without one, nothing shows that it is the same file.
     """
     if digest is None or digest.algorithm == "git-sha1":
         return

@@ -43,13 +43,13 @@ leave one ctime, so a file that was touched just now is hashed a tick later."""
 
 
 class FileStamp(NamedTuple):
-    """Which file it is, and in which state.
+    """The identity and state of a file, from its stat.
 
     Attributes:
-        size: In bytes.
-        inode: Its number.
-        mtime_ns: Of the last write, as whoever wrote it says.
-        ctime_ns: Of the last change of any kind, as the kernel says.
+        size: Size in bytes.
+        inode: Inode number.
+        mtime_ns: Time of the last write, in nanoseconds since the epoch; its writer may set it.
+        ctime_ns: Time of the last change of any kind, in the same unit; the kernel sets it.
     """
 
     size: int
@@ -109,8 +109,8 @@ class Stamps:
 
         Args:
             sha256: The digest.
-            status: Of the file.
-            is_trusted: Asked of the file in which stamps stand before these are believed.
+            status: Stat of the file.
+            is_trusted: Called with the path of a file of stamps, before its stamps are used.
         """
         stamp = FileStamp.of(status)
         if stamp in self._known[sha256]:
@@ -146,8 +146,8 @@ class Stamps:
         """The sha256 of an open file.
 
         Args:
-            descriptor: Of the file.
-            is_lasting: Whether to remember it: not of a file that somebody else may write to.
+            descriptor: Descriptor of the file.
+            is_lasting: Whether to remember it: not for a file that others may write to.
 
         Raises:
             OSError: It cannot be read.

@@ -57,7 +57,7 @@ def load(fd: int, *, device: torch.device, source: str | None) -> object:
 
     Args:
         fd: Open for reading; its position is not used.
-        device: Of all tensors.
+        device: Device of all tensors.
         source: Named in errors.
 
     Raises:
@@ -95,7 +95,7 @@ class _Unpickler(pickle.Unpickler):
     Args:
         pickled: What the reader has interpreted.
         fd: The file.
-        device: Of all tensors.
+        device: Device of all tensors.
         reason: Why the file has no index.
     """
 

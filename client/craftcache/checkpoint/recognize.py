@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Recognized", "recognize", "recognize_damage", "recognized"]
 
 _HEAD_BYTES: Final = 4096
-"""Of the beginning, which nearly all is told by."""
+"""Bytes read at the beginning of a file, by which nearly all formats are recognized."""
 
 _TAIL_BYTES: Final = 65_557
-"""Of the end, where a zip archive has its directory: 22 bytes and a comment at most."""
+"""Bytes read at the end, where a zip archive has its directory: 22 and a comment at most."""
 
 _MAX_NAMES: Final = 200_000
 """Records of a zip archive that are looked at."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Dependencies", "Group", "Dependency", "DependencyState", "UnmetDependency", "MAX_FILES"]
 
 MAX_FILES = 128
-"""Of one need; the largest text encoder in shards has a dozen."""
+"""Files of one dependency; the largest text encoder, in shards, has a dozen."""
 
 Group: TypeAlias = tuple[str, ...]
 """Patterns of files that are of use only together; ``*`` stands for any characters."""
@@ -26,11 +26,11 @@ class Dependency:
     """A source that a model cannot be loaded without, and which of its files.
 
     Attributes:
-        source: As :func:`craftcache.sources.parse` reads it: exactly what AudioCraft asks for.
-        why: What it is for, as shown to people.
-        filenames: That it must have; none means all that the source stands for.
-        one_of: Of these groups the first that the source has; none where there is no choice.
-        optional: That are wanted as far as the source has them.
+        source: Text for :func:`craftcache.sources.parse`: exactly what AudioCraft asks for.
+        why: Its purpose, as shown to people.
+        filenames: Files that it must have; none means all that the source stands for.
+        one_of: Groups, of which the first that the source has is needed; none without a choice.
+        optional: Files that are wanted as far as the source has them.
     """
 
     source: str

@@ -59,7 +59,7 @@ _TOKENIZER_FILES: Final = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""Of T5: old releases of transformers read the first, new ones the second."""
+"""Files of T5: old releases of transformers read the first, new ones the second."""
 
 _DEMUCS_URL: Final = "https://dl.fbaipublicfiles.com/demucs/hybrid_transformer/955717e8-8726e21a.th"
 

@@ -81,7 +81,7 @@ def fetch_hub(
     Args:
         cache: Where to.
         source: The repository.
-        names: Of the files.
+        names: Names of the files.
         token: Sent to the Hub only; None sends none.
         lock_seconds: How long each lock of huggingface_hub is waited for.
         report: Called with progress; what it raises ends the fetch.

@@ -108,7 +108,7 @@ class Resolver:
 
         Args:
             source: What to fetch from.
-            names: Of the files.
+            names: Names of the files.
             token: Sent to the Hub only; None sends none.
             is_private: Whether the daemon may not read it: then it is published in the user's own
                 cache and not where everybody reads.

@@ -33,7 +33,7 @@ __all__ = ["Proxy", "ProxyRules"]
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 CURLS_PORT = 1080
-"""Of a proxy that is written without a scheme and without a port."""
+"""Port of a proxy that is written without a scheme and without a port; curl's default."""
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _HOST = re.compile(r"[A-Za-z0-9_.-]+")

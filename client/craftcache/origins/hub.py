@@ -28,7 +28,7 @@ __all__ = ["HubFile", "hub_endpoint", "describe", "list_files", "invalid_token"]
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
 MAX_LIST_BYTES = 64 * 1024 * 1024
-"""Of the answer that lists a repository's files; the largest repositories have 100,000 of them."""
+"""Bytes of an answer that lists a repository's files, of which the largest have 100,000."""
 
 _YES = frozenset({"1", "ON", "YES", "TRUE"})
 

@@ -111,7 +111,7 @@ def decode_answer(
 def first_page(models: Iterable[CachedModel]) -> ModelsPage:
     """As many of ``models``, which are in the order of their sources, as one message holds.
 
-    Of a model with more files than that, only the first are listed: no model hides the others.
+    A model with too many files for one message has only the first listed, so it hides no other.
     """
     page: list[CachedModel] = []
     room = _PAGE_BYTES

@@ -25,10 +25,10 @@ MAX_ORIGIN = TEXT_LIMITS[0]
 MAX_MODELS = 4096
 
 MAX_MODEL_FILES = 256
-"""Of one model on a page, which only lists them."""
+"""Files of one model that a page lists."""
 
 MAX_NEEDS = 64
-"""Of one model, and of what it needs and cannot be warmed."""
+"""Dependencies of one model on a page, and as many that cannot be warmed."""
 
 
 def file_fields(info: FileInfo, text_limit: int, *, has_index: bool) -> dict[str, Any]:

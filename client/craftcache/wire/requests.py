@@ -331,8 +331,8 @@ class Follow(Request[Generation]):
     """Wait until another generation of a watch is served than the one known already.
 
     Attributes:
-        name: Of the watch.
-        after: The number of the generation that is known; None for whichever is served.
+        name: Name of the watch.
+        after: Number of the generation that is known; None for whichever is served.
     """
 
     name: str

@@ -26,11 +26,11 @@ CHUNK_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class HubStatistics:
-    """What the hub has done so far.
+    """The hub's counters since its start.
 
     Attributes:
-        requests: Answered or being answered.
-        bytes_sent: Of files' contents.
+        requests: Requests answered or being answered.
+        bytes_sent: Bytes of files' contents that were sent.
     """
 
     requests: int

@@ -53,10 +53,10 @@ class Demonstration:
     """One run; ``steps`` gives its steps as they are done.
 
     Args:
-        origin: Of what is warmed and loaded.
-        daemon: Running.
-        environment: Of the workers.
-        workers: How many load at once.
+        origin: The source that is warmed and loaded.
+        daemon: The running daemon.
+        environment: Environment variables of the workers.
+        workers: Number of workers that load at once.
     """
 
     def __init__(

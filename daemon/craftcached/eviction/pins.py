@@ -85,7 +85,7 @@ class Pins:
 
     @property
     def keys(self) -> frozenset[str]:
-        """Of the manifests of all pinned models."""
+        """Keys of the manifests of all pinned models."""
         return frozenset(self._pins)
 
     async def pin(self, source: RemoteSource, *, lock: bool) -> Pin:

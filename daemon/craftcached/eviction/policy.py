@@ -37,16 +37,16 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class EvictionCandidate:
-    """A model that may have to go.
+    """A published model as the policy sees it.
 
     Attributes:
-        key: Of its manifest.
-        source: As shown to people.
-        blobs: What it consists of.
-        last_use: When it was last served or published, in seconds since the epoch.
+        key: Key of its manifest.
+        source: The source as shown to people.
+        blobs: Blobs of its files.
+        last_use: Time when it was last served or published, in seconds since the epoch.
         is_kept: Whether it stays in any case: pinned, or just being handed over.
-        needs: Keys of the models without which it is of no use.
-        is_needed_only: Whether it is here for the sake of others alone.
+        needs: Keys of its dependencies.
+        is_needed_only: Whether it is cached only as a dependency of other models.
     """
 
     key: str

@@ -53,13 +53,13 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file that came whole, is durable in staging and keeps its promise.
+    """A fetched file: complete, durable in staging and verified against its promise.
 
     Attributes:
-        path: The staging file, fsynced, mode 0444, under a name of its own: the caller's, who
-            renames or links it, or removes it.
-        digests: Of all its bytes.
-        stamp: Of the file when all its bytes were there and hashed.
+        path: Path of the file in staging, fsynced, mode 0444, under a name of its own; the caller
+            owns it, and renames, links or removes it.
+        digests: Digests of all its bytes.
+        stamp: Stamp of the file when all its bytes were there and hashed.
         etag: The strong validator that the origin sent with the bytes, unquoted, or None.
         bytes_fetched: Bytes that came over the network in this run.
         bytes_reused: Bytes that an earlier, interrupted run had left in staging.

@@ -46,16 +46,16 @@ _CRASHES: Final = frozenset(
 
 
 class Inspector:
-    """Says whether a checkpoint is safe to load, and what it holds.
+    """Says whether a checkpoint is safe to load, and makes its index.
 
-    Each file is looked at by a confined process of its own, see ``child``. Leaving the context ends
-    those that are at work.
+    Each file is inspected by a confined process of its own, see ``child``. Leaving the context ends
+    those that are running.
 
     Args:
-        cpu_seconds: Of computing that one file may take; one that takes more is no checkpoint.
+        cpu_seconds: CPU time that one file may take; one that takes more is no checkpoint.
         deadline: Seconds after which an inspection is given up, and tried again when the file is
             asked for again: it was the machine or its storage that was slow.
-        concurrency: Files looked at at once.
+        concurrency: Number of files inspected at once.
     """
 
     def __init__(

@@ -93,7 +93,7 @@ class CandidateMaker:
         """Copy, hash and inspect what was seen, and ask the gate; it is gone with the context.
 
         Args:
-            rule: Of the watch.
+            rule: Rule of the watch.
             target: Its directory.
             seen: What was quiet for long enough.
             stop: When set, the copy gives up.

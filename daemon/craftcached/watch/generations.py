@@ -32,9 +32,9 @@ class Generations:
     """The generations of one watch.
 
     Args:
-        store: Where they are.
-        name: Of the watch.
-        numbers: Of those that are there.
+        store: The store that they are published in.
+        name: Name of the watch.
+        numbers: Numbers of the published generations.
     """
 
     def __init__(self, store: Store, name: str, numbers: Iterable[int]) -> None:
@@ -44,7 +44,7 @@ class Generations:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Of all that are there, oldest first."""
+        """Numbers of all published generations, oldest first."""
         return tuple(sorted(number for number in self._numbers if self._manifest(number)))
 
     @property

@@ -57,10 +57,10 @@ class WatchedPlace:
     """A directory in which something may change.
 
     Attributes:
-        path: Of the directory.
-        inode: Which one it is: another that has its name is another place.
+        path: Path of the directory.
+        inode: Inode number of the directory: another one at that path is another place.
         name: The only name in it that matters; None where all do.
-        names_only: Whether it only matters which names there are, and not what is written.
+        names_only: Whether only the names in it matter, not what is written to its files.
     """
 
     path: str

@@ -27,7 +27,7 @@ Pair: TypeAlias = tuple[tuple[str, str], ...]
 """Each file of an export and its stamp: two equal pairs are the same files, untouched."""
 
 MAX_ENTRIES = 1000
-"""Of a directory's other files, that are looked at."""
+"""Other files of a directory that are looked at."""
 
 _UNFINISHED = (".tmp", ".temp", ".part", ".partial", ".incomplete", ".filepart", ".crdownload", "~")
 
@@ -207,10 +207,10 @@ def _look_into(directory: int, marker: str | None) -> Snapshot:
 
 
 def _beside(directory: int, marker: str | None) -> tuple[Pair, str]:
-    """What else is in the directory: what has to do with the pair, and a digest of the rest.
+    """The other files in the directory: those that belong to the pair, and a digest of the rest.
 
-    Of a directory with very many files only some are looked at: it is one that no writer of exports
-    uses as its own.
+    In a directory with very many files only MAX_ENTRIES are looked at: no writer of exports has
+    that many in a directory of its own.
     """
     with os.scandir(directory) as entries:
         listed = sorted(itertools.islice(entries, MAX_ENTRIES), key=lambda entry: entry.name)

@@ -57,14 +57,14 @@ class Report:
 
     Attributes:
         rule: What was asked for.
-        state: See settling.
-        detail: What there is to say about it; may be empty.
-        since: When the state began, in seconds since the epoch.
-        polled: Why the directory is looked at in intervals; None where the kernel tells of changes.
+        state: State of the watch; see craftcached.watch.state.
+        detail: Explanation of the state for people; may be empty.
+        since: Time when the state began, in seconds since the epoch.
+        polled: Reason why the directory is polled; None where inotify reports its changes.
         served: The generation that is served, or None.
-        newest: The one that was made last, or None.
-        numbers: Of all generations that are there, oldest first.
-        is_held: Whether the one that is served stays, whatever is made, after a rollback.
+        newest: The generation that was published last, or None.
+        numbers: Numbers of all published generations, oldest first.
+        is_held: Whether the served generation stays though newer ones come, after a rollback.
     """
 
     rule: WatchRule

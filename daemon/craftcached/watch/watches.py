@@ -46,20 +46,20 @@ log = logging.getLogger("craftcached")
 LOOKING_THREADS = 8
 
 SEARCH_SECONDS = 5.0
-"""For the first search of patterns, before anybody is served."""
+"""Timeout of the first search of patterns, before the sockets are opened."""
 
 
 class Watches:
     """The watches of the settings and those that were added; nothing happens until ``running``.
 
-    All state changes in steps without an await, on the event loop.
+    All state changes in steps without an await, on the event loop, so there is no lock.
 
     Args:
-        store: Where generations are published.
-        inspector: Looks at candidates.
-        records: Keep what was added, and what was rolled back.
-        events: Are told what becomes of each watch.
-        rules: Of the settings.
+        store: The store that generations are published in.
+        inspector: Inspects candidates.
+        records: The database of added watches, and of those that were rolled back.
+        events: The event stream, told of each watch's changes of state.
+        rules: Rules of the watches that the settings name.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Watches:
         """Watch until the context ends.
 
         Args:
-            bring_needs: Called with each new generation; promises to bring what it needs, and
+            bring_needs: Called with each new generation; queues a warm of its dependencies, and
                 returns at once.
         """
         await self._serving.begin(bring_needs)
@@ -114,7 +114,7 @@ class Watches:
                 await asyncio.gather(*map(self._stop, tuple(self._tasks)))
 
     def configure(self, rules: Iterable[WatchRule]) -> None:
-        """Go by these rules of the settings from now on."""
+        """Use these rules of the settings from now on."""
         before = self._rules()
         self._configured = {rule.name: rule for rule in rules}
         after = self._rules()

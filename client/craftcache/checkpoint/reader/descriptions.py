@@ -55,10 +55,10 @@ class TensorView:
 
     Attributes:
         dtype: Name in the module torch.
-        storage: What it is a view of; the view lies inside.
+        storage: Storage that it is a view of; the view lies inside.
         shape: Its sizes.
         stride: In elements.
-        offset: Of its first element in the storage, in elements.
+        offset: Offset of its first element in the storage, in elements.
         requires_grad: What torch calls so.
         is_parameter: Whether it is a torch.nn.Parameter.
         oddity: What an index cannot say of it, or None.
@@ -89,13 +89,13 @@ class Ordered:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Other:
-    """What torch may load and an index cannot say.
+    """An object that torch may load and an index cannot describe.
 
     Attributes:
         kind: Its type, for people.
         reason: What an index says in its place; by default that the checkpoint holds the kind.
-        items: Of a mapping, or None.
-        sizes: Of a torch.Size, or None.
+        items: Items of a mapping; None for another kind.
+        sizes: Sizes of a torch.Size; None for another kind.
         is_tensor: Whether torch makes a tensor of it.
         takes_state: Whether torch may give it a state.
     """

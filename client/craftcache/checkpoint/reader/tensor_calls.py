@@ -67,9 +67,9 @@ def check_view(
 
     Args:
         storage: Taken as one of its own dtype unless there is another ``dtype``.
-        offset: Of the first element.
+        offset: Offset of the first element in the storage, in elements.
         shape: Its sizes.
-        stride: In elements.
+        stride: Its strides, in elements.
         dtype: Name in the module torch.
 
     Raises:
