@@ -53,7 +53,7 @@ class LogWriter(logging.Handler):
         self._descriptor = descriptor
         self._room = queue_bytes
         self._close_seconds = close_seconds
-        # Guards what follows, and is held across no write.
+        # Guards _room and what follows. Not held during a write; no other lock is taken inside.
         self._changed = threading.Condition(threading.Lock())
         self._queue: deque[bytes] = deque()
         self._dropped = 0

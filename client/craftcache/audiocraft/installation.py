@@ -79,11 +79,13 @@ class _Change:
 
 @dataclass(slots=True)
 class _Source:
-    """Where checkpoints come from, while installed."""
+    """The function that loads checkpoints while craftcache is installed."""
 
     load: Callable[..., Any]
 
 
+# Guards _installed and _source, and the attributes of AudioCraft's modules that they describe.
+# install imports AudioCraft while it holds the lock; no other lock of ours is taken inside.
 _lock = threading.Lock()
 _installed: list[_Change] = []
 _source = _Source(default_client.load_state_dict)

@@ -25,7 +25,7 @@ log = logging.getLogger("craftcached")
 
 
 class SecondAttempt:
-    """A Fetcher that lets another try again, once, what did not keep its promise.
+    """A Fetcher that lets another Fetcher try once more if bytes did not keep their promise.
 
     The mutable state: the keys for which somebody began to wait during the first attempt.
 

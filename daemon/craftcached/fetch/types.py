@@ -1,4 +1,4 @@
-"""What a fetch takes and gives: the border between the engine and the rest of the daemon."""
+"""The input and the result of a fetch: the interface of the engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["RemoteFile", "Fetched", "Priority", "Fetcher"]
 
 
 class Priority(IntEnum):
-    """Who goes first when connections are scarce; the lower number wins."""
+    """Priority when connections are scarce; the lower number goes first."""
 
     WAITED_FOR = 0
     """A worker waits in ``load``."""
@@ -86,8 +86,8 @@ class Fetcher(Protocol):
         """Fetch one file; cancelling leaves staging resumable or empty.
 
         Args:
-            file: What to fetch.
-            priority: Who goes first when connections are scarce.
+            file: The file to fetch.
+            priority: Priority when connections are scarce.
             report: Called with the bytes present so far and the total, where known; never blocks.
 
         Raises:
@@ -97,5 +97,5 @@ class Fetcher(Protocol):
         ...
 
     def hurry(self, key: str) -> None:
-        """Somebody waits for the file that is being fetched under ``key`` now, if one is."""
+        """Raise the priority of the fetch that is running under ``key``, if one is."""
         ...

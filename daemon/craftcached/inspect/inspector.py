@@ -64,6 +64,7 @@ class Inspector:
         self._cpu_seconds = cpu_seconds
         self._deadline = deadline
         self._concurrency = concurrency
+        # Limits the processes at once; held from start to end of each. No lock is taken inside.
         self._slots = asyncio.Semaphore(concurrency)
         self._children: set[asyncio.subprocess.Process] = set()
         self._closed = False
@@ -75,7 +76,7 @@ class Inspector:
         self._closed = True
         for child in self._children:
             _kill(child)
-        for _ in range(self._concurrency):  # until nobody is at work
+        for _ in range(self._concurrency):  # until no inspection is running
             await self._slots.acquire()
 
     async def inspect(self, path: Path, *, source: str) -> bytes:

@@ -68,8 +68,9 @@ class WarmQueue:
         self._entries: dict[int, _Entry] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         # Guards the order of changes: add and withdraw change the database and then the maps, with
-        # awaits in between. The outermost lock: held across the database, and across the end of a
-        # withdrawn warm, which may hold locks of FileAcquirer but never takes this one.
+        # awaits in between. Held across the end of a withdrawn warm too, which may hold locks of
+        # FileAcquirer but never takes this one. Taken inside the slots of CandidateMaker, as a new
+        # generation's dependencies are queued; no other lock is taken inside.
         self._changing = asyncio.Lock()
 
     def __len__(self) -> int:

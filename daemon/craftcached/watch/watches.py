@@ -142,7 +142,7 @@ class Watches:
         await self._replace(rule.name, rule)
 
     async def remove(self, name: str) -> int:
-        """Watch a directory, or those of a pattern, no more; returns the bytes freed.
+        """Stop watching a directory, or those of a pattern; returns the bytes freed.
 
         Raises:
             NotFound: There is no such watch.
@@ -170,7 +170,7 @@ class Watches:
         return freed
 
     def reports(self) -> list[Report]:
-        """How each watched directory is, by name."""
+        """The state of each watched directory, by name."""
         return [self._watchers[name].report() for name in sorted(self._watchers)]
 
     def patterns(self) -> list[WatchRule]:
@@ -179,7 +179,7 @@ class Watches:
         return [rules[name] for name in sorted(rules) if rules[name].is_pattern]
 
     def report(self, name: str) -> Report:
-        """How one watched directory is.
+        """The state of one watched directory.
 
         Raises:
             NotFound: There is no such watch.
@@ -203,10 +203,10 @@ class Watches:
         await self._serving.resume(self._watcher(name))
 
     async def wait_other(self, name: str, after: int | None) -> Manifest:
-        """The generation that is served, as soon as that is another one than ``after``.
+        """The served generation, as soon as it is another than ``after``.
 
         Raises:
-            NotFound: There is no such watch, or no more.
+            NotFound: There is no such watch, or it was removed.
         """
         while True:
             served = self._watcher(name).generations.served
@@ -217,8 +217,8 @@ class Watches:
     async def find(self, device: int, inode: int) -> str | None:
         """The name of the watch of a directory that has this device and inode now; or None.
 
-        A number alone says little: it goes to the next directory that is made once this one is
-        removed. So the watched directory is looked at in this moment: while it has the number, no
+        An inode number known from earlier proves little: once a directory is removed, the next new
+        one may get it. So the watched directory is looked at now: while it has the number, no
         other has.
         """
         for name, watcher in tuple(self._watchers.items()):
@@ -227,18 +227,18 @@ class Watches:
         return None
 
     def take_again(self, source: WatchSource) -> None:
-        """Make another generation of a directory whose newest turned out to be lost."""
+        """Make a generation again of a directory whose newest generation is lost."""
         watcher = self._watchers.get(source.name)
         if watcher is not None and source.generation is None:
             log.warning("watch %s: what was served is lost, and is taken again", source.name)
             watcher.take_again()
 
     def is_watched(self, source: WatchSource) -> bool:
-        """Whether what ``source`` names is served by a watch that is in force."""
+        """Whether ``source`` names the served generation of an active watch."""
         return source.generation is None and source.name in self._watchers
 
     def absence(self, source: WatchSource) -> CraftcacheError:
-        """Why there is nothing to serve of ``source``."""
+        """The error that says why no generation of ``source`` can be served."""
         if source.name not in self._watchers:
             return _no_watch(source.name)
         report = self.report(source.name)
@@ -268,7 +268,7 @@ class Watches:
             )
 
     def _owner(self, name: str) -> str | None:
-        """The rule that a watch of that name comes from."""
+        """Name of the rule that a watch of that name comes from."""
         return next((rule for rule, names in self._owned.items() if name in names), None)
 
     def _watcher(self, name: str) -> Watcher:
@@ -319,12 +319,12 @@ class Watches:
     async def _run(self, watcher: Watcher) -> None:
         try:
             await self._serving.take_up(watcher)
-        except OSError as error:  # what was served before is served on
+        except OSError as error:  # the generation served before stays served
             log.warning("watch %s: its newest is not served: %s", watcher.rule.name, error)
         await watcher.run()
 
     async def _stop(self, owner: str) -> None:
-        """End what a rule has started, and forget it."""
+        """Stop and forget the watchers and searches of a rule."""
         tasks = self._tasks.pop(owner, [])
         for task in tasks:
             task.cancel()
