@@ -1,4 +1,4 @@
-"""A manifest: which verified files a source consists of, at which revision.
+"""A manifest: the verified files that a source consists of at one revision.
 
 Stored as ``manifests/<key>.json`` in the cache directory. Renaming it into place is the single
 moment at which a model exists for craftcache. Format, version 1::
@@ -20,12 +20,12 @@ moment at which a model exists for craftcache. Format, version 1::
                 "filenames": ["config.json"], "one_of": [["model.safetensors"], ...],
                 "optional": ["spiece.model", ...]}],
      "unmet": [{"what": "...", "why": "...", "hint": "..."}],
-     "needed_only": true,                                    where nobody asked for it by name
+     "needed_only": true,                                    if cached as a dependency only
      "watched": {"directory": "/runs/a/export", "generation": 3},   of a watch only
      "checksum": "<64 hex>"}          over all else, see craftcache.cache.sealed
 
-``needs`` and ``unmet`` are what the model is of no use without, see craftcache.dependencies; a
-manifest of an earlier release has neither.
+``needs`` and ``unmet`` are the model's dependencies, see craftcache.dependencies; a manifest of an
+earlier release has neither.
 
 ``inode`` and ``mtime_ns`` are of the moment of publication, for readers of release 0.1.0; whether a
 file was touched since is told by its stamps, see craftcache.cache.stamps. A manifest of that
@@ -134,7 +134,7 @@ class FileRecord:
 
     @property
     def promise(self) -> Promise:
-        """What a file must be to be this one."""
+        """The promise that a file must keep to be this one."""
         return Promise(self.size, Digest("sha256", self.sha256), self.etag)
 
 
@@ -153,7 +153,7 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a source consists of at one revision.
+    """The files and dependencies of a source at one revision.
 
     Attributes:
         source: The source as shown to people, without secrets.

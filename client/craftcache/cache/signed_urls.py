@@ -1,8 +1,8 @@
-"""The same file under another signature: what of it is published already.
+"""Published files that were fetched from the same URL with another signature.
 
-A presigned URL is another one each time, and so another source; its path and the hash in its
-file's name are not. Only the same host and path count: eight hex digits alone are too few to take
-somebody else's file for this one.
+A presigned URL is different each time, and so another source, but its path and the hash in its
+file's name stay the same. Host and path must both match: eight hex digits of a hash alone are too
+few to tell that a file from elsewhere is the same.
 """
 
 from __future__ import annotations

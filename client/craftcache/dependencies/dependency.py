@@ -1,4 +1,4 @@
-"""What a model needs beyond its own files: sources of the cache, and what no cache can hold."""
+"""A model's dependencies: other sources, and things that no cache can hold."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Dependency:
         )
 
     def choose(self, listing: Iterable[str]) -> tuple[str, ...]:
-        """Which of the files that the source has are to be brought.
+        """The files to fetch among those that the source has.
 
         Args:
             listing: All files of the source.
@@ -100,12 +100,12 @@ class Dependency:
 
 @dataclass(frozen=True, slots=True)
 class DependencyState:
-    """A need, and whether it is met.
+    """A dependency, and whether it is cached.
 
     Attributes:
-        source: As shown to people.
-        why: What it is for.
-        is_cached: Whether all that is needed of it is cached.
+        source: The source as shown to people.
+        why: Its purpose, as shown to people.
+        is_cached: Whether all needed files of it are cached.
     """
 
     source: str
@@ -118,9 +118,9 @@ class UnmetDependency:
     """Something that a model needs and that cannot be warmed.
 
     Attributes:
-        what: It is.
-        why: It is needed, and cannot be warmed.
-        hint: What to do about it.
+        what: Name of the thing.
+        why: Reason why it is needed and cannot be warmed.
+        hint: Advice on how to get it.
     """
 
     what: str
@@ -130,11 +130,11 @@ class UnmetDependency:
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """All that a model needs beyond its own files.
+    """All dependencies of a model.
 
     Attributes:
-        needs: That can be warmed.
-        unmet: That cannot.
+        needs: Dependencies that can be warmed.
+        unmet: Dependencies that cannot.
     """
 
     needs: tuple[Dependency, ...] = ()
