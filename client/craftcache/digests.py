@@ -201,7 +201,7 @@ def hash_file(path: Path, *, git: bool = False) -> Digests:
 
 
 def hash_stamped(path: Path, *, git: bool = False) -> HashedFile:
-    """Hash a whole file that is to be trusted from now on; makes it durable, returns its stamp.
+    """Hash a whole file that is to be trusted from now on, and make it durable.
 
     Raises:
         OSError: The file cannot be read, or was changed meanwhile.

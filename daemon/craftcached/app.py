@@ -57,9 +57,9 @@ log = logging.getLogger("craftcached")
 class Daemon:
     """Everything that serves one cache directory; an async context manager.
 
-    Entering it opens the store and its parts and then the sockets, so that whoever can connect is
-    answered. Leaving it goes the other way round: no new requests, running ones finish, downloads
-    stop where the next start goes on.
+    Entering it opens the store and its parts and then the sockets, so that each client that can
+    connect is answered. Leaving it goes the other way round: no new requests, running ones finish,
+    downloads stop and the next start resumes them.
 
     Args:
         settings: The settings to start with; apply changes the live ones among them.

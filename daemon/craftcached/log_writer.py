@@ -109,7 +109,7 @@ class LogWriter(logging.Handler):
         self._written.set()
 
     def _next(self) -> bytes | None:
-        """What is to be written next; None at the end."""
+        """The next line to write; None at the end."""
         with self._changed:
             while not self._queue and not self._dropped:
                 if self._closing:

@@ -1,4 +1,4 @@
-"""What is changed in AudioCraft, and how it is put back."""
+"""The changes to AudioCraft's modules, and how they are undone."""
 
 from __future__ import annotations
 

@@ -309,7 +309,7 @@ def _shown_time(moment: datetime) -> str:
 
 
 def _check_whole(raw: dict[str, Any], key: str | None) -> None:
-    """Refuse what is not as it was written; what release 0.1.0 wrote does not say."""
+    """Refuse a manifest whose checksum is wrong; release 0.1.0 wrote none."""
     if CHECKSUM in raw:
         check_seal(raw)
     elif "key" in raw:

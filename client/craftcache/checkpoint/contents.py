@@ -22,7 +22,7 @@ class Contents:
         tensors: Number of tensors.
         parameters: Number of elements of all tensors.
         bytes: Bytes of all elements.
-        dtypes: Their kinds, like ``float16``, in order of appearance.
+        dtypes: Their dtypes, like ``float16``, in order of appearance.
         pretrained: The codec that a reference names instead of holding tensors, or None.
     """
 

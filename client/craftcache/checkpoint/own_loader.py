@@ -62,7 +62,7 @@ def load(fd: int, *, device: torch.device, source: str | None) -> object:
 
     Raises:
         UnsafeCheckpoint: It asks for a global that is not allowed; the message names it.
-        NotACheckpoint: Nobody can read it, or only a newer torch can.
+        NotACheckpoint: No torch can read it, or only a newer one.
         ResourceLimit: This process may not have the memory for it.
         OSError: The file could not be read.
     """

@@ -1,4 +1,4 @@
-"""What a file is that is no checkpoint, in words, with what to do about it.
+"""The kind of a file that is no checkpoint, in words, with advice.
 
 What stands in a checkpoint's place is seldom a damaged pickle, which is all that an unpickler can
 say. It is a pointer of git-lfs, a login page, the first half of a download, another format. Both
@@ -305,7 +305,7 @@ def _tar_names(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _archive(file: BinaryIO, size: int) -> Recognized:
-    """What is wrong with a zip archive."""
+    """The damage of a zip archive, in words."""
     if _ZIP_END not in _tail(file, size):
         return Recognized(
             f"a truncated zip archive: its {size} bytes are only the beginning of it", _DOWNLOAD

@@ -137,7 +137,7 @@ def _check_part(
 def _check_model(
     name: str, package: Mapping[Any, object], problems: list[str]
 ) -> Mapping[str, Any]:
-    """See that a model's weights and configuration are there; returns what is worth a line."""
+    """Check that a model's weights and configuration are there; returns the settings to show."""
     state = package.get("best_state")
     if not isinstance(state, Mapping) or not state:
         problems.append(f"{name} has no state dict under 'best_state'")

@@ -167,7 +167,7 @@ class ProxyRules:
         return variables
 
     def problems(self) -> list[Unavailable]:
-        """What is wrong with the proxies that are named, for whoever wants to say so early."""
+        """The faults of the named proxies, for a caller that reports them before any request."""
         found = []
         for name, written in self._written.values():
             try:
@@ -178,7 +178,7 @@ class ProxyRules:
         return found
 
     def _named(self, scheme: str) -> tuple[str, str]:
-        """The variable that counts for ``scheme`` and what it says; empty where there is none."""
+        """Name and value of the variable that counts for ``scheme``; empty if there is none."""
         for kind in (scheme, "all"):
             name, written = self._written.get(kind, ("", ""))
             if written:

@@ -162,7 +162,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What was asked for, for the words about a refusal."""
+    """The kind of thing that was asked for, for the message of a refusal."""
 
     source: HubSource
     filename: str

@@ -109,7 +109,7 @@ class Progress:
 class Loaded:
     """Files of one revision of a source, open for reading; a context manager that closes them.
 
-    Whoever has one given up, in whatever way, leaves no file open: each closes with itself.
+    A Loaded that is dropped without a close leaves no file open: each file closes itself.
 
     Attributes:
         source: As it was asked for; of the daemon's answer without what may be secret in it.
@@ -165,7 +165,7 @@ class Loaded:
         return cls(source, revision, tuple(opened))
 
     def close(self) -> None:
-        """Close all files; what was mapped or loaded from them stays."""
+        """Close all files; maps and tensors made from them stay valid."""
         for file in self.files:
             file.close()
 

@@ -1,4 +1,4 @@
-"""What is asked for: values that stay the same from whoever asks to whoever answers.
+"""The requests: values that pass unchanged from the client to the service that answers.
 
 A client builds them, the daemon's clients and the fallback answer them, the worker socket and HTTP
 encode them, and the queue keeps them. Sources are parsed and filenames checked when they are

@@ -71,7 +71,7 @@ class DemoHub:
         return f"http://{host}:{port}"
 
     def statistics(self) -> HubStatistics:
-        """What it has done so far."""
+        """The counters now."""
         return HubStatistics(self._requests, self._bytes_sent)
 
     async def _resolve(self, request: web.Request) -> web.StreamResponse:

@@ -37,7 +37,7 @@ class Step:
     Attributes:
         what: Was done.
         seconds: It took; of several loads at once, the slowest.
-        bytes_fetched: From the origin in its course; None where nobody counts them.
+        bytes_fetched: Bytes downloaded from the origin during it; None where they are not counted.
         served_by: Who served what was asked for; empty where nothing was.
         broken: The promises that were not kept, in words.
     """

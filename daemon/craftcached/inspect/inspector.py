@@ -42,7 +42,7 @@ _START: Final = (
 _CRASHES: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 )
-"""How a process ends by what it does itself; all other signals come from somebody else."""
+"""Signals by which a process ends through its own fault; others come from another process."""
 
 
 class Inspector:

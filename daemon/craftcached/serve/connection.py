@@ -34,7 +34,7 @@ class ReceiveBuffer:
     def receive(self, sock: socket.socket) -> memoryview:
         """The next packet, valid until the next call; empty at the end of the connection.
 
-        Descriptors that came with it are dropped by the kernel, because nobody asks for them.
+        The kernel drops descriptors that came with it, as no room for them is given.
 
         Raises:
             OSError: Nothing to read (BlockingIOError), or the connection broke.

@@ -109,7 +109,7 @@ class ConnectionTable:
     def longest_idle(self, user: User) -> WorkerConnection | None:
         """The idle connection whose place a newcomer of ``user`` takes; None where all are busy.
 
-        Where the user has too many it is one of their own, else one of whoever has most idle. A
+        If the user has too many it is one of their own, else one of the user with most idle. A
         connection whose worker has not received its answer yet is not given up.
         """
         if not self._has_too_many(user):

@@ -232,7 +232,7 @@ class AdminServer:
     async def _warm_one(
         self, warm: Warm | CraftcacheError, report: Callable[[Progress], None]
     ) -> dict[str, Any] | CraftcacheError:
-        """What is published of a source when it is warm, or how that failed."""
+        """The result of a warm as JSON, or its error."""
         if isinstance(warm, CraftcacheError):
             return warm
         try:

@@ -1,4 +1,4 @@
-"""``GET /metrics``: how the daemon is and what it has done, for Prometheus."""
+"""``GET /metrics``: the daemon's state and counters, for Prometheus."""
 
 from __future__ import annotations
 

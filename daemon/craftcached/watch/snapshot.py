@@ -1,4 +1,4 @@
-"""What is in an export directory at one moment: names and stamps, never content.
+"""A snapshot of an export directory: names and stamps of its files, never their content.
 
 Links are not followed: whoever may write into a watched directory could lead the daemon anywhere
 by one. All calls block.
@@ -89,7 +89,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was found.
+    """The files that one look at a directory found.
 
     Attributes:
         directory: Device and inode of the directory; None where there is none.
@@ -144,7 +144,7 @@ def look(target: Target, marker: str | None = None) -> Snapshot:
 
 
 def stamp(status: os.stat_result) -> str:
-    """What changes whenever a file is written to or replaced, also across a reboot."""
+    """Stamp of a file, which changes whenever it is written to or replaced, also across reboots."""
     return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
 
 

@@ -1,4 +1,4 @@
-"""All watches of the daemon: which there are, what they serve, and who waits for more."""
+"""All watches of the daemon: their rules, watchers, served generations and waiting workers."""
 
 from __future__ import annotations
 

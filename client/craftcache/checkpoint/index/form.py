@@ -98,9 +98,9 @@ class Tensor(NamedTuple):
         dtype: Its name in the module torch; a key of ITEM_BYTES.
         storage: Number of its storage.
         shape: Its sizes.
-        stride: In elements; None means contiguous and all of its storage.
+        stride: Its strides in elements; None if contiguous and all of its storage.
         offset: Offset of its first element in the storage, in elements.
-        requires_grad: What torch calls so.
+        requires_grad: Whether torch records gradients of it.
         is_parameter: Whether it is a torch.nn.Parameter.
     """
 

@@ -56,7 +56,7 @@ class DaemonConnection:
 
     def __init__(self) -> None:
         # The class that no other module takes the place of: PySocks knows only TCP, and gevent's
-        # and eventlet's would add nothing, since whoever waits here polls.
+        # and eventlet's would add nothing, since waits here poll.
         self.sock = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.setblocking(False)
         self._poll: select.poll | None = None
@@ -69,7 +69,7 @@ class DaemonConnection:
         """Connect and send the hello; False if the daemon's backlog is full at this moment.
 
         Raises:
-            OSError: Nobody listens at ``path``.
+            OSError: No process listens at ``path``.
         """
         try:
             self.sock.connect(path)
