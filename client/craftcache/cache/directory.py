@@ -428,7 +428,7 @@ class CacheDir:
         self.write_manifest_at(manifest_key(source), manifest)
 
     def write_manifest_at(self, key: str, manifest: Manifest) -> None:
-        """Publish a manifest by its key, for callers that lack the source's name, a secret maybe."""
+        """Publish a manifest by its key: the source's name may hold a secret that is not known."""
         path = self.manifest_path(key)
         make_directory(path.parent)
         write_file(path, manifest.dump(key), staging=self.staging)
