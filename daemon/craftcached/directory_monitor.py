@@ -1,4 +1,4 @@
-"""Care for the daemon's own directories and sockets, which others may remove while it runs.
+"""Monitoring of the daemon's own directories and sockets, which others may remove while it runs.
 
 An administrator frees disk space with ``rm -rf``, a cleaner empties /run, a volume is unmounted.
 Removed places are made anew within seconds and without a restart; those that cannot be are named in
