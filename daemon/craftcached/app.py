@@ -14,9 +14,9 @@ from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
-from .care import Care, Place
 from .counts import CountedFetcher, Counts
 from .database import Database
+from .directory_monitor import DirectoryMonitor, MonitoredDirectory
 from .events import Events
 from .eviction.evictor import Evictor
 from .eviction.last_use import LastUse
@@ -88,7 +88,7 @@ class Daemon:
         self._warmer: Warmer | None = None
         self._evictor: Evictor | None = None
         self._watches: Watches | None = None
-        self._care: Care
+        self._monitor: DirectoryMonitor
         self._events = Events()
         self._counts = Counts()
 
@@ -182,12 +182,14 @@ class Daemon:
             events=self._events,
             rules=settings.watches,
         )
-        self._care = Care(
+        self._monitor = DirectoryMonitor(
             (
-                Place(
+                MonitoredDirectory(
                     f"the cache directory {settings.cache_dir}", store.is_gone, store.check_healable
                 ),
-                Place(f"the state directory {settings.state_dir}", records.is_gone, records.heal),
+                MonitoredDirectory(
+                    f"the state directory {settings.state_dir}", records.is_gone, records.heal
+                ),
             )
         )
         service = Service(
@@ -202,7 +204,7 @@ class Daemon:
             evictor=self._evictor,
             watches=self._watches,
             events=self._events,
-            care=self._care,
+            monitor=self._monitor,
         )
         life.push_async_callback(service.close)
         await life.enter_async_context(self._watches.running(service.queue_needs))
@@ -248,9 +250,11 @@ class Daemon:
             await admin.listen_on(admin_door.listener)
 
         for door, reopen in ((worker_door, reopen_worker), (admin_door, reopen_admin)):
-            self._care.look_after(Place(f"the socket {door.path}", door.is_gone, reopen))
+            self._monitor.look_after(
+                MonitoredDirectory(f"the socket {door.path}", door.is_gone, reopen)
+            )
         # Left first of all: what is closed from then on must not be opened anew.
-        await life.enter_async_context(self._care)
+        await life.enter_async_context(self._monitor)
 
     def _open_door(
         self,

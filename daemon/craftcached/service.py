@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from craftcache.sources import RemoteSource
     from craftcache.wire import ModelsPage, Progress, Request
 
-    from .care import Care
     from .database import Database, Pin
+    from .directory_monitor import DirectoryMonitor
     from .events import Events
     from .eviction.evictor import Evictor
     from .eviction.last_use import LastUse
@@ -89,7 +89,7 @@ class Service:
         evictor: What makes room.
         watches: See the attribute.
         events: See the attribute.
-        care: Knows what is gone of the daemon's own directories.
+        monitor: Knows what is gone of the daemon's own directories.
 
     Attributes:
         watches: What is brought from directories of this node.
@@ -110,7 +110,7 @@ class Service:
         evictor: Evictor,
         watches: Watches,
         events: Events,
-        care: Care,
+        monitor: DirectoryMonitor,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -120,7 +120,7 @@ class Service:
         self._pins = pins
         self._uses = uses
         self._evictor = evictor
-        self._care = care
+        self._monitor = monitor
         self.watches = watches
         self.events = events
         self._started_at = time.time()
@@ -370,7 +370,7 @@ class Service:
             ),
             has_token=self._settings.hub_token is not None,
             watches=dict(Counter(report.state for report in self.watches.reports())),
-            problems=await self._care.problems(),
+            problems=await self._monitor.problems(),
         )
 
     def manifest(self, source: RemoteSource) -> Manifest:

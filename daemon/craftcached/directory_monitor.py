@@ -19,7 +19,7 @@ from craftcache.errors import CraftcacheError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-__all__ = ["Care", "Place"]
+__all__ = ["DirectoryMonitor", "MonitoredDirectory"]
 
 log = logging.getLogger("craftcached")
 
@@ -33,7 +33,7 @@ then, and does not find in it what was not there before."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class MonitoredDirectory:
     """Something that others may remove.
 
     Attributes:
@@ -48,7 +48,7 @@ class Place:
     heal: Callable[[], Awaitable[None]]
 
 
-class Care:
+class DirectoryMonitor:
     """Looks after places; an async context manager: it works until it is left.
 
     Args:
@@ -59,7 +59,7 @@ class Care:
 
     def __init__(
         self,
-        places: Iterable[Place],
+        places: Iterable[MonitoredDirectory],
         *,
         period: float = PERIOD_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -80,7 +80,7 @@ class Care:
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    def look_after(self, place: Place) -> None:
+    def look_after(self, place: MonitoredDirectory) -> None:
         """Look after something more."""
         self._places.append(place)
 
@@ -91,7 +91,7 @@ class Care:
                 await self._look_at(place)
             return tuple(self._problems.values())
 
-    async def _look_at(self, place: Place) -> None:
+    async def _look_at(self, place: MonitoredDirectory) -> None:
         what = place.shown
         try:
             if await asyncio.to_thread(place.is_gone):
