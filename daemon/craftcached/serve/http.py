@@ -246,6 +246,7 @@ class AdminServer:
             "bytes_fetched": warmed.bytes_fetched,
             "bytes_reused": warmed.bytes_reused,
             "resident_bytes": warmed.resident_bytes,
+            "not_refreshed": list(warmed.not_refreshed),
         }
 
 

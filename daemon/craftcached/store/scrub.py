@@ -96,7 +96,8 @@ class Scrubber:
                 return "missing", None
             if sha256 == record.sha256 and after == stamp:
                 if after.ctime_ns == stamp.ctime_ns:
-                    self._store.cache.stamps.record(sha256, FileStamp.of_stamp(stamp))
+                    known = FileStamp.of_stamp(stamp)
+                    await self._hashing.run(self._store.cache.stamps.record, sha256, known)
                 return "right", None
             quarantined = await self._store.set_aside(record, stamp)
             if quarantined is not None:  # None: another file was put in its place, so hash that
