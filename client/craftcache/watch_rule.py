@@ -35,7 +35,7 @@ class WatchRule:
         settle: Seconds that both files must be quiet.
         marker: A file in the directory that must be there and no older than the pair.
         gate: A command that is given a candidate's directory; only its exit status 0 publishes.
-        keep: How many generations stay beside the newest.
+        keep: Number of generations that stay beside the newest.
         poll: Look at the directory in intervals, whatever file system it is on.
     """
 

@@ -65,7 +65,7 @@ class Daemon:
         settings: The settings to start with; apply changes the live ones among them.
         inherited: Sockets that a service manager listens on; the daemon makes those that are
             missing.
-        xet: How to start the process that fetches from Xet storage; None fetches all by HTTP.
+        xet: Command line of the process that fetches from Xet storage; None uses HTTP for all.
     """
 
     def __init__(

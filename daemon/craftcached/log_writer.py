@@ -38,8 +38,8 @@ class LogWriter(logging.Handler):
 
     Args:
         descriptor: To write to.
-        queue_bytes: How much may wait.
-        close_seconds: How long leaving waits.
+        queue_bytes: Bytes that may wait to be written.
+        close_seconds: Time that leaving waits for the queue to be written.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ async def run(
     Args:
         read_settings: Reads them anew.
         inherited: Sockets that are open already.
-        notifier: Who is told how the daemon is.
+        notifier: Tells the service manager the daemon's state.
 
     Raises:
         CraftcacheError: The daemon cannot start.

@@ -57,8 +57,8 @@ def _about(
     """What a field of Settings says of itself; see Setting.
 
     Args:
-        meaning: What it is for.
-        least: What a number must be at least.
+        meaning: Purpose of the setting, for people.
+        least: Least value of a number.
         shown: The default, where it is more than the field's.
         option: On the command line, where it is not the field's name.
     """

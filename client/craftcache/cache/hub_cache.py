@@ -110,7 +110,7 @@ class HubTree:
 
         Args:
             etag: The blob's name.
-            seconds: How long to wait for it.
+            seconds: Time to wait for it.
 
         Yields:
             Whether it is held. Without it, publishing is as safe, only maybe done twice.

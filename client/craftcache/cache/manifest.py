@@ -144,7 +144,7 @@ class Watched:
 
     Attributes:
         directory: The export directory that is watched.
-        generation: Which of its verified states this is, counted from 1.
+        generation: Number of the generation, counted from 1.
     """
 
     directory: str
@@ -219,8 +219,8 @@ class Manifest:
         """The manifest that publishes ``records``, beside what ``known`` has of the same revision.
 
         Args:
-            known: What is published now.
-            source: Whose it is.
+            known: The manifest that is published now, or None.
+            source: The source that the manifest is for.
             commit: The revision; None for a source that has none but its files.
             records: New, or in place of those of the same name.
             as_need: Whether it is published for others' sake. Once asked for by name, it stays so.
@@ -257,7 +257,7 @@ class Manifest:
 
         Args:
             data: The content of its file.
-            key: That the file is named by, where that is to be checked.
+            key: Key that the file is named by; None if that is not to be checked.
 
         Raises:
             ManifestError: It is malformed, damaged, of a newer version or another file's, or names

@@ -93,7 +93,7 @@ class _Unpickler(pickle.Unpickler):
     """Python's own, of a pickle that the reader has interpreted.
 
     Args:
-        pickled: What the reader has interpreted.
+        pickled: The pickle that the reader has interpreted.
         fd: The file.
         device: Device of all tensors.
         reason: Why the file has no index.

@@ -53,7 +53,7 @@ class Recognized(NamedTuple):
 
     Attributes:
         message: In words that follow "it is".
-        hint: What to do.
+        hint: Advice.
         is_all: Whether that is all there is to say; False where the loader's reason adds to it.
     """
 

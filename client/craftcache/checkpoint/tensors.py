@@ -100,8 +100,8 @@ def copy_into(
     Args:
         index: Index of the file.
         fd: The file, open for reading; it may be closed afterwards.
-        module: Takes the values; its parameters keep dtype and device.
-        key: Where the checkpoint's top-level dict has the state dict; None where it is one.
+        module: Module that takes the values; its parameters keep dtype and device.
+        key: Key of the state dict in the checkpoint's top-level dict; None if that is one itself.
         mapped: As in ``build``; unmapped, the file's tensors are in memory while this runs.
         source: Named in errors.
 

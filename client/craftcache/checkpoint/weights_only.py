@@ -140,9 +140,9 @@ def translate(
     """The error of ours that an unpickling error or any other failure of torch.load means.
 
     Args:
-        error: What torch raised.
+        error: Exception that torch raised.
         source: Named in the error.
-        file: What it could not load, to be looked at; its position is moved.
+        file: The file that it could not load, to be examined; its position is moved.
     """
     text = str(error)
     if isinstance(error, pickle.UnpicklingError):

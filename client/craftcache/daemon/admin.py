@@ -121,8 +121,8 @@ class AdminClient:
         """Have the daemon warm ``sources`` by itself, without waiting for it.
 
         Args:
-            sources: What to warm.
-            options: How.
+            sources: Sources to warm.
+            options: Options of the warms.
 
         Raises:
             InvalidSource: A source or filename is malformed; nothing was queued.

@@ -213,9 +213,9 @@ class WatchReport:
     """How a watched directory is.
 
     Attributes:
-        rule: What was asked for.
-        state: What is being done with it, in a word.
-        detail: What there is to say about that; may be empty.
+        rule: Rule of the watch.
+        state: State of the watch, in a word.
+        detail: Explanation of the state for people; may be empty.
         since: When the state began, UTC.
         polled: Why the directory is looked at in intervals; None where the kernel tells of changes.
         served: The generation that is served, or None.
@@ -269,7 +269,7 @@ class WatchList:
     """What is watched.
 
     Attributes:
-        watches: How each watched directory is.
+        watches: States of all watched directories.
         patterns: The rules of those that a pattern stands for.
     """
 

@@ -56,10 +56,10 @@ class Checked:
     """What was found.
 
     Attributes:
-        directory: That was looked at.
-        parts: Those that could be loaded.
+        directory: Directory that was checked.
+        parts: Parts that could be loaded.
         problems: Why it is no export that AudioCraft can load; none where it is one.
-        notes: What else is worth knowing.
+        notes: Further remarks for people.
     """
 
     directory: Path

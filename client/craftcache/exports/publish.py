@@ -36,7 +36,7 @@ class Published:
     Attributes:
         source: To load it by, pinned to its commit.
         url: For people.
-        checked: What it holds.
+        checked: Result of its check.
     """
 
     source: str

@@ -110,7 +110,7 @@ class Exchange:
         Args:
             method: HTTP method of each request.
             url: URL of the first request.
-            headers: Sent with each.
+            headers: Headers of each request.
             credentials: Headers that ``url``'s own origin is sent beside, and no other.
 
         Raises:

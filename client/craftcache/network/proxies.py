@@ -46,8 +46,8 @@ class Proxy:
 
     Attributes:
         scheme: ``http``, or ``https`` for one that is spoken to by TLS.
-        host: Its name or address, IPv6 without brackets.
-        port: Its port.
+        host: Name or address of the proxy, IPv6 without brackets.
+        port: Port of the proxy.
         userinfo: ``user:password``, percent-encoded as it was written, or None; a secret.
         variable: The variable of the environment that names it.
     """
@@ -115,7 +115,7 @@ class ProxyRules:
     """The proxies of one environment.
 
     Args:
-        environment: Where the variables are; read at once.
+        environment: Environment with the variables; read at once.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:

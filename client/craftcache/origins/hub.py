@@ -73,7 +73,7 @@ def describe(
         filename: As the repository lists it.
         revision: A branch, tag or commit.
         endpoint: The Hub's address.
-        token: Sent to the Hub only; None sends none.
+        token: Access token, sent to the Hub only; None sends none.
         timeout: Seconds without an answer.
 
     Raises:
@@ -114,7 +114,7 @@ def list_files(
     Args:
         source: The repository.
         endpoint: The Hub's address.
-        token: Sent to the Hub only; None sends none.
+        token: Access token, sent to the Hub only; None sends none.
         timeout: Seconds without an answer.
 
     Raises:

@@ -73,7 +73,7 @@ class UrlSource:
         url: Without a fragment, as it will be requested. May carry a signed query: show
             :func:`shown_url` of it, never itself.
         filename: For a URL that named one of an export's two files, that file's name.
-        digest: What ``#sha256=`` or a torch.hub file name promises, of the file that was named.
+        digest: Digest that ``#sha256=`` or a torch.hub file name promises for the named file.
         is_export: Whether the URL names an export directory; then ``url`` ends in ``/``.
     """
 

@@ -116,7 +116,7 @@ class Loaded:
         revision: The revision that is served; of a URL or a watch a digest over its files; empty
             of local files.
         files: In the order in which they were asked for.
-        served_by: Who had them.
+        served_by: Server of the files: ``daemon``, ``cache``, ``origin`` or ``local``.
         fallback_reason: Why the daemon did not serve them; None where it did or was not asked.
     """
 
@@ -185,7 +185,7 @@ class Resolved:
             different places; never climbs out of it.
         device: ``st_dev`` of the file that it leads to, so that the worker can tell whether it
             sees the same file.
-        inode: Its ``st_ino``.
+        inode: ``st_ino`` of the file.
     """
 
     path: str
@@ -212,7 +212,7 @@ class WarmedModel:
     """A source that was brought up to date.
 
     Attributes:
-        source: As shown to people. The wire does not repeat it: an answer is for its request.
+        source: The source as shown to people. Not on the wire: an answer is for its request.
         revision: The one that is served from now on.
         bytes_fetched: Bytes of its own files that came over the network.
         bytes_reused: Bytes of its own files that were in the cache before, in whatever form.

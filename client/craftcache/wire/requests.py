@@ -311,7 +311,7 @@ class Identify(Request[Identified]):
 
     Attributes:
         device: ``st_dev`` of the directory.
-        inode: Its ``st_ino``.
+        inode: ``st_ino`` of the directory.
     """
 
     device: int

@@ -23,7 +23,7 @@ class Identified:
     """Which watch a directory belongs to.
 
     Attributes:
-        watch: Its name; empty where the directory is not watched.
+        watch: Name of the watch; empty where the directory is not watched.
     """
 
     watch: str

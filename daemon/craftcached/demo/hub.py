@@ -41,8 +41,8 @@ class DemoHub:
     """Serves the files of a directory as one repository; an async context manager.
 
     Args:
-        repo_id: Its id, ``org/name``.
-        directory: Whose files it holds; they must not change meanwhile.
+        repo_id: Id of the repository, ``org/name``.
+        directory: Directory of the served files; they must not change meanwhile.
     """
 
     def __init__(self, repo_id: str, directory: Path) -> None:

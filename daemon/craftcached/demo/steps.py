@@ -151,8 +151,8 @@ async def demonstration(source: str | None, workers: int) -> AsyncIterator[Demon
     """Set everything up in a temporary directory, and remove all of it in the end.
 
     Args:
-        source: What to warm and load; None is the sample.
-        workers: How many load at once.
+        source: Source to warm and load; None is the sample.
+        workers: Number of workers that load at once.
 
     Raises:
         Unavailable: The daemon does not start.

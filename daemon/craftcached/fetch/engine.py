@@ -66,7 +66,7 @@ class Engine:
         clock: Returns Unix time in seconds, for the age of partial files.
         boot_id: Id of this boot of the machine; None asks the kernel.
         free: Returns the free bytes of the file system of ``staging``.
-        xet: How to start the process that fetches from Xet storage; None fetches all by HTTP.
+        xet: Command line of the process that fetches from Xet storage; None uses HTTP for all.
     """
 
     def __init__(

@@ -30,13 +30,13 @@ class RemoteFile:
 
     Attributes:
         source: The source as the user may see it; every error names it.
-        url: Where each first request goes. May redirect to a signed address elsewhere, which is
+        url: URL of each first request. May redirect to a signed address elsewhere, which is
             asked for again here when it expires.
         promise: Size, digest and validator, as far as the origin gave them beforehand.
         key: The name under which partial bytes are kept in staging; the same key means the same
             content, so that a restart may resume. Letters and digits only.
         headers: Credentials; sent to ``url``'s own origin (scheme, host and port) and no other.
-        attempt: Which attempt this is at bytes that keep the promise. From the second on,
+        attempt: Number of this attempt at bytes that keep the promise. From the second on,
             connections are new, and caches on the way are asked to ask the origin.
         public_only: Whether a user chose the address, so that it and what it redirects to must be
             public, as far as the policy excepts no host.

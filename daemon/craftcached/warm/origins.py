@@ -205,7 +205,7 @@ class UrlOrigin:
 
     Args:
         source: The URL.
-        policy: Which addresses may be asked, redirect targets included.
+        policy: Policy on addresses that may be asked, redirect targets included.
     """
 
     def __init__(self, source: UrlSource, policy: UrlPolicy) -> None:
@@ -312,7 +312,7 @@ class Origins:
 
     Args:
         hub: The Hub.
-        policy: Which addresses of other servers may be asked.
+        policy: Policy on addresses of other servers that may be asked.
     """
 
     def __init__(self, hub: Hub, policy: UrlPolicy) -> None:

@@ -47,10 +47,10 @@ def copy_pair(
     """Copy both files as they were seen into an empty directory, hashed and durable.
 
     Args:
-        target: Whose files.
+        target: Directory of the files.
         marker: As in ``look``.
-        seen: What they were when they were quiet for long enough.
-        staging: Where to; the files have their own names there.
+        seen: Snapshot of the files when they were quiet for long enough.
+        staging: Directory that is copied to, under the files' own names.
         should_stop: Asked between chunks; true gives up.
 
     Raises:

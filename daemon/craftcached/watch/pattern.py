@@ -43,7 +43,7 @@ class PatternWatcher:
     """Finds the directories that a rule stands for, for as long as ``run`` runs.
 
     Args:
-        rule: Whose directory is a pattern.
+        rule: Rule whose directory is a pattern.
         observer: Gives hints of new directories.
         found: Called with each directory's own rule and the directory, once for each.
         threads: For searching.

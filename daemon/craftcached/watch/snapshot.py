@@ -40,7 +40,7 @@ class Target:
     """A directory to look at.
 
     Attributes:
-        root: Where links are followed, because the administrator named it.
+        root: Part of the path in which links are followed, because the administrator named it.
         steps: From there on, where they are not.
     """
 
@@ -98,7 +98,7 @@ class Snapshot:
         fault: Why nothing here can become a generation as it is; empty where something can.
         beside: What stands beside the pair and has to do with it, with stamps: the marker, and what
             looks like a file on its way to one of its names, as rsync's ``.state_dict.bin.Xa81fp``.
-        others: What else is in the directory: a digest of names and stamps.
+        others: Digest of the names and stamps of all other files in the directory.
     """
 
     directory: tuple[int, int] | None = None

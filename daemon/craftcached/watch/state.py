@@ -40,7 +40,7 @@ class WatchState:
 
     Attributes:
         settle: Seconds without a change after which it is taken.
-        look: What was seen last.
+        look: The last snapshot.
         since: When that was seen first.
         was_there: Whether the directory was ever seen.
         in_hand: The pair that is being verified.

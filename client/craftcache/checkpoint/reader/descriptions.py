@@ -20,7 +20,7 @@ class Global:
     """A class or function that the pickle names, and that torch's weights-only loader knows.
 
     Attributes:
-        name: Its module and name, joined by a dot.
+        name: Module and name, joined by a dot.
         call: Describes what calling it returns; None where no checkpoint calls it.
         new: Describes what its ``__new__`` returns, without ``__init__``; None as for ``call``.
         copies: Whether calling it takes the longer, the more it is given.
