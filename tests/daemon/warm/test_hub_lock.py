@@ -10,7 +10,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import pytest
 from filelock import FileLock, Timeout
 
 from craftcache.cache.directory import CacheDir
