@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "Blame",
     "CraftcacheError",
     "InvalidSource",
     "NotFound",
