@@ -1,4 +1,4 @@
-"""The command as it is installed beside AudioCraft, and a daemon of another environment."""
+"""The command and the client as they are beside AudioCraft, and a daemon of another environment."""
 
 from __future__ import annotations
 
@@ -7,16 +7,38 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
+from tests.support.checkpoints import saved
 from tests.support.command import SIZE, Node, Ran, running_node
 from tests.support.daemons import EXPORT_FILES
+from tests.support.hub import Gate, Stall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from .environment import Upstream
 
     Command = Callable[..., Ran]
+
+
+WITHDRAW = """
+import asyncio, sys
+from craftcache import AsyncClient
+
+async def main(source, socket_dir, cache_dir):
+    async with AsyncClient(socket_dir=socket_dir, cache_dir=cache_dir) as client:
+        begun = asyncio.Event()
+        warm = asyncio.ensure_future(client.warm(source, on_progress=lambda _: begun.set()))
+        await begun.wait()
+        try:
+            await asyncio.wait_for(warm, 0.01)
+        except asyncio.TimeoutError:
+            print('"withdrawn"')
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +103,21 @@ def test_the_doctor_finds_nothing_to_mend(craftcache: Command) -> None:
     states = {each["check"]: each["state"] for each in ran.json["findings"]}
     assert ran.code == 0, states
     assert {states[check] for check in ("daemon", "version", "cache agreement")} == {"ok"}
+
+
+@pytest.mark.parametrize("served_by", ["daemon", "origin"])
+def test_a_call_that_takes_too_long_is_withdrawn(
+    upstream: Upstream, node: Node, tmp_path: Path, served_by: str
+) -> None:
+    name = f"org/{tmp_path.name}"
+    content = saved({"name": name, "weights": torch.zeros(1000)})  # as no other model has them
+    node.hub.repo(name).commit(dict.fromkeys(EXPORT_FILES, content))
+    node.hub.inject(Stall(Gate(), after=1000), path=f"*/{name}/*", origin="cdn", times=None)
+    sockets = node.daemon.socket_dir if served_by == "daemon" else tmp_path / "none"
+    said = upstream.run(
+        *("-c", WITHDRAW, name, sockets, tmp_path / "cache"),
+        home=tmp_path,
+        HF_ENDPOINT=node.hub.endpoint,
+        CRAFTCACHE_INSECURE_HOSTS="127.0.0.1",
+    )
+    assert said == "withdrawn"
