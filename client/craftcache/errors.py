@@ -211,7 +211,7 @@ class NotMounted(CraftcacheError):
 
 
 class ResourceLimit(CraftcacheError):
-    """This process may not have what it takes: memory, open files, threads; names the limit."""
+    """This process may not have the memory, open files or threads needed; names the limit."""
 
     blame = "process"
 

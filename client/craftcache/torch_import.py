@@ -1,4 +1,4 @@
-"""The first import of torch, which the base install leaves to its worker."""
+"""The first import of torch, if it is installed, without its warnings about optional packages."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ async def run(
 
     Raises:
         CraftcacheError: The daemon cannot start.
-        OSError: Likewise.
+        OSError: The system refuses a file, socket or process that the daemon needs to start.
     """
     settings = read_settings()
     daemon = Daemon(settings, inherited, xet=xet_command())

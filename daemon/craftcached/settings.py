@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "Setting", "SETTINGS", "LIVE"]
 
 PREFIX = "CRAFTCACHE_"
-"""Of the variables in the environment."""
+"""Prefix of the variables in the environment."""
 
 _SERVICE_LINK = re.compile(
     rf"{PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?)?)"
@@ -230,15 +230,15 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What there is to know of one setting.
+    """The description of one setting.
 
     Attributes:
-        name: In the configuration file.
-        kind: Of its values: an annotation of Settings, without its ``None``.
-        meaning: One sentence or more.
-        default: As people are shown it.
-        least: What a number must be at least.
-        option: On the command line.
+        name: Name in the configuration file.
+        kind: Type of its values: an annotation of Settings, without its ``None``.
+        meaning: One sentence or more for people.
+        default: Default as shown to people.
+        least: Least value of a number.
+        option: Name of its option on the command line.
     """
 
     name: str

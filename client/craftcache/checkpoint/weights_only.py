@@ -48,10 +48,10 @@ _CALL: Final = re.compile(
     r"(?:reduce for unrecognized function|Can only create new object for .* but got"
     r"|Can only build .* but got) (.+)"
 )
-"""How torch names what it refuses to call, to instantiate or to give a state."""
+"""Pattern of torch's message for a global that it refuses to call, make or give a state."""
 
 _REASON: Final = re.compile(r"WeightsUnpickler error:\s*([^\n]*\S)")
-"""How torch says what is wrong, between paragraphs of advice."""
+"""Pattern of the cause in torch's message, which is among paragraphs of advice."""
 
 _FILLED_DEFAULTDICT: Final = re.compile(r"Can only SETITEMS? for .*defaultdict")
 

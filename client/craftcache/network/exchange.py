@@ -108,8 +108,8 @@ class Exchange:
         """Make a request and follow where it leads; the answer is open.
 
         Args:
-            method: Of each request.
-            url: Of the first.
+            method: HTTP method of each request.
+            url: URL of the first request.
             headers: Sent with each.
             credentials: Headers that ``url``'s own origin is sent beside, and no other.
 

@@ -28,7 +28,7 @@ __all__ = ["HubFile", "hub_endpoint", "describe", "list_files", "invalid_token"]
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
 MAX_LIST_BYTES = 64 * 1024 * 1024
-"""Of the answer that lists a repository's files; the largest repositories have 100,000 of them."""
+"""Bytes of an answer that lists a repository's files, of which the largest have 100,000."""
 
 _YES = frozenset({"1", "ON", "YES", "TRUE"})
 
@@ -162,7 +162,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What was asked for, for the words about a refusal."""
+    """The kind of thing that was asked for, for the message of a refusal."""
 
     source: HubSource
     filename: str

@@ -119,8 +119,8 @@ class WatchSource:
     """``watch:NAME``, an export directory that the daemon watches under that name.
 
     Attributes:
-        name: Of the watch.
-        generation: Which one of its generations, as in ``watch:NAME@3``; None is the one served.
+        name: Name of the watch.
+        generation: Number of one of its generations, as in ``watch:NAME@3``; None: the served.
     """
 
     name: str

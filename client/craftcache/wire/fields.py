@@ -68,7 +68,7 @@ class WireError(Exception):
 
 
 class Fields:
-    """A JSON object that is being parsed; keys that nobody asks for are ignored.
+    """A JSON object that is being parsed; unknown keys are ignored.
 
     Args:
         value: What JSON said.

@@ -36,7 +36,7 @@ __all__ = ["Network", "PrivateAddressError", "PublicResolver"]
 log = logging.getLogger("craftcached")
 
 READ_AHEAD_BYTES = 128 * 1024
-"""Of each connection, beside the kernel's own buffers, while its last block is written."""
+"""Bytes of each connection buffered, beside the kernel's buffers, while a block is written."""
 
 
 class Network:
@@ -97,10 +97,10 @@ class Network:
         """Make one request; redirects are answers like any other.
 
         Args:
-            method: Of HTTP.
+            method: HTTP method.
             url: Percent-encoded; sent as it is.
             headers: Sent with it.
-            source: As errors name it.
+            source: The source, named in errors.
             public_only: Whether a user chose the address, so that it must be a public one.
 
         Raises:

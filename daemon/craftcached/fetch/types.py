@@ -1,4 +1,4 @@
-"""What a fetch takes and gives: the border between the engine and the rest of the daemon."""
+"""The input and the result of a fetch: the interface of the engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["RemoteFile", "Fetched", "Priority", "Fetcher"]
 
 
 class Priority(IntEnum):
-    """Who goes first when connections are scarce; the lower number wins."""
+    """Priority when connections are scarce; the lower number goes first."""
 
     WAITED_FOR = 0
     """A worker waits in ``load``."""
@@ -53,13 +53,13 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file that came whole, is durable in staging and keeps its promise.
+    """A fetched file: complete, durable in staging and verified against its promise.
 
     Attributes:
-        path: The staging file, fsynced, mode 0444, under a name of its own: the caller's, who
-            renames or links it, or removes it.
-        digests: Of all its bytes.
-        stamp: Of the file when all its bytes were there and hashed.
+        path: Path of the file in staging, fsynced, mode 0444, under a name of its own; the caller
+            owns it, and renames, links or removes it.
+        digests: Digests of all its bytes.
+        stamp: Stamp of the file when all its bytes were there and hashed.
         etag: The strong validator that the origin sent with the bytes, unquoted, or None.
         bytes_fetched: Bytes that came over the network in this run.
         bytes_reused: Bytes that an earlier, interrupted run had left in staging.
@@ -86,8 +86,8 @@ class Fetcher(Protocol):
         """Fetch one file; cancelling leaves staging resumable or empty.
 
         Args:
-            file: What to fetch.
-            priority: Who goes first when connections are scarce.
+            file: The file to fetch.
+            priority: Priority when connections are scarce.
             report: Called with the bytes present so far and the total, where known; never blocks.
 
         Raises:
@@ -97,5 +97,5 @@ class Fetcher(Protocol):
         ...
 
     def hurry(self, key: str) -> None:
-        """Somebody waits for the file that is being fetched under ``key`` now, if one is."""
+        """Raise the priority of the fetch that is running under ``key``, if one is."""
         ...

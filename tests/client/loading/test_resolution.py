@@ -11,7 +11,8 @@ import pytest
 import torch
 from huggingface_hub import hf_hub_download
 
-from craftcache import Client, default
+from craftcache import Client
+from craftcache.client import default_client
 from craftcache.errors import (
     IntegrityError,
     InvalidSource,
@@ -182,7 +183,7 @@ def test_the_module_has_a_client_of_its_own(node: Node, monkeypatch: pytest.Monk
 
     monkeypatch.setenv("CRAFTCACHE_SOCKET_DIR", str(node.daemon.socket_dir))
     monkeypatch.setenv("CRAFTCACHE_CACHE_DIR", str(node.daemon.cache_dir))
-    vars(default._client).clear()
+    vars(default_client).clear()
     try:
         assert craftcache.load("org/model").served_by == "daemon"
         assert_same(craftcache.load_state_dict("org/model", "state_dict.bin"), expected())
@@ -191,7 +192,7 @@ def test_the_module_has_a_client_of_its_own(node: Node, monkeypatch: pytest.Monk
         assert craftcache.status().pid == node.daemon.pid
         assert craftcache.models()
     finally:
-        vars(default._client).clear()
+        vars(default_client).clear()
 
 
 def test_a_digest_in_a_url_is_checked_by_the_daemon_whatever_is_warm(

@@ -13,8 +13,8 @@ import pytest
 
 from craftcache.daemon.admin import AdminClient
 from craftcache.errors import CraftcacheError
-from craftcached.care import Care, Place
 from craftcached.database import Database, Pin
+from craftcached.directory_monitor import DirectoryMonitor, MonitoredDirectory
 from tests.support.daemons import EXPORT_FILES
 from tests.support.hub import OnDisk
 
@@ -41,17 +41,19 @@ class Gone:
             raise self.obstacle
         self.is_there = True
 
-    def care(self) -> Care:
-        return Care([Place("the attic", self.is_gone, self.heal)], clock=lambda: self.now)
+    def monitor(self) -> DirectoryMonitor:
+        return DirectoryMonitor(
+            [MonitoredDirectory("the attic", self.is_gone, self.heal)], clock=lambda: self.now
+        )
 
 
 async def test_what_is_gone_is_made_anew_once_whoever_removes_it_is_done() -> None:
     gone = Gone()
-    care = gone.care()
-    assert await care.problems() == ()
+    monitor = gone.monitor()
+    assert await monitor.problems() == ()
     assert not gone.is_there
     gone.now += 1.5
-    assert await care.problems() == ()
+    assert await monitor.problems() == ()
     assert gone.is_there
 
 
@@ -59,13 +61,13 @@ async def test_what_is_gone_is_made_anew_once_whoever_removes_it_is_done() -> No
 async def test_what_cannot_be_made_anew_is_named_until_it_can(obstacle: Exception) -> None:
     gone = Gone()
     gone.obstacle = obstacle
-    care = gone.care()
-    await care.problems()
+    monitor = gone.monitor()
+    await monitor.problems()
     gone.now += 1.5
-    (problem,) = await care.problems()
+    (problem,) = await monitor.problems()
     assert problem.startswith("the attic cannot be used: ")
     gone.obstacle = None
-    assert await care.problems() == ()
+    assert await monitor.problems() == ()
     assert gone.is_there
 
 
