@@ -22,7 +22,7 @@ import torch
 import craftcache
 from craftcache import Client
 from craftcache.checkpoint import weights_only
-from craftcache.cache import cache
+from craftcache.cache import directory
 source, sockets, directory, limit = sys.argv[1:5]
 client = Client(socket_dir=sockets, cache_dir=directory)
 def attempt():

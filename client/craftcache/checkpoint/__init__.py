@@ -7,6 +7,7 @@
     tensors        tensors from an index and the file it describes
     weights_only   torch's own load, for what no index can hold
     torch_load     torch's own load, also where the process has replaced it
+    inspection     whether a file that no daemon looked at can be loaded safely
     recognize      what a file is that is no checkpoint
     descriptor     reading a file by its descriptor alone
 

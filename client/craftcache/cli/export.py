@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from craftcache.daemon.client import own_token
-from craftcache.torch_needed import require_torch
 
 from .context import FAILED, json_option
 from .output import print_columns, print_json, print_pairs, size_text
@@ -34,7 +33,6 @@ def check(directory: Path, *, as_json: bool) -> None:
 
     Exits with 1 if it cannot.
     """
-    require_torch()
     from craftcache.exports import check_export
 
     checked = check_export(directory, token=own_token())
@@ -55,7 +53,6 @@ def check(directory: Path, *, as_json: bool) -> None:
 @json_option
 def make(lm: Path, compression: str, directory: Path, *, as_json: bool) -> None:
     """Make an export of a training run in DIRECTORY, both files at once."""
-    require_torch()
     from craftcache.exports import check_export, make_export
 
     make_export(lm, compression, directory)
@@ -75,7 +72,6 @@ def publish(directory: Path, repo_id: str, message: str, *, private: bool, as_js
 
     An unsafe or incomplete one is refused. Prints the source to load it by, pinned to its commit.
     """
-    require_torch()
     from craftcache.exports import publish_export
 
     published = publish_export(directory, repo_id, private=private, message=message)

@@ -11,7 +11,7 @@ from craftcache.checkpoint.contents import Contents
 from craftcache.errors import CraftcacheError, InvalidSource, NotFound
 from craftcache.origins.hub import describe, hub_endpoint
 from craftcache.sources import FILENAMES, PARTS, HubSource, Part, parse
-from craftcache.torch_import import import_torch_quietly
+from craftcache.torch_import import require_torch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +85,7 @@ def check_export(directory: Path, *, token: str | None = None) -> Checked:
     """
     if not directory.is_dir():
         raise NotFound("no such directory", source=str(directory), hint="Check the path")
-    import_torch_quietly()
+    require_torch()
     from craftcache.checkpoint.weights_only import load
 
     parts: dict[Part, CheckedPart] = {}

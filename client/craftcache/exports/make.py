@@ -19,7 +19,7 @@ from typing import Any
 from craftcache.cache.durable import staging_name, sync_directory
 from craftcache.errors import InvalidSource, NotFound
 from craftcache.sources import FILENAMES
-from craftcache.torch_import import import_torch_quietly
+from craftcache.torch_import import require_torch
 
 __all__ = ["make_export"]
 
@@ -80,7 +80,7 @@ def _export_compression(named: str) -> Mapping[str, Any]:
 
 
 def _load(path: Path) -> Mapping[str, Any]:
-    import_torch_quietly()
+    require_torch()
     from craftcache.checkpoint.weights_only import load
 
     try:

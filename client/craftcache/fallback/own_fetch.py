@@ -22,13 +22,13 @@ from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.cache.publish import Verified, publish_hub, publish_url
 from craftcache.cache.signed_urls import same_file
 from craftcache.checkpoint.filenames import is_checkpoint
+from craftcache.checkpoint.inspection import inspect
 from craftcache.config import choose_insecure_hosts
 from craftcache.digests import Promise, hash_stamped
 from craftcache.network.token import authorization
 from craftcache.origins.hub import describe, hub_endpoint
 from craftcache.origins.policy import UrlPolicy
 from craftcache.sources import shown_url
-from craftcache.torch_import import import_torch_quietly
 from craftcache.wire import Loaded, Progress
 
 from .abandonable import call_apart
@@ -227,12 +227,8 @@ def _policy() -> UrlPolicy:
 
 def _inspect(path: Path, filename: str, source: str) -> None:
     """Refuse a checkpoint that cannot be loaded safely."""
-    if not is_checkpoint(filename):
-        return
-    import_torch_quietly()
-    from craftcache.checkpoint import weights_only
-
-    weights_only.load(path, map_location="meta", source=source)
+    if is_checkpoint(filename):
+        inspect(path, source=source)
 
 
 def _kept(publish: Callable[[], object], is_held: bool) -> str | None:

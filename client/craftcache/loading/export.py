@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from craftcache.errors import InvalidSource, UnknownDevice
 from craftcache.limits import limits_named
 from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
-from craftcache.torch_import import import_torch_quietly
-from craftcache.torch_needed import require_torch
+from craftcache.torch_import import require_torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -163,7 +162,7 @@ def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, sourc
         UnsafeCheckpoint, NotACheckpoint: See to_object.
     """
     with limits_named(source):
-        import_torch_quietly()
+        require_torch()
         import torch
 
         from craftcache.checkpoint import tensors

@@ -126,7 +126,12 @@ def not_overwritten(source: str) -> dict[str, Any]:
     return {
         "overwritten": torch.equal(ours.pop(name), theirs.pop(name)),
         "deviations": {
-            path: (ours[path].std().item(), their.std().item(), ours[path].mean().item())
+            path: (
+                ours[path].std().item(),
+                their.std().item(),
+                ours[path].mean().item(),
+                their.numel(),
+            )
             for path, their in theirs.items()
         },
         "drawn alike": [path for path in theirs if torch.equal(ours[path], theirs[path])],

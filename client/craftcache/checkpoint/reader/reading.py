@@ -43,12 +43,11 @@ def read_index(fd: int) -> Index:
     Raises:
         UnsafeCheckpoint: Loading it would call something that is not allowed; it is named.
         NotACheckpoint: It is damaged, absurd, or no checkpoint at all.
+        MemoryError: Describing it takes more memory than there is; whoever confines this process
+            knows whether that is the file's fault.
         OSError: It cannot be read.
     """
-    try:
-        return _read_archive(fd) if is_archive(fd) else _read_legacy(fd)
-    except MemoryError as error:
-        raise NotACheckpoint("describing it takes more memory than there is") from error
+    return _read_archive(fd) if is_archive(fd) else _read_legacy(fd)
 
 
 @dataclass(frozen=True, slots=True)
