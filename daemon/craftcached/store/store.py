@@ -137,6 +137,11 @@ class Store:
         """Whether directories of the cache were removed, or the cache is another one now."""
         return not (_is_lock(self.cache, self._lock_fd) and self.cache.is_made())
 
+    def is_obstructed(self) -> bool:
+        """Whether something may keep the next fetch from writing to the cache."""
+        may_write = (os.access(path, os.W_OK | os.X_OK) for path in self.cache.directories)
+        return self.is_gone() or not all(may_write)
+
     async def check_healable(self) -> None:
         """See that what is gone can be made anew as soon as something is to be written.
 
@@ -149,13 +154,17 @@ class Store:
 
     def _check_healable(self) -> None:
         root = self.cache.root
-        nearest = next(path for path in (root, *root.parents) if os.path.lexists(path))
-        if nearest == root and root.stat().st_dev != self._device:
+        if root.is_dir() and root.stat().st_dev != self._device:
             raise OSError(errno.ENODEV, "another file system is mounted there now", str(root))
-        if not nearest.is_dir():
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+        for directory in (root, *self.cache.directories):
+            places = (directory, *directory.parents)
+            nearest = next(path for path in places if os.path.lexists(path))
+            if not nearest.is_dir():
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+            if not os.access(nearest, os.W_OK | os.X_OK):
+                is_read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
+                reason = errno.EROFS if is_read_only else errno.EACCES
+                raise OSError(reason, os.strerror(reason), str(nearest))
 
     def _heal(self) -> None:
         root = self.cache.root
@@ -173,7 +182,8 @@ class Store:
         """The manifest of ``source`` as it stands now: one stat, and a read only if it changed.
 
         One that belongs to another user says nothing: what it names is brought and verified anew.
-        To one of ours others may be able to write: see trusted, and recheck.
+        To one of ours others may be able to write, so it is only to be shown: see trusted, believed
+        and recheck.
         """
         return self._manifest(source)[0]
 
@@ -258,15 +268,23 @@ class Store:
         names = tuple(filenames)
         if (manifest := self.intact(source, names)) is not None:
             return manifest
-        manifest, is_ours = self._manifest(source)
-        if manifest is None:
-            return None
-        if not is_ours and not await self._take_over(manifest_key(source), manifest):
-            return None
-        for record in manifest.select(source, names) or ():
+        manifest = await self.believed(source)
+        for record in (manifest.select(source, names) if manifest else None) or ():
             if not await self.verify(record):
-                log.warning("%s: %s is not what was verified", manifest.source, record.path)
+                log.warning("%s: %s is not what was verified", source.shown, record.path)
         return self.intact(source, names)
+
+    async def believed(self, source: RemoteSource) -> Manifest | None:
+        """The manifest of ``source`` as something that more may be built on.
+
+        One that others may write to is that once all that it names has been hashed, and it has been
+        written anew; None where it cannot be.
+        """
+        manifest, is_ours = self._manifest(source)
+        if manifest is None or is_ours:
+            return manifest
+        is_right = await self._take_over(manifest_key(source), manifest)
+        return self.trusted(source) if is_right else None
 
     async def recheck_all(self) -> None:
         """Look again at all that does not fit, so that nobody who wants it later waits for that."""
@@ -291,7 +309,7 @@ class Store:
         quarantined = await self.set_aside(record, stamp)
         if quarantined is None:  # another was put in its place meanwhile
             return
-        shown = self.cache.relative(quarantined)
+        shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
         if self._events is not None:
             self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
