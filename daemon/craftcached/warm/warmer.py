@@ -256,7 +256,7 @@ class Warmer:
 
     async def _warm(self, wanted: Wanted, progress: SourceProgress) -> Warmed:
         """The pipeline."""
-        known = self._store.manifest(wanted.source)
+        known = await self._store.believed(wanted.source)
         # What is here for others' sake alone is handed to nobody, and is inspected only when
         # somebody asks for it by name.
         inspected = not wanted.as_need or (known is not None and not known.needed_only)
