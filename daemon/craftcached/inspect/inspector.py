@@ -116,7 +116,7 @@ class Inspector:
         )
 
     async def _is_able(self) -> bool:
-        """Whether a process for another file reaches a verdict; else it is no file that crashes it."""
+        """Whether a process for another file reaches a verdict; else no file is to blame."""
         control = os.memfd_create("control", os.MFD_CLOEXEC)
         try:
             os.write(control, b"no checkpoint")
