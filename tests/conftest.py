@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.blocking import blocking_calls
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
 from tests.support.hub import TestHub, hub_in_thread
 
@@ -70,6 +71,21 @@ def isolated_environment(
     for name, value in _for_tests(home).items():
         monkeypatch.setenv(name, value)
     return home
+
+
+@pytest.fixture(scope="session")
+def all_blocking_calls() -> Iterator[list[str]]:
+    """The calls of ours that have blocked a running event loop, once they are told of."""
+    with blocking_calls() as calls:
+        yield calls
+
+
+@pytest.fixture(autouse=True)
+def no_blocking(all_blocking_calls: list[str]) -> Iterator[None]:
+    """Any call of ours that blocks a running event loop fails the test, whoever caught that."""
+    all_blocking_calls.clear()
+    yield
+    assert not all_blocking_calls, "\n\n".join(all_blocking_calls)
 
 
 def _not_for_tests() -> list[str]:

@@ -51,7 +51,7 @@ MAX_THREADS = 64
 """Calls of one client that run at once; further ones wait for their turn."""
 
 EXIT_SECONDS = 2.0
-"""How long the end of the interpreter waits for calls to take back what they had half done."""
+"""Time that the end of the interpreter waits for cancelled calls to clean up."""
 
 
 class AsyncClient:

@@ -36,7 +36,7 @@ __all__ = ["Client"]
 class Client:
     """Loads AudioCraft checkpoints through the node's daemon, or without it where it is away.
 
-    Thread-safe; fork-safe (a child opens its own connections); picklable (the copy likewise).
+    Thread-safe; fork-safe and picklable (a child or a copy opens its own connections).
     Connections are made when first needed. Use it as a context manager to close them, or leave
     that to the end of the process.
 
@@ -80,8 +80,8 @@ class Client:
         Args:
             source: A local file or directory, an ``https://`` URL, a Hub id
                 ``org/name[@revision]`` or ``watch:NAME[@generation]``, tried in that order.
-            device: Of all tensors; whatever torch.device takes.
-            parts: Which of the pair to load.
+            device: Device of all tensors; whatever torch.device takes.
+            parts: Parts of the pair to load.
 
         Raises:
             CraftcacheError: Any of the tree; see craftcache.errors.
@@ -99,9 +99,9 @@ class Client:
 
         Args:
             file_or_url_or_id: As ``source`` of :meth:`load`.
-            filename: The file inside a directory, a repository or a URL that ends in ``/``.
-            device: Of all tensors.
-            cache_dir: Used for this call instead of the client's own, where the daemon is away.
+            filename: Name of the file in a directory, a repository or a URL that ends in ``/``.
+            device: Device of all tensors.
+            cache_dir: Cache directory for this call in place of the client's, without the daemon.
 
         Raises:
             CraftcacheError: Any of the tree.
@@ -118,10 +118,10 @@ class Client:
         """Copy one part's state dict straight into a module's own parameters.
 
         Args:
-            module: Takes the values, cast to its parameters' dtypes, on their devices.
+            module: Module that takes the values, cast to its parameters' dtypes, on their devices.
             source: As in :meth:`load`.
-            part: Which of the pair.
-            key: Where the checkpoint has the state dict; None where it is one.
+            part: Part of the pair.
+            key: Key under which the checkpoint has the state dict; None if it is one itself.
 
         Raises:
             InvalidSource: There is no state dict under ``key``.
@@ -131,7 +131,7 @@ class Client:
         self._do.load_into(module, source, part, key, call=Call())
 
     def resolve(self, source: str | os.PathLike[str], filename: str) -> Path:
-        """Where a file stands under this process's cache directory, as hf_hub_download says it.
+        """The path of a file under this process's cache directory, as hf_hub_download returns it.
 
         Raises:
             NotMounted: The daemon has it, and this process cannot see it there.
@@ -146,26 +146,26 @@ class Client:
         on_progress: Callable[[Progress], None] | None = None,
         **options: Unpack[WarmKeywords],
     ) -> list[WarmedModel]:
-        """Bring sources to their newest revision, and what they need; every one is tried.
+        """Warm sources at their newest revision, with their dependencies; every one is tried.
 
-        What a model needs (a text encoder, a codec that it only names ...) is cached where
-        AudioCraft looks for it. What of it no cache can hold, :meth:`models` names.
+        A model's dependencies (a text encoder, a codec that it only names ...) are cached where
+        AudioCraft looks for them. :meth:`models` names those that no cache can hold.
 
         Args:
             sources: URLs and Hub ids.
             on_progress: Called with each step, in this thread.
-            options: How, by the names of the attributes of WarmOptions: ``filenames`` to bring,
-                ``resident`` for memory too, ``pair_only`` without what they need ...
+            options: Attributes of WarmOptions: ``filenames`` to fetch, ``resident`` to read them
+                into memory, ``pair_only`` to leave out dependencies ...
 
         Raises:
-            CraftcacheError: The first failure, with the others as its notes. What was brought
-                stays brought: a further warm of it finds it there.
+            CraftcacheError: The first failure, with the others as its notes. Sources that were
+                warmed stay cached.
         """
         call = Call(on_progress) if on_progress is not None else Call()
         return self._do.warm(sources, WarmOptions.of(options), call=call)
 
     def status(self) -> DaemonStatus:
-        """How the daemon is at this moment.
+        """The daemon's state at this moment; see DaemonStatus for fields and units.
 
         Raises:
             Unavailable: There is no daemon.
@@ -173,22 +173,22 @@ class Client:
         return self._do.status(call=Call())
 
     def models(self) -> list[CachedModel]:
-        """What a load would find without asking its origin."""
+        """All cached models: those that a load finds without asking their origin."""
         return self._do.models(call=Call())
 
     def follow(self, name: str, *, after: int | None = None) -> Iterator[Generation]:
         """Yield the generations of a watched export directory, each as soon as it is served.
 
-        The one that is served now comes first. None is missed but those that another has replaced
-        before this process came to ask; a rollback yields the earlier one again. The wait costs
-        nothing, and goes on after a restart of the daemon, however long that takes.
+        The one that is served now comes first. A generation is missed only if another replaces it
+        before this process asks for the next; a rollback yields the earlier one again. The wait
+        costs nothing, and goes on after a restart of the daemon, however long that takes.
 
         Args:
-            name: Of the watch.
-            after: The number of a generation that is known already and is not to come first.
+            name: Name of the watch.
+            after: Number of a generation that is known already and is not to come first.
 
         Raises:
-            NotFound: There is no such watch, or no more.
+            NotFound: There is no such watch, or it was removed.
             Unavailable: There is no daemon.
         """
         has_daemon = False
@@ -198,7 +198,7 @@ class Client:
             yield generation
 
     def explain(self, source: str | os.PathLike[str]) -> Explanation:
-        """What a load of ``source`` would do here, and why; changes nothing, fetches nothing."""
+        """Explain what a load of ``source`` would do here; changes nothing, fetches nothing."""
         return self._do.explain(source, call=Call())
 
     def close(self) -> None:
@@ -213,10 +213,10 @@ class Client:
 
 
 class _ClientOfFirstUse(Client):
-    """A client that its first use makes, from the environment as it is then."""
+    """A client that is made at its first use, from the environment as it is then."""
 
     def __init__(self) -> None:
-        """Make nothing yet: what Client makes is made when it is missed."""
+        """Make nothing yet: __getattr__ makes Client's attribute when it is first used."""
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever Client makes
         if name != "_do":

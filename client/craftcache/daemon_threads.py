@@ -21,7 +21,7 @@ T = TypeVar("T")
 _Submitted: TypeAlias = "tuple[Future[Any], Callable[[], Any]]"
 
 IDLE_SECONDS = 10.0
-"""How long a thread waits for the next call before it ends."""
+"""Time that a thread waits for the next call before it ends."""
 
 
 class DaemonThreads:
@@ -37,7 +37,7 @@ class DaemonThreads:
         self._name = name
         self._calls: queue.SimpleQueue[_Submitted | None] = queue.SimpleQueue()
         """Calls to make; None ends the thread that takes it."""
-        # The lock guards what follows, and is held across no wait.
+        # Guards what follows. Nothing blocks and no other lock is taken while it is held.
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._free = 0

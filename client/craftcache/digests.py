@@ -1,4 +1,4 @@
-"""What an origin promised about a file, and whether given bytes keep the promise."""
+"""Promises of size and digest that origins give of a file, and their verification."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What an origin said of a file before its first byte.
+    """The size, digest and validator that an origin gave of a file before its first byte.
 
     Attributes:
-        size: Bytes, or None where the origin gave no length.
+        size: Size in bytes, or None where the origin gave no length.
         digest: The digest, or None where the origin has none: then the sha256 is recorded at
             first sight.
         etag: The strong validator for ranges and revalidation, unquoted, or None.
@@ -101,7 +101,7 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """What a file turned out to be: its size in bytes and its digests in hex.
+    """The size in bytes and the digests, in hex, of bytes that were hashed.
 
     ``git_sha1`` is empty unless the Hasher was asked for it.
     """
@@ -113,7 +113,7 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Which file it was, and in which state: a write to it, or another in its place, changes it.
+    """The identity and state of a file: a write, or another file in its place, changes it.
 
     Other names of the file, and a change of its mode, do not: they move its ``ctime_ns``, which
     counts in no comparison.
@@ -132,7 +132,7 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class HashedFile:
-    """A file, what its bytes were when they were hashed, and which file it was then."""
+    """A hashed file: its path, its digests, and its stamp when it was hashed."""
 
     path: Path
     digests: Digests
@@ -201,7 +201,7 @@ def hash_file(path: Path, *, git: bool = False) -> Digests:
 
 
 def hash_stamped(path: Path, *, git: bool = False) -> HashedFile:
-    """Hash a whole file that is to be believed from now on: it is durable, and one file.
+    """Hash a whole file that is to be trusted from now on, and make it durable.
 
     Raises:
         OSError: The file cannot be read, or was changed meanwhile.
@@ -210,7 +210,7 @@ def hash_stamped(path: Path, *, git: bool = False) -> HashedFile:
     try:
         stamp = Stamp.of(os.fstat(descriptor))
         digests = hash_descriptor(descriptor, git=git)
-        os.fsync(descriptor)  # somebody else may have written it
+        os.fsync(descriptor)  # another program may have written it, without fsync
         if Stamp.of(os.fstat(descriptor)) != stamp:
             raise OSError(errno.EBUSY, "the file was changed while it was hashed", str(path))
     finally:

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "Blame",
     "CraftcacheError",
     "InvalidSource",
     "NotFound",
@@ -66,7 +65,7 @@ __all__ = [
 
 
 Blame: TypeAlias = Literal["caller", "administrator", "origin", "publisher", "process", "daemon"]
-"""Whose an error is to mend; ``process`` is the one in which it was raised."""
+"""Party that can mend an error; ``process`` is the process that raised it."""
 
 
 class CraftcacheError(Exception):
@@ -78,7 +77,7 @@ class CraftcacheError(Exception):
         hint: What to do next.
         retryable: Whether the same call may succeed later with nothing changed by the user.
         retry_after: Seconds after which a retry makes sense, where the origin said so.
-        blame: Whose it is to mend; of the class.
+        blame: Party that can mend it; the same for all errors of a class.
     """
 
     blame: ClassVar[Blame] = "daemon"
@@ -218,7 +217,7 @@ class NotMounted(CraftcacheError):
 
 
 class ResourceLimit(CraftcacheError):
-    """This process may not have what it takes: memory, open files, threads; names the limit."""
+    """This process may not have the memory, open files or threads needed; names the limit."""
 
     blame = "process"
 
@@ -227,7 +226,7 @@ class StorageFull(CraftcacheError):
     """The file system of the cache lacks room.
 
     Attributes:
-        missing_bytes: How many bytes must be freed for the request to fit.
+        missing_bytes: Bytes that must be freed for the request to fit.
     """
 
     blame = "administrator"

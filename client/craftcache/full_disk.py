@@ -42,9 +42,9 @@ def storage_full(
         directory: On that file system.
         needed: Bytes that were to be written.
         source: As the error names it.
-        error: What a write failed with; None where it was not even tried.
+        error: Error that a write failed with; None where no write was tried.
         free: Bytes that are left; None asks the file system.
-        least: What the error says at least that must be freed, where bytes are what lacks.
+        least: Least value of ``missing_bytes`` in the error, if bytes are what is missing.
     """
     try:
         status = os.statvfs(directory)

@@ -1,8 +1,7 @@
-"""The ways to the files of a source, in the order in which a load tries them.
+"""The resolution order: the places where a load looks for the files of a source, in order.
 
-A plan is made without looking at anything but the source and the settings, so it is the same for a
-load, which takes the ways in order until one leads there, and for ``explain``, which says of each
-where it would lead.
+A plan depends on the source and the settings only. So it is the same for a load, which takes the
+steps in order until one has the files, and for ``explain``, which reports the outcome of each.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["NO_SOCKETS", "Fallback", "PlanStep", "Way", "plan_load", "plan_without_daemon"]
 
 Fallback: TypeAlias = Literal["origin", "cache", "none"]
-"""What to do without the daemon: fetch from the ``origin`` what no ``cache`` has, use only what a
-cache has, or ``none``: raise."""
+"""What to do without the daemon: ``cache`` uses verified copies only, ``origin`` also fetches
+missing files, ``none`` raises."""
 
 NO_SOCKETS = "there is no daemon on this machine"
 
@@ -36,14 +35,15 @@ Way: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class PlanStep:
-    """One way to the files of a source.
+    """One step of a plan: a place where the files of a source may be.
 
     Attributes:
         way: ``file`` and ``directory`` are this process's own. ``watched directory`` is one that
-            the daemon watches: then its last verified generation is served. ``daemon`` has it or
-            fetches it; ``cache`` is a verified copy that needs no daemon; ``origin`` is a fetch of
-            this process's own; ``hub cache`` is what huggingface_hub left, hashed before its use.
-        obstacle: Why this way is not to be taken here; None where it is open.
+            the daemon watches: then its last verified generation is served. ``daemon`` serves the
+            files or fetches them first; ``cache`` is a verified copy that needs no daemon;
+            ``origin`` is a fetch by this process; ``hub cache`` is a copy that huggingface_hub
+            made, hashed before its use.
+        obstacle: Reason why this step is skipped; None if it is taken.
     """
 
     way: Way
@@ -53,10 +53,10 @@ class PlanStep:
 def plan_load(
     source: Source, *, fallback: Fallback, has_sockets: bool, is_offline: bool
 ) -> tuple[PlanStep, ...]:
-    """How to load ``source``.
+    """The steps of a load of ``source``.
 
     Args:
-        source: What is to be loaded.
+        source: The source that is to be loaded.
         fallback: What to do without the daemon.
         has_sockets: Whether this machine has a socket directory, where a daemon may listen.
         is_offline: Whether huggingface_hub, and so this process, is told not to fetch.
@@ -71,10 +71,10 @@ def plan_load(
 
 
 def plan_without_daemon(fallback: Fallback, *, is_offline: bool) -> tuple[PlanStep, ...]:
-    """How to go on where the daemon cannot be had; see plan_load.
+    """The steps after the daemon; see plan_load.
 
-    The origin is asked before what huggingface_hub left is used, because that was verified by its
-    size alone and may be of an older revision.
+    The origin comes before the copy that huggingface_hub made, because huggingface_hub verified
+    that by its size alone, and it may be of an older revision.
     """
     if fallback == "none":
         forbidden: str | None = "fallback='none' forbids to do without the daemon"

@@ -1,4 +1,4 @@
-"""The first import of torch, without a word about what it can do without."""
+"""The first import of torch, without its warnings about optional packages."""
 
 from __future__ import annotations
 

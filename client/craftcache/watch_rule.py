@@ -30,12 +30,12 @@ class WatchRule:
     """One watch, or one for each directory that a pattern stands for.
 
     Attributes:
-        name: Of the watch; of a pattern, what the names of all its watches begin with.
+        name: Name of the watch; for a pattern, the prefix of the names of all its watches.
         directory: Absolute path of an export directory, or a pattern with ``*``, ``?`` or ``[]``.
         settle: Seconds that both files must be quiet.
         marker: A file in the directory that must be there and no older than the pair.
         gate: A command that is given a candidate's directory; only its exit status 0 publishes.
-        keep: How many generations stay beside the newest.
+        keep: Number of generations that stay beside the newest.
         poll: Look at the directory in intervals, whatever file system it is on.
     """
 

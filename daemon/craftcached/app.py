@@ -57,15 +57,15 @@ log = logging.getLogger("craftcached")
 class Daemon:
     """Everything that serves one cache directory; an async context manager.
 
-    Entering it opens the store and its parts and then the sockets, so that whoever can connect is
-    answered. Leaving it goes the other way round: no new requests, running ones finish, downloads
-    stop where the next start goes on.
+    Entering it opens the store and its parts and then the sockets, so that each client that can
+    connect is answered. Leaving it goes the other way round: no new requests, running ones finish,
+    downloads stop and the next start resumes them.
 
     Args:
-        settings: In force.
-        inherited: Sockets that a service manager listens on; what is not among them, the daemon
-            makes itself.
-        xet: How to start the process that fetches from Xet storage; None fetches all by HTTP.
+        settings: The settings to start with; apply changes the live ones among them.
+        inherited: Sockets that a service manager listens on; the daemon makes those that are
+            missing.
+        xet: Command line of the process that fetches from Xet storage; None uses HTTP for all.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class Daemon:
 
     @property
     def settings(self) -> Settings:
-        """In force; those that only a start reads are as they were then."""
+        """The settings the daemon runs with; those that take a restart are as it started with."""
         return self._settings
 
     def apply(self, settings: Settings) -> None:
-        """Go by the live ones of these settings from now on."""
+        """Use these settings from now on, but for those that take a restart."""
         self._settings = self._settings.with_live(settings)
         self._policy.allow_insecure(frozenset(settings.insecure_hosts))
         self._policy.allow_private(frozenset(settings.private_hosts))
@@ -122,7 +122,7 @@ class Daemon:
             self._watches.configure(settings.watches)
 
     def progress(self) -> list[Progress]:
-        """How far each source has come that is being worked on."""
+        """The progress of each source that is being warmed."""
         return self._warmer.progress() if self._warmer is not None else []
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
@@ -256,7 +256,7 @@ class Daemon:
             self._monitor.look_after(
                 MonitoredDirectory(f"the socket {door.path}", door.is_gone, reopen)
             )
-        # Left first of all: what is closed from then on must not be opened anew.
+        # Entered last, so left first: sockets that the shutdown closes must not be reopened.
         await life.enter_async_context(self._monitor)
 
     def _open_door(
@@ -286,7 +286,7 @@ class Daemon:
 
 @contextlib.contextmanager
 def _naming(setting: str, directory: Path) -> Iterator[None]:
-    """Say which setting names the directory that cannot be used."""
+    """Turn a failure to open a directory into an error that names the setting."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:

@@ -1,4 +1,4 @@
-"""What the daemon has done since it started, as numbers that only grow."""
+"""The daemon's counters: what it has done since its start, as numbers that only grow."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["Counts", "CountedFetcher"]
 
 @dataclass(slots=True)
 class Counts:
-    """Changed on the event loop only.
+    """The counters, which change on the event loop only, so that there is no lock.
 
     Attributes:
-        hits: Loads whose files were at hand.
-        misses: Loads whose files had to be brought first.
-        bytes_served: Of the files that loads were handed, which share one copy in memory.
-        bytes_fetched: That came over the network, of files that came whole.
-        bytes_resumed: That an interrupted download had left, of files that came whole.
+        hits: Loads whose files were cached.
+        misses: Loads whose files were fetched first.
+        bytes_served: Bytes of the files handed to loads; all loads share one copy in memory.
+        bytes_fetched: Bytes downloaded, of files that were completed.
+        bytes_resumed: Bytes that interrupted downloads had left, of files that were completed.
         fetch_failures: Downloads that were given up, by the code of the error.
         refusals: Requests on the worker socket that ended in an error, by its code.
-        responses: Over HTTP, by method, path and status.
+        responses: HTTP responses, by method, path and status.
     """
 
     hits: int = 0
@@ -42,11 +42,11 @@ class Counts:
 
 
 class CountedFetcher:
-    """A Fetcher that counts what another brings.
+    """A Fetcher that counts the downloads of another Fetcher.
 
     Args:
-        fetcher: Does the work.
-        counts: Where it is counted.
+        fetcher: The Fetcher that does the work.
+        counts: The daemon's counters, which are added to.
     """
 
     def __init__(self, fetcher: Fetcher, counts: Counts) -> None:

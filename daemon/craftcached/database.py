@@ -1,8 +1,8 @@
 """The daemon's own records, in SQLite on a local disk, never in the cache directory.
 
-Losing them loses no model: what is cached is decided by the files alone. Here stands what was
-acknowledged and not done yet, so that a restart does it, which models are pinned, when each was
-last used, and which directories are watched.
+Losing them loses no model: what is cached is decided by the files alone. The tables hold the warms
+that were acknowledged and are not done yet, the pinned models, the time of each model's last use,
+and the watched directories.
 """
 
 from __future__ import annotations
@@ -58,17 +58,16 @@ CREATE TABLE IF NOT EXISTS held_watches (
 """
 
 EARLIER_WARMS = "warm_jobs"
-"""The table that earlier releases keep their queue in, with a column for each option."""
+"""Name of the table in which earlier releases keep their queue, with a column for each option."""
 
 
 @dataclass(frozen=True, slots=True)
 class WarmJob:
-    """A warm that was promised to somebody who did not wait for it.
+    """A queued warm: acknowledged to a caller who did not wait for it.
 
     Attributes:
-        id: Its number in the database.
-        warm: What was asked for. Its source may carry a signed query, which is why the database is
-            private.
+        id: Number of the warm in the database.
+        warm: The request. Its source may carry a signed query, so the database file is private.
     """
 
     id: int
@@ -80,10 +79,10 @@ class Pin:
     """A model that stays until it is unpinned.
 
     Attributes:
-        key: Of its manifest.
-        source: As shown to people.
-        is_locked: Whether its pages are to stay in memory too.
-        pinned_at: Seconds since the epoch.
+        key: Key of the model's manifest.
+        source: The source as shown to people, without secrets.
+        is_locked: Whether the model's pages are locked in memory too.
+        pinned_at: Time of pinning, in seconds since the epoch.
     """
 
     key: str
@@ -95,8 +94,11 @@ class Pin:
 class Database:
     """The database; use as an async context manager.
 
+    It has no lock: aiosqlite runs the statements of its one connection in turn on one thread.
+    WarmQueue, Pins and Watches each order their own changes.
+
     Args:
-        state_dir: Its directory; made if missing.
+        state_dir: Directory of the database file; made if missing.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -125,11 +127,11 @@ class Database:
         return not self._path.exists()
 
     async def heal(self) -> None:
-        """Put the database back with all that it held.
+        """Write the removed database file anew, with all that it held.
 
         Raises:
-            OSError: That cannot be done.
-            sqlite3.Error: Likewise.
+            OSError: The directory or the file cannot be made.
+            sqlite3.Error: SQLite cannot write the file.
         """
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         log.warning("%s was removed under the daemon, and is written anew", self._path)
@@ -143,7 +145,7 @@ class Database:
         await gone.close()
 
     async def add_warm_job(self, warm: Warm) -> WarmJob:
-        """Promise a warm; durable when this returns. The same promise twice is one."""
+        """Queue a warm; durable when this returns. An equal warm is queued once."""
         row = (warm.source.spelled, _dumped(warm.options))
         await self._connection.execute(
             "INSERT OR IGNORE INTO queued_warms (source, options) VALUES (?, ?)", row
@@ -157,7 +159,7 @@ class Database:
         return WarmJob(found[0], warm)
 
     async def warm_jobs(self) -> list[WarmJob]:
-        """All promised warms, oldest first."""
+        """All queued warms, oldest first; one that cannot be read is left out and logged."""
         rows = await self._connection.execute_fetchall(
             "SELECT id, source, options FROM queued_warms ORDER BY id"
         )
@@ -172,7 +174,7 @@ class Database:
         return jobs
 
     async def finish_warm_job(self, job: WarmJob) -> None:
-        """Forget a promise that was kept, or that cannot be."""
+        """Delete a queued warm that is done, cancelled or given up."""
         await self._connection.execute("DELETE FROM queued_warms WHERE id = ?", (job.id,))
         await self._connection.commit()
 
@@ -184,7 +186,7 @@ class Database:
         return [Pin(row[0], row[1], bool(row[2]), row[3]) for row in rows]
 
     async def save_pin(self, pin: Pin) -> None:
-        """Keep a pin, in place of an earlier one of the same model."""
+        """Save a pin; it replaces an earlier one of the same model."""
         await self._connection.execute(
             "INSERT OR REPLACE INTO pins (key, source, is_locked, pinned_at) VALUES (?, ?, ?, ?)",
             (pin.key, pin.source, pin.is_locked, pin.pinned_at),
@@ -192,34 +194,34 @@ class Database:
         await self._connection.commit()
 
     async def remove_pin(self, key: str) -> None:
-        """Forget a pin."""
+        """Delete a pin."""
         await self._connection.execute("DELETE FROM pins WHERE key = ?", (key,))
         await self._connection.commit()
 
     async def uses(self) -> dict[str, float]:
-        """When each model was last used, in seconds since the epoch, by its manifest's key."""
+        """Time of each model's last use, in seconds since the epoch, by its manifest's key."""
         rows = await self._connection.execute_fetchall("SELECT key, used_at FROM uses")
         return {row[0]: row[1] for row in rows}
 
     async def save_uses(self, uses: Mapping[str, float]) -> None:
-        """Keep later uses of some models."""
+        """Save the times of last use of some models, in seconds since the epoch."""
         await self._connection.executemany(
             "INSERT OR REPLACE INTO uses (key, used_at) VALUES (?, ?)", uses.items()
         )
         await self._connection.commit()
 
     async def forget_use(self, key: str) -> None:
-        """Forget a model that is gone."""
+        """Delete the time of last use of a removed model."""
         await self._connection.execute("DELETE FROM uses WHERE key = ?", (key,))
         await self._connection.commit()
 
     async def watch_rules(self) -> list[WatchRule]:
-        """All watches that were added."""
+        """The rules of all watches that were added through the admin socket."""
         rows = await self._connection.execute_fetchall("SELECT rule FROM watches")
         return [WatchRule.parse(json.loads(row[0])) for row in rows]
 
     async def save_watch_rule(self, rule: WatchRule) -> None:
-        """Keep a watch, in place of an earlier one of its name."""
+        """Save a watch's rule; it replaces an earlier one of the same name."""
         await self._connection.execute(
             "INSERT OR REPLACE INTO watches (name, rule) VALUES (?, ?)",
             (rule.name, json.dumps(rule.to_fields())),
@@ -227,24 +229,24 @@ class Database:
         await self._connection.commit()
 
     async def remove_watch_rule(self, name: str) -> None:
-        """Forget a watch."""
+        """Delete a watch's rule."""
         await self._connection.execute("DELETE FROM watches WHERE name = ?", (name,))
         await self._connection.commit()
 
     async def held_watches(self) -> set[str]:
-        """The names of the watches that were rolled back and not resumed."""
+        """Names of the watches that were rolled back and not resumed since."""
         rows = await self._connection.execute_fetchall("SELECT name FROM held_watches")
         return {row[0] for row in rows}
 
     async def hold_watch(self, name: str) -> None:
-        """Remember that a watch was rolled back."""
+        """Record that a watch was rolled back, so that it publishes nothing until resumed."""
         await self._connection.execute(
             "INSERT OR REPLACE INTO held_watches (name) VALUES (?)", (name,)
         )
         await self._connection.commit()
 
     async def release_watch(self, name: str) -> None:
-        """Forget that it was."""
+        """Record that a watch was resumed."""
         await self._connection.execute("DELETE FROM held_watches WHERE name = ?", (name,))
         await self._connection.commit()
 
@@ -256,13 +258,16 @@ async def _open(path: Path) -> aiosqlite.Connection:
         await connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
         await _take_over(connection)
     except BaseException:
-        await connection.close()  # or its thread keeps the process from ending
+        await connection.close()  # its thread would keep the process from ending
         raise
     return connection
 
 
 async def _take_over(connection: aiosqlite.Connection) -> None:
-    """Move the queue of an earlier release, which makes its table anew if it comes back."""
+    """Move the queue out of an earlier release's table and drop that table.
+
+    After a downgrade the earlier release makes its table anew, empty.
+    """
     table = await connection.execute_fetchall(
         "SELECT name FROM pragma_table_info(?)", (EARLIER_WARMS,)
     )
@@ -293,9 +298,10 @@ async def _take_over(connection: aiosqlite.Connection) -> None:
 
 
 def _dumped(options: WarmOptions) -> str:
-    """Options as the database keeps them: flags that have their default are left out.
+    """Options as JSON for the database, without the flags that have their default.
 
-    So the same options are the same text in a later release, which has more of them.
+    So equal options are equal text in a later release too, which has more flags: the UNIQUE
+    constraint depends on that.
     """
     default = WarmOptions().to_fields()
     given = {key: value for key, value in options.to_fields().items() if value != default[key]}

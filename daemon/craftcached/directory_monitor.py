@@ -1,8 +1,8 @@
-"""The daemon's own directories, looked after while it runs: others may remove them at any moment.
+"""Monitoring of the daemon's own directories and sockets, which others may remove while it runs.
 
-Somebody frees disk space with ``rm -rf``, a cleaner empties /run, a volume is unmounted. What can
-be made anew is, within seconds and without a restart; what cannot is named, in the daemon's status
-and by ``craftcache doctor``.
+An administrator frees disk space with ``rm -rf``, a cleaner empties /run, a volume is unmounted.
+Removed places are made anew within seconds and without a restart; those that cannot be are named in
+the daemon's status and by ``craftcache doctor``.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ __all__ = ["DirectoryMonitor", "MonitoredDirectory"]
 log = logging.getLogger("craftcached")
 
 PERIOD_SECONDS = 2.0
-"""Between two looks, each of which takes a few stats."""
+"""Time between two looks, each of which takes a few stats."""
 
 
 GRACE_SECONDS = 1.0
-"""Between the first look that misses something and its making: whoever removes a tree is done by
-then, and does not find in it what was not there before."""
+"""Time between the first look that misses a place and its making: by then the removal of a tree is
+over, and does not meet directories that are made under it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MonitoredDirectory:
-    """Something that others may remove.
+    """A directory or socket that others may remove.
 
     Attributes:
-        shown: As people know it.
-        is_gone: Whether it is not there any more; a few stats.
-        heal: Makes it anew, or sees that it will be when it is needed. What it raises is why that
-            cannot be done.
+        shown: Name as shown to people.
+        is_gone: Returns whether it was removed; takes a few stats.
+        heal: Makes it anew, or checks that it will be when it is needed; raises the reason if it
+            cannot be.
         grace: Seconds between the look that misses it and its making.
     """
 
@@ -54,9 +54,9 @@ class DirectoryMonitor:
     """Looks after places; an async context manager: it works until it is left.
 
     Args:
-        places: To look after from the beginning.
+        places: The places to look after from the start.
         period: Seconds between two looks.
-        clock: Seconds, from any moment on.
+        clock: Returns monotonic time in seconds.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class DirectoryMonitor:
         self._clock = clock
         self._missed: dict[str, float] = {}
         self._problems: dict[str, str] = {}
+        # Held across one look at all places, so that none is made anew twice at once. No other lock
+        # is taken inside.
         self._turn = asyncio.Lock()
         self._task: asyncio.Task[None]
 
@@ -83,11 +85,11 @@ class DirectoryMonitor:
         await asyncio.wait([self._task])
 
     def look_after(self, place: MonitoredDirectory) -> None:
-        """Look after something more."""
+        """Look after one more place."""
         self._places.append(place)
 
     async def problems(self) -> tuple[str, ...]:
-        """Look now; what cannot be made anew, and why."""
+        """Look now; returns which places cannot be made anew, and why."""
         async with self._turn:
             for place in tuple(self._places):
                 await self._look_at(place)

@@ -1,4 +1,4 @@
-"""What happens on this node, for whoever listens while it happens."""
+"""The daemon's event stream: each event goes to those who listen at that moment."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ if TYPE_CHECKING:
 __all__ = ["Events"]
 
 MAX_BEHIND = 1000
-"""Events that a listener may be behind; one that is slower loses the oldest."""
+"""Events queued for one listener at most; a slower listener loses the oldest."""
 
 
 class Events:
-    """Tells every listener of every event; who does not listen misses it."""
+    """Passes each event to all listeners of that moment; events are not kept for later ones.
+
+    All state changes in steps without an await, on the event loop, so there is no lock.
+    """
 
     def __init__(self) -> None:
         self._listeners: set[asyncio.Queue[dict[str, Any] | None]] = set()
 
     def tell(self, event: str, **fields: Any) -> None:  # noqa: ANN401  # whatever JSON can say
-        """Tell of something that has just happened."""
+        """Send an event to all listeners; ``at`` is set to the time in seconds since the epoch."""
         self._put({"event": event, "at": time.time()} | fields)
 
     def end(self) -> None:
-        """Nothing more will happen: let everybody who listens go."""
+        """End the stream of every listener; for the daemon's shutdown."""
         self._put(None)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[asyncio.Queue[dict[str, Any] | None]]:
-        """All that happens from now on, and None when nothing more will."""
+        """A queue of all events from now on; None in it is the end of the stream."""
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(MAX_BEHIND)
         self._listeners.add(queue)
         try:

@@ -38,8 +38,8 @@ class LogWriter(logging.Handler):
 
     Args:
         descriptor: To write to.
-        queue_bytes: How much may wait.
-        close_seconds: How long leaving waits.
+        queue_bytes: Bytes that may wait to be written.
+        close_seconds: Time that leaving waits for the queue to be written.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LogWriter(logging.Handler):
         self._descriptor = descriptor
         self._room = queue_bytes
         self._close_seconds = close_seconds
-        # Guards what follows, and is held across no write.
+        # Guards _room and what follows. Not held during a write; no other lock is taken inside.
         self._changed = threading.Condition(threading.Lock())
         self._queue: deque[bytes] = deque()
         self._dropped = 0
@@ -109,7 +109,7 @@ class LogWriter(logging.Handler):
         self._written.set()
 
     def _next(self) -> bytes | None:
-        """What is to be written next; None at the end."""
+        """The next line to write; None at the end."""
         with self._changed:
             while not self._queue and not self._dropped:
                 if self._closing:

@@ -44,11 +44,11 @@ async def run(
     Args:
         read_settings: Reads them anew.
         inherited: Sockets that are open already.
-        notifier: Who is told how the daemon is.
+        notifier: Tells the service manager the daemon's state.
 
     Raises:
         CraftcacheError: The daemon cannot start.
-        OSError: Likewise.
+        OSError: The system refuses a file, socket or process that the daemon needs to start.
     """
     settings = read_settings()
     daemon = Daemon(settings, inherited, xet=xet_command())

@@ -71,29 +71,29 @@ log = logging.getLogger("craftcached")
 AnswerT = TypeVar("AnswerT")
 
 OPEN_ATTEMPTS = 4
-"""How often a model may be removed between being brought and being opened."""
+"""Times that a load warms and opens a model that is removed in between each time."""
 
 
 class Service:
-    """The daemon's capabilities, decided here and nowhere else.
+    """Everything the daemon can be asked for, decided here and nowhere else.
 
     Args:
-        settings: In force.
-        store: What is published.
-        warmer: What makes it so.
-        records: Keep the queue.
-        handout: Opens what is published.
-        residency: Brings it into memory.
-        pins: What stays.
-        uses: What was used when.
-        evictor: What makes room.
-        watches: See the attribute.
-        events: See the attribute.
-        monitor: Knows what is gone of the daemon's own directories.
+        settings: The settings the daemon runs with.
+        store: The published models.
+        warmer: Fetches, verifies and publishes sources.
+        records: The database, which keeps the queue of warms.
+        handout: Opens published files for workers.
+        residency: Reads files into the page cache.
+        pins: The models that are neither evicted nor removed.
+        uses: The time at which each model was last used.
+        evictor: Frees space in the cache.
+        watches: The watched directories, whose generations are published.
+        events: The event stream that subscribers of the admin socket follow.
+        monitor: Reports which of the daemon's own directories and sockets are gone.
 
     Attributes:
-        watches: What is brought from directories of this node.
-        events: What happens.
+        watches: The watched directories, whose generations are published.
+        events: The event stream that subscribers of the admin socket follow.
     """
 
     def __init__(
@@ -179,10 +179,10 @@ class Service:
         return cast("AnswerT", answer)
 
     async def _load(self, request: Load, report: Callable[[Progress], None]) -> Loaded:
-        """Open the files of a source, bringing them first where they are missing.
+        """Open the files of a source; those that are missing are warmed first.
 
         Raises:
-            NotACheckpoint: One of them is none by its name.
+            NotACheckpoint: The name of one of them is not that of a checkpoint.
             CraftcacheError: See Warmer.warm.
         """
         source = request.source
@@ -231,13 +231,13 @@ class Service:
         return Resolved(self._store.cache.relative(path), status.st_dev, status.st_ino)
 
     async def warm(self, request: Warm, report: Callable[[Progress], None]) -> Warmed:
-        """Bring a source to its newest revision, and then what it needs; see Warming.warm."""
+        """Warm a source at its newest revision, then its dependencies; see Warming.warm."""
         return await self._warming.warm(request, report)
 
     async def _warm_all(
         self, request: WarmBatch, report: Callable[[Progress], None]
     ) -> WarmedBatch:
-        """Do each warm; what fails has its error in the place of a result."""
+        """Do all warms at once; the answer has an error in the place of each that failed."""
 
         async def one(warm: Warm) -> WarmedModel | CraftcacheError:
             try:
@@ -253,12 +253,14 @@ class Service:
         return first_page(state.model for state in states if state.model.source > request.after)
 
     async def queue(self, warms: Sequence[Warm]) -> list[QueuedWarm]:
-        """Promise warms; they outlive the request and a restart of the daemon.
+        """Queue warms; they outlive the request and a restart of the daemon.
+
+        If it raises, none of them was queued.
 
         Raises:
-            InvalidSource: A source is not one that is fetched; none is promised.
-            PolicyDenied: This node does not fetch one of them; likewise.
-            Unavailable: Too many are promised already; likewise.
+            InvalidSource: One of the sources is a watch, which is not fetched.
+            PolicyDenied: The settings do not allow one of the sources.
+            Unavailable: The queue is full.
         """
         for warm in warms:
             if isinstance(warm.source, WatchSource):
@@ -271,7 +273,7 @@ class Service:
         return await self._queue.add(warms)
 
     async def queue_needs(self, generation: Manifest) -> None:
-        """Promise what a generation needs, unless all of it is here."""
+        """Queue a warm of a generation's dependencies, unless all of them are cached."""
         if all(self._store.needed(need) for need in generation.needs):
             return
         try:
@@ -280,11 +282,11 @@ class Service:
             log.warning("what %s needs is not fetched: %s", generation.source, error)
 
     def queued(self) -> list[QueuedWarm]:
-        """The promised warms that are not done, oldest first."""
+        """The queued warms that are not done, oldest first."""
         return self._queue.all()
 
     async def withdraw_warm(self, number: int) -> QueuedWarm:
-        """Forget a promised warm; see WarmQueue.withdraw."""
+        """Cancel a queued warm; see WarmQueue.withdraw."""
         return await self._queue.withdraw(number)
 
     async def remove(self, text: str) -> int:
@@ -315,18 +317,18 @@ class Service:
         return await self._pins.pin(parse(text), lock=lock)
 
     async def unpin(self, text: str) -> None:
-        """Let it go again; see Pins.unpin."""
+        """Allow a model to be evicted and removed again; see Pins.unpin."""
         await self._pins.unpin(parse(text))
 
     async def evict(self, wanted: int | None, *, dry_run: bool) -> Eviction:
-        """Make room; see Evictor.evict."""
+        """Evict models to free ``wanted`` bytes, or down to the quota; see Evictor.evict."""
         return await self._evictor.evict(wanted, dry_run=dry_run)
 
     async def verify(self, texts: Sequence[str]) -> list[Verdict]:
-        """Hash again all files of these models, or of all models; see Verifier.
+        """Hash again all files of these models, or with no names of all models; see Scrubber.
 
         Raises:
-            NotFound: One of them is not in the cache; none was looked at.
+            NotFound: One of them is not in the cache; no file was hashed.
         """
         if texts:
             models = [self.manifest(parse(text)) for text in texts]
@@ -348,11 +350,11 @@ class Service:
         return await self._state(manifest_key(source), self.manifest(source))
 
     def progress(self) -> list[Progress]:
-        """How far each source has come that is being worked on."""
+        """The progress of each source that is being warmed."""
         return self._warmer.progress()
 
     async def status(self) -> DaemonStatus:
-        """How the daemon is at this moment."""
+        """The daemon's state at this moment; sizes are in bytes."""
         manifests = await self._store.manifests()
         blobs = {record.path: record.size for manifest in manifests for record in manifest.files}
         return DaemonStatus(
@@ -374,7 +376,7 @@ class Service:
         )
 
     def manifest(self, source: RemoteSource) -> Manifest:
-        """What a published source consists of.
+        """The manifest of a published source.
 
         Raises:
             NotFound: It is not in the cache.

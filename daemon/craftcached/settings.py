@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "Setting", "SETTINGS", "LIVE"]
 
 PREFIX = "CRAFTCACHE_"
-"""Of the variables in the environment."""
+"""Prefix of the variables in the environment."""
 
 _SERVICE_LINK = re.compile(
     rf"{PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?)?)"
@@ -57,8 +57,8 @@ def _about(
     """What a field of Settings says of itself; see Setting.
 
     Args:
-        meaning: What it is for.
-        least: What a number must be at least.
+        meaning: Purpose of the setting, for people.
+        least: Least value of a number.
         shown: The default, where it is more than the field's.
         option: On the command line, where it is not the field's name.
     """
@@ -230,15 +230,15 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What there is to know of one setting.
+    """The description of one setting.
 
     Attributes:
-        name: In the configuration file.
-        kind: Of its values: an annotation of Settings, without its ``None``.
-        meaning: One sentence or more.
-        default: As people are shown it.
-        least: What a number must be at least.
-        option: On the command line.
+        name: Name in the configuration file.
+        kind: Type of its values: an annotation of Settings, without its ``None``.
+        meaning: One sentence or more for people.
+        default: Default as shown to people.
+        least: Least value of a number.
+        option: Name of its option on the command line.
     """
 
     name: str

@@ -16,7 +16,7 @@ P = TypeVar("P")
 
 
 class Flight(Generic[T, P]):
-    """A running task, those who hold it, and the progress that all of them see."""
+    """A running task, the number of requests that hold it, and the progress reported to them."""
 
     def __init__(self) -> None:
         self.holders = 0
@@ -26,14 +26,14 @@ class Flight(Generic[T, P]):
         self._listeners: list[Callable[[P], None]] = []
 
     def report(self, progress: P) -> None:
-        """Tell everybody who waits."""
+        """Report progress to all requests that wait."""
         self.last = progress
         for listener in tuple(self._listeners):
             listener(progress)
 
     @contextlib.contextmanager
     def listening(self, listener: Callable[[P], None]) -> Iterator[None]:
-        """Hear the last progress at once and all later ones."""
+        """A context in which ``listener`` is called, at once with the last progress."""
         if self.last is not None:
             listener(self.last)
         self._listeners.append(listener)
@@ -44,7 +44,7 @@ class Flight(Generic[T, P]):
 
 
 class SingleFlight(Generic[T, P]):
-    """All running tasks, by key.
+    """One task a key for all requests with that key; the running tasks, by key.
 
     A task belongs to no request: the one that started it may be cancelled and the others still
     get the result. When the last of them leaves before the end, the task is cancelled; when the
@@ -52,7 +52,8 @@ class SingleFlight(Generic[T, P]):
     so no lock is needed.
 
     Args:
-        release: Called once with each result, when nobody holds it any more; None does nothing.
+        release: Called once with each result, when no request holds it any more; None does
+            nothing.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ class SingleFlight(Generic[T, P]):
         """Wait for the task under ``key``, starting it if there is none, and hold its result.
 
         Args:
-            key: What the work is for.
-            work: Called with the function that reports progress to everybody who waits.
+            key: Key of the work; equal keys share one task.
+            work: Called with the function that reports progress to all who wait.
             listener: Called with each progress; must not block.
         """
         while (flight := self._running.get(key)) is not None and flight.is_cancelled:
@@ -115,7 +116,7 @@ class SingleFlight(Generic[T, P]):
     def _forget(self, key: Hashable, flight: Flight[T, P]) -> None:
         del self._running[key]
         if self._release and not flight.task.cancelled() and flight.task.exception() is None:
-            # Of its own, so that it is done whoever is cancelled meanwhile.
+            # A task of its own, so that it is done whichever request is cancelled meanwhile.
             releasing = asyncio.create_task(self._release(flight.task.result()))
             self._releasing.add(releasing)
             releasing.add_done_callback(self._releasing.discard)

@@ -17,8 +17,8 @@ class ModelState:
     """A published model, and how it is held.
 
     Attributes:
-        manifest: What it consists of.
-        model: What a load of it would serve, and what keeps it.
+        manifest: The model's manifest.
+        model: The model as a load would serve it, with its pin.
     """
 
     manifest: Manifest

@@ -23,8 +23,8 @@ class Threads:
     may take long has a pool of its own, so that it holds up no short questions to the disk.
 
     Args:
-        count: How many at most; they start as they are needed.
-        name: What they are for, as debuggers show it.
+        count: Most threads; they start as they are needed.
+        name: Prefix of the threads' names, as debuggers show them.
     """
 
     def __init__(self, count: int, name: str) -> None:

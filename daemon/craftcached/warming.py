@@ -1,4 +1,4 @@
-"""Having sources published: as they are or at their newest, with what they need, and in memory."""
+"""A warm as it is asked for: the source, its dependencies, then reading it into memory."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ log = logging.getLogger("craftcached")
 
 
 class Warming:
-    """Brings what is asked for; one instance a daemon.
+    """Carries out warms, and the warm that a load needs; one instance a daemon. Has no state.
 
     Args:
-        store: What is published.
-        warmer: Publishes what is fetched.
-        residency: Brings files into memory.
-        pins: Keep what others came to need.
-        uses: Are told what was warmed.
-        watches: Publish what is not fetched.
+        store: The published models.
+        warmer: Fetches, verifies and publishes Hub and URL sources.
+        residency: Reads files into the page cache.
+        pins: The pinned models, which are kept even if no other model depends on them any more.
+        uses: The time of each model's last use; a warm counts as one.
+        watches: Publish the generations of watched directories, which are not fetched.
     """
 
     def __init__(
@@ -70,11 +70,12 @@ class Warming:
         *,
         refresh: bool = False,
     ) -> Warmed:
-        """Have files of a source published; see Warmer.warm. Watches bring theirs themselves."""
+        """Make files of a source present and published; see Warmer.warm."""
         if not isinstance(source, WatchSource):
             return await self._warmer.warm(
                 source, names, refresh=refresh, priority=priority, report=report
             )
+        # A watch has no origin to fetch from: its files are published when the directory changes.
         manifest = await self._warmer.recheck(source, names, report)
         if manifest is None:
             self._watches.take_again(source)
@@ -82,14 +83,14 @@ class Warming:
         return Warmed(manifest, 0, manifest.size)
 
     async def warm(self, request: Warm, report: Callable[[Progress], None]) -> Warmed:
-        """Bring a source to its newest revision, and then what it needs.
+        """Warm a source at its newest revision, then its dependencies.
 
         Returns:
-            What is published of it, though it may be removed again by now.
+            What is published of the source; it may have been removed again by now.
 
         Raises:
-            CraftcacheError: See Warmer.warm. Where something that it needs is missing, the source
-                itself is published all the same.
+            CraftcacheError: See Warmer.warm. If a dependency cannot be warmed, the source itself
+                is published all the same.
         """
         source, options = request.source, request.options
         warmed = await self.ensure(
@@ -101,7 +102,7 @@ class Warming:
                 not_refreshed = await self._bring_needs(source, warmed.manifest, report)
                 warmed = replace(warmed, not_refreshed=not_refreshed)
         finally:
-            # After what is needed now has come: some of that may need it in turn.
+            # Only once the new dependencies are published: they may depend on the old ones.
             if warmed.superseded is not None:
                 await self._drop_unneeded(warmed.superseded)
         if options.resident:
@@ -116,7 +117,7 @@ class Warming:
     async def _bring_needs(
         self, source: RemoteSource, manifest: Manifest, report: Callable[[Progress], None]
     ) -> tuple[str, ...]:
-        """Make present what a model needs; returns what of it could not be refreshed."""
+        """Warm a model's dependencies; returns the names of those that could not be refreshed."""
         not_refreshed = []
         try:
             for met in await self._warmer.warm_needs(manifest, report=report):
@@ -128,14 +129,15 @@ class Warming:
                 if met.superseded is not None:
                     await self._drop_unneeded(met.superseded)
         finally:
-            if self._store.manifest(source) is None:  # removed, and what came after it came for it
+            # Removed meanwhile. Dependencies that came after the removal have no other user.
+            if self._store.manifest(source) is None:
                 await self._drop_unneeded(manifest)
         for unmet in manifest.unmet:
             log.info("%s needs %s, which cannot be warmed", manifest.source, unmet.what)
         return tuple(not_refreshed)
 
     async def _drop_unneeded(self, past: Manifest) -> None:
-        """Remove what was here for the sake of a model, or of a revision of it, that is gone."""
+        """Remove the dependencies that only a removed model, or a replaced revision, had."""
         removed = await self._store.remove_unneeded(past, self._pins.keys)
         for gone in removed.keys:
             await self._uses.forget(gone)
@@ -148,7 +150,7 @@ class Warming:
         records: Sequence[FileRecord],
         report: Callable[[Progress], None],
     ) -> int | None:
-        """Bring files into memory; returns how many of their bytes are there now."""
+        """Read files into the page cache; returns how many of their bytes are there now."""
         for record in records:
             filename, size = record.filename, record.size
 

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from blockbuster import BlockBuster, blockbuster_ctx
 
 from craftcache.digests import hash_file
 from craftcached.inspect import Inspector
@@ -58,10 +57,3 @@ def api(daemon: DaemonProcess) -> Iterator[Api]:
     """The HTTP interface of ``daemon``."""
     with Api(daemon.socket_dir) as connected:
         yield connected
-
-
-@pytest.fixture
-def no_blocking() -> Iterator[BlockBuster]:
-    """Any blocking call of ours on the event loop fails the test."""
-    with blockbuster_ctx(("craftcache", "craftcached")) as buster:
-        yield buster

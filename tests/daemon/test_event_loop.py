@@ -1,9 +1,4 @@
-"""Nothing that the daemon does on its event loop blocks it.
-
-Accepted by design are calls on names (stat, unlink, rename and the like): on a local disk they
-take a few microseconds, less than a hop to a thread. What reads, writes, syncs or hashes the
-content of files, waits for a lock or for a network, is not.
-"""
+"""Nothing that the daemon does on its event loop blocks it: ``no_blocking`` looks on."""
 
 from __future__ import annotations
 
@@ -12,8 +7,6 @@ import os
 from typing import TYPE_CHECKING
 
 import aiohttp
-import pytest
-from blockbuster import blockbuster_ctx
 
 from craftcache import AsyncClient
 from craftcached.app import Daemon
@@ -22,43 +15,12 @@ from tests.support.daemons import EXPORT_FILES
 from tests.support.hub import OnDisk, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.hub import TestHub
 
-ON_NAMES = (
-    *("os.access", "os.link", "os.listdir", "os.mkdir", "os.readlink", "os.remove", "os.rename"),
-    *("os.replace", "os.rmdir", "os.scandir", "os.stat", "os.symlink", "os.unlink"),
-    *("os.path.abspath", "os.path.islink", "os.path.ismount", "os.path.samestat"),
-    *("os.path.sameopenfile", "os.getcwd"),
-)
-"""Calls on names rather than on content, which are allowed on the event loop."""
 
-SMALL = (
-    # A manifest, once each time that it has changed: some kilobytes, written a moment ago.
-    ("io.BufferedReader.read", "craftcache/cache/directory.py", "manifest_at"),
-    # At the very end: one byte into a pipe, at which the thread that reads inotify ends.
-    ("os.write", "craftcached/watch/inotify.py", "__exit__"),
-    ("threading.Lock.acquire", "craftcached/watch/inotify.py", "__exit__"),
-)
-"""Calls on content that take no longer than those on names: what, in which file and function."""
-
-
-@pytest.fixture
-def only_names() -> Iterator[None]:
-    """Any call of the daemon's that blocks on more than a name fails, wherever it is made."""
-    with blockbuster_ctx("craftcached") as buster:
-        for name in ON_NAMES:
-            buster.functions[name].deactivate()
-        for name, file, function in SMALL:
-            buster.functions[name].can_block_in(file, function)
-        yield
-
-
-async def test_a_day_in_the_life_of_a_daemon(
-    inspected: Path, hub: TestHub, only_names: None
-) -> None:
+async def test_a_day_in_the_life_of_a_daemon(inspected: Path, hub: TestHub) -> None:
     export = hub.repo("org/model")
     export.commit(EXPORT_FILES)
     hub.repo("org/copy").commit(EXPORT_FILES)

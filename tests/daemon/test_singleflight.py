@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
-pytestmark = pytest.mark.usefixtures("no_blocking")
-
-
 class Work:
     """Work that the test starts and ends; counts how often it ran and how it ended."""
 

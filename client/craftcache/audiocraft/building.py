@@ -1,9 +1,9 @@
-"""How AudioCraft's loaders build a model and fill it, without work that nobody sees.
+"""How AudioCraft's loaders build and fill a model, without initialising what is then overwritten.
 
 A loader loads a checkpoint, calls a builder, and then the model's load_state_dict.
-``Builders`` is what the loaders see in place of the module ``audiocraft.models.builders``: within a
-loader, the model that it returns has had its random initialisation put off, and its first
-load_state_dict takes the checkpoint's tensors over and then initialises what is left.
+``Builders`` takes the place of the module ``audiocraft.models.builders`` for the loaders: within a
+loader, the random initialisation of the model that it returns is deferred, and the model's first
+load_state_dict takes the checkpoint's tensors over and then initialises the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _is_loading: Final[ContextVar[bool]] = ContextVar("whether a loader runs", defau
 
 
 def loading(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A loader, whose models the builders build for their checkpoint while it runs."""
+    """``load`` wrapped so that builders know, while it runs, that a checkpoint follows."""
 
     @wraps(load)
     def load_known(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # as the loader has it
@@ -48,7 +48,7 @@ def loading(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Builders:
-    """The module of builders; what a loader builds by it is not initialised at once."""
+    """The module of builders; the models that a loader builds with it are initialised later."""
 
     def __init__(self, builders: ModuleType) -> None:
         self._builders = builders
@@ -70,7 +70,7 @@ class Builders:
 
 
 def build_suspended(get_conditioner_provider: Callable[..., Any]) -> Callable[..., Any]:
-    """That builder, outside of any deferral: T5, demucs and others load weights of their own."""
+    """The builder wrapped to initialise at once: T5, demucs and others load their own weights."""
 
     @wraps(get_conditioner_provider)
     def build(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # as the builder has it
@@ -81,9 +81,10 @@ def build_suspended(get_conditioner_provider: Callable[..., Any]) -> Callable[..
 
 
 def make_deferrable(get_init_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The language model's choice of a random fill, one that can be put off.
+    """The language model's choice of an initialiser, wrapped so that its fills can be deferred.
 
-    torch's truncated normal draws again what fell outside, so it reads what it has drawn.
+    It must be deferred as a whole: torch's truncated normal reads the values that it has drawn, to
+    draw those outside the bounds again.
     """
 
     @wraps(get_init_fn)
@@ -110,7 +111,7 @@ def _load_first(
     strict: bool = True,  # the method's own signature
     assign: bool = False,
 ) -> Any:  # noqa: ANN401  # torch's named tuple of missing and unexpected keys
-    """The first load_state_dict of a model that the loaders built."""
+    """The first load_state_dict of a model that a loader built: adopt tensors, draw the rest."""
     del vars(model)["load_state_dict"]
     with deferral:
         keys = adopt(model, state_dict, strict=strict, assign=assign)

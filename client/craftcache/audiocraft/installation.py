@@ -1,4 +1,4 @@
-"""What is changed in AudioCraft, and how it is put back."""
+"""The changes to AudioCraft's modules, and how they are undone."""
 
 from __future__ import annotations
 
@@ -79,11 +79,13 @@ class _Change:
 
 @dataclass(slots=True)
 class _Source:
-    """Where checkpoints come from, while installed."""
+    """The function that loads checkpoints while craftcache is installed."""
 
     load: Callable[..., Any]
 
 
+# Guards _installed and _source, and the attributes of AudioCraft's modules that they describe.
+# install imports AudioCraft while it holds the lock; no other lock of ours is taken inside.
 _lock = threading.Lock()
 _installed: list[_Change] = []
 _source = _Source(default_client.load_state_dict)
@@ -121,7 +123,7 @@ def _changes() -> list[_Change]:
 def _changes_everywhere(
     home: ModuleType, name: str, wrap: Callable[[Any], object]
 ) -> Iterator[_Change]:
-    """Of a function, in the module that defines it and in those that imported it by its name."""
+    """Changes of a function in the module that defines it and in those that imported its name."""
     original = getattr(home, name)
     replacement = wrap(original)
     for module_name, module in sorted(sys.modules.items()):

@@ -1,25 +1,25 @@
-"""The cache directory: where everything in it stands, what may be believed, how it is published.
+"""The cache directory: its layout, the states of its files, and which files are trusted.
 
     <cache directory>/
       models--org--name/, .locks/   huggingface_hub's own, see hub_cache
       .craftcache/
-        staging/                    what is not verified yet; never a final name
+        staging/                    files that are not verified yet; never a final name
         blobs/sha256/<hex>          verified files that came from a URL or a watch
         index/<hex>.json            the index of the checkpoint with that sha256
-        stamps/<hex>.json           which files were found to have that sha256, and how they looked
-        manifests/<key>.json        which files a source consists of
+        stamps/<hex>.json           stamps of the files that were found to have that sha256
+        manifests/<key>.json        the files that a source consists of
         torch/hub/checkpoints/      links to URL files whose name carries their hash, for torch.hub
-        quarantine/                 what failed verification later, never served
+        quarantine/                 files that failed verification later, never served
 
 A file lives through four states: *staged* (partial or unverified, in ``staging/``), *verified*
 (hashed and inspected, still in ``staging/``), *published* (linked to its final name and named by
-a manifest) and *evicted* (unlinked; whoever has it open keeps its bytes). A published file is never
-replaced by one with the same bytes: whoever brings these joins it, and any number of manifests may
-name it. One whose stamp does not fit is hashed again before anything is decided about it; only what
-has other bytes goes to quarantine.
+a manifest) and *evicted* (unlinked; processes that have it open keep its bytes). A published file
+is never replaced by one with the same bytes: a further source with these bytes uses it too, and any
+number of manifests may name it. A file whose stamp does not match is hashed again before anything
+is decided about it; only a file with other bytes goes to quarantine.
 
-A manifest holds the digest of each index beside that of its blob, and nothing is served that one of
-them does not cover. All calls here block.
+A manifest holds the digest of each index beside that of its blob, and only files that these digests
+cover are served. All calls here block.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ log = logging.getLogger("craftcache")
 BLOB_MODE = 0o444
 
 NAME_MAX = 255
-"""Bytes of a file's name on every file system that counts."""
+"""Longest file name, in bytes, on all common file systems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,10 @@ class CacheDir:
     """One cache directory, existing or not.
 
     Attributes:
-        root: Absolute path.
-        trusted_uids: Owners whose files are believed without hashing them again.
-        stamps: Of its files; a change of theirs that is our own goes through ``stamps.keeping``.
+        root: Absolute path of the directory.
+        trusted_uids: Users whose files are used without hashing them again.
+        stamps: Stamps of its verified files; our own changes of a file that would change its stamp
+            go through ``stamps.keeping``.
     """
 
     root: Path
@@ -85,7 +86,7 @@ class CacheDir:
     _vouched: defaultdict[str, set[str]] = field(
         default_factory=lambda: defaultdict(set), init=False, repr=False, compare=False
     )
-    # Joined once and not for every hit, which they would make a third slower.
+    # Joined once: joining them for each hit would make hits a third slower.
     _blobs: Path = field(init=False, repr=False, compare=False)
     _indexes: Path = field(init=False, repr=False, compare=False)
     _manifests: Path = field(init=False, repr=False, compare=False)
@@ -104,7 +105,7 @@ class CacheDir:
 
     @property
     def staging(self) -> Path:
-        """Where files are written before they have a final name; on the same file system."""
+        """Directory of files before they have a final name; on the same file system."""
         return self.private / "staging"
 
     @property
@@ -113,12 +114,12 @@ class CacheDir:
 
     @property
     def torch_home(self) -> Path:
-        """What unmodified programs are given as ``TORCH_HOME``."""
+        """Directory that unmodified programs are given as ``TORCH_HOME``."""
         return self.private / "torch"
 
     @property
     def quarantine(self) -> Path:
-        """Where files go that turned out wrong."""
+        """Directory that files with wrong content are moved to."""
         return self.private / "quarantine"
 
     def create(self) -> None:
@@ -147,11 +148,11 @@ class CacheDir:
         return HubTree(self.root, repo_id, self.staging, self.quarantine, self.is_ours, self.stamps)
 
     def path(self, record: FileRecord) -> Path:
-        """Where the bytes of ``record`` stand."""
+        """Path of the blob of ``record``."""
         return self.root / record.path
 
     def relative(self, path: Path) -> str:
-        """``path`` as a FileRecord gives it."""
+        """``path`` relative to the cache directory, as in a FileRecord."""
         return path.relative_to(self.root).as_posix()
 
     def shown(self, path: Path) -> str:
@@ -159,19 +160,19 @@ class CacheDir:
         return self.relative(path) if path.is_relative_to(self.root) else str(path)
 
     def url_blob(self, sha256: str) -> Path:
-        """Where the bytes of a URL's or a watch's file stand."""
+        """Path of the blob of a URL's or a watch's file."""
         return self._blobs / sha256
 
     def url_blobs(self) -> Iterator[Path]:
-        """Every file that stands where url_blob says, named by a manifest or not."""
+        """All blobs of URLs and watches, named by a manifest or not."""
         return self._blobs.glob("*")
 
     def index_path(self, sha256: str) -> Path:
-        """Where the index of the checkpoint with that sha256 stands."""
+        """Path of the index of the checkpoint with that sha256."""
         return self._indexes / f"{sha256}.json"
 
     def indexes(self) -> Iterator[Path]:
-        """Every file that stands where index_path says, of a published checkpoint or not."""
+        """All files of indexes, of published checkpoints or not."""
         return self._indexes.glob("*.json")
 
     def index(self, record: FileRecord) -> Index | None:
@@ -183,7 +184,7 @@ class CacheDir:
             return None
 
     def read_index(self, record: FileRecord) -> bytes | None:
-        """The content of a file's index; None where it is not what ``record`` says."""
+        """Bytes of a file's index; None unless their digest is that of ``record``."""
         data = self._index_content(record.sha256)
         if data is None or hashlib.sha256(data).hexdigest() != record.index_sha256:
             return None
@@ -196,7 +197,7 @@ class CacheDir:
         return (digest, data) if data is not None and digest in self._vouched[sha256] else None
 
     def index_digest(self, sha256: str) -> str | None:
-        """The digest of a checkpoint's index as a new manifest may record it."""
+        """Digest of a checkpoint's index for a new manifest; None if no index is vouched for."""
         vouched = self.vouched_index(sha256)
         return vouched and vouched[0]
 
@@ -208,7 +209,7 @@ class CacheDir:
             return None
 
     def manifest_path(self, key: str) -> Path:
-        """Where the manifest with that key (see manifest.manifest_key) stands."""
+        """Path of the manifest with that key, see manifest.manifest_key."""
         return self._manifests / f"{key}.json"
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
@@ -220,8 +221,9 @@ class CacheDir:
 
         Args:
             key: See manifest.manifest_key.
-            ours: Whether one that somebody else can have written is none.
-            owned: Whether one that belongs to somebody else is none; others may write to it.
+            ours: Whether to leave out a manifest that an untrusted user can have written.
+            owned: Whether to leave out a manifest that an untrusted user owns; one of ours that
+                others may write to is returned.
         """
         try:
             with self.manifest_path(key).open("rb") as file:
@@ -261,12 +263,12 @@ class CacheDir:
             return False
 
     def hash_again(self, record: FileRecord) -> HashedFile:
-        """Hash a blob whose stamp does not fit, and remember what it was found to be.
+        """Hash a blob whose stamp does not match, and record its new stamp.
 
-        One that others may write to is made ours first, for what was hashed must stay what it is.
+        A blob that others may write to is made ours first: it must not change after it is hashed.
 
         Raises:
-            OSError: It is not there, cannot be read or be made ours, or was changed meanwhile.
+            OSError: The blob is missing, cannot be read or made ours, or was changed meanwhile.
         """
         path = self.path(record)
         if not self.is_ours(path.stat()):
@@ -274,20 +276,20 @@ class CacheDir:
         return self.stamps.hash(path)
 
     def has_need(self, need: Dependency) -> bool:
-        """Whether all that is needed of a source is published and untouched."""
+        """Whether all needed files of a dependency are published and untouched."""
         manifest = self.manifest(need.parsed)
         return manifest is not None and self.meets(manifest, need)
 
     def meets(self, manifest: Manifest, need: Dependency) -> bool:
-        """Whether a published model is, untouched, all that is needed of it."""
+        """Whether a published model is untouched and has all files that ``need`` asks for."""
         names = [record.filename for record in manifest.files if self.is_intact(record)]
         return len(names) == len(manifest.files) and need.is_met_by(names)
 
     def is_trusted(self, path: Path) -> bool:
-        """Whether nobody but a trusted owner can have written ``path``.
+        """Whether only trusted users can have written ``path``.
 
-        True where it and its parents up to the cache directory, links resolved, belong to root,
-        the daemon's configured user or this process's, and are writable by nobody else.
+        True if it and its parents up to the cache directory, links resolved, belong to root, the
+        daemon's configured user or this process's, and no other user may write to them.
         """
         try:
             resolved = path.resolve(strict=True)
@@ -296,11 +298,11 @@ class CacheDir:
                 return False
             steps = (resolved, *(p for p in resolved.parents if p.is_relative_to(root)))
             return all(self.is_ours(os.lstat(step)) for step in steps)
-        except (OSError, RuntimeError):  # links in a circle are the latter to pathlib
+        except (OSError, RuntimeError):  # pathlib raises RuntimeError for a circle of links
             return False
 
     def is_ours(self, status: os.stat_result) -> bool:
-        """Whether a file with this stat can have been written by a trusted owner only."""
+        """Whether only trusted users can have written a file with this stat."""
         others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         return status.st_uid in self.trusted_uids and not others_may_write
 
@@ -323,7 +325,7 @@ class CacheDir:
             try:
                 path = make_directory(self.private / "locks") / f"{name}.lock"
                 stack.enter_context(FileLock(path, timeout=seconds))
-            except OSError:  # held for too long by somebody else, or not ours to make
+            except OSError:  # another process holds it too long, or this user may not make it
                 yield False
                 return
             yield True
@@ -331,11 +333,11 @@ class CacheDir:
     def publish_url_blob(self, file: HashedFile) -> HashedFile:
         """Give a verified file its final name; the caller still removes its own name for it.
 
-        Where a file with the same bytes has that name, the new one joins it, and is of no use any
-        more; one with other bytes goes to quarantine.
+        If a file with the same bytes has that name, that one is used and the new one is not
+        needed; one with other bytes goes to quarantine.
 
         Returns:
-            What has that name now, as it was hashed.
+            The file that has that name now, with its digests.
 
         Raises:
             IntegrityError: The file was changed after it was verified.
@@ -360,7 +362,7 @@ class CacheDir:
                 return published
 
     def _present_blob(self, path: Path, sha256: str) -> HashedFile | None:
-        """What stands at a blob's place; None where it is no file with that digest."""
+        """The file at a blob's path; None if it is no file with that digest."""
         try:
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):
@@ -381,10 +383,10 @@ class CacheDir:
                 file.path.unlink(missing_ok=True)
 
     def set_aside(self, path: Path) -> Path | None:
-        """Put what stands at ``path`` into quarantine; None where nothing stands there any more.
+        """Move the file at ``path`` to quarantine.
 
         Returns:
-            Its name there.
+            Its path there; None if nothing is at ``path`` any more.
         """
         aside = make_directory(self.quarantine) / f"{path.name}-{staging_name()}"
         try:
@@ -396,9 +398,9 @@ class CacheDir:
         return moved
 
     def link_torch_checkpoint(self, url: str, blob: Path) -> None:
-        """Let torch.hub find a published file that came from ``url``, if its name carries its hash.
+        """Link a published file from ``url`` for torch.hub, if the URL's file name has its hash.
 
-        Under any other name it would find whatever came last from anywhere.
+        Under a name without a hash, torch.hub would get whichever file came last with that name.
         """
         digest, name = url_digest(url), urlsplit(url).path.rpartition("/")[2]
         is_its_hash = digest is not None and blob.name.startswith(digest.hex)
@@ -412,7 +414,7 @@ class CacheDir:
         sync_directory(link.parent)
 
     def sweep_torch_checkpoints(self) -> None:
-        """Remove the links whose file is gone."""
+        """Remove torch.hub's links whose file is gone."""
         for link in self._torch_checkpoints.glob("*"):
             if not link.exists():
                 link.unlink(missing_ok=True)
@@ -427,11 +429,11 @@ class CacheDir:
         return digest
 
     def write_manifest(self, source: RemoteSource, manifest: Manifest) -> None:
-        """Publish ``manifest``: the moment from which ``source`` is what it says."""
+        """Publish ``manifest``; from this moment on a load of ``source`` gets its files."""
         self.write_manifest_at(manifest_key(source), manifest)
 
     def write_manifest_at(self, key: str, manifest: Manifest) -> None:
-        """Likewise, where only the key is known: the name of a source may hold a secret."""
+        """Publish a manifest by its key: the source's name may hold a secret that is not known."""
         path = self.manifest_path(key)
         make_directory(path.parent)
         write_file(path, manifest.dump(key), staging=self.staging)

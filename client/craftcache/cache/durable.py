@@ -34,7 +34,7 @@ def write_file(
         data: The content.
         staging: A directory, on the same file system if no directory was linked to another one;
             then it is written beside ``path``.
-        mode: Of the file.
+        mode: Permission bits of the file.
         durable: Whether it must survive power loss.
 
     Raises:

@@ -43,8 +43,8 @@ __all__ = ["HubTree", "LOCK_SECONDS"]
 log = logging.getLogger("craftcache")
 
 LOCK_SECONDS = 5.0
-"""How long a lock of huggingface_hub is waited for. Nothing rests on it but economy: links do not
-overwrite and renames are whole, so whoever holds a lock for longer is passed by."""
+"""Time to wait for a lock of huggingface_hub. The lock only saves a second download: links do not
+overwrite and renames are atomic, so a process that holds it for longer is passed by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ class HubTree:
     Attributes:
         cache_dir: The cache directory.
         repo_id: The repository, exactly as named.
-        staging: A directory on the same file system, for what is not yet under its final name.
-        quarantine: Where a blob goes that does not hold what its name says.
-        is_ours: Whether a file with that stat can be written by trusted owners only.
-        stamps: Remember what was hashed.
+        staging: Directory, on the same file system, of files without a final name.
+        quarantine: Directory that a blob with wrong content is moved to.
+        is_ours: Returns whether only trusted users can have written a file with that stat.
+        stamps: The stamps of hashed files.
     """
 
     cache_dir: Path
@@ -106,11 +106,11 @@ class HubTree:
 
     @contextlib.contextmanager
     def lock(self, etag: str, *, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
-        """Hold huggingface_hub's lock of a blob, as far as it can be had.
+        """Hold huggingface_hub's lock of a blob, if it can be acquired in time.
 
         Args:
             etag: The blob's name.
-            seconds: How long to wait for it.
+            seconds: Time to wait for it.
 
         Yields:
             Whether it is held. Without it, publishing is as safe, only maybe done twice.
@@ -123,7 +123,7 @@ class HubTree:
             try:
                 make_directory(path.parent)
                 stack.enter_context(WeakFileLock(path, timeout=seconds))
-            except OSError:  # held for too long by somebody else, or not ours to make
+            except OSError:  # another process holds it too long, or this user may not make it
                 yield False
                 return
             yield True
@@ -131,9 +131,9 @@ class HubTree:
     def adopt(self, etag: str, promise: Promise) -> HashedFile | None:
         """Hash the blob that already stands under ``etag``; None where none keeps the promise.
 
-        Blocking: about a second per gigabyte. A blob that somebody else can write to is made ours
-        first, for what was hashed must stay what it is. One that breaks the promise is left
-        where it is until :meth:`publish_blob` puts a right one in its place.
+        Blocking: about a second per gigabyte. A blob that others can write to is made ours first:
+        it must not change after it is hashed. One that breaks the promise is left in place until
+        :meth:`publish_blob` replaces it with a right one.
         """
         path = self.blob(etag)
         try:
@@ -153,10 +153,10 @@ class HubTree:
         return hashed if promise.is_kept_by(hashed.digests) else None
 
     def check_place(self) -> None:
-        """See that blobs can be put here, before they are fetched.
+        """Check that blobs can be published here, before they are fetched.
 
         Raises:
-            TreeObstacle: Something else stands where a directory must, or it leads nowhere.
+            TreeObstacle: A file, or a link to nothing, is where a directory must be.
         """
         for directory in (self.root, self.root / "blobs", self.root / "snapshots"):
             _make_directory(directory)
@@ -170,11 +170,11 @@ class HubTree:
         quarantine and is replaced in one step.
 
         Returns:
-            What has that name now, as it was hashed.
+            The file that has that name now, with its digests.
 
         Raises:
             IntegrityError: The file was changed after it was verified.
-            TreeObstacle: Something stands in the way that cannot be got over.
+            TreeObstacle: A file or directory is in the way that cannot be moved away.
         """
         verified, final = file.path, self.blob(etag)
         file.check_untouched()
@@ -207,7 +207,7 @@ class HubTree:
             sync_directory(pointer.parent)
 
     def move_ref(self, revision: str, commit: str) -> None:
-        """Let ``revision`` name ``commit``; the last step, after all that it leads to stands."""
+        """Make ``revision`` name ``commit``; the last step, once the snapshot is complete."""
         if revision == commit or self.commit_of(revision) == commit:
             return
         ref = self.root / "refs" / revision
@@ -232,16 +232,16 @@ class HubTree:
                 _replace_link(target, beside(pointer), pointer)
 
     def _is_unpublished(self, verified: Path) -> bool:
-        """Whether a verified file has no name yet but its own in staging."""
+        """Whether a verified file's only name is the one in staging."""
         return verified.is_relative_to(self.staging) and verified.stat().st_nlink == 1
 
     def _is_within(self, resolved: Path) -> bool:
-        """Whether a blob stands in the cache, or where its directories were linked to by hand."""
+        """Whether a blob is in the cache, or where its directories were linked to by hand."""
         homes = (self.cache_dir, self.root, self.root / "blobs")
         return any(resolved.is_relative_to(home.resolve()) for home in homes)
 
     def _replace(self, file: HashedFile, final: Path) -> HashedFile:
-        """Put a verified file where something else stands; that goes to quarantine if it can."""
+        """Put a verified file in place of another, which goes to quarantine if possible."""
         self._clear_directory(final)
         with contextlib.suppress(OSError):  # another's, or on another file system
             aside = make_directory(self.quarantine) / f"{final.name}-{staging_name()}"
@@ -249,7 +249,7 @@ class HubTree:
         return put_in_place(file, final, staging=self.staging)
 
     def _clear_directory(self, path: Path) -> None:
-        """Move a directory out of the way that stands where a file or a link must."""
+        """Move a directory away that is where a file or a link must be."""
         if path.is_dir() and not path.is_symlink():
             try:
                 aside = make_directory(self.quarantine) / f"{path.name}-{staging_name()}"
@@ -263,7 +263,7 @@ class HubTree:
 
 
 def _make_directory(path: Path) -> None:
-    """Make a directory and its parents; says what stands in the way where something does."""
+    """Make a directory and its parents; if a file is in the way, the error names it."""
     try:
         make_directory(path)
     except (FileExistsError, NotADirectoryError) as error:

@@ -1,4 +1,4 @@
-"""A manifest: which verified files a source consists of, at which revision.
+"""A manifest: the verified files that a source consists of at one revision.
 
 Stored as ``manifests/<key>.json`` in the cache directory. Renaming it into place is the single
 moment at which a model exists for craftcache. Format, version 1::
@@ -20,12 +20,12 @@ moment at which a model exists for craftcache. Format, version 1::
                 "filenames": ["config.json"], "one_of": [["model.safetensors"], ...],
                 "optional": ["spiece.model", ...]}],
      "unmet": [{"what": "...", "why": "...", "hint": "..."}],
-     "needed_only": true,                                    where nobody asked for it by name
+     "needed_only": true,                                    if cached as a dependency only
      "watched": {"directory": "/runs/a/export", "generation": 3},   of a watch only
      "checksum": "<64 hex>"}          over all else, see craftcache.cache.sealed
 
-``needs`` and ``unmet`` are what the model is of no use without, see craftcache.dependencies; a
-manifest of an earlier release has neither.
+``needs`` and ``unmet`` are the model's dependencies, see craftcache.dependencies; a manifest of an
+earlier release has neither.
 
 ``inode`` and ``mtime_ns`` are of the moment of publication, for readers of release 0.1.0; whether a
 file was touched since is told by its stamps, see craftcache.cache.stamps. A manifest of that
@@ -66,7 +66,7 @@ __all__ = [
 
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
-"""Of a manifest's file; one of the largest export closures takes a hundredth of it."""
+"""Bytes of a manifest's file; the largest export's manifest takes a hundredth of that."""
 
 
 class ManifestError(ValueError):
@@ -78,16 +78,16 @@ class FileRecord:
     """One verified file of a source.
 
     Attributes:
-        filename: As the source lists it.
-        path: Of the blob, relative to the cache directory, POSIX form.
-        sha256: Of all its bytes, in hex.
-        size: In bytes.
-        origin: Where it came from, as shown to people.
-        verified_at: When its bytes were last hashed, UTC.
-        inode: Of the blob when it was verified.
-        mtime_ns: Of the blob when it was verified.
+        filename: Name as the source lists it.
+        path: Path of the blob, relative to the cache directory, POSIX form.
+        sha256: Digest of all its bytes, in hex.
+        size: Size in bytes.
+        origin: Address that it came from, as shown to people.
+        verified_at: Time when its bytes were last hashed, UTC.
+        inode: Inode number of the blob when it was verified.
+        mtime_ns: Time of the blob's last write when it was verified, in ns since the epoch.
         etag: The origin's validator, unquoted, or None.
-        index_sha256: Of the bytes of its index; None where it was not inspected.
+        index_sha256: Digest of the bytes of its index, in hex; None where it was not inspected.
     """
 
     filename: str
@@ -130,12 +130,12 @@ class FileRecord:
 
     @property
     def stamp(self) -> Stamp:
-        """Of the blob when it was verified."""
+        """Stamp of the blob when it was verified."""
         return Stamp(self.size, self.inode, self.mtime_ns)
 
     @property
     def promise(self) -> Promise:
-        """What a file must be to be this one."""
+        """The promise that a file must keep to be this one."""
         return Promise(self.size, Digest("sha256", self.sha256), self.etag)
 
 
@@ -145,7 +145,7 @@ class Watched:
 
     Attributes:
         directory: The export directory that is watched.
-        generation: Which of its verified states this is, counted from 1.
+        generation: Number of the generation, counted from 1.
     """
 
     directory: str
@@ -154,18 +154,18 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a source consists of at one revision.
+    """The files and dependencies of a source at one revision.
 
     Attributes:
-        source: As shown to people.
-        revision: A commit; of a URL or a watch, a digest over its files.
-        files: Its files, by name.
-        published_at: When this state was published, UTC.
-        watched: Of a watch, which state of which directory it is.
-        needs: Other sources that it cannot be loaded without.
-        unmet: What it needs as well, and no cache can hold.
-        needed_only: Whether nobody asked for it by name: it is here because others need it, and
-            goes with the last of them.
+        source: The source as shown to people, without secrets.
+        revision: Commit of the repository; for a URL or a watch, a digest over its files.
+        files: Records of its files, by name.
+        published_at: Time when this revision was published, UTC.
+        watched: Directory and number of a watch's generation; None for other sources.
+        needs: Dependencies: other sources that it cannot be loaded without.
+        unmet: Dependencies that no cache can hold.
+        needed_only: Whether it was never asked for by name: it is cached as a dependency, and is
+            removed with the last model that depends on it.
     """
 
     source: str
@@ -204,7 +204,7 @@ class Manifest:
 
     @property
     def needed_keys(self) -> frozenset[str]:
-        """Of the manifests of what it needs."""
+        """Keys of the manifests of its dependencies."""
         return frozenset(manifest_key(need.parsed) for need in self.needs)
 
     @classmethod
@@ -220,8 +220,8 @@ class Manifest:
         """The manifest that publishes ``records``, beside what ``known`` has of the same revision.
 
         Args:
-            known: What is published now.
-            source: Whose it is.
+            known: The manifest that is published now, or None.
+            source: The source that the manifest is for.
             commit: The revision; None for a source that has none but its files.
             records: New, or in place of those of the same name.
             as_need: Whether it is published for others' sake. Once asked for by name, it stays so.
@@ -258,7 +258,7 @@ class Manifest:
 
         Args:
             data: The content of its file.
-            key: That the file is named by, where that is to be checked.
+            key: Key that the file is named by; None if that is not to be checked.
 
         Raises:
             ManifestError: It is malformed, damaged, of a newer version or another file's, or names
@@ -310,7 +310,7 @@ def _shown_time(moment: datetime) -> str:
 
 
 def _check_whole(raw: dict[str, Any], key: str | None) -> None:
-    """Refuse what is not as it was written; what release 0.1.0 wrote does not say."""
+    """Refuse a manifest whose checksum is wrong; release 0.1.0 wrote none."""
     if CHECKSUM in raw:
         check_seal(raw)
     elif "key" in raw:

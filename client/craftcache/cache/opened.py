@@ -1,4 +1,4 @@
-"""Verified files, open for reading, and what is known of them."""
+"""Verified files, open for reading, and the facts about them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ServedBy: TypeAlias = Literal["daemon", "cache", "origin", "local"]
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What is known of one file of a source.
+    """The facts about one file of a source.
 
     Attributes:
-        filename: As the source lists it.
-        size: In bytes.
-        origin: Where it came from, as shown to people.
-        sha256: Of all its bytes, in hex; None of a local file, which promises nothing.
-        verified_at: When its bytes were last hashed, UTC; None of a local file.
+        filename: Name as the source lists it.
+        size: Size in bytes.
+        origin: Address that it came from, as shown to people.
+        sha256: Digest of all its bytes, in hex; None for a local file, which nothing promises.
+        verified_at: Time when its bytes were last hashed, UTC; None for a local file.
     """
 
     filename: str
@@ -37,12 +37,12 @@ class FileInfo:
 
     @classmethod
     def of(cls, filename: str, digests: Digests, origin: str) -> FileInfo:
-        """What is known of a file that was hashed just now."""
+        """The facts about a file that was hashed just now."""
         return cls(filename, digests.size, origin, digests.sha256, datetime.now(timezone.utc))
 
     @classmethod
     def recorded(cls, record: FileRecord) -> FileInfo:
-        """What a manifest knows of a file."""
+        """The facts about a file from its record in a manifest."""
         return cls(
             record.filename,
             record.size,
@@ -57,11 +57,11 @@ class OpenFile:
     """A file that is open for reading; it owns its descriptors and closes them with itself.
 
     Attributes:
-        info: What is known of it.
-        descriptor: Its own; -1 once it is closed.
-        index: Another one, of its index; None where it must be loaded by torch, or has a content.
-        index_content: What its index holds, where this process has read and checked it already.
-        mapped: Whether it may be mapped: not when its owner may truncate it meanwhile.
+        info: The facts about the file.
+        descriptor: Descriptor of the file; -1 once it is closed.
+        index: Descriptor of its index; None if it has none, or if ``index_content`` is set.
+        index_content: Bytes of its index, if this process has read and checked it already.
+        mapped: Whether it may be mapped: not if its owner may truncate it meanwhile.
     """
 
     info: FileInfo
@@ -72,7 +72,7 @@ class OpenFile:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Its own and, where it has one, that of its index."""
+        """Descriptors of the file and, if open, of its index."""
         return (self.descriptor,) if self.index is None else (self.descriptor, self.index)
 
     def read_index(self) -> bytes | None:
@@ -82,7 +82,7 @@ class OpenFile:
         return os.pread(self.index, os.fstat(self.index).st_size, 0)
 
     def close(self) -> None:
-        """Close its descriptors; what was mapped or loaded from them stays."""
+        """Close its descriptors; maps and tensors made from them stay valid."""
         descriptors = self.descriptors
         self.descriptor, self.index = -1, None
         for descriptor in descriptors:

@@ -1,4 +1,4 @@
-"""Files that somebody else may write to, made such that nobody else may."""
+"""Files that other users may write to, changed so that only this user may."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def make_ours(path: Path, *, mode: int) -> None:
-    """Let nobody but this user write to a file, before it is hashed and believed.
+    """Let only this user write to a file, before it is hashed and trusted.
 
-    A mount that gave it to a group (Kubernetes' fsGroup) is answered by its mode, where the file is
-    this user's and nobody has it open for writing. Else a copy takes its place; who has the old
-    file open keeps that. The copy is made beside it, for its directory may have been linked by hand
-    to another file system.
+    If the file is this user's and nobody has it open for writing, its mode is changed, as after a
+    mount that made it writable for a group (Kubernetes' fsGroup). Otherwise a copy takes its
+    place; processes that have the old file open keep that. The copy is made beside it, as its
+    directory may have been linked by hand to another file system.
 
     Args:
-        path: Links are followed where the mode is enough; a copy takes the place of a link.
-        mode: Of a copy.
+        path: The file. Links are followed if changing the mode suffices; a copy replaces a link.
+        mode: Permission bits of a copy.
 
     Raises:
-        OSError: It is as it was.
+        OSError: The file is unchanged.
     """
     if _close_to_others(path):
         return
@@ -48,7 +48,7 @@ def make_ours(path: Path, *, mode: int) -> None:
 
 
 def _close_to_others(path: Path) -> bool:
-    """Take the right to write from all others; False where that is not enough."""
+    """Take write permission from other users; False if that does not suffice."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -61,7 +61,7 @@ def _close_to_others(path: Path) -> bool:
 
 
 def _is_open_for_writing(descriptor: int) -> bool:
-    """Whether somebody may write to a file whatever its mode is now; True where nobody can say."""
+    """Whether a process has a file open for writing; True where the kernel cannot say."""
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:

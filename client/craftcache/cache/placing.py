@@ -1,9 +1,9 @@
 """Giving files their names, also where a directory was linked by hand to another file system.
 
-A name is given by a link or a rename, in one step, from staging. Where the target stands on
-another file system, a copy is made right beside it first, hashed as it is written, and that is
-linked or renamed: readers see the same one step. Such copies have names that huggingface_hub does
-not look for; what a kill leaves of them goes when the next one is made there.
+A name is given by a link or a rename, in one step, from staging. Where the target is on another
+file system, a copy is made beside it first, hashed as it is written, and that is linked or renamed:
+readers see the same one step. Such copies have names that huggingface_hub does not look for; copies
+that a kill leaves behind are removed when the next one is made there.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 __all__ = ["TreeObstacle", "link_or_copy", "move_away", "put_in_place", "clear_leftovers"]
 
 LEFTOVER_SECONDS = 3600.0
-"""Age at which a copy without a final name is of nobody's work any more."""
+"""Age at which a copy without a final name counts as left behind by a kill."""
 
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-"""What link(2) says of another file system, or of one that has no links."""
+"""Errors of link(2) for another file system, or for one that has no links."""
 
 
 class TreeObstacle(OSError):
-    """Something stands in the way that is not ours to remove; the message names it."""
+    """A file or directory is in the way that is not ours to remove; the message names it."""
 
 
 def link_or_copy(file: HashedFile, name: Path) -> HashedFile:
@@ -147,13 +147,14 @@ def _give_name(copy: Path, name: Path) -> None:
 
 
 def _rename_to_free(copy: Path, name: Path) -> None:
-    """What link(2) does, for a file system without links: whoever came first stays.
+    """The same as link(2), for a file system without links: an existing file stays.
 
-    A lock of the directory keeps others of ours from coming between the look and the rename.
+    A lock of the directory keeps other processes of ours from making the name between the check
+    and the rename. It is held for that long only, and no other lock is taken inside.
     """
     descriptor = os.open(name.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # nor has every file system locks
+        with contextlib.suppress(OSError):  # some file systems have no locks either
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.path.lexists(name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name))

@@ -1,4 +1,4 @@
-"""From verified files to a published model: the one order in which names are given.
+"""Publication: how verified files become a model, by names that are given in one order.
 
     blobs -> snapshot links -> manifest -> ref
 
@@ -46,11 +46,11 @@ class Verified:
     """A file whose bytes kept their promise and whose content was inspected.
 
     Attributes:
-        file: Where it stands, in staging or already published, and what was hashed there.
+        file: The file, in staging or already published, with its digests and stamp.
         etag: The origin's validator; a Hub file always has one.
-        bytes_fetched: That came over the network for it.
-        bytes_reused: That were here before.
-        verified_at: When its bytes were hashed.
+        bytes_fetched: Bytes downloaded for it.
+        bytes_reused: Bytes of it that were on this node before.
+        verified_at: Time when its bytes were hashed, UTC.
     """
 
     file: HashedFile
@@ -61,12 +61,12 @@ class Verified:
 
     @property
     def path(self) -> Path:
-        """Where it stands."""
+        """Path of the file."""
         return self.file.path
 
     @property
     def digests(self) -> Digests:
-        """Of all its bytes."""
+        """Digests of all its bytes."""
         return self.file.digests
 
 
@@ -86,19 +86,19 @@ def publish_hub(
     names in staging afterwards.
 
     Args:
-        cache: Where to.
-        source: Whose they are.
-        commit: Whose they are.
-        files: By name; each with the promise that it kept.
-        origin: Shown as where they came from, with the file's name behind it.
+        cache: The cache to publish in.
+        source: The repository.
+        commit: The commit that the files are of.
+        files: Verified files by name, each with the promise that it was verified against.
+        origin: Address that is shown as their origin, to which the file's name is added.
         is_named: Whether the Hub has just said that the source's revision is this commit, so that
-            its ref goes there too. Of a commit known from earlier huggingface_hub itself may have
-            moved the ref on since.
-        as_need: Whether this is for the sake of another model, and nobody asked for the source.
+            the ref is moved too. If not, huggingface_hub may have moved the ref on since the
+            commit was known.
+        as_need: Whether the source is published as a dependency, not because it was asked for.
 
     Raises:
         IntegrityError: A file was changed after it was verified; nothing is published.
-        OSError: The manifest and the ref are as they were.
+        OSError: The manifest and the ref are unchanged.
     """
     tree = cache.hub_tree(source.repo_id)
     records = []
@@ -129,14 +129,14 @@ def publish_url(
     """Publish files of a URL; the caller removes their names in staging afterwards.
 
     Args:
-        cache: Where to.
-        source: Whose they are.
-        files: By name; each with its address as shown.
-        as_need: Whether this is for the sake of another model, and nobody asked for the source.
+        cache: The cache to publish in.
+        source: The URL.
+        files: Verified files by name, each with its address as shown to people.
+        as_need: Whether the source is published as a dependency, not because it was asked for.
 
     Raises:
         IntegrityError: A file was changed after it was verified; nothing is published.
-        OSError: The manifest is as it was.
+        OSError: The manifest is unchanged.
     """
     records = []
     for filename, (verified, origin) in files.items():
@@ -151,12 +151,12 @@ def publish_url(
 
 
 def mark_asked_for(cache: CacheDir, source: RemoteSource) -> Manifest | None:
-    """Let a model that was here for others' sake stay for its own: somebody asked for it.
+    """Record that a model, so far cached as a dependency only, was asked for by name.
 
-    What was inspected for that says what it needs itself.
+    Its checkpoints are inspected by now, so its own dependencies are recorded too.
 
     Raises:
-        OSError: The manifest is as it was.
+        OSError: The manifest is unchanged.
     """
     manifest = _earlier(cache, source)
     if manifest is not None and manifest.needed_only:
@@ -168,19 +168,19 @@ def mark_asked_for(cache: CacheDir, source: RemoteSource) -> Manifest | None:
 def publish_generation(
     cache: CacheDir, name: str, watched: Watched, files: Mapping[str, Verified]
 ) -> Manifest:
-    """Publish one state of a watched directory under its number; what is served stays as it is.
+    """Publish a generation of a watch under its number; the served generation stays the same.
 
     The caller removes the files' names in staging afterwards.
 
     Args:
-        cache: Where to.
-        name: Of the watch.
-        watched: Which state of which directory it is.
-        files: By name.
+        cache: The cache to publish in.
+        name: Name of the watch.
+        watched: Directory and number of the generation.
+        files: Verified files by name.
 
     Raises:
         IntegrityError: A file was changed after it was verified; nothing is published.
-        OSError: There is no such generation.
+        OSError: The generation was not published.
     """
     records = []
     for filename, verified in sorted(files.items()):
@@ -199,10 +199,10 @@ def publish_generation(
 
 
 def serve_generation(cache: CacheDir, name: str, generation: Manifest) -> Manifest:
-    """Make a published generation the one that ``watch:NAME`` is: one rename.
+    """Make a published generation the one that ``watch:NAME`` stands for, by one rename.
 
     Raises:
-        OSError: The one served is as it was.
+        OSError: The served generation is the same as before.
     """
     source = WatchSource(name)
     manifest = replace(generation, source=source.shown)
@@ -211,7 +211,7 @@ def serve_generation(cache: CacheDir, name: str, generation: Manifest) -> Manife
 
 
 def _with_closure(cache: CacheDir, source: RemoteSource, manifest: Manifest) -> Manifest:
-    """The manifest with what its files need, as far as they were inspected."""
+    """The manifest with the dependencies of its files, as far as these were inspected."""
     files = tuple(
         replace(record, index_sha256=cache.index_digest(record.sha256)) for record in manifest.files
     )
@@ -224,12 +224,12 @@ def _with_closure(cache: CacheDir, source: RemoteSource, manifest: Manifest) -> 
 
 
 def record_index(cache: CacheDir, sha256: str) -> None:
-    """Let all manifests of ours that name a checkpoint record the index that it has now.
+    """Record a checkpoint's current index in all manifests of ours that name the checkpoint.
 
-    What a model needs is found in its indexes, so that is recorded with them.
+    A model's dependencies are found in its indexes, so they are recorded too.
 
     Raises:
-        OSError: Some of them are as they were.
+        OSError: Some of the manifests are unchanged.
     """
     digest = cache.index_digest(sha256)
     for key, manifest in cache.published(ours=True):
@@ -246,12 +246,12 @@ def record_index(cache: CacheDir, sha256: str) -> None:
 
 
 def take_over(cache: CacheDir, key: str, manifest: Manifest) -> None:
-    """Write a manifest anew that others may write to, now that all it says was verified.
+    """Write a manifest anew that others may write to, once all its files are verified.
 
-    What says how its files are loaded is found anew too.
+    The digests of its indexes are found anew, and not taken from it.
 
     Raises:
-        OSError: It is as it was.
+        OSError: The manifest is unchanged.
     """
     files = tuple(
         replace(record, index_sha256=cache.index_digest(record.sha256)) for record in manifest.files
@@ -267,7 +267,7 @@ def _record(
     origin: str,
     etag: str | None,
 ) -> FileRecord:
-    """The record of ``verified`` as it was published: as ``blob``."""
+    """The record of a verified file that was published as ``blob``."""
     return FileRecord.of(
         filename,
         cache.relative(blob.path),
@@ -280,5 +280,5 @@ def _record(
 
 
 def _earlier(cache: CacheDir, source: RemoteSource) -> Manifest | None:
-    """What was published before, if nobody else can have written that."""
+    """The manifest so far, if only trusted users can have written it."""
     return cache.manifest_at(manifest_key(source), ours=True)

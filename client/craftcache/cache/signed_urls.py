@@ -1,8 +1,8 @@
-"""The same file under another signature: what of it is published already.
+"""Published files that were fetched from the same URL with another signature.
 
-A presigned URL is another one each time, and so another source; its path and the hash in its
-file's name are not. Only the same host and path count: eight hex digits alone are too few to take
-somebody else's file for this one.
+A presigned URL is different each time, and so another source, but its path and the hash in its
+file's name stay the same. Host and path must both match: eight hex digits of a hash alone are too
+few to tell that a file from elsewhere is the same.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def same_file(
 
     Args:
         published: Manifests that only trusted users can have written, with their keys.
-        url: Of the file.
-        digest: What its name promises; without one nothing tells that it is the same.
+        url: URL of the file.
+        digest: Digest that its name promises; without one, nothing shows that it is the same file.
     """
     if digest is None or digest.algorithm == "git-sha1":
         return

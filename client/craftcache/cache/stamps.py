@@ -1,4 +1,4 @@
-"""Which files were found to have which digest, so that none is hashed at every load.
+"""Stamps: which files have which digest, so that a file is not hashed at every load.
 
 A *stamp* is a file's size, inode, mtime and ctime. The kernel moves the ctime at every write and
 every change of owner, mode or name, and nobody can set it back: a file that still has a stamp that
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
 __all__ = ["FileStamp", "Stamps"]
 
 MAX_STAMPS = 8
-"""Kept for one digest: of the few places in which the same bytes may stand."""
+"""Stamps kept for one digest: the same bytes are in a few places at most."""
 
 MAX_BYTES = 64 * 1024
 
 TICK_SECONDS = 0.02
-"""Longer than the kernel's clock for timestamps stands still: two writes within one of its ticks
-leave one ctime, so a file that was touched just now is hashed a tick later."""
+"""More than a tick of the kernel's clock for timestamps: two writes within one tick leave the same
+ctime, so a file that was touched just now is hashed a tick later."""
 
 
 class FileStamp(NamedTuple):
-    """Which file it is, and in which state.
+    """The identity and state of a file, from its stat.
 
     Attributes:
-        size: In bytes.
-        inode: Its number.
-        mtime_ns: Of the last write, as whoever wrote it says.
-        ctime_ns: Of the last change of any kind, as the kernel says.
+        size: Size in bytes.
+        inode: Inode number.
+        mtime_ns: Time of the last write, in nanoseconds since the epoch; its writer may set it.
+        ctime_ns: Time of the last change of any kind, in the same unit; the kernel sets it.
     """
 
     size: int
@@ -71,15 +71,17 @@ class FileStamp(NamedTuple):
 class Stamps:
     """The stamps of one cache directory; thread-safe.
 
-    What was read once is kept in memory: it stays true, whatever becomes of the file it stood in.
+    It has no lock: sets of stamps are replaced whole, and a stamp that two threads record at once
+    and one loses costs one more hash. Stamps that were read once are kept in memory: they stay
+    true, whatever becomes of the file that they were read from.
 
     Args:
-        directory: Where they are.
-        staging: Where new ones are written first.
-        is_ours: Whether a file with that stat can have been written by trusted owners only.
+        directory: Directory of the files of stamps.
+        staging: Directory that new files are written in first.
+        is_ours: Returns whether a file with that stat can have been written by trusted users only.
 
     Attributes:
-        directory: See the argument.
+        directory: Directory of the files of stamps.
     """
 
     def __init__(
@@ -91,11 +93,11 @@ class Stamps:
         self._known: defaultdict[str, frozenset[FileStamp]] = defaultdict(frozenset)
 
     def path(self, sha256: str) -> Path:
-        """Where the stamps of the files with that digest are written down."""
+        """Path of the file with the stamps for that digest."""
         return self.directory / f"{sha256}.json"
 
     def paths(self) -> Iterator[Path]:
-        """All files that stand where path says."""
+        """All files of stamps."""
         return self.directory.glob("*.json")
 
     def has(
@@ -109,8 +111,8 @@ class Stamps:
 
         Args:
             sha256: The digest.
-            status: Of the file.
-            is_trusted: Asked of the file in which stamps stand before these are believed.
+            status: Stat of the file.
+            is_trusted: Called with the path of a file of stamps, before its stamps are used.
         """
         stamp = FileStamp.of(status)
         if stamp in self._known[sha256]:
@@ -122,7 +124,7 @@ class Stamps:
         return True
 
     def record(self, sha256: str, stamp: FileStamp) -> None:
-        """Remember that a file was found to have that digest; on the disk too where that works."""
+        """Record that a file has that digest; on the disk too, unless that fails."""
         kept = dict.fromkeys((stamp, *self._known[sha256], *self._read(sha256)))
         stamps = list(kept)[:MAX_STAMPS]
         self._known[sha256] = frozenset(stamps)
@@ -132,7 +134,7 @@ class Stamps:
             write_file(self.path(sha256), document, staging=self._staging, durable=False)
 
     def hash(self, path: Path, *, git: bool = False) -> HashedFile:
-        """Hash a whole file and remember what it was found to be; see verify.hash_stamped.
+        """Hash a whole file and record its stamp; see digests.hash_stamped.
 
         Raises:
             OSError: The file cannot be read, or was changed meanwhile.
@@ -146,8 +148,8 @@ class Stamps:
         """The sha256 of an open file.
 
         Args:
-            descriptor: Of the file.
-            is_lasting: Whether to remember it: not of a file that somebody else may write to.
+            descriptor: Descriptor of the file.
+            is_lasting: Whether to remember it: not for a file that others may write to.
 
         Raises:
             OSError: It cannot be read.
@@ -162,10 +164,10 @@ class Stamps:
 
     @contextlib.contextmanager
     def keeping(self, sha256: str, path: Path) -> Iterator[None]:
-        """Around a change of ours to a file's names or mode, which moves its ctime.
+        """A context for our own change of a file's names or mode, which moves its ctime.
 
-        A file whose stamp was right before has a right one afterwards; of any other nothing is
-        said, nor of one that is not there.
+        If the file had a recorded stamp before, its new stamp is recorded afterwards. For other
+        files, and for a missing one, nothing is recorded.
         """
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -182,7 +184,7 @@ class Stamps:
             os.close(descriptor)
 
     def _read(self, sha256: str) -> frozenset[FileStamp]:
-        """The stamps that are written down; none where somebody else can have written them."""
+        """The stamps on the disk; none if a user who is not trusted can have written the file."""
         try:
             with self.path(sha256).open("rb", buffering=0) as file:
                 if not self._is_ours(os.fstat(file.fileno())):
@@ -197,7 +199,7 @@ class Stamps:
 
 
 def _let_tick_pass(status: os.stat_result) -> None:
-    """Wait until a write to the file would move its ctime, where it was touched just now."""
+    """Wait, if the file was touched just now, until a further write would move its ctime."""
     if abs(time.time() - status.st_ctime) < TICK_SECONDS:
         time.sleep(TICK_SECONDS)
 

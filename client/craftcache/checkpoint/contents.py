@@ -19,10 +19,10 @@ class Contents:
     """The tensors of one checkpoint, counted.
 
     Attributes:
-        tensors: How many.
-        parameters: Elements of all of them.
-        bytes: Of all elements.
-        dtypes: Their kinds, like ``float16``, in order of appearance.
+        tensors: Number of tensors.
+        parameters: Number of elements of all tensors.
+        bytes: Bytes of all elements.
+        dtypes: Their dtypes, like ``float16``, in order of appearance.
         pretrained: The codec that a reference names instead of holding tensors, or None.
     """
 

@@ -11,7 +11,7 @@ from craftcache.errors import NotACheckpoint
 __all__ = ["is_checkpoint", "check_checkpoint"]
 
 PLAIN_SUFFIXES = (".json", ".md", ".model", ".py", ".safetensors", ".txt", ".yaml", ".yml")
-"""Of files that nobody unpickles, so that there is nothing in them to inspect."""
+"""Suffixes of files that are never unpickled, so that nothing in them needs inspection."""
 
 
 def is_checkpoint(filename: str) -> bool:

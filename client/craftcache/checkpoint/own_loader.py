@@ -57,12 +57,12 @@ def load(fd: int, *, device: torch.device, source: str | None) -> object:
 
     Args:
         fd: Open for reading; its position is not used.
-        device: Of all tensors.
+        device: Device of all tensors.
         source: Named in errors.
 
     Raises:
         UnsafeCheckpoint: It asks for a global that is not allowed; the message names it.
-        NotACheckpoint: Nobody can read it, or only a newer torch can.
+        NotACheckpoint: No torch can read it, or only a newer one.
         ResourceLimit: This process may not have the memory for it.
         OSError: The file could not be read.
     """
@@ -93,9 +93,9 @@ class _Unpickler(pickle.Unpickler):
     """Python's own, of a pickle that the reader has interpreted.
 
     Args:
-        pickled: What the reader has interpreted.
+        pickled: The pickle that the reader has interpreted.
         fd: The file.
-        device: Of all tensors.
+        device: Device of all tensors.
         reason: Why the file has no index.
     """
 

@@ -1,4 +1,4 @@
-"""What a file is that is no checkpoint, in words, with what to do about it.
+"""The kind of a file that is no checkpoint, in words, with advice.
 
 What stands in a checkpoint's place is seldom a damaged pickle, which is all that an unpickler can
 say. It is a pointer of git-lfs, a login page, the first half of a download, another format. Both
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Recognized", "recognize", "recognize_damage", "recognized"]
 
 _HEAD_BYTES: Final = 4096
-"""Of the beginning, which nearly all is told by."""
+"""Bytes read at the beginning of a file, by which nearly all formats are recognized."""
 
 _TAIL_BYTES: Final = 65_557
-"""Of the end, where a zip archive has its directory: 22 bytes and a comment at most."""
+"""Bytes read at the end, where a zip archive has its directory: 22 and a comment at most."""
 
 _MAX_NAMES: Final = 200_000
 """Records of a zip archive that are looked at."""
@@ -53,7 +53,7 @@ class Recognized(NamedTuple):
 
     Attributes:
         message: In words that follow "it is".
-        hint: What to do.
+        hint: Advice.
         is_all: Whether that is all there is to say; False where the loader's reason adds to it.
     """
 
@@ -309,7 +309,7 @@ def _tar_names(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _archive(file: BinaryIO, size: int) -> Recognized:
-    """What is wrong with a zip archive."""
+    """The damage of a zip archive, in words."""
     if _ZIP_END not in _tail(file, size):
         return Recognized(
             f"a truncated zip archive: its {size} bytes are only the beginning of it", _DOWNLOAD

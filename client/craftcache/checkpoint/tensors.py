@@ -41,8 +41,8 @@ _PAGEMAP_BYTES: Final = 8
 _PAGE_OF_FILE: Final = 1 << 61
 _PAGE_SWAPPED: Final = 1 << 62
 _PAGE_PRESENT: Final = -(1 << 63)
-"""Of /proc/self/pagemap: the size of an entry, and what it says of a page, see proc(5); the last
-is the highest bit, as a signed number has it."""
+"""Format of /proc/self/pagemap, see proc(5): the size of an entry, and its bits for a page; the
+last is the highest bit, as a signed number has it."""
 
 _PINNED_BYTES: Final = 32 * 1024 * 1024
 """Size of each of the two pinned buffers: large enough to hide the start of a transfer."""
@@ -62,9 +62,9 @@ def build(
     """What ``torch.load(file, map_location=device)`` would have returned.
 
     Args:
-        index: Of the file.
+        index: Index of the file.
         fd: The file, open for reading; it may be closed afterwards.
-        device: Of all tensors.
+        device: Device of all tensors.
         mapped: Whether the file may be mapped; False on a network file system, where a map may
             die or hang: then it is read.
         source: Named in errors.
@@ -98,10 +98,10 @@ def copy_into(
     beside the module.
 
     Args:
-        index: Of the file.
+        index: Index of the file.
         fd: The file, open for reading; it may be closed afterwards.
-        module: Takes the values; its parameters keep dtype and device.
-        key: Where the checkpoint's top-level dict has the state dict; None where it is one.
+        module: Module that takes the values; its parameters keep dtype and device.
+        key: Key of the state dict in the checkpoint's top-level dict; None if that is one itself.
         mapped: As in ``build``; unmapped, the file's tensors are in memory while this runs.
         source: Named in errors.
 

@@ -31,10 +31,10 @@ _SHARED: Final = ("_package_registry", "_serialization_tls")
 other makers, and where the tensors of the load under way are to go."""
 
 _allowed = threading.local()
-"""What the load that is under way in this thread may name, beyond what it always may."""
+"""Globals that this thread's running load may use beyond torch's own list."""
 
 _lock = threading.Lock()
-"""Held while the modules are made. Nothing else is locked under it."""
+"""Guards the making of the modules, which happens once. No other lock is taken inside."""
 
 
 def _renew_lock() -> None:
@@ -55,8 +55,8 @@ def load_weights_only(
 
     Args:
         file: Seekable, at its start.
-        map_location: The device of all tensors.
-        allowed: What the file may name, by name, beyond what torch and, with
+        map_location: Device of all tensors.
+        allowed: Globals that the file may use, by name, beyond those that torch and, with
             ``torch.serialization.add_safe_globals``, the process allow. No other load allows it.
 
     Raises:

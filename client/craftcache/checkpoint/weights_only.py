@@ -48,10 +48,10 @@ _CALL: Final = re.compile(
     r"(?:reduce for unrecognized function|Can only create new object for .* but got"
     r"|Can only build .* but got) (.+)"
 )
-"""How torch names what it refuses to call, to instantiate or to give a state."""
+"""Pattern of torch's message for a global that it refuses to call, make or give a state."""
 
 _REASON: Final = re.compile(r"WeightsUnpickler error:\s*([^\n]*\S)")
-"""How torch says what is wrong, between paragraphs of advice."""
+"""Pattern of the cause in torch's message, which is among paragraphs of advice."""
 
 _FILLED_DEFAULTDICT: Final = re.compile(r"Can only SETITEMS? for .*defaultdict")
 
@@ -157,9 +157,9 @@ def translate(
     """The error of ours that an unpickling error or any other failure of torch.load means.
 
     Args:
-        error: What torch raised.
+        error: Exception that torch raised.
         source: Named in the error.
-        file: What it could not load, to be looked at; its position is moved.
+        file: The file that it could not load, to be examined; its position is moved.
     """
     text = str(error)
     if isinstance(error, pickle.UnpicklingError):

@@ -1,6 +1,6 @@
-"""The daemon's HTTP interface as a program uses it: what is for people and administrators.
+"""The client of the daemon's HTTP interface, for people's and administrators' requests.
 
-Workers need none of this; they speak to the worker socket by craftcache.Client.
+Workers do not need it; they use the worker socket through craftcache.Client.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 __all__ = ["AdminClient"]
 
 MAX_ITEMS = 1_000_000
-"""Of a list in an answer."""
+"""Items of a list in an answer."""
 
 SOCKET_NAME = "craftcache.sock"
 
 CONNECT_SECONDS = 5.0
 
 ANSWER_SECONDS = 60.0
-"""For what at most unlinks files of many gigabytes."""
+"""Timeout of requests that at most unlink files of many gigabytes."""
 
 VERIFY_SECONDS = 6 * 3600.0
-"""For hashing a whole cache, which reads all of it from the disk."""
+"""Timeout of hashing a whole cache, all of which is read from the disk."""
 
 LOCK_SECONDS = 1800.0
-"""For locking a model in memory, all of which is read from the disk for that."""
+"""Timeout of locking a model in memory, all of which is read from the disk for that."""
 
 
 class AdminClient:
-    """Asks the daemon over ``<socket_dir>/craftcache.sock``; one connection a request.
+    """Asks the daemon over ``<socket_dir>/craftcache.sock``; opens one connection a request.
 
     Args:
-        socket_dir: Where the daemon's sockets are; None on a machine that has none.
+        socket_dir: Directory of the daemon's sockets; None on a machine without a daemon.
     """
 
     def __init__(self, socket_dir: Path | None) -> None:
@@ -67,7 +67,7 @@ class AdminClient:
         """Keep a model of the cache from being evicted and removed.
 
         Args:
-            source: What to keep, at whatever revision.
+            source: The source to keep, at whatever revision.
             lock: Whether to keep it in memory too; returns when all of it is there.
 
         Raises:
@@ -79,7 +79,7 @@ class AdminClient:
         self._request("PUT", path, {"lock": lock}, seconds=LOCK_SECONDS)
 
     def unpin(self, source: str) -> None:
-        """Let a model be evicted and removed again.
+        """Allow a pinned model to be evicted and removed again.
 
         Raises:
             NotFound: It is not pinned.
@@ -92,8 +92,8 @@ class AdminClient:
         """Remove the models that were not used for longest, and are neither pinned nor in use.
 
         Args:
-            wanted: Bytes to free; None stands for what is beyond the daemon's limit.
-            dry_run: Only say what would be removed.
+            wanted: Bytes to free; None stands for the bytes beyond the daemon's max_bytes.
+            dry_run: Whether nothing is removed, and the answer says what would be.
 
         Raises:
             PolicyDenied: This user is no administrator.
@@ -103,13 +103,13 @@ class AdminClient:
         return Eviction.parse(answer)
 
     def verify(self, sources: Sequence[str] = ()) -> list[Verdict]:
-        """Hash what is cached again; what is wrong is put aside and fetched anew when next wanted.
+        """Hash cached files again; wrong ones go to quarantine, to be fetched anew by a warm.
 
         Args:
-            sources: Of the models; none stands for all.
+            sources: Sources of the models; none stands for all models.
 
         Raises:
-            NotFound: One of them is not in the cache; none was looked at.
+            NotFound: One of them is not in the cache; no file was hashed.
             PolicyDenied: This user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
@@ -121,8 +121,8 @@ class AdminClient:
         """Have the daemon warm ``sources`` by itself, without waiting for it.
 
         Args:
-            sources: What to warm.
-            options: How.
+            sources: Sources to warm.
+            options: Options of the warms.
 
         Raises:
             InvalidSource: A source or filename is malformed; nothing was queued.

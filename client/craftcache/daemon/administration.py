@@ -35,10 +35,10 @@ __all__ = [
 MAX_MODELS = 1_000_000
 MAX_GENERATIONS = 1_000_000
 MAX_NAMES = 256
-"""Filenames of one warm over HTTP."""
+"""Filenames that one warm over HTTP may have."""
 
 MAX_TEXT = 64 * 1024
-"""Characters of a text for people."""
+"""Characters that a text for people may have."""
 
 Outcome: TypeAlias = Literal["right", "wrong", "missing"]
 
@@ -50,11 +50,11 @@ class QueuedWarm:
     """A warm that the daemon does by itself; it outlives the request and a restart.
 
     Attributes:
-        id: The daemon's number for it.
-        source: As shown to people.
-        options: How it is warmed.
-        tries: How often it has failed.
-        failure: How it failed last; None where it has not.
+        id: Number of the warm in the daemon's queue.
+        source: The source as shown to people, without secrets.
+        options: Options of the warm.
+        tries: Number of tries that failed.
+        failure: Error of the last try; None where none has failed.
     """
 
     id: int
@@ -90,11 +90,11 @@ class QueuedWarm:
 
 @dataclass(frozen=True, slots=True)
 class KeptModel:
-    """A model that was not evicted though room is missing.
+    """A model that was not evicted, though more bytes were to be freed.
 
     Attributes:
         source: The model, as shown to people.
-        reason: Why it stayed.
+        reason: Reason for which it stayed.
     """
 
     source: str
@@ -103,13 +103,13 @@ class KeptModel:
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """What an eviction did, or, of a dry run, would do.
+    """The result of an eviction; for a dry run, what it would be.
 
     Attributes:
         removed: Sources of the models, as shown to people, in the order of their removal.
         freed_bytes: Bytes freed on the disk.
         missing_bytes: Bytes that were wanted and could not be freed.
-        kept: Which models stayed and why, where any bytes are missing.
+        kept: Models that stayed, with the reason, if any bytes are missing.
     """
 
     removed: tuple[str, ...]
@@ -137,14 +137,14 @@ class Eviction:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found of a cached file when it was hashed again.
+    """The result of hashing one cached file again.
 
     Attributes:
         source: The model, as shown to people.
         filename: The file's name inside it.
-        sha256: The digest that it was published with, in hex.
-        outcome: Whether its bytes are those, are others, or are not there at all.
-        quarantined: Where a wrong one is now, below the cache directory; else None.
+        sha256: Digest that it was published with, in hex.
+        outcome: ``right``, ``wrong`` (another digest, or unreadable) or ``missing``.
+        quarantined: Path of a wrong file in quarantine, relative to the cache directory; else None.
     """
 
     source: str
@@ -213,9 +213,9 @@ class WatchReport:
     """How a watched directory is.
 
     Attributes:
-        rule: What was asked for.
-        state: What is being done with it, in a word.
-        detail: What there is to say about that; may be empty.
+        rule: Rule of the watch.
+        state: State of the watch, in a word.
+        detail: Explanation of the state for people; may be empty.
         since: When the state began, UTC.
         polled: Why the directory is looked at in intervals; None where the kernel tells of changes.
         served: The generation that is served, or None.
@@ -269,7 +269,7 @@ class WatchList:
     """What is watched.
 
     Attributes:
-        watches: How each watched directory is.
+        watches: States of all watched directories.
         patterns: The rules of those that a pattern stands for.
     """
 

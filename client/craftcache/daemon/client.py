@@ -1,4 +1,4 @@
-"""The node's daemon as a loader asks it: a request in, its answer or the reason why not out."""
+"""The client of the node's daemon that loaders use: takes a request, returns its answer."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class DaemonClient:
     """The daemon of this node; thread-safe, fork-safe.
 
     Args:
-        socket_dir: Where its sockets are; None where this machine has none.
-        patience: Asked after a second of silence: for how many seconds in all the first answer to
-            a request is waited for.
+        socket_dir: Directory of its sockets; None on a machine without a daemon.
+        patience: Called after a second without a message; returns how many seconds in all to wait
+            for the first answer to a request.
     """
 
     def __init__(self, socket_dir: Path | None, patience: Callable[[Request[Any]], float]) -> None:
@@ -48,7 +48,7 @@ class DaemonClient:
         Raises:
             DaemonUnavailable: It is absent, refuses, goes silent, speaks another protocol, fails by
                 its own fault, or may not read what this process may.
-            CraftcacheError: What else the daemon says is wrong.
+            CraftcacheError: The error that the daemon answers with.
         """
         if self._socket is None:
             raise DaemonUnavailable(NO_SOCKETS)
@@ -63,7 +63,7 @@ class DaemonClient:
             about = request.about
             raise (error if about is None else error.about(about.shown)) from error.__cause__
         except (AccessDenied, NotFound) as error:
-            # What the daemon may not read, a process with a token of its own may.
+            # This process's own token may allow what the daemon's token does not.
             if isinstance(request.about, HubSource) and own_token() is not None:
                 why = f"the daemon may not read it: {error}"
                 raise DaemonUnavailable(why, error) from error

@@ -102,7 +102,7 @@ class Codec:
         filters: Channels of the first convolution; each stage doubles them.
         dimension: Width of the latent space.
         ratios: Strides of the decoder's stages; the encoder has them the other way round.
-        codebooks: Of the quantizer.
+        codebooks: Number of the quantizer's codebooks.
         card: Entries of each codebook.
     """
 

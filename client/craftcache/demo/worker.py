@@ -27,13 +27,13 @@ READY = "ready"
 
 @dataclass(frozen=True, slots=True)
 class LoadReply:
-    """What a worker got.
+    """The result of a worker's load.
 
     Attributes:
         served_by: As ``Export.served_by``.
         revision: As ``Export.revision``.
-        seconds: That the load took.
-        digest: Of all tensors, their names, dtypes and shapes.
+        seconds: Time that the load took.
+        digest: Digest of all tensors, their names, dtypes and shapes.
     """
 
     served_by: str

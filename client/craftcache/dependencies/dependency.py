@@ -1,4 +1,4 @@
-"""What a model needs beyond its own files: sources of the cache, and what no cache can hold."""
+"""A model's dependencies: other sources, and things that no cache can hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Dependencies", "Group", "Dependency", "DependencyState", "UnmetDependency", "MAX_FILES"]
 
 MAX_FILES = 128
-"""Of one need; the largest text encoder in shards has a dozen."""
+"""Files of one dependency; the largest text encoder, in shards, has a dozen."""
 
 Group: TypeAlias = tuple[str, ...]
 """Patterns of files that are of use only together; ``*`` stands for any characters."""
@@ -26,11 +26,11 @@ class Dependency:
     """A source that a model cannot be loaded without, and which of its files.
 
     Attributes:
-        source: As :func:`craftcache.sources.parse` reads it: exactly what AudioCraft asks for.
-        why: What it is for, as shown to people.
-        filenames: That it must have; none means all that the source stands for.
-        one_of: Of these groups the first that the source has; none where there is no choice.
-        optional: That are wanted as far as the source has them.
+        source: Text for :func:`craftcache.sources.parse`: exactly what AudioCraft asks for.
+        why: Its purpose, as shown to people.
+        filenames: Files that it must have; none means all that the source stands for.
+        one_of: Groups, of which the first that the source has is needed; none without a choice.
+        optional: Files that are wanted as far as the source has them.
     """
 
     source: str
@@ -65,7 +65,7 @@ class Dependency:
         )
 
     def choose(self, listing: Iterable[str]) -> tuple[str, ...]:
-        """Which of the files that the source has are to be brought.
+        """The files to fetch among those that the source has.
 
         Args:
             listing: All files of the source.
@@ -100,12 +100,12 @@ class Dependency:
 
 @dataclass(frozen=True, slots=True)
 class DependencyState:
-    """A need, and whether it is met.
+    """A dependency, and whether it is cached.
 
     Attributes:
-        source: As shown to people.
-        why: What it is for.
-        is_cached: Whether all that is needed of it is cached.
+        source: The source as shown to people.
+        why: Its purpose, as shown to people.
+        is_cached: Whether all needed files of it are cached.
     """
 
     source: str
@@ -118,9 +118,9 @@ class UnmetDependency:
     """Something that a model needs and that cannot be warmed.
 
     Attributes:
-        what: It is.
-        why: It is needed, and cannot be warmed.
-        hint: What to do about it.
+        what: Name of the thing.
+        why: Reason why it is needed and cannot be warmed.
+        hint: Advice on how to get it.
     """
 
     what: str
@@ -130,11 +130,11 @@ class UnmetDependency:
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """All that a model needs beyond its own files.
+    """All dependencies of a model.
 
     Attributes:
-        needs: That can be warmed.
-        unmet: That cannot.
+        needs: Dependencies that can be warmed.
+        unmet: Dependencies that cannot.
     """
 
     needs: tuple[Dependency, ...] = ()

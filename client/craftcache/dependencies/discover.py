@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["discover"]
 
 MAX_CONFIG = 256 * 1024
-"""Characters of a configuration; AudioCraft's have about 10,000, and reading them takes time."""
+"""Characters that a configuration may have; AudioCraft's have about 10,000."""
 
 MAX_FOUND = 16
-"""Needs, and things that cannot be warmed, of one model; AudioCraft's largest has four."""
+"""Dependencies that one model may have; AudioCraft's largest has four."""
 
 MAX_SHOWN = 100
-"""Characters of a name out of a checkpoint that are shown."""
+"""Characters shown of a name that a checkpoint holds."""
 
 _Found: TypeAlias = Iterator[Dependency | UnmetDependency]
 
@@ -75,7 +75,7 @@ def _configured(text: str, namer: str) -> _Found:
 
 
 def _conditioned(model: str, settings: Mapping[str, object], namer: str) -> _Found:
-    """What a conditioner of the kind ``model`` loads."""
+    """The dependencies of a conditioner of the kind ``model``."""
     match model:
         case "t5":
             yield from _text_encoder(settings, namer)
@@ -112,7 +112,7 @@ def _style_codec(checkpoint: object, namer: str) -> _Found:
 
 
 def _codec(name: str, namer: str) -> _Found:
-    """What AudioCraft's ``CompressionModel.get_pretrained`` loads under that name."""
+    """The dependency that AudioCraft's ``CompressionModel.get_pretrained`` loads by that name."""
     if name in table.BUILT_IN_CODECS:
         return
     if name in table.DAC_CODECS:

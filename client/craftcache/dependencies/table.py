@@ -59,13 +59,13 @@ _TOKENIZER_FILES: Final = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""Of T5: old releases of transformers read the first, new ones the second."""
+"""Files of T5: old releases of transformers read the first, new ones the second."""
 
 _DEMUCS_URL: Final = "https://dl.fbaipublicfiles.com/demucs/hybrid_transformer/955717e8-8726e21a.th"
 
 
 def text_encoder(name: str, namer: str) -> Dependency:
-    """What ``T5Tokenizer`` and ``T5EncoderModel`` load under a name; ``namer`` has it."""
+    """The files that ``T5Tokenizer`` and ``T5EncoderModel`` load by a name that ``namer`` holds."""
     return Dependency(
         name,
         f"the text encoder that {namer} names",
@@ -76,7 +76,7 @@ def text_encoder(name: str, namer: str) -> Dependency:
 
 
 def codec(name: str, namer: str) -> Dependency:
-    """What transformers' ``EncodecModel`` loads under a name."""
+    """The files that transformers' ``EncodecModel`` loads by a name."""
     return Dependency(
         name,
         f"the codec that {namer} names",
@@ -86,12 +86,12 @@ def codec(name: str, namer: str) -> Dependency:
 
 
 def demucs(namer: str) -> Dependency:
-    """What ``demucs.pretrained.get_model('htdemucs')`` loads through torch.hub."""
+    """The file that ``demucs.pretrained.get_model('htdemucs')`` loads through torch.hub."""
     return Dependency(_DEMUCS_URL, f"takes apart the audio that {namer} is conditioned on")
 
 
 def dac(name: str, namer: str) -> UnmetDependency:
-    """The weights that descript-audio-codec keeps in a place of its own."""
+    """The weights that descript-audio-codec keeps in a directory of its own."""
     return UnmetDependency(
         f"the codec {name}",
         f"{namer} names it; descript-audio-codec looks for it in ~/.cache/descript only",
@@ -161,4 +161,4 @@ HARD_CODED: Final = {
         for name in ("mbd_comp_2.pt", "mbd_comp_4.pt", "mbd_comp_8.pt")
     },
 }
-"""By a checkpoint's filename, what the function that loads it loads as well."""
+"""Dependencies by a checkpoint's filename: what AudioCraft's loader of that file loads too."""

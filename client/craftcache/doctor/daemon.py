@@ -85,7 +85,7 @@ class DaemonReport:
     """What the daemon says of itself; or why it says nothing.
 
     Attributes:
-        status: Its status; None where it does not answer.
+        status: Status of the daemon; None where it does not answer.
         error: Why it does not answer; empty where it does.
     """
 

@@ -21,7 +21,7 @@ def examine(socket_dir: Path | None, cache_dir: Path | None) -> Iterator[Finding
 
     Args:
         socket_dir: As given on the command line; None to look it up.
-        cache_dir: Likewise.
+        cache_dir: As given on the command line; None to look it up.
     """
     path = config_path()
     try:

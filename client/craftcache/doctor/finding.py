@@ -13,11 +13,11 @@ class Finding:
     """What one check has found.
 
     Attributes:
-        check: Its name, stable across releases.
+        check: Name of the check, stable across releases.
         state: ``ok``; ``warning`` where something is slower or less than it could be; ``problem``
             where something does not work.
-        message: What was found.
-        remedy: What to do; empty where nothing has to be done.
+        message: Sentence that says what was found.
+        remedy: Advice; empty where nothing has to be done.
     """
 
     check: str

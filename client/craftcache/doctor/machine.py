@@ -31,7 +31,7 @@ def check(pid: int | None) -> Iterator[Finding]:
     """Look at the kernel, and at the daemon's limits where it runs.
 
     Args:
-        pid: Of the daemon, as it says itself; None where it does not answer.
+        pid: Process id of the daemon, from its status; None where it does not answer.
     """
     yield _check_kernel()
     yield _check_inotify()

@@ -29,7 +29,7 @@ SETTINGS = (
     *("transformer_lm.dim", "transformer_lm.num_layers", "transformer_lm.num_heads"),
     *("transformer_lm.n_q", "transformer_lm.card", "encodec.sample_rate", "encodec.channels"),
 )
-"""Of a configuration, what is worth a line."""
+"""Settings of a configuration that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class CheckedPart:
     """One file of an export.
 
     Attributes:
-        file: Its name.
-        size: In bytes.
-        contents: What it holds, in numbers.
-        settings: Of its configuration, what is worth a line.
-        version: Of the AudioCraft that wrote it; None of the first release.
+        file: Name of the file.
+        size: Size in bytes.
+        contents: Numbers of its tensors and parameters.
+        settings: Settings of its configuration that are shown.
+        version: Version of the AudioCraft that wrote it; None for the first release.
     """
 
     file: str
@@ -56,10 +56,10 @@ class Checked:
     """What was found.
 
     Attributes:
-        directory: That was looked at.
-        parts: Those that could be loaded.
+        directory: Directory that was checked.
+        parts: Parts that could be loaded.
         problems: Why it is no export that AudioCraft can load; none where it is one.
-        notes: What else is worth knowing.
+        notes: Further remarks for people.
     """
 
     directory: Path
@@ -137,7 +137,7 @@ def _check_part(
 def _check_model(
     name: str, package: Mapping[Any, object], problems: list[str]
 ) -> Mapping[str, Any]:
-    """See that a model's weights and configuration are there; returns what is worth a line."""
+    """Check that a model's weights and configuration are there; returns the settings to show."""
     state = package.get("best_state")
     if not isinstance(state, Mapping) or not state:
         problems.append(f"{name} has no state dict under 'best_state'")

@@ -36,7 +36,7 @@ class Published:
     Attributes:
         source: To load it by, pinned to its commit.
         url: For people.
-        checked: What it holds.
+        checked: Result of its check.
     """
 
     source: str
@@ -51,7 +51,7 @@ def publish_export(directory: Path, repo_id: str, *, private: bool, message: str
         directory: The export.
         repo_id: ``org/name``; made if it does not exist.
         private: Whether a repository that is made is private.
-        message: Of the commit.
+        message: Message of the commit.
 
     Raises:
         NotACheckpoint: It is no export that AudioCraft can load; nothing was uploaded.

@@ -1,8 +1,8 @@
-"""Waits that nothing can interrupt, in threads of their own, so that their callers need not wait.
+"""Calls that cannot be interrupted, in threads of their own, which a cancelled caller abandons.
 
-A name is looked up, a connection made, a TLS handshake done and the head of an answer waited for
-inside calls that end when they please, after their own time limits at the latest. None of them
-leaves anything behind on the disk, so whoever is called off leaves such a call to itself.
+Looking up a name, connecting, a TLS handshake and the wait for the head of an answer are calls
+that end on their own time limits only. They write nothing to the disk, so a cancelled caller can
+leave such a call to end by itself.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def call_apart(
     cancellation: Cancellation,
     discard: Callable[[T], object] | None = None,
 ) -> T:
-    """Run ``call`` in a thread of its own and wait for it, until it is called off.
+    """Run ``call`` in a thread of its own, and wait for its result or for a cancellation.
 
     Args:
-        call: Its thread does not keep the process from ending.
+        call: The call; it runs in a daemon thread, which does not keep the process alive.
         cancellation: Ends the wait at once.
-        discard: Called, in that thread, with a result that nobody waits for any more; None where
-            a result holds nothing.
+        discard: Called in that thread with the result of an abandoned call, to release it; None
+            for results that hold nothing.
 
     Raises:
         Cancelled: ``cancellation`` was used.
@@ -53,7 +53,7 @@ def call_apart(
         except CancelledError as error:
             raise Cancelled from error
         finally:
-            outcome.cancel()  # where a signal ended the wait
+            outcome.cancel()  # if a signal handler's exception ended the wait
             del outcome, arguments  # an error that it holds must not hold it in turn
 
 

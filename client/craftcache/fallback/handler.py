@@ -1,7 +1,7 @@
-"""Requests of this process answered without the daemon, as far as that can be.
+"""The fallback: answers this process's requests without the daemon, as far as possible.
 
-A load follows the plan of :mod:`craftcache.plan` from where the daemon would have been. What is the
-user's to mend (no such repository, a wrong hash, a full disk) is raised and not tried another way.
+A load follows the steps of :mod:`craftcache.plan` after the daemon. Errors that the user must mend
+(no such repository, a wrong hash, a full disk) are raised, and no further step is tried.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ AnswerT = TypeVar("AnswerT")
 
 
 class FallbackHandler:
-    """Answers what it can where the daemon is unavailable; thread-safe, fork-safe.
+    """Answers requests where the daemon is unavailable; thread-safe, fork-safe, without a lock.
 
     Args:
         cache: The shared cache as this process sees it.
-        fallback: What it may do.
-        may_warn: Whether to say once why the daemon is not used: not where there never was one.
+        fallback: What it may use: a cache, the origin too, or nothing.
+        may_warn: Whether to log once why the daemon is not used: not on a machine without one.
 
     Attributes:
-        resolver: Finds and fetches.
+        resolver: Finds and fetches files.
     """
 
     def __init__(self, cache: CacheDir, fallback: Fallback, *, may_warn: bool) -> None:
@@ -68,9 +68,9 @@ class FallbackHandler:
         """Answer a request, without the daemon.
 
         Args:
-            request: What the daemon was asked for.
-            away: Why it did not answer.
-            call: Watches the request.
+            request: The request that the daemon did not answer.
+            away: The reason why it did not.
+            call: Reports progress, and cancels the request.
 
         Raises:
             Unavailable: Only the daemon can answer this; or as below.
@@ -91,11 +91,11 @@ class FallbackHandler:
         return cast("AnswerT", answer)
 
     def plan(self) -> tuple[PlanStep, ...]:
-        """The ways that a load goes from here on."""
+        """The steps of a load after the daemon."""
         return plan_without_daemon(self._fallback, is_offline=is_offline())
 
     def _load(self, request: Load, away: DaemonUnavailable, call: Call) -> Loaded:
-        """Go the ways that are left until one leads to all files."""
+        """Take the remaining steps until one has all files."""
         failure: CraftcacheError | None = None
         for step in self.plan():
             if step.obstacle is not None:
@@ -105,7 +105,7 @@ class FallbackHandler:
             try:
                 loaded = self._take(step, request, away, call)
             except (Offline, Unavailable) as error:
-                failure = error  # what huggingface_hub left may still do
+                failure = error  # a copy that huggingface_hub made may still serve
                 continue
             if loaded is not None:
                 return replace(loaded, fallback_reason=str(away))
@@ -114,7 +114,7 @@ class FallbackHandler:
     def _take(
         self, step: PlanStep, request: Load, away: DaemonUnavailable, call: Call
     ) -> Loaded | None:
-        """The files by one way; None where it does not lead to them."""
+        """The files by one step of the plan; None if the step does not have them."""
         source, names = request.source, request.names
         if step.way == "cache":
             return self.resolver.cached(source, names)
@@ -126,7 +126,7 @@ class FallbackHandler:
         return fetched.files
 
     def _resolve(self, request: Resolve, away: DaemonUnavailable, call: Call) -> Resolved:
-        """Where a file stands for this process; its path is absolute."""
+        """The path of a file in this process's view; it is absolute."""
         self._load(Load(request.source, (request.name,)), away, call).close()
         own = self.resolver.path(request.source, request.name)
         if own is None:
@@ -139,7 +139,7 @@ class FallbackHandler:
         return Resolved(os.path.abspath(own), status.st_dev, status.st_ino)
 
     def _warm(self, request: Warm, away: DaemonUnavailable, call: Call) -> WarmedModel:
-        """Fetch a source's own files, and keep them; or find them where that will do."""
+        """Fetch a source's own files and publish them; without ``refresh``, cached ones suffice."""
         source = request.source
         known = None if request.options.refresh else self.resolver.known(source, request.names)
         if known is not None:
@@ -170,7 +170,7 @@ class FallbackHandler:
             )
 
     def _models(self, after: str) -> ModelsPage:
-        """All models of the cache directory as it shows them, on one page."""
+        """All models whose manifests are in the cache directory, on one page."""
         manifests = sorted(self._cache.manifests(), key=lambda manifest: manifest.source)
         return ModelsPage(
             tuple(
@@ -197,7 +197,7 @@ class FallbackHandler:
     def _forbidden(
         self, obstacle: str, source: RemoteSource, away: DaemonUnavailable
     ) -> CraftcacheError:
-        """The error of a load that may not go the way that is left."""
+        """The error of a load whose remaining step has an obstacle."""
         if away.refusal is not None:
             return away.refusal
         if self._fallback == "none":
@@ -209,19 +209,19 @@ class FallbackHandler:
         )
 
     def _warn(self, away: DaemonUnavailable) -> None:
-        """Say once why the daemon is not used."""
+        """Log why the daemon is not used, the first time only."""
         if self._may_warn:
             self._may_warn = False
             log.warning("loading without the daemon: %s", away)
 
 
 def is_offline() -> bool:
-    """Whether huggingface_hub is told not to fetch, and so this process by itself."""
+    """Whether HF_HUB_OFFLINE forbids huggingface_hub, and so this process, to fetch."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def no_daemon(away: DaemonUnavailable, source: RemoteSource | None = None) -> Unavailable:
-    """The error of what only the daemon could have done."""
+    """The error of a request that only the daemon could have answered."""
     return Unavailable(
         str(away),
         source=source.shown if source else None,
@@ -230,7 +230,7 @@ def no_daemon(away: DaemonUnavailable, source: RemoteSource | None = None) -> Un
 
 
 def _checked(call: Call) -> Callable[[Progress], None]:
-    """Reports, and ends the work with the first report after the call was withdrawn."""
+    """The call's report, which raises Cancelled once the call was cancelled."""
 
     def checked(progress: Progress) -> None:
         call.cancellation.check()

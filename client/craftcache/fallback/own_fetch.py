@@ -1,8 +1,11 @@
-"""A worker's own fetch, where no daemon can be had: one file after the other, then published.
+"""A worker's own fetch without a daemon: one file after the other, then published together.
 
-What it fetches it publishes as the daemon would. Publishing is for those who come later and never
-in the way of this worker: where a lock is held for long or the cache cannot be written, the
-verified files are used all the same, and the answer says why they were not kept.
+It publishes as the daemon would. Publishing serves later loads and must not fail this one: where a
+lock is held for long or the cache cannot be written, the verified files are used all the same, and
+the answer says why they were not kept.
+
+Lock order: the locks of a repository's blobs, sorted by ETag, or the one lock of a URL's source;
+inside them, for one rename, the directory's lock of cache.placing.
 """
 
 from __future__ import annotations
@@ -46,18 +49,18 @@ __all__ = ["OwnFetch", "Report", "fetch_hub", "fetch_url"]
 Report: TypeAlias = Callable[[Progress], None]
 
 HUB_SECONDS = 10.0
-"""How long the Hub may take to describe a file."""
+"""Time that the Hub may take to describe a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnFetch:
-    """What a fetch of the worker's own brought.
+    """The result of a worker's own fetch.
 
     Attributes:
-        files: Open; the caller closes them.
-        bytes_fetched: That came over the network.
-        bytes_reused: That were in the cache before.
-        not_kept: Why nothing was published; None where it was.
+        files: The open files; the caller closes them.
+        bytes_fetched: Bytes downloaded.
+        bytes_reused: Bytes that were in the cache before.
+        not_kept: Reason why the files were not published; None where they were.
     """
 
     files: Loaded
@@ -79,23 +82,23 @@ def fetch_hub(
     """Fetch files of a repository at its newest commit.
 
     Args:
-        cache: Where to.
+        cache: The cache that is fetched into.
         source: The repository.
-        names: Of the files.
-        token: Sent to the Hub only; None sends none.
-        lock_seconds: How long each lock of huggingface_hub is waited for.
+        names: Names of the files.
+        token: Access token, sent to the Hub only; None sends none.
+        lock_seconds: Time to wait for each lock of huggingface_hub.
         report: Called with progress; what it raises ends the fetch.
-        cancellation: Ends at once whatever the origin is waited for.
+        cancellation: Cancels the fetch at once, also while it waits for the origin.
 
     Raises:
         CraftcacheError: Any of the tree but those of loading; nothing was published.
-        Cancelled: So it was; nothing was published.
+        Cancelled: The fetch was cancelled; nothing was published.
     """
     tree = cache.hub_tree(source.repo_id)
     described = _describe(source, names, token, cancellation)
     by_etag = {file.etag: file for file in described}  # two names may have one content
     with contextlib.ExitStack() as stack:
-        # In one order, as everybody takes them who holds several.
+        # Sorted, so that two workers that need the same blobs cannot deadlock.
         held = [stack.enter_context(tree.lock(e, seconds=lock_seconds)) for e in sorted(by_etag)]
         obtained = {
             etag: _obtain(stack, cache, tree, source, file, token, report, cancellation)
@@ -141,7 +144,7 @@ def fetch_url(
 
 
 def _signed_before(cache: CacheDir, wanted: Download, name: str) -> Verified | None:
-    """The file as it came under another signature, hashed again; None where it did not."""
+    """The file from a fetch with another signature, hashed again; None if there was none."""
     published = cache.published(ours=True)
     for record in same_file(published, wanted.url, wanted.promise.digest):
         with contextlib.suppress(OSError):
@@ -180,7 +183,7 @@ def _obtain(
     report: Report,
     cancellation: Cancellation,
 ) -> Verified:
-    """One file, as it is in the Hub's tree already or fetched."""
+    """One file, from the Hub's tree if it is there and right, else fetched."""
     from .stream import Download
 
     report(Progress(source.shown, file.filename, 0, file.promise.size, "verifying"))
@@ -203,7 +206,7 @@ def _download(
     *,
     etag: str | None = None,
 ) -> Verified:
-    """One file into staging, verified and safe to load; ``stack`` removes it from there."""
+    """Fetch one file into staging, verify and inspect it; ``stack`` removes it from there."""
     from .stream import download
 
     fetched = download(
@@ -233,7 +236,7 @@ def _inspect(path: Path, filename: str, source: str) -> None:
 
 
 def _kept(publish: Callable[[], object], is_held: bool) -> str | None:
-    """Publish; returns why that was not done, or None."""
+    """Publish; returns the reason if it could not be done, else None."""
     if not is_held:
         return "another process holds the cache's lock"
     try:

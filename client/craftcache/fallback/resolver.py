@@ -1,7 +1,7 @@
-"""A worker on its own: what it does where no daemon can be had.
+"""The sources of files for a worker without a daemon.
 
-First what stands verified in a cache, then the origin. What it fetches it publishes as the daemon
-would: in the shared cache where that belongs to the worker's own user, else in the user's own.
+First verified copies in a cache, then the origin. Fetched files are published as the daemon would:
+in the shared cache if that belongs to the worker's own user, else in the user's own cache.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Resolver:
 
     Args:
         cache: The shared cache directory.
-        lock_seconds: How long a lock of another process is waited for.
+        lock_seconds: Time to wait for a lock that another process holds.
     """
 
     def __init__(self, cache: CacheDir, *, lock_seconds: float = LOCK_SECONDS) -> None:
@@ -59,12 +59,12 @@ class Resolver:
         self._lock_seconds = lock_seconds
 
     def known(self, source: RemoteSource, names: Sequence[str]) -> Manifest | None:
-        """What a cache says of a verified copy of all ``names``; None without one (a few stats)."""
+        """The manifest of a verified copy of all ``names``; None without one. Takes a few stats."""
         found = (self._manifest(cache, source, names) for cache in self._caches)
         return next(filter(None, found), None)
 
     def cached(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
-        """Open the verified copy in a cache; None where there is none."""
+        """Open a verified copy in a cache; None where there is none."""
         for cache in self._caches:
             manifest = self._manifest(cache, source, names)
             if manifest is not None and (files := _open_published(cache, source, manifest, names)):
@@ -72,7 +72,7 @@ class Resolver:
         return None
 
     def path(self, source: RemoteSource, filename: str) -> Path | None:
-        """Where a copy stands, as huggingface_hub would name it; None if nowhere."""
+        """Path of a copy, as huggingface_hub would name it; None if there is none."""
         for cache in self._caches:
             manifest = self._manifest(cache, source, [filename])
             record = manifest.file(filename) if manifest else None
@@ -83,7 +83,7 @@ class Resolver:
         return self._unverified_path(source, filename)
 
     def unverified(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
-        """What huggingface_hub itself left in a cache, hashed now; None where it is not whole.
+        """A copy that huggingface_hub itself made, hashed now; None if it is incomplete or wrong.
 
         A blob's name there is its digest, so it can be verified without asking the Hub.
         """
@@ -107,17 +107,17 @@ class Resolver:
         """Fetch ``names`` from the origin at its newest revision, and publish them.
 
         Args:
-            source: What to fetch from.
-            names: Of the files.
-            token: Sent to the Hub only; None sends none.
-            is_private: Whether the daemon may not read it: then it is published in the user's own
-                cache and not where everybody reads.
+            source: The source that is fetched.
+            names: Names of the files.
+            token: Access token, sent to the Hub only; None sends none.
+            is_private: Whether the daemon's token may not read the source: then it is published in
+                the user's own cache, and not in the one that everybody reads.
             report: Called with progress; what it raises ends the fetch.
-            cancellation: Ends at once whatever the origin is waited for.
+            cancellation: Cancels the fetch at once, also while it waits for the origin.
 
         Raises:
             CraftcacheError: Any of the tree but those of loading; nothing was published.
-            Cancelled: So it was; nothing was published.
+            Cancelled: The fetch was cancelled; nothing was published.
         """
         if isinstance(source, WatchSource):
             raise Unavailable(
@@ -142,7 +142,7 @@ class Resolver:
     def _publishable(self, stack: contextlib.ExitStack, *, is_private: bool) -> CacheDir:
         """The cache to fetch into: the shared one if it is this user's, else the user's own.
 
-        Where neither can be written to there is one that ends with ``stack``.
+        Where neither can be written to, it is a temporary one that ``stack`` removes.
         """
         shared, own = self._caches[0], self._caches[-1]
         cache = shared if shared.is_writable() and not is_private else own
@@ -156,7 +156,7 @@ class Resolver:
         return passing
 
     def _snapshots(self, source: HubSource) -> Iterator[tuple[HubTree, str]]:
-        """What each cache has for the revision, by huggingface_hub's account."""
+        """Tree and commit of each cache that has the revision, by huggingface_hub's refs."""
         for cache in self._caches:
             tree = cache.hub_tree(source.repo_id)
             commit = source.revision if source.is_pinned else tree.commit_of(source.revision)
@@ -182,7 +182,7 @@ class Resolver:
 def _open_published(
     cache: CacheDir, source: RemoteSource, manifest: Manifest, names: Sequence[str]
 ) -> tuple[OpenFile, ...] | None:
-    """Open a manifest's files; hash those that somebody else may have touched."""
+    """Open a manifest's files; hash those that other users may have written to."""
     is_trusted = cache.is_trusted(cache.manifest_path(manifest_key(source)))
     files: list[OpenFile] = []
     for name in names:
@@ -234,8 +234,8 @@ def _open(path: Path) -> int | None:
 def _is_right(cache: CacheDir, record: FileRecord, descriptor: int, *, is_known: bool) -> bool:
     """Whether an open file has the bytes of its record: by its stamp, else by hash.
 
-    What was hashed is remembered for those that come later, where only trusted users can write to
-    the file, and this one may write to the cache.
+    The stamp of a hashed file is kept for later loads, where only trusted users can write to the
+    file and this process may write to the cache.
     """
     stamps, status = cache.stamps, os.fstat(descriptor)
     if is_known and stamps.has(record.sha256, status, is_trusted=cache.is_trusted):
@@ -245,7 +245,7 @@ def _is_right(cache: CacheDir, record: FileRecord, descriptor: int, *, is_known:
 
 
 def _read_index(cache: CacheDir, record: FileRecord) -> bytes | None:
-    """A file's index, if it is the one that the manifest says; else torch loads the file."""
+    """A file's index if its digest is the manifest's; None otherwise, then torch loads the file."""
     index = cache.read_index(record)
     if index is None and record.index_sha256 is not None:
         log.warning("%s is loaded without its index, which is damaged", cache.path(record))

@@ -36,19 +36,19 @@ __all__ = ["Download", "Downloaded", "download"]
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
-"""Without a byte, after which the stream counts as dead."""
+"""Time without a byte after which a stream counts as dead."""
 
 CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What to fetch.
+    """One file to fetch.
 
     Attributes:
-        source: As errors name it.
-        url: May redirect.
-        promise: What the origin said beforehand.
+        source: The source, named in errors.
+        url: URL of the file; may redirect.
+        promise: Size and digest that the origin promised, as far as it did.
         headers: Credentials, for the URL's own origin only.
     """
 
@@ -60,11 +60,11 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """A file that came whole, durable and as promised.
+    """A fetched file: complete, durable and verified against its promise.
 
     Attributes:
-        file: In staging; the caller links or removes it.
-        etag: The strong validator that came with it, unquoted, or None.
+        file: The file in staging; the caller links or removes it.
+        etag: The strong ETag that came with it, unquoted, or None.
     """
 
     file: HashedFile
@@ -82,12 +82,12 @@ def download(
     """Fetch one file.
 
     Args:
-        wanted: What to fetch.
-        staging: Where to put it.
-        check_url: Called with each URL before it is asked, redirect targets included.
-        report: Called with bytes so far and the total, where known. What it raises ends the
-            download.
-        cancellation: Ends the download at once, whatever it waits for.
+        wanted: The file to fetch.
+        staging: Directory that it is written to.
+        check_url: Called with each URL before it is requested, redirect targets included.
+        report: Called with the bytes so far and the total, None where unknown. An exception from
+            it ends the download.
+        cancellation: Cancels the download at once, whatever it waits for.
 
     Raises:
         NotFound, AccessDenied, PolicyDenied, IntegrityError, StorageFull, Unavailable, Cancelled:
@@ -112,7 +112,7 @@ def download(
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An answer of which the head has come."""
+    """An answer whose head has come and whose body is unread."""
 
     exchange: Exchange
     response: httpx.Response
@@ -122,7 +122,7 @@ class _Answer:
         self.exchange.close()
 
     def shut(self) -> None:
-        """End its connection under whoever waits on it."""
+        """Shut its connection down, which ends a read that another thread waits in."""
         shut(self.response.extensions["network_stream"].get_extra_info("socket"))
 
 
@@ -144,7 +144,7 @@ def _stream(
         except httpx.HTTPError as error:
             raise answer.exchange.failure(error, str(answer.response.url)) from error
         finally:
-            cancellation.check()  # an end that was brought about may look like any other
+            cancellation.check()  # a connection that shut ended looks like a failed one
     wanted.promise.check(file.digests, source=wanted.source)
     return Downloaded(file, strong_etag(answer.response.headers.get("ETag")))
 

@@ -1,4 +1,4 @@
-"""What a load would do here, in plain words; changes nothing and fetches nothing."""
+"""The explanation of a load in words: what it would do here; changes and fetches nothing."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ Kind: TypeAlias = Literal["file", "directory", "url", "hub", "watch"]
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a load of a source would do.
+    """The explanation of what a load of a source would do.
 
     Attributes:
-        source: As shown.
-        kind: What the name was taken for.
-        steps: What was looked at, in order, and what was found.
-        served_by: Who would serve it; None where it could not be had.
-        revision: That would be served; None where that is only known after asking the origin.
-        files: What is known of the files that would be served.
+        source: The source as shown to people.
+        kind: Kind of source that the name was taken for.
+        steps: Sentences that say what was looked at, in order, and what was found.
+        served_by: The server of the files, as in Export; None if the load would fail.
+        revision: Revision that would be served; None where only the origin knows it.
+        files: The files that would be served, as far as they are known.
     """
 
     source: str
@@ -57,11 +57,11 @@ class Explanation:
 
 
 def explain(loader: Loader, text: str, call: Call) -> Explanation:
-    """Explain what ``loader`` would do with ``text``: its plan, and where each way would lead.
+    """Explain what ``loader`` would do with ``text``: its plan, and the outcome of each step.
 
     Raises:
-        InvalidSource: It is no source.
-        NotFound: It is written as a path and nothing is there.
+        InvalidSource: ``text`` is not a source.
+        NotFound: ``text`` is written as a path, and there is no such file or directory.
     """
     source = locate(text)
     foresight = _Foresight(loader, source, call)
@@ -72,7 +72,7 @@ def explain(loader: Loader, text: str, call: Call) -> Explanation:
 
 
 class _Foresight:
-    """What is found out about a load, step by step of its plan; nothing is changed or fetched."""
+    """The findings about a load, step by step of its plan; nothing is changed or fetched."""
 
     def __init__(self, loader: Loader, source: Source, call: Call) -> None:
         self._loader = loader
@@ -84,9 +84,9 @@ class _Foresight:
         self._files: tuple[FileInfo, ...] = ()
 
     def look(self, step: PlanStep) -> bool:
-        """Look where a way would lead; True where the load would end there, whatever comes of it.
+        """Find the outcome of one step; True if the load would end with it, in success or not.
 
-        An obstacle of several steps is said once.
+        An obstacle that several steps share is mentioned once.
         """
         if step.obstacle is not None:
             if step.obstacle not in self._said:
@@ -104,7 +104,7 @@ class _Foresight:
                 return self._look_for(step, source)
 
     def explanation(self) -> Explanation:
-        """What was found out."""
+        """The explanation from the findings so far."""
         return Explanation(
             self._source.shown,
             self._kind,
@@ -203,4 +203,4 @@ _KINDS: dict[type[Source], tuple[Kind, str] | tuple[Kind, str, str]] = {
     HubSource: ("hub", _REMOTE, "it is a Hugging Face Hub id"),
     WatchSource: ("watch", _REMOTE, "it is a watched export directory"),
 }
-"""What each kind of source is called, and what is said of it first."""
+"""Each kind of source: its name, and the sentences that an explanation begins with."""

@@ -1,4 +1,4 @@
-"""What a load returns, and how open files become it."""
+"""The result of a load, and how it is made from open files."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ log = logging.getLogger("craftcache")
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a load went, in seconds.
+    """The time that a load took, in seconds.
 
     Attributes:
-        resolve: Until all files were open, fetched first where need be.
-        load: From there until the tensors were on their device.
+        resolve: Time until all files were open, which includes fetching them.
+        load: Time from there until the tensors were on their device.
     """
 
     resolve: float
@@ -53,7 +53,7 @@ class Timings:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Time of the whole load."""
         return self.resolve + self.load
 
 
@@ -62,15 +62,16 @@ class Export:
     """A loaded AudioCraft export.
 
     Attributes:
-        source: As shown: without the query of a signed URL.
-        revision: A commit; of a URL or a watch a digest over its files; empty of local files.
+        source: The source as shown to people: without the query of a signed URL.
+        revision: Commit of a repository; for a URL or a watch a digest over its files; empty for
+            local files.
         served_by: ``daemon``, ``cache`` (found without it), ``origin`` (fetched without it) or
             ``local``.
-        files: What is known of each loaded part's file.
-        timings: Where the time went.
-        fallback_reason: Why the daemon did not serve it; None where it did or was not asked.
-        lm: What torch.load would have returned for ``state_dict.bin``; None if not asked for.
-        compression: Likewise for ``compression_state_dict.bin``.
+        files: Name, size and digest of each loaded part's file.
+        timings: Time that the load took.
+        fallback_reason: Reason why the daemon did not serve it; None if it did or was not asked.
+        lm: The object that torch.load would return for ``state_dict.bin``; None if not asked for.
+        compression: The same for ``compression_state_dict.bin``.
     """
 
     source: str
@@ -87,7 +88,7 @@ def parse_device(device: str | int | torch.device) -> torch.device:
     """The torch device that ``device`` names.
 
     Raises:
-        UnknownDevice: torch has no such device, or this machine has not.
+        UnknownDevice: torch, or this machine, has no such device.
         CraftcacheError: There is no torch.
     """
     require_torch()
@@ -131,18 +132,18 @@ def files_by_part(source: Source, parts: Sequence[Part]) -> dict[Part, str]:
 
 
 def export_of(source: Source, parts: Sequence[Part]) -> Source:
-    """``source``, or the directory that a local file of a pair stands for if several are wanted."""
+    """``source``; if it is a local file of a pair and both parts are wanted, its directory."""
     if isinstance(source, LocalFile) and len(parts) > 1 and source.path.name in FILENAMES.values():
         return LocalDirectory(source.path.parent)
     return source
 
 
 def to_object(file: OpenFile, device: torch.device, *, source: str) -> object:
-    """What ``torch.load`` would have returned for an open file, on ``device``.
+    """The object that ``torch.load`` would return for an open file, on ``device``.
 
     Raises:
-        UnsafeCheckpoint, NotACheckpoint: It has no index and torch refuses it.
-        ResourceLimit: This process may not have the memory for it.
+        UnsafeCheckpoint, NotACheckpoint: The file has no index, and torch refuses it.
+        ResourceLimit: The memory that it takes is more than this process may have.
     """
     with limits_named(source):
         from craftcache.checkpoint.tensors import build
@@ -185,14 +186,14 @@ def to_export(
     *,
     started: float,
 ) -> Export:
-    """All parts on ``device``.
+    """Load all parts onto ``device``.
 
     Args:
-        source: As shown.
-        loaded: Has a file for each part, in order.
-        parts: What its files are.
-        device: Where all tensors are to be.
-        started: When the load began, by the clock of time.perf_counter.
+        source: The source as shown to people.
+        loaded: The open files, one for each part, in order.
+        parts: The parts that the files are.
+        device: Device of all tensors.
+        started: Time when the load began, by time.perf_counter, in seconds.
 
     Raises:
         CraftcacheError: See to_object.
@@ -212,7 +213,7 @@ def to_export(
 
 
 def _index(file: OpenFile, source: str) -> Index | None:
-    """The index of a file; None where it has none that fits it and that this release can read."""
+    """The index of a file; None if it has none, or one that this release cannot read."""
     from craftcache.checkpoint.index import InvalidIndex, parse
 
     content = file.read_index()
@@ -235,7 +236,7 @@ def _load_by_torch(file: OpenFile, device: torch.device, source: str) -> object:
 
 
 def _check_present(device: torch.device) -> None:
-    """Make the device do the least it can."""
+    """Allocate an empty tensor, which fails if this machine lacks the device or its driver."""
     import torch
 
     try:

@@ -45,27 +45,29 @@ log = logging.getLogger("craftcache")
 AnswerT = TypeVar("AnswerT")
 
 COLD_SECONDS = 15.0
-"""How long a silent daemon is waited for where only the origin is left."""
+"""Time to wait for a silent daemon if the files could otherwise only come from the origin."""
 
 FIRST_PAUSE_SECONDS = 0.1
 LAST_PAUSE_SECONDS = 5.0
-"""Between two attempts to reach a daemon that is away while one of its watches is followed."""
+"""Bounds of the pause between two attempts to reach an absent daemon while a watch is followed."""
 
 WARM_SECONDS = 1.0
-"""How long it is waited for where a verified copy is in a cache."""
+"""Time to wait for a silent daemon if a verified copy is in a cache."""
 
 
 class Loader:
-    """Opens what a source names, and has requests answered; thread-safe, fork-safe.
+    """Opens the files of sources, and gets requests answered; thread-safe, fork-safe.
+
+    It has no lock: its state is set once, but for the daemon client's, which has its own.
 
     Args:
-        socket_dir: The daemon's socket directory; None chooses as the contract says.
-        cache_dir: The shared cache as this process sees it; None chooses likewise.
+        socket_dir: The daemon's socket directory; None takes the one of the settings.
+        cache_dir: The shared cache as this process sees it; None takes the one of the settings.
         fallback: What to do without the daemon.
-        cold_seconds: How long a silent daemon is waited for where only the origin is left.
+        cold_seconds: See COLD_SECONDS.
 
     Attributes:
-        fallback: Answers without the daemon.
+        fallback: Answers requests without the daemon.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Loader:
         self._daemon.close()
 
     def handle(self, request: Request[AnswerT], call: Call) -> AnswerT:
-        """Have a request answered: by the daemon, or without it where it is unavailable.
+        """Answer a request: by the daemon, or by the fallback where the daemon is unavailable.
 
         Raises:
             CraftcacheError: Any of the tree but UnknownDevice.
@@ -112,7 +114,7 @@ class Loader:
         )
 
     def open(self, source: Source, names: Sequence[str], call: Call) -> Loaded:
-        """Open files of a source, brought first where they are missing, as its plan says.
+        """Open files of a source by its plan; missing ones are fetched first.
 
         Raises:
             CraftcacheError: Any of the tree but UnknownDevice.
@@ -125,9 +127,9 @@ class Loader:
     def _take(
         self, step: PlanStep, source: Source, names: Sequence[str], call: Call
     ) -> Loaded | None:
-        """The files by one way; None where it does not lead to them.
+        """The files by one step of the plan; None if the step does not have them.
 
-        By way of the daemon leads as well what the plan names after it: the fallback goes on from
+        The step ``daemon`` includes those after it in the plan: handle goes on with the fallback
         where the daemon is unavailable.
         """
         match source:
@@ -141,7 +143,7 @@ class Loader:
         return self.handle(Load(source, tuple(names)), call)
 
     def resolve(self, source: Source, filename: str, call: Call) -> Path:
-        """Where a file stands for this process, brought there first where it is missing.
+        """The path of a file in this process's view; a missing file is fetched first.
 
         Raises:
             NotMounted: The daemon has it, and this process does not see the same file under its
@@ -168,15 +170,16 @@ class Loader:
         return path
 
     def next_generation(self, request: Follow, call: Call, *, has_daemon: bool) -> Generation:
-        """The generation of a watch that is served, as soon as it is another than the known one.
+        """The served generation of a watch, as soon as it is another than the known one.
 
         Args:
-            request: Which watch, and the number of the generation that is known.
-            call: Ends the wait.
-            has_daemon: Whether there is known to be a daemon, so that it is waited for.
+            request: The watch, and the number of the known generation.
+            call: Cancels the wait.
+            has_daemon: Whether this process has heard of a daemon before; then one that is absent
+                now is expected back.
 
         Raises:
-            NotFound: There is no such watch, or no more.
+            NotFound: There is no such watch, or it was removed.
             Unavailable: There is no daemon, and was none before.
         """
         pause = FIRST_PAUSE_SECONDS
@@ -197,7 +200,7 @@ class Loader:
             pause = min(pause * 2, LAST_PAUSE_SECONDS)
 
     def models(self, call: Call) -> list[CachedModel]:
-        """What is cached: by the daemon's account, or as the cache directory shows without it."""
+        """All cached models, from the daemon or, without it, from the cache directory."""
         models: list[CachedModel] = []
         after = ""
         while True:
@@ -208,7 +211,7 @@ class Loader:
                 return models
 
     def watch_of(self, path: Path, names: Sequence[str], call: Call) -> WatchSource | None:
-        """The watch that serves ``names`` of a local directory, if the daemon has one of it."""
+        """The watch that serves ``names`` of a local directory, if the daemon has one."""
         if not set(names) <= set(FILENAMES.values()):
             return None
         try:
@@ -219,9 +222,9 @@ class Loader:
         return WatchSource(watch) if watch else None
 
     def patience(self, request: Request[Any]) -> float:
-        """How many seconds a silent daemon is waited for, by what could be had without it."""
+        """Seconds to wait for a silent daemon, which depend on where else the files are."""
         match request:
-            case Identify():  # what the daemon knows of a directory can be done without
+            case Identify():  # without an answer the directory itself is loaded
                 return 0.0
             case Load(source=source):
                 names = request.names

@@ -1,4 +1,4 @@
-"""Local files: the worker's own, read in the worker."""
+"""Local files, which the worker opens itself."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def open_local(source: LocalFile | LocalDirectory, paths: Iterable[Path]) -> Loa
     """Open local files of a source.
 
     Raises:
-        NotFound: One does not exist or is no file.
-        AccessDenied: This process may not read one.
-        ResourceLimit: It may not have so many files open.
+        NotFound: One of them does not exist or is no file.
+        AccessDenied: This process may not read one of them.
+        ResourceLimit: This process may not have so many files open.
     """
     return Loaded(str(source), "", tuple(map(_open_file, paths)), "local")
 
@@ -38,7 +38,7 @@ def resolve_local(path: Path) -> Path:
     """``path``, which must be a file.
 
     Raises:
-        NotFound: It is none.
+        NotFound: There is no file at the path.
     """
     if not path.is_file():
         raise _missing(path)
@@ -64,7 +64,7 @@ def _open_file(path: Path) -> OpenFile:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise _missing(path)
-    # Its owner may overwrite it in place, under which a map would die.
+    # Not mapped: if its owner truncates it, an access to the map would kill the process.
     return OpenFile(FileInfo(path.name, status.st_size, str(path)), descriptor, mapped=False)
 
 

@@ -1,4 +1,4 @@
-"""What both clients do, written once: blocking, each call withdrawable from another thread."""
+"""The operations of both clients, blocking; each call can be cancelled from another thread."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ Device = "str | int | torch.device"
 class Operations:
     """The clients' methods; see craftcache.client.Client for what each promises.
 
-    Thread-safe and fork-safe as its Loader is, and picklable by its arguments.
+    Thread-safe and fork-safe as its Loader is, and picklable by its arguments. It has no lock: the
+    loaders of other cache directories are added by a dict's setdefault, which is atomic.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class Operations:
         return explain(self.loader, os.fspath(source), call)
 
     def _loader_of(self, cache_dir: PathLike | None) -> Loader:
-        """The loader for a call that names a cache directory of its own; each is kept."""
+        """The loader for a call's cache directory; one is made, and kept, for each directory."""
         if cache_dir is None:
             return self.loader
         path = choose_cache_dir(cache_dir)
@@ -184,15 +185,15 @@ class Operations:
             return self.loader
         if path not in self._others:
             other = Loader(**self.arguments | {"cache_dir": path})
-            self._others.setdefault(path, other)  # in one step, for another thread may do so too
+            self._others.setdefault(path, other)  # atomic: another thread may add it too
         return self._others[path]
 
 
 def _one_file(source: Source, filename: str | None) -> str:
-    """The name of the one checkpoint that is meant.
+    """The name of the checkpoint: the one of the source, or ``filename``.
 
     Raises:
-        InvalidSource: The source holds several, and none was named.
+        InvalidSource: The source holds several files, and none was named.
     """
     match source:
         case LocalFile(path):

@@ -22,7 +22,7 @@ def check_uncompressed(encodings: Iterable[str], *, url: str, source: str) -> No
 
     Args:
         encodings: All values of Content-Encoding.
-        url: That answered.
+        url: URL that answered.
         source: As the error names it.
     """
     named = (item.strip().lower() for value in encodings for item in value.split(","))

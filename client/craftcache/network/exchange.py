@@ -108,9 +108,9 @@ class Exchange:
         """Make a request and follow where it leads; the answer is open.
 
         Args:
-            method: Of each request.
-            url: Of the first.
-            headers: Sent with each.
+            method: HTTP method of each request.
+            url: URL of the first request.
+            headers: Headers of each request.
             credentials: Headers that ``url``'s own origin is sent beside, and no other.
 
         Raises:

@@ -15,7 +15,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """Status codes whose Location is followed."""
 
 _LEGAL = "".join(map(chr, set(range(0x21, 0x7F)) - set(b'"<>\\^`{|}')))
-"""Characters of a URL as it is sent; a percent sign stays what it was, for it may be signed."""
+"""Characters of a URL that are sent as they are; percent signs too, as they may be signed."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 

@@ -33,7 +33,7 @@ __all__ = ["Proxy", "ProxyRules"]
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 CURLS_PORT = 1080
-"""Of a proxy that is written without a scheme and without a port."""
+"""Port of a proxy that is written without a scheme and without a port; curl's default."""
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 _HOST = re.compile(r"[A-Za-z0-9_.-]+")
@@ -46,8 +46,8 @@ class Proxy:
 
     Attributes:
         scheme: ``http``, or ``https`` for one that is spoken to by TLS.
-        host: Its name or address, IPv6 without brackets.
-        port: Its port.
+        host: Name or address of the proxy, IPv6 without brackets.
+        port: Port of the proxy.
         userinfo: ``user:password``, percent-encoded as it was written, or None; a secret.
         variable: The variable of the environment that names it.
     """
@@ -115,7 +115,7 @@ class ProxyRules:
     """The proxies of one environment.
 
     Args:
-        environment: Where the variables are; read at once.
+        environment: Environment with the variables; read at once.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
@@ -167,7 +167,7 @@ class ProxyRules:
         return variables
 
     def problems(self) -> list[Unavailable]:
-        """What is wrong with the proxies that are named, for whoever wants to say so early."""
+        """The faults of the named proxies, for a caller that reports them before any request."""
         found = []
         for name, written in self._written.values():
             try:
@@ -178,7 +178,7 @@ class ProxyRules:
         return found
 
     def _named(self, scheme: str) -> tuple[str, str]:
-        """The variable that counts for ``scheme`` and what it says; empty where there is none."""
+        """Name and value of the variable that counts for ``scheme``; empty if there is none."""
         for kind in (scheme, "all"):
             name, written = self._written.get(kind, ("", ""))
             if written:

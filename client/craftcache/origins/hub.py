@@ -28,7 +28,7 @@ __all__ = ["HubFile", "hub_endpoint", "describe", "list_files", "invalid_token"]
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
 MAX_LIST_BYTES = 64 * 1024 * 1024
-"""Of the answer that lists a repository's files; the largest repositories have 100,000 of them."""
+"""Bytes of an answer that lists a repository's files, of which the largest have 100,000."""
 
 _YES = frozenset({"1", "ON", "YES", "TRUE"})
 
@@ -73,7 +73,7 @@ def describe(
         filename: As the repository lists it.
         revision: A branch, tag or commit.
         endpoint: The Hub's address.
-        token: Sent to the Hub only; None sends none.
+        token: Access token, sent to the Hub only; None sends none.
         timeout: Seconds without an answer.
 
     Raises:
@@ -114,7 +114,7 @@ def list_files(
     Args:
         source: The repository.
         endpoint: The Hub's address.
-        token: Sent to the Hub only; None sends none.
+        token: Access token, sent to the Hub only; None sends none.
         timeout: Seconds without an answer.
 
     Raises:
@@ -162,7 +162,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What was asked for, for the words about a refusal."""
+    """The kind of thing that was asked for, for the message of a refusal."""
 
     source: HubSource
     filename: str

@@ -73,7 +73,7 @@ class UrlSource:
         url: Without a fragment, as it will be requested. May carry a signed query: show
             :func:`shown_url` of it, never itself.
         filename: For a URL that named one of an export's two files, that file's name.
-        digest: What ``#sha256=`` or a torch.hub file name promises, of the file that was named.
+        digest: Digest that ``#sha256=`` or a torch.hub file name promises for the named file.
         is_export: Whether the URL names an export directory; then ``url`` ends in ``/``.
     """
 
@@ -119,8 +119,8 @@ class WatchSource:
     """``watch:NAME``, an export directory that the daemon watches under that name.
 
     Attributes:
-        name: Of the watch.
-        generation: Which one of its generations, as in ``watch:NAME@3``; None is the one served.
+        name: Name of the watch.
+        generation: Number of one of its generations, as in ``watch:NAME@3``; None: the served.
     """
 
     name: str

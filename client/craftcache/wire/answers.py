@@ -1,4 +1,4 @@
-"""What the daemon answers, and what it says until then."""
+"""The daemon's answers, and the progress that it reports before them."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ _STATES: dict[str, State] = {state: state for state in get_args(State)}
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a request has come.
+    """The progress of a request.
 
     Attributes:
         source: The source that is worked on; empty where the request names none.
         file: The file inside it, or None where the source as a whole is meant.
         done: Bytes done in this state.
         total: Bytes in all, or None where that is not known.
-        state: What is being done.
+        state: State of the work.
     """
 
     source: str
@@ -109,14 +109,14 @@ class Progress:
 class Loaded:
     """Files of one revision of a source, open for reading; a context manager that closes them.
 
-    Whoever has one given up, in whatever way, leaves no file open: each closes with itself.
+    A Loaded that is dropped without a close leaves no file open: each file closes itself.
 
     Attributes:
         source: As it was asked for; of the daemon's answer without what may be secret in it.
         revision: The revision that is served; of a URL or a watch a digest over its files; empty
             of local files.
         files: In the order in which they were asked for.
-        served_by: Who had them.
+        served_by: Server of the files: ``daemon``, ``cache``, ``origin`` or ``local``.
         fallback_reason: Why the daemon did not serve them; None where it did or was not asked.
     """
 
@@ -165,7 +165,7 @@ class Loaded:
         return cls(source, revision, tuple(opened))
 
     def close(self) -> None:
-        """Close all files; what was mapped or loaded from them stays."""
+        """Close all files; maps and tensors made from them stay valid."""
         for file in self.files:
             file.close()
 
@@ -185,7 +185,7 @@ class Resolved:
             different places; never climbs out of it.
         device: ``st_dev`` of the file that it leads to, so that the worker can tell whether it
             sees the same file.
-        inode: Its ``st_ino``.
+        inode: ``st_ino`` of the file.
     """
 
     path: str
@@ -212,7 +212,7 @@ class WarmedModel:
     """A source that was brought up to date.
 
     Attributes:
-        source: As shown to people. The wire does not repeat it: an answer is for its request.
+        source: The source as shown to people. Not on the wire: an answer is for its request.
         revision: The one that is served from now on.
         bytes_fetched: Bytes of its own files that came over the network.
         bytes_reused: Bytes of its own files that were in the cache before, in whatever form.
@@ -293,12 +293,12 @@ class WarmedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a request is not granted.
+    """The answer to a request that failed.
 
     Attributes:
-        error: What happened.
-        own_fault: Whether the daemon itself failed or is overloaded, so that another way to the
-            same files may still work.
+        error: The error.
+        own_fault: Whether the daemon itself failed or is overloaded, so that the worker may get the
+            same files without it.
     """
 
     error: CraftcacheError

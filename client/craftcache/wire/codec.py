@@ -65,7 +65,7 @@ def encode(message: Message) -> bytes:
     """The packet of a message; texts for people are clipped where it would be too large.
 
     Raises:
-        WireError: It is too large all the same, or holds what JSON cannot say.
+        WireError: It is too large all the same, or holds a value that JSON cannot express.
     """
     for fields in _forms(message):
         packet = _encoded({"type": message.TYPE} | fields)
@@ -75,11 +75,11 @@ def encode(message: Message) -> bytes:
 
 
 def decode_request(packet: bytes | bytearray | memoryview) -> FromClient:
-    """What a client says.
+    """The message in a packet from a client.
 
     Raises:
-        WireError: It is no message that a client may send.
-        InvalidSource: It is a request whose source is none, or has a filename that leads out of it.
+        WireError: The packet is no message that a client may send.
+        InvalidSource: The request's source cannot be parsed, or a filename leads out of it.
     """
     fields = _unpack(packet)
     parse = _FROM_CLIENT.get(fields.text("type", 32))
@@ -91,10 +91,10 @@ def decode_request(packet: bytes | bytearray | memoryview) -> FromClient:
 def decode_answer(
     packet: bytes | bytearray | memoryview, descriptors: Sequence[int] = ()
 ) -> FromDaemon:
-    """What a daemon says; the message owns the ``descriptors`` that came with it.
+    """The message in a packet from a daemon; it owns the ``descriptors`` that came with it.
 
     Raises:
-        WireError: It is no message that a daemon may send. The descriptors are still the caller's.
+        WireError: It is no message that a daemon may send. The caller still owns ``descriptors``.
     """
     fields = _unpack(packet)
     kind = fields.text("type", 32)
@@ -109,9 +109,9 @@ def decode_answer(
 
 
 def first_page(models: Iterable[CachedModel]) -> ModelsPage:
-    """As many of ``models``, which are in the order of their sources, as one message holds.
+    """The page of as many of ``models``, sorted by source, as one message holds.
 
-    Of a model with more files than that, only the first are listed: no model hides the others.
+    A model with too many files for one message has only the first listed, so it hides no other.
     """
     page: list[CachedModel] = []
     room = _PAGE_BYTES

@@ -68,15 +68,15 @@ class WireError(Exception):
 
 
 class Fields:
-    """A JSON object that is being parsed; keys that nobody asks for are ignored.
+    """A JSON object that is being parsed; unknown keys are ignored.
 
     Args:
-        value: What JSON said.
-        refuse: Makes an error of what is wrong with it.
+        value: The parsed JSON value.
+        refuse: Makes an error from a description of a fault.
 
     Attributes:
         whole: The object itself.
-        refusal: Makes the error to raise of what is wrong with it.
+        refusal: Makes the error to raise from a description of a fault.
     """
 
     __slots__ = ("refusal", "whole")

@@ -41,7 +41,7 @@ class Hello:
 
     Attributes:
         versions: The protocol versions that the side speaks.
-        software: Its name and version, for people and logs; decides nothing.
+        software: Name and version of the software, for people and logs; decides nothing.
     """
 
     versions: Versions = VERSIONS

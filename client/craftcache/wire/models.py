@@ -25,17 +25,17 @@ MAX_ORIGIN = TEXT_LIMITS[0]
 MAX_MODELS = 4096
 
 MAX_MODEL_FILES = 256
-"""Of one model on a page, which only lists them."""
+"""Files of one model that a page lists."""
 
 MAX_NEEDS = 64
-"""Of one model, and of what it needs and cannot be warmed."""
+"""Dependencies of one model on a page, and as many that cannot be warmed."""
 
 
 def file_fields(info: FileInfo, text_limit: int, *, has_index: bool) -> dict[str, Any]:
     """A file as a JSON object, its origin clipped to ``text_limit``.
 
-    Version 1 requires ``has_index`` of every file, those of a list included, to which no
-    descriptors belong.
+    Version 1 requires ``has_index`` for every file, also in a list of models, which sends no
+    descriptors.
     """
     return {
         "filename": info.filename,
@@ -67,15 +67,15 @@ class CachedModel:
     """A model of the cache, which a load would find without asking its origin.
 
     Attributes:
-        source: As shown to people.
-        revision: The one that a load would serve.
-        files: Those of its files that are in place and untouched since they were verified, by name.
+        source: The source as shown to people.
+        revision: Revision that a load would serve.
+        files: Its files that are in place and untouched since they were verified, by name.
         resident_bytes: Bytes of its files in memory; None where that is not known.
         is_pinned: Whether it stays until it is unpinned.
         is_locked: Whether its pages are to stay in memory too.
-        needs: Other sources that it is of no use without, and whether they are cached.
-        unmet: What it needs as well, and no cache can hold.
-        is_needed_only: Whether it is cached for the sake of others alone.
+        needs: Its dependencies, and whether they are cached.
+        unmet: Dependencies that no cache can hold.
+        is_needed_only: Whether it is cached only as a dependency of other models.
     """
 
     source: str
@@ -99,7 +99,7 @@ class CachedModel:
         is_pinned: bool = False,
         is_locked: bool = False,
     ) -> CachedModel:
-        """What a manifest and a look at its files say of a model."""
+        """The model that a manifest describes, with the files that are intact."""
         return cls(
             manifest.source,
             manifest.revision,
@@ -158,8 +158,8 @@ class ModelsPage:
     """Some models, in the order of their sources.
 
     Attributes:
-        models: As many as one message holds.
-        next: What to ask for the next page with; empty when this is the last.
+        models: As many models as one message holds.
+        next: Value of ``after`` for the request of the next page; empty on the last page.
     """
 
     models: tuple[CachedModel, ...]

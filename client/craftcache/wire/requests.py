@@ -1,4 +1,4 @@
-"""What is asked for: values that stay the same from whoever asks to whoever answers.
+"""The requests: values that pass unchanged from the client to the service that answers.
 
 A client builds them, the daemon's clients and the fallback answer them, the worker socket and HTTP
 encode them, and the queue keeps them. Sources are parsed and filenames checked when they are
@@ -49,7 +49,7 @@ AnswerT = TypeVar("AnswerT", covariant=True)
 
 
 class Request(Generic[AnswerT]):
-    """What is asked for, by the type of its answer."""
+    """A request, by the type of its answer."""
 
     __slots__ = ()
 
@@ -57,17 +57,17 @@ class Request(Generic[AnswerT]):
     ANSWER: ClassVar[type[Any]]
 
     def to_fields(self) -> dict[str, Any]:
-        """The message's keys, but for its type: as a rule its attributes."""
+        """The message's keys without its type: by default its attributes."""
         values: Any = self
         return asdict(values)
 
     def is_answered_by(self, answer: object) -> bool:
-        """Whether ``answer`` is of the kind that this asks for, and fits what it asks for."""
+        """Whether ``answer`` is of this request's type of answer, and fits its attributes."""
         return isinstance(answer, self.ANSWER)
 
     @property
     def about(self) -> RemoteSource | None:
-        """The source that it is about; None where it is about none."""
+        """The source that the request is about; None if it is about none."""
         return None
 
 
@@ -92,7 +92,7 @@ class Load(Request[Loaded]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all files that are meant."""
+        """Names of all files that are asked for."""
         return wanted_files(self.source, self.filenames)
 
     @property
@@ -134,7 +134,7 @@ class Resolve(Request[Resolved]):
 
     @property
     def name(self) -> str:
-        """The name of the file that is meant."""
+        """Name of the file that is asked for."""
         [name] = wanted_files(self.source, [self.filename])
         return name
 
@@ -165,16 +165,16 @@ class WarmKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class WarmOptions:
-    """How a source is to be warmed.
+    """The options of a warm.
 
-    A further option is a line here: whoever encodes or keeps options goes by their names.
+    A new option is one line here: encoders and the database go by the names of the attributes.
 
     Attributes:
         filenames: Files of the source; none stands for the export's pair.
-        resident: Whether to bring the files into memory as well, as far as there is room.
-        pair_only: Whether to leave out what the source needs.
-        refresh: Whether to ask the origin for a newer revision; without it, what was warmed last
-            is enough, and only what is missing is fetched.
+        resident: Whether to read the files into memory as well, as far as there is room.
+        pair_only: Whether to leave out the source's dependencies.
+        refresh: Whether to ask the origin for a newer revision; without it, the revision that was
+            warmed last is used, and only missing files are fetched.
     """
 
     filenames: tuple[str, ...] = ()
@@ -210,11 +210,11 @@ class WarmOptions:
 
 @dataclass(frozen=True, slots=True)
 class Warm(Request[WarmedModel]):
-    """Bring a source to its newest revision, and what it needs.
+    """Warm a source at its newest revision, with its dependencies.
 
     Attributes:
         source: The source.
-        options: How.
+        options: Options of the warm.
     """
 
     source: RemoteSource
@@ -228,7 +228,7 @@ class Warm(Request[WarmedModel]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all files that are meant."""
+        """Names of all files that are asked for."""
         return wanted_files(self.source, self.options.filenames)
 
     @property
@@ -271,7 +271,7 @@ class WarmBatch(Request[WarmedBatch]):
 
 @dataclass(frozen=True, slots=True)
 class Status(Request[DaemonStatus]):
-    """Say how the daemon is."""
+    """Report the daemon's status."""
 
     TYPE: ClassVar[str] = "status"
     ANSWER: ClassVar[type[Any]] = DaemonStatus
@@ -307,11 +307,11 @@ class Models(Request[ModelsPage]):
 
 @dataclass(frozen=True, slots=True)
 class Identify(Request[Identified]):
-    """Say whether a directory is watched; it is the worker's own, and so known by no path.
+    """Say whether a directory is watched; by inode, as the worker's paths may be its own.
 
     Attributes:
         device: ``st_dev`` of the directory.
-        inode: Its ``st_ino``.
+        inode: ``st_ino`` of the directory.
     """
 
     device: int
@@ -331,8 +331,8 @@ class Follow(Request[Generation]):
     """Wait until another generation of a watch is served than the one known already.
 
     Attributes:
-        name: Of the watch.
-        after: The number of the generation that is known; None for whichever is served.
+        name: Name of the watch.
+        after: Number of the generation that is known; None for whichever is served.
     """
 
     name: str

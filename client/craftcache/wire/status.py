@@ -30,18 +30,18 @@ class DaemonStatus:
 
     Attributes:
         version: Version of its software.
-        pid: Its process id.
-        started_at: When it started, in seconds since the epoch.
-        cache_dir: The directory that holds the models.
-        socket_dir: The directory that holds its sockets.
-        models: How many models are cached.
+        pid: Process id, in the daemon's PID namespace.
+        started_at: Time of its start, in seconds since the epoch.
+        cache_dir: Path of the cache directory.
+        socket_dir: Path of the directory of its sockets.
+        models: Number of cached models.
         bytes: Bytes of all cached models on the disk, each blob once.
-        requests: How many different sources are being fetched, verified or published.
-        queued: How many warms are queued and not done.
+        requests: Number of different sources being fetched, verified or published.
+        queued: Number of warms that are queued and not done.
         resident_bytes: Bytes of all cached models in memory; None where the kernel does not say.
-        has_token: Whether it can ask the Hub for what is not public.
-        watches: How many watched directories are in which state.
-        problems: What of the daemon's own directories is gone and cannot be made anew, and why.
+        has_token: Whether it has a token for files of the Hub that are not public.
+        watches: Number of watched directories by state.
+        problems: The daemon's own directories that were removed and cannot be made anew, and why.
     """
 
     version: str

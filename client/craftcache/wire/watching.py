@@ -23,7 +23,7 @@ class Identified:
     """Which watch a directory belongs to.
 
     Attributes:
-        watch: Its name; empty where the directory is not watched.
+        watch: Name of the watch; empty where the directory is not watched.
     """
 
     watch: str
@@ -45,9 +45,9 @@ class Generation:
     """A verified state of a watched export directory, which is served now.
 
     Attributes:
-        name: Of the watch; ``load(f"watch:{name}")`` gets this generation, or a newer one by then.
-        number: Which one it is; ``load(f"watch:{name}@{number}")`` gets this one and no other.
-        sha256: Of each part's file, in hex.
+        name: Name of the watch; ``load(f"watch:{name}")`` gets this generation, or a newer one.
+        number: Number of the generation; ``load(f"watch:{name}@{number}")`` gets this one only.
+        sha256: Digest of each part's file, in hex.
         path: The watched directory, as the daemon sees it.
     """
 

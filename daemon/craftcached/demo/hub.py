@@ -26,11 +26,11 @@ CHUNK_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class HubStatistics:
-    """What the hub has done so far.
+    """The hub's counters since its start.
 
     Attributes:
-        requests: Answered or being answered.
-        bytes_sent: Of files' contents.
+        requests: Requests answered or being answered.
+        bytes_sent: Bytes of files' contents that were sent.
     """
 
     requests: int
@@ -41,8 +41,8 @@ class DemoHub:
     """Serves the files of a directory as one repository; an async context manager.
 
     Args:
-        repo_id: Its id, ``org/name``.
-        directory: Whose files it holds; they must not change meanwhile.
+        repo_id: Id of the repository, ``org/name``.
+        directory: Directory of the served files; they must not change meanwhile.
     """
 
     def __init__(self, repo_id: str, directory: Path) -> None:
@@ -71,7 +71,7 @@ class DemoHub:
         return f"http://{host}:{port}"
 
     def statistics(self) -> HubStatistics:
-        """What it has done so far."""
+        """The counters now."""
         return HubStatistics(self._requests, self._bytes_sent)
 
     async def _resolve(self, request: web.Request) -> web.StreamResponse:

@@ -23,14 +23,14 @@ SAMPLE = "demo/musicgen-sample"
 
 @dataclass(frozen=True, slots=True)
 class DemoOrigin:
-    """A source, and what is known of it beforehand.
+    """A source, and the facts about it that are known beforehand.
 
     Attributes:
-        source: Its name.
-        hub: What serves it, where that is ours: then each request and byte is counted.
+        source: Name of the source.
+        hub: The demo's own hub that serves it, which counts requests and bytes; else None.
         size: Bytes of its files, where known.
-        digest: Of its tensors as torch.load gives them, where known.
-        environment: What daemon and workers need to find it.
+        digest: Digest of its tensors as torch.load returns them, where known.
+        environment: Environment variables by which daemon and workers find it.
     """
 
     source: str

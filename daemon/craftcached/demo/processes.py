@@ -30,8 +30,8 @@ class DaemonProcess:
     """A ``craftcached`` of its own; an async context manager that never leaves one behind.
 
     Args:
-        directory: Where it keeps everything; its path must leave room for a socket's name.
-        environment: Of the process.
+        directory: Directory of all its files; its path must leave room for a socket's name.
+        environment: Environment variables of the process.
     """
 
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:

@@ -37,7 +37,7 @@ class Step:
     Attributes:
         what: Was done.
         seconds: It took; of several loads at once, the slowest.
-        bytes_fetched: From the origin in its course; None where nobody counts them.
+        bytes_fetched: Bytes downloaded from the origin during it; None where they are not counted.
         served_by: Who served what was asked for; empty where nothing was.
         broken: The promises that were not kept, in words.
     """
@@ -53,10 +53,10 @@ class Demonstration:
     """One run; ``steps`` gives its steps as they are done.
 
     Args:
-        origin: Of what is warmed and loaded.
-        daemon: Running.
-        environment: Of the workers.
-        workers: How many load at once.
+        origin: The source that is warmed and loaded.
+        daemon: The running daemon.
+        environment: Environment variables of the workers.
+        workers: Number of workers that load at once.
     """
 
     def __init__(
@@ -151,8 +151,8 @@ async def demonstration(source: str | None, workers: int) -> AsyncIterator[Demon
     """Set everything up in a temporary directory, and remove all of it in the end.
 
     Args:
-        source: What to warm and load; None is the sample.
-        workers: How many load at once.
+        source: Source to warm and load; None is the sample.
+        workers: Number of workers that load at once.
 
     Raises:
         Unavailable: The daemon does not start.

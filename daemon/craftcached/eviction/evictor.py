@@ -1,4 +1,4 @@
-"""Makes room: looks at what there is, has the policy choose, and removes."""
+"""Frees space: surveys the published models, lets the policy choose, and removes."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ __all__ = ["Evictor"]
 log = logging.getLogger("craftcached")
 
 GRACE_SECONDS = 3600.0
-"""How long after its last use a blob counts as in use where the kernel cannot say."""
+"""Time after its last use in which a blob counts as in use where the kernel cannot say."""
 
 HANDOVER_SECONDS = 60.0
-"""How long a model that was just published or served is left alone by the daemon itself: who
-waited for it has not opened it yet."""
+"""Time after its publication or last use in which the daemon itself does not evict a model: the
+worker that waited for it may not have opened it yet."""
 
 
 class Evictor:
-    """Removes models when room is wanted.
+    """Removes models to free space.
 
     Args:
-        store: What there is.
-        remove: Removes a model, given the key of its manifest, and what only it needs but for
-            those whose keys are given as well.
-        pins: What stays.
-        uses: What was used when.
-        max_bytes: What all models together may have; 0 is no limit.
-        clock: Seconds since the epoch.
+        store: The published models.
+        remove: Removes a model, given the key of its manifest, with the dependencies that only it
+            has, but for those whose keys are given as well.
+        pins: The models that stay.
+        uses: The time of each model's last use.
+        max_bytes: Bytes that all models together may take; 0 is no limit.
+        clock: Returns the time in seconds since the epoch.
 
     Attributes:
-        max_bytes: See the argument; may be changed at any time.
+        max_bytes: Bytes that all models together may take; may be changed at any time.
     """
 
     def __init__(
@@ -71,15 +71,18 @@ class Evictor:
         self._pins = pins
         self._uses = uses
         self._clock = clock
+        # Held across a whole eviction, from the survey to the last removal: two at once would each
+        # free the bytes that are wanted. Taken before the store's writing thread and the database;
+        # no other lock is taken inside.
         self._turn = asyncio.Lock()
         self._told: tuple[KeptModel, ...] = ()
 
     async def evict(self, wanted: int | None, *, dry_run: bool) -> Eviction:
-        """Free room, or say what that would remove.
+        """Free space, or say which models that would remove.
 
         Args:
-            wanted: Bytes; None stands for what is beyond the limit.
-            dry_run: Remove nothing.
+            wanted: Bytes to free; None stands for the bytes beyond ``max_bytes``.
+            dry_run: Whether nothing is removed.
         """
         async with self._turn:
             models = await self._survey()
@@ -90,7 +93,7 @@ class Evictor:
             return await self._shrink(used_bytes(models) - wanted, handover=0.0)
 
     async def trim(self) -> None:
-        """Keep the limit, as far as what may go allows."""
+        """Evict down to ``max_bytes``, as far as there are models that may be evicted."""
         if self.max_bytes <= 0:
             return
         async with self._turn:
@@ -101,7 +104,7 @@ class Evictor:
         self._told = outcome.kept
 
     async def _shrink(self, target: int, *, handover: float) -> Eviction:
-        """Remove one model after the other, looking again before each: they are used meanwhile."""
+        """Remove one model after the other, surveying again before each: some come into use."""
         removed: dict[str, EvictionCandidate] = {}
         freed = 0
         while True:
@@ -157,8 +160,8 @@ class Evictor:
         """All models as the policy sees them.
 
         Args:
-            handover: Seconds after their last use for which models stay.
-            spared: Keys of models that stay: they came back since they were removed.
+            handover: Seconds after their last use in which models stay.
+            spared: Keys of models that stay: they were removed and published again since.
         """
         published = await self._store.published()
         last_uses = {
@@ -186,7 +189,7 @@ class Evictor:
     def _look(
         self, published: Iterable[tuple[str, Manifest]], last_uses: dict[str, float], now: float
     ) -> dict[str, frozenset[Blob]]:
-        """The blobs of each model; each file is asked about once, whatever names it has."""
+        """The blobs of each model; each file is examined once, whatever names it has."""
         files: dict[tuple[int, int], _File] = {}
         held: dict[str, list[_File]] = {}
         for key, manifest in published:
@@ -205,19 +208,19 @@ class Evictor:
 
 
 def _paths(cache: CacheDir, manifest: Manifest) -> Iterator[Path]:
-    """Where the files of a model are."""
+    """Paths of the files of a model."""
     return map(cache.path, manifest.files)
 
 
 def _is_served_by_watch(source: str) -> bool:
-    """Whether it is the state of a directory that moves on: no origin has it any more."""
+    """Whether it is a watch's served generation, which no origin has any more."""
     parsed = parse(source)
     return isinstance(parsed, WatchSource) and parsed.generation is None
 
 
 @dataclass(slots=True)
 class _File:
-    """A file of one or more models, and when the last of them was used."""
+    """A file of one or more models, and the time of the last use of any of them."""
 
     path: Path
     status: os.stat_result

@@ -1,4 +1,4 @@
-"""When each model was last used: noted in memory on every hit, written down now and then."""
+"""The time of each model's last use: noted in memory on every hit, saved now and then."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ __all__ = ["LastUse"]
 class LastUse:
     """The last use of each model, by its manifest's key; an async context manager.
 
-    A crash loses what was noted since the last save, and with it only the order in which models
-    would go.
+    A crash loses the uses noted since the last save, and so only changes the order of eviction.
 
     Args:
-        records: Where they are kept.
-        clock: Seconds since the epoch.
+        records: The database that keeps the times.
+        clock: Returns the time in seconds since the epoch.
     """
 
     def __init__(self, records: Database, clock: Callable[[], float] = time.time) -> None:
@@ -38,22 +37,22 @@ class LastUse:
         await self.save()
 
     def note(self, key: str) -> None:
-        """A model is used now."""
+        """Note that a model is used now."""
         self._last[key] = self._clock()
         self._unsaved.add(key)
 
     def last(self, key: str) -> float:
-        """When a model was last used, in seconds since the epoch; 0 if that is not known."""
+        """Time of a model's last use, in seconds since the epoch; 0 if unknown."""
         return self._last.get(key, 0.0)
 
     async def forget(self, key: str) -> None:
-        """A model is gone."""
+        """Delete the time of a removed model."""
         self._last.pop(key, None)
         self._unsaved.discard(key)
         await self._records.forget_use(key)
 
     async def save(self) -> None:
-        """Write down what was noted since the last time."""
+        """Save the uses noted since the last save."""
         if self._unsaved:
             unsaved = {key: self._last[key] for key in self._unsaved}
             self._unsaved.clear()

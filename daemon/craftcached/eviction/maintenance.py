@@ -1,4 +1,4 @@
-"""What the daemon sees to by itself, after each change of the store and now and then."""
+"""Maintenance: work that the daemon does by itself, periodically and after each change."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ __all__ = ["Housekeeping"]
 log = logging.getLogger("craftcached")
 
 PERIOD_SECONDS = 60.0
-"""How often it looks when nothing was published or removed: what was in use may be free now."""
+"""Period when nothing was published or removed: models in use then may be free now."""
 
 
 LEFTOVER_SECONDS = 3600.0
-"""How long a blob may stand without a manifest: far longer than its publication takes."""
+"""Age of a blob without a manifest after which it is removed; its publication takes far less."""
 
 
 class Housekeeping:
-    """Keeps locks, the limit of the cache, its order and the record of uses.
+    """Applies locks, evicts beyond the limit, sweeps blobs without a model, saves last uses.
 
     An async context manager: it works until it is left.
 
     Args:
-        store: Says when it has changed.
-        pins: Whose locks follow new revisions.
-        evictor: Keeps the limit.
-        uses: Are written down.
+        store: The store, which says when it has changed.
+        pins: The pins, whose memory locks follow new revisions.
+        evictor: Evicts models beyond max_bytes.
+        uses: The times of last use, which are saved.
     """
 
     def __init__(self, *, store: Store, pins: Pins, evictor: Evictor, uses: LastUse) -> None:
@@ -54,7 +54,7 @@ class Housekeeping:
         await asyncio.wait(self._tasks)
 
     async def _recheck(self) -> None:
-        """Look again at what was touched while no daemon ran, as a restored cache was."""
+        """Hash files again that were touched while no daemon ran, as in a restored cache."""
         try:
             await self._store.recheck_all()
         except Exception:

@@ -1,7 +1,7 @@
-"""Pinned models: never evicted, never removed, and in memory for good where that is wanted.
+"""Pinned models: never evicted, never removed, and locked in memory if that is asked for.
 
-A pin belongs to a source, not to a revision: it protects whatever is published under that name,
-and what that needs.
+A pin belongs to a source, not to a revision: it protects the model that is published under that
+name, and its dependencies.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger("craftcached")
 
 @dataclass(frozen=True, slots=True)
 class _Lock:
-    """The files of a model that are locked in memory: which they are, by path and inode."""
+    """The files of a model that are locked in memory, identified by path and inode."""
 
     blobs: frozenset[tuple[str, int]]
     files: tuple[LockedFile, ...]
@@ -42,14 +42,14 @@ class _Lock:
 
 
 class Pins:
-    """All pins; an async context manager that reads them, and at the end lets go of memory.
+    """All pins; an async context manager that reads them, and at the end releases memory locks.
 
-    Locks follow the pins in ``apply_locks``, after a start as after a new revision.
+    Memory locks follow the pins in ``apply_locks``, after a start as after a new revision.
 
     Args:
-        store: What may be pinned.
-        records: Where pins are kept.
-        residency: What locks.
+        store: The published models.
+        records: The database that keeps the pins.
+        residency: Locks files in memory.
     """
 
     def __init__(self, *, store: Store, records: Database, residency: Residency) -> None:
@@ -59,6 +59,9 @@ class Pins:
         self._pins: dict[str, Pin] = {}
         self._locks: dict[str, _Lock] = {}
         self._failures: dict[str, str] = {}
+        # Held across each change of _pins, _locks and _failures with the database and the memory
+        # locks that it implies; reads take no lock. Taken before the residency's thread and the
+        # database; no other lock is taken inside.
         self._changing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -85,19 +88,19 @@ class Pins:
 
     @property
     def keys(self) -> frozenset[str]:
-        """Of the manifests of all pinned models."""
+        """Keys of the manifests of all pinned models."""
         return frozenset(self._pins)
 
     async def pin(self, source: RemoteSource, *, lock: bool) -> Pin:
         """Pin a model; pinning it again changes whether it is locked.
 
         Args:
-            source: What to pin.
-            lock: Whether its pages stay in memory too. Returns when all of them are there.
+            source: The source to pin.
+            lock: Whether its pages are locked in memory too. Returns when all of them are there.
 
         Raises:
             NotFound: It is not in the cache.
-            PolicyDenied: It is more than may be locked; an earlier pin is as it was.
+            PolicyDenied: Its size is more than may be locked; an earlier pin is unchanged.
         """
         key = manifest_key(source)
         async with self._changing:
@@ -117,7 +120,7 @@ class Pins:
         return pin
 
     async def unpin(self, source: RemoteSource) -> None:
-        """Let a model go when its time comes.
+        """Allow a model to be evicted and removed again.
 
         Raises:
             NotFound: It is not pinned.
@@ -132,7 +135,7 @@ class Pins:
         log.info("unpinned %s", source.shown)
 
     async def apply_locks(self) -> None:
-        """Lock what pins want locked at the revision of now; what fails is tried again later."""
+        """Lock the current revision of models pinned with a lock; retry failures at later calls."""
         async with self._changing:
             for key, pin in self._pins.items():
                 manifest = await self._store.manifest_at(key)
@@ -162,7 +165,7 @@ class Pins:
     async def _unlock(self, key: str) -> None:
         lock = self._locks.pop(key, None)
         if lock is not None:
-            await asyncio.to_thread(lock.release)  # takes as long as there are pages
+            await asyncio.to_thread(lock.release)  # takes time for each page
 
 
 def _pinned(source: RemoteSource, why: str, pin: Pin) -> PolicyDenied:

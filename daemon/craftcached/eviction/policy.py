@@ -1,9 +1,10 @@
-"""Which models go when room is wanted: a pure function of what there is.
+"""The eviction policy: which models are removed to free bytes, as a pure function.
 
-Whole models go, those first that were not used for longest. Pinned ones stay. What a model needs
-goes after it: at once if it was here for the sake of those that go, else when its own turn comes.
-A blob that several models share is freed with the last of them, so it is counted once; and a model
-stays if its going would unlink a blob that is in use, because that would free nothing.
+Whole models are removed, least recently used first. Pinned models stay. A model's dependencies are
+removed after it: at once if they were cached only as dependencies of removed models, else when
+they are the least recently used. A blob that several models share is freed with the last of them,
+so it is counted once. A model stays if its removal would unlink a blob that is in use, because that
+would free nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ __all__ = ["Blob", "EvictionCandidate", "Plan", "plan_eviction", "used_bytes"]
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes on the disk, whatever names they have.
+    """A file on the disk, whatever names it has.
 
     Attributes:
         device: ``st_dev`` of the file.
-        inode: ``st_ino`` of it.
+        inode: ``st_ino`` of the file.
         size: In bytes.
-        in_use: Whether somebody has it open.
+        in_use: Whether any process has it open.
     """
 
     device: int
@@ -37,16 +38,16 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class EvictionCandidate:
-    """A model that may have to go.
+    """A published model as the policy sees it.
 
     Attributes:
-        key: Of its manifest.
-        source: As shown to people.
-        blobs: What it consists of.
-        last_use: When it was last served or published, in seconds since the epoch.
+        key: Key of its manifest.
+        source: The source as shown to people.
+        blobs: Blobs of its files.
+        last_use: Time when it was last served or published, in seconds since the epoch.
         is_kept: Whether it stays in any case: pinned, or just being handed over.
-        needs: Keys of the models without which it is of no use.
-        is_needed_only: Whether it is here for the sake of others alone.
+        needs: Keys of its dependencies.
+        is_needed_only: Whether it is cached only as a dependency of other models.
     """
 
     key: str
@@ -60,7 +61,7 @@ class EvictionCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Models to remove, in this order, and the bytes that their going frees."""
+    """Models to remove, in this order, and the bytes that this frees."""
 
     victims: tuple[EvictionCandidate, ...]
     freed: int
@@ -72,11 +73,11 @@ def used_bytes(models: Iterable[EvictionCandidate]) -> int:
 
 
 def plan_eviction(models: Iterable[EvictionCandidate], wanted: int) -> Plan:
-    """What to remove so that ``wanted`` bytes are freed, or as many as can be.
+    """Plan the removal of models that frees ``wanted`` bytes, or as many as can be.
 
     Args:
-        models: All there are; blobs with the same device and inode are equal.
-        wanted: Bytes.
+        models: All published models; blobs with the same device and inode are equal.
+        wanted: Bytes to free.
     """
     ordered = _needers_first(models)
     staying: set[str] = {model.key for model in ordered if model.is_kept}
@@ -86,12 +87,12 @@ def plan_eviction(models: Iterable[EvictionCandidate], wanted: int) -> Plan:
         total = sum(blob.size for blob in freed)
         if total >= wanted or not gainless:
             return Plan(tuple(model for model in victims if model.key not in gainless), total)
-        # Others keep their blobs after all. With these staying, others than those may go.
+        # Models that stay share their blobs: removing them frees nothing. Plan again without them.
         staying |= gainless
 
 
 def _needers_first(models: Iterable[EvictionCandidate]) -> list[EvictionCandidate]:
-    """Oldest first, but what is needed after all that need it: as late as the latest of them."""
+    """Least recently used first, but dependencies after all models that depend on them."""
     by_age = sorted(models, key=lambda model: (model.last_use, model.key))
     by_key = {model.key: model for model in by_age}
     seen: set[str] = set()
@@ -112,7 +113,7 @@ def _needers_first(models: Iterable[EvictionCandidate]) -> list[EvictionCandidat
 def _remove_oldest(
     models: Sequence[EvictionCandidate], staying: set[str], wanted: int
 ) -> tuple[list[EvictionCandidate], set[Blob]]:
-    """Remove what may go until ``wanted`` bytes are freed; returns it and the blobs freed."""
+    """Choose models in order until ``wanted`` bytes are freed; returns them and the blobs freed."""
     holders = Counter(blob for model in models for blob in model.blobs)
     victims: list[EvictionCandidate] = []
     freed: set[Blob] = set()

@@ -1,4 +1,4 @@
-"""How many connections one download should have: as many as make it faster, and no more.
+"""The number of connections of one download: as many as make it faster, and no more.
 
 A hill climb. It doubles the number while that raises the throughput noticeably, and falls back to
 the number before when it does not. One measurement may be wrong, and lines and neighbours change:
@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["Concurrency", "INTERVAL_SECONDS", "SHORTEST_STAY", "LONGEST_STAY"]
 
 INTERVAL_SECONDS = 0.25
-"""How long the throughput is measured before each decision."""
+"""Time for which the throughput is measured before each decision."""
 
 WORTHWHILE_GAIN = 1.15
 """Factor on the throughput for which more connections are kept."""
@@ -41,7 +41,7 @@ class Concurrency:
 
     @property
     def wanted(self) -> int:
-        """How many connections there should be now."""
+        """Number of connections that there should be now."""
         return self._wanted
 
     def observe(self, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""What every download works with, and what makes each of them its own."""
+"""The context that all downloads share, and the request that is each one's own."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ __all__ = ["FetchContext", "FetchRequest"]
 
 @dataclass(frozen=True, slots=True)
 class FetchContext:
-    """What all downloads share.
+    """The settings, limits, threads and connections that all downloads share.
 
     Attributes:
-        staging: Where partial files are.
-        boot_id: Of the running system, for journals.
-        settings: Limits and patience.
-        policy: When to try again.
+        staging: Directory of partial files.
+        boot_id: Id of the running boot of the machine, for journals.
+        settings: Limits and timeouts.
+        policy: Decides whether and when to try again.
         transfer: Makes requests.
-        threads: Where everything that blocks is done,
-        syncing: but for fsync, which is done here.
+        threads: Threads for all blocking calls but fsync.
+        syncing: Threads for fsync, which may take seconds and must not hold up writes.
         connections: The limit on requests in flight.
-        bandwidth: The cap on bytes a second.
-        memory: The budget for bytes that wait for their turn to be hashed.
-        space: The ledger of the disk's room.
-        xet: Another way to fetch files from Xet storage, or None.
+        bandwidth: The limit on bytes a second.
+        memory: The budget, in bytes, for data that waits to be hashed.
+        space: The ledger of the disk space that downloads have reserved.
+        xet: The client for files in Xet storage; None fetches all by HTTP.
     """
 
     staging: Path
@@ -57,12 +57,12 @@ class FetchContext:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FetchRequest:
-    """One file that somebody asked for.
+    """One file to be fetched.
 
     Attributes:
-        file: What.
-        claimant: Who it is to the limits.
-        report: Told the bytes present and the total, where known.
+        file: The file at its origin.
+        claimant: The download as the limits know it: its priority and its bytes received.
+        report: Called with the bytes present and the total in bytes, None where unknown.
     """
 
     file: RemoteFile

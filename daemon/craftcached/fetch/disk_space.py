@@ -1,4 +1,4 @@
-"""Room on the disk, promised to each download before its first byte.
+"""Disk space, reserved for each download before its first byte.
 
 What the file system reports as free is not free: running downloads will still need some of it.
 A download is admitted only if it fits beside all that they lack, so that one that cannot end
@@ -23,12 +23,12 @@ __all__ = ["DiskSpace", "free_bytes"]
 
 
 class DiskSpace:
-    """The ledger of what running downloads still have to write.
+    """The ledger of the bytes that running downloads still have to write.
 
     Args:
-        free: How many bytes the file system has left for us now; may block.
-        threads: Where it is asked.
-        directory: On that file system.
+        free: Returns the bytes that the file system has free for this user; may block.
+        threads: Threads that ``free`` is called on.
+        directory: A directory on that file system, named in errors.
     """
 
     def __init__(self, free: Callable[[], int], threads: Threads, directory: Path) -> None:
@@ -38,7 +38,7 @@ class DiskSpace:
         self._lacking: dict[object, int] = {}
 
     async def reserve(self, holder: object, size: int, *, source: str) -> None:
-        """Promise ``size`` bytes to ``holder``, in place of what it was promised before.
+        """Reserve ``size`` bytes for ``holder``, in place of its reservation before.
 
         Raises:
             StorageFull: They are not there; nothing is promised.
@@ -51,7 +51,7 @@ class DiskSpace:
         self._lacking[holder] = size
 
     async def keep_ahead(self, holder: object, size: int, *, source: str) -> None:
-        """Promise ``size`` bytes again to ``holder``, once it has written half of them.
+        """Reserve ``size`` bytes anew for ``holder``, once it has written half of them.
 
         So half of them are always left for others by one that does not know how much will come.
 
@@ -62,15 +62,15 @@ class DiskSpace:
             await self.reserve(holder, size, source=source)
 
     def written(self, holder: object, size: int) -> None:
-        """``holder`` has written ``size`` bytes: the file system counts them now."""
+        """Note that ``holder`` has written ``size`` bytes, which the file system counts now."""
         self._lacking[holder] = max(0, self._lacking.get(holder, 0) - size)
 
     def release(self, holder: object) -> None:
-        """``holder`` needs no more."""
+        """End the reservation of ``holder``."""
         self._lacking.pop(holder, None)
 
     async def error_for(self, error: OSError, holder: object, *, source: str) -> CraftcacheError:
-        """What the user is told when a write failed."""
+        """The error that the user sees when a write failed."""
         if error.errno in FULL:
             say = partial(
                 storage_full,
@@ -82,7 +82,7 @@ class DiskSpace:
                 least=max(self._lacking.get(holder, 0), 1),
             )
             return await self._threads.run(say)
-        # Of no class, for it is the node's own fault: a worker may still fetch for itself.
+        # A bare CraftcacheError is the daemon's own fault: a worker may still fetch for itself.
         return CraftcacheError(
             f"the staging directory fails: {error.strerror}",
             source=source,

@@ -58,15 +58,15 @@ class Engine:
     Args:
         staging: Directory of partial files, on the file system of the cache; no two engines
             may share one.
-        settings: Limits and patience.
+        settings: Limits and timeouts.
         check_url: The node's policy; called with every URL before it is requested, raises
             PolicyDenied for one that must not be.
         may_be_private: Whether a host and port that a user named may have a private, loopback or
             link-local address.
-        clock: Unix time, for the age of what is left behind.
-        boot_id: What tells this boot of the machine from others; None asks the kernel.
-        free: Bytes that the file system of ``staging`` has left.
-        xet: How to start the process that fetches from Xet storage; None fetches all by HTTP.
+        clock: Returns Unix time in seconds, for the age of partial files.
+        boot_id: Id of this boot of the machine; None asks the kernel.
+        free: Returns the free bytes of the file system of ``staging``.
+        xet: Command line of the process that fetches from Xet storage; None uses HTTP for all.
     """
 
     def __init__(
@@ -90,6 +90,8 @@ class Engine:
         self._free = free or (lambda: free_bytes(staging))
         self._xet = xet
         self._claimants: dict[str, Claimant] = {}
+        # By key; each guards the files in staging under its key: one fetch, or one sweep, at a
+        # time. Taken after huggingface_hub's lock of the blob; nothing else is locked inside.
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._resources = AsyncExitStack()
 
@@ -134,7 +136,7 @@ class Engine:
                 del self._claimants[file.key]
 
     def hurry(self, key: str) -> None:
-        """Somebody waits for the file that is being fetched under ``key`` now, if one is."""
+        """Raise the priority of the fetch that is running under ``key``, if one is."""
         if key in self._claimants:
             self._claimants[key].priority = Priority.WAITED_FOR
 
@@ -163,7 +165,7 @@ class Engine:
         )
 
     def _network(self) -> Network:
-        """Connections that none before it has used."""
+        """A new pool of connections."""
         return Network(
             user_agent=self._settings.user_agent,
             connect_seconds=self._settings.connect_seconds,
@@ -173,7 +175,7 @@ class Engine:
 
     @asynccontextmanager
     async def _bench_for(self, file: RemoteFile) -> AsyncIterator[FetchContext]:
-        """What the fetch of ``file`` works with: after wrong bytes, with connections of its own."""
+        """The context for the fetch of ``file``; with new connections if it came wrong before."""
         if file.attempt == 1:
             yield self._bench
             return
@@ -187,7 +189,7 @@ class Engine:
             await self._sweep()
 
     async def _sweep(self) -> None:
-        """Remove what nobody asked for in a long time; what cannot be removed stays."""
+        """Remove partial files that no fetch has resumed for long; log those that cannot be."""
         threads = self._bench.threads
         before = self._clock() - self._settings.journal_retention_seconds
         keys: set[str] = set()

@@ -1,4 +1,4 @@
-"""What can go wrong with one request, told apart by what helps.
+"""The faults of one request, classified by what helps.
 
 A :class:`Fault` never leaves the engine: either another request mends it, or it becomes one of
 the errors of :mod:`craftcache.errors` when patience ends. What no further request can mend
@@ -39,7 +39,7 @@ class Fault(Exception):
     """One request failed in a way that a further request may mend.
 
     Attributes:
-        trouble: What helps.
+        trouble: Kind of the fault, by what helps.
         message: What happened, without a query string or a token.
         retry_after: Seconds that the origin asked to be left alone, if it did.
     """

@@ -29,10 +29,10 @@ class OrderedHash:
     """The digest of one file in the making.
 
     Args:
-        hasher: Takes the bytes in order.
-        descriptor: The file, open for reading, for what must be read back.
-        memory: The budget for what is kept.
-        threads: Where the hashing is done.
+        hasher: The hash, which takes the bytes in order.
+        descriptor: The file, open for reading bytes back that were not kept in memory.
+        memory: The budget for bytes kept in memory.
+        threads: Threads that hash.
     """
 
     def __init__(
@@ -44,22 +44,22 @@ class OrderedHash:
         self._threads = threads
         self._kept: dict[int, Sequence[bytes]] = {}
         self._buffer: memoryview | None = None
-        """For reading back, which most files never need."""
+        """Buffer for reading back, which most files never need."""
         self._position = 0
         self._written = 0
-        """The file has all bytes up to here."""
+        """Offset up to which the file has all bytes."""
         self._complete = False
         self._more = asyncio.Event()
         self._moved = asyncio.Event()
 
     @property
     def position(self) -> int:
-        """How far the hash has come."""
+        """Number of bytes hashed, from the start of the file."""
         return self._position
 
     @property
     def lag(self) -> int:
-        """Bytes that could be hashed and are not yet."""
+        """Bytes that are in the file without a gap and not hashed yet."""
         return self._written - self._position
 
     def keep(self, offset: int, block: Sequence[bytes]) -> None:
@@ -73,12 +73,12 @@ class OrderedHash:
         self._kept[offset] = block
 
     def written_to(self, end: int) -> None:
-        """The file has all bytes up to ``end``."""
+        """Note that the file has all bytes up to ``end``."""
         self._written = max(self._written, end)
         self._more.set()
 
     def complete(self) -> None:
-        """There are no bytes beyond those that were written."""
+        """Note that no more bytes will be written."""
         self._complete = True
         self._more.set()
 
@@ -107,7 +107,7 @@ class OrderedHash:
         return self._hasher.digests()
 
     def close(self) -> None:
-        """Give back the memory of what was not hashed."""
+        """Give back the memory of bytes that were not hashed."""
         for block in self._kept.values():
             self._memory.give(_size(block))
         self._kept.clear()
@@ -122,7 +122,7 @@ class OrderedHash:
         return taken
 
     def _readable_end(self) -> int:
-        """Up to where the file must be read, because memory has nothing before that."""
+        """Offset up to which the file must be read back, as memory has no bytes before it."""
         return min([self._written, self._position + STEP_BYTES, *self._kept])
 
     def _hash(self, chunks: Sequence[bytes]) -> None:

@@ -1,7 +1,7 @@
-"""One order, from finding what an earlier run left to handing out the sealed file.
+"""One fetch, from finding what an earlier run left to handing out the sealed file.
 
 An *attempt* is for one version of the file, in one of two ways: by ranges, or, where the server
-has no reliable ones, as one plain answer. When the file at the origin changes under an attempt,
+has no reliable ones, as one plain answer. When the file at the origin changes during an attempt,
 all of it is thrown away before the next begins: bytes of two versions never meet in one file.
 """
 
@@ -44,22 +44,24 @@ PROBE_BYTES = 1024 * 1024
 """Bytes asked for in the first request, which shows whether the server speaks ranges."""
 
 ROOM_AHEAD_BYTES = 64 * 1024 * 1024
-"""Room on the disk that a body of unknown length is promised at a time."""
+"""Bytes of disk space that are reserved at a time for a body of unknown length."""
 
 MAX_CHANGES = 4
-"""Changes of the file at the origin after which we stop running after it."""
+"""Changes of the file at the origin after which the fetch is given up."""
 
 PLAIN_AFTER_CHANGES = 2
-"""Changes after which the file is asked for in one answer, which cannot mix versions: behind
-some names stand several servers that disagree about the validator of the same bytes."""
+"""Changes after which the file is asked for in one answer, which cannot mix versions: some names
+belong to several servers that disagree about the validator of the same bytes."""
 
 
 class Job:
-    """Carries out one order.
+    """Carries out one fetch.
+
+    It has no lock: Engine.fetch holds the lock of the file's key, so that there is one job a key.
 
     Args:
-        order: What, and for whom.
-        bench: What all downloads share.
+        order: The file, its claimant and its reporter.
+        bench: The limits, threads and connections that all downloads share.
     """
 
     def __init__(self, order: FetchRequest, bench: FetchContext) -> None:
@@ -76,14 +78,18 @@ class Job:
         """Fetch the file; see Fetcher.fetch for what is raised."""
         bench = self._bench
         try:
-            # Somebody may have emptied the cache since the last fetch.
+            # An administrator may have emptied the cache since the last fetch.
             await bench.threads.run(bench.staging.mkdir, mode=0o700, parents=True, exist_ok=True)
             while True:
                 try:
+                    # Attempts run in task groups, whose ExceptionGroup no except clause here knows.
                     with _sole_error():
                         return await self._taken(await self._attempt())
+                # Another attempt may help. It resumes what this one left on the disk, unless
+                # _part removed that; when patience ends, _prepare_another raises.
                 except Fault as fault:
                     await self._prepare_another(fault)
+        # Network errors are Faults by now, so this is the disk: full, or failing.
         except OSError as error:
             source = self._file.source
             raise await self._bench.space.error_for(error, self._order, source=source) from error
@@ -95,23 +101,29 @@ class Job:
         record = await bench.threads.run(
             find_record, self._names, self._file.promise, bench.boot_id
         )
+        # Resume: the journal holds size and validator, so no first request has to ask for them.
         if record is not None and not self._plain:
             return await self._by_ranges(record, self._file.url)
         async with self._request() as reply:
+            # The server ignored the range, or none was asked for: this one answer is the file.
             if reply.is_whole_file:
                 return await self._as_one_stream(reply)
             record = self._record_of(reply)
+            # The Xet client checks no validator, so only a digest makes its bytes trustworthy.
             xet = self._xet if reply.is_xet and self._file.promise.digest else None
             head: list[bytes] = []
+            # The first range's bytes are kept, and written once there is a file to write to.
             while xet is None and (chunks := await reply.block()):
                 head += chunks
+        # Outside the request, whose connection counts against the limits while it is open.
         if xet is not None:
             return await self._by_xet(xet, record)
+        # Ask where the first request was redirected to: each range saves that round trip.
         return await self._by_ranges(record, reply.url, head)
 
     @asynccontextmanager
     async def _request(self) -> AsyncIterator[RangeReply]:
-        """The first request of an attempt that has nothing to build on."""
+        """The first request of an attempt that has nothing to resume."""
         order, file = self._order, self._file
         span = None if self._plain else Span(0, PROBE_BYTES)
         async with (
@@ -120,6 +132,7 @@ class Job:
                 file, url=file.url, span=span, etag=None, claimant=order.claimant
             ) as reply,
         ):
+            # Before the body is read: gigabytes of a wrong file need not come to be refused.
             if None not in (reply.total, file.promise.size) and reply.total != file.promise.size:
                 raise Fault(
                     Trouble.CHANGED,
@@ -132,6 +145,7 @@ class Job:
         """The record to begin with, if this version can be put together from ranges."""
         promise = self._file.promise
         size = promise.size if reply.total is None else reply.total
+        # Without a digest or a validator nothing shows whether two ranges are of one version.
         if size is None or (promise.digest is None and reply.etag is None):
             raise Fault(
                 Trouble.UNSPLITTABLE, f"{shown_url(reply.url)} says too little about the file"
@@ -139,7 +153,7 @@ class Job:
         return PartRecord(Identity.of(promise, size=size, etag=reply.etag), (), ())
 
     async def _by_ranges(self, record: PartRecord, url: str, head: Sequence[bytes] = ()) -> Fetched:
-        """Bring what ``record`` lacks; ``head`` are the file's first bytes, in hand already."""
+        """Fetch the bytes that ``record`` lacks; ``head`` holds the file's first bytes, if any."""
         order, bench, present = self._order, self._bench, record.present
         size, etag = record.identity.size, record.identity.etag
         reused = sum(span.size for span in present)
@@ -154,9 +168,9 @@ class Job:
             return await self._sealed(part, digests, etag, reused)
 
     async def _by_xet(self, xet: Xet, record: PartRecord) -> Fetched:
-        """Let huggingface_hub's own client bring the file, once; its failures do not matter."""
+        """Let huggingface_hub's own client fetch the file, once; if it fails, HTTP is next."""
         order, bench, size = self._order, self._bench, record.identity.size
-        self._xet = None
+        self._xet = None  # a further attempt goes by HTTP
         await bench.space.reserve(order, size, source=self._file.source)
         present = 0
 
@@ -173,6 +187,7 @@ class Job:
                 raise Fault(Trouble.LOST, "the Xet client brought too little")
         finally:
             await bench.threads.run(self._names.xet.unlink, missing_ok=True)
+        # All bytes are present, so none is downloaded, but all are hashed and checked as ever.
         whole = PartRecord(record.identity, (), (Span(0, size),))
         order.claimant.received += size
         fetched = await self._by_ranges(whole, self._file.url)
@@ -187,6 +202,7 @@ class Job:
                 position = 0
                 while chunks := await reply.block():
                     position = (await assembly.put(position, chunks)).stop
+                    # Of unknown length, so no space for all of it could be reserved at the start.
                     if total is None:
                         await self._bench.space.keep_ahead(
                             self._order, ROOM_AHEAD_BYTES, source=self._file.source
@@ -200,7 +216,7 @@ class Job:
 
     @asynccontextmanager
     async def _part(self, record: PartRecord | None, needed: int) -> AsyncIterator[PartialFile]:
-        """The open partial file, with room for it; removed if it cannot be resumed."""
+        """The open partial file, with disk space reserved; removed if it cannot be resumed."""
         bench = self._bench
         await bench.space.reserve(self._order, needed, source=self._file.source)
         part = PartialFile(self._names, record, bench.boot_id)
@@ -208,6 +224,7 @@ class Job:
             await bench.threads.run(part.open)
             yield part
         except BaseException as error:
+            # Without a record the next attempt could not tell which version the bytes are of.
             if record is None or _is_worthless_after(_sole(error)):
                 await bench.threads.run(self._names.remove)
             raise
@@ -222,7 +239,7 @@ class Job:
         try:
             self._file.promise.check(digests, source=self._file.source)
         except IntegrityError as error:
-            if reused:  # what an earlier run left may be at fault
+            if reused:  # the bytes of an earlier run may be the wrong ones: begin without them
                 raise Fault(Trouble.CHANGED, error.message) from None
             raise
         stamp = await self._bench.syncing.run(part.seal)
@@ -234,13 +251,14 @@ class Job:
         whole = self._names.new_whole()
         try:
             await threads.run(sealed.path.rename, whole)
-        except asyncio.CancelledError:  # nobody will hear of that name
+        except asyncio.CancelledError:  # no caller gets the new name: leave the file to its key
             await threads.run(whole.rename, sealed.path)
             raise
         return replace(sealed, path=whole)
 
     async def _prepare_another(self, fault: Fault) -> None:
         """Wait as the policy says and choose how to try again, or give up."""
+        # A changed file is not the network's failure: it has a count and a limit of its own.
         if fault.trouble in BEGIN_AGAIN:
             self._changes += 1
             failures = self._changes

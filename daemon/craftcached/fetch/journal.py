@@ -34,11 +34,11 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which bytes a partial file holds a part of.
+    """The version of a file that a partial file holds bytes of.
 
     Attributes:
-        size: Of the whole file.
-        etag: The strong validator the origin sent with them, or None.
+        size: Size of the whole file in bytes.
+        etag: The strong validator that the origin sent with the bytes, or None.
         digest: The promised digest as ``algorithm:hex``, or None.
     """
 
@@ -55,7 +55,8 @@ class Identity:
     def may_continue(self, promise: Promise) -> bool:
         """Whether bytes of this identity may become part of what ``promise`` describes.
 
-        Without a digest to find a mixture out afterwards, only a strong validator will do.
+        Without a digest, which would reveal a mixture of versions at the end, only a strong
+        validator that is the same will do.
         """
         now = Identity.of(promise, size=self.size, etag=self.etag)
         same_size = promise.size in (None, self.size)
@@ -67,12 +68,12 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """What a journal says.
+    """The content of a journal.
 
     Attributes:
-        identity: What the bytes belong to.
-        durable: Bytes that outlive a power loss.
-        present: Those, and what this boot of the machine has written besides.
+        identity: The version of the file that the bytes belong to.
+        durable: Ranges that survive a power loss.
+        present: Those ranges, and the ones that were written during this boot of the machine.
     """
 
     identity: Identity
@@ -89,10 +90,10 @@ class Journal:
     """The open journal of one partial file; all its methods block, and any thread may call them.
 
     Args:
-        path: Where it will be, in place of an older one.
-        fresh: Where it is until its beginning is on the disk.
-        record: What is there already.
-        boot_id: Of the running system.
+        path: Path of the journal; an older one there is replaced.
+        fresh: Path that it has until its first lines are on the disk.
+        record: The ranges that are present already.
+        boot_id: Id of the running boot of the machine.
     """
 
     def __init__(self, path: Path, fresh: Path, record: PartRecord, boot_id: str) -> None:
@@ -130,7 +131,7 @@ class Journal:
 
 
 def read_record(path: Path, boot_id: str) -> PartRecord | None:
-    """What the journal at ``path`` says, or None if it is absent or says nothing sensible."""
+    """The content of the journal at ``path``; None if it is absent or cannot be parsed."""
     try:
         header, *lines = path.read_text("ascii").split("\n")[:-1]
         head = json.loads(header)
@@ -151,7 +152,7 @@ def read_record(path: Path, boot_id: str) -> PartRecord | None:
 
 
 def current_boot_id() -> str:
-    """What tells this boot of the machine from all others; empty where the kernel does not say."""
+    """Id of this boot of the machine; empty where the kernel does not give it."""
     try:
         return _BOOT_ID.read_text("ascii").strip()
     except OSError:

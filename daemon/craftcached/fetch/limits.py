@@ -1,4 +1,4 @@
-"""What all downloads share: connections, bandwidth and memory, and who gets them first.
+"""The limits that all downloads share, on connections, bandwidth and memory, with priorities.
 
 Each grants synchronously, at the moment something becomes free: to those a worker waits for
 before background warming, and among equals to the download that has least.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Claimant", "Connections", "Bandwidth", "MemoryBudget"]
 
 BURST_SECONDS = 0.1
-"""Unused bandwidth that may be made up for, in seconds of the cap."""
+"""Unused bandwidth that may be used later, in seconds of the limit."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,8 +30,8 @@ class Claimant:
     """One download as seen by the limits.
 
     Attributes:
-        priority: May be raised while the download runs.
-        connections: How many it holds now.
+        priority: Priority of the download; may be raised while it runs.
+        connections: Connections that it holds now.
         received: Bytes that came over the network for it so far.
     """
 
@@ -51,8 +51,8 @@ class Connections:
     """Requests in flight, limited in all and to each host.
 
     Args:
-        limit: The most in all.
-        per_host: The most to one host.
+        limit: Most requests in all.
+        per_host: Most requests to one host.
     """
 
     def __init__(self, limit: int, per_host: int) -> None:
@@ -63,7 +63,7 @@ class Connections:
 
     @asynccontextmanager
     async def one(self, host: str, claimant: Claimant) -> AsyncIterator[None]:
-        """Hold one connection to ``host``, once ``claimant`` is the next to have one."""
+        """Hold one connection to ``host``, once it is ``claimant``'s turn."""
         waiter = _Waiter(claimant, host, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         self._grant()
@@ -76,7 +76,7 @@ class Connections:
             else:
                 self._in_use[host] -= 1
                 claimant.connections -= 1
-            # Not at once: who gives one back only to ask for the next is asked in the same breath.
+            # Not at once: a download that gives one back often asks for the next in the same step.
             asyncio.get_running_loop().call_soon(self._grant)
 
     def _grant(self) -> None:
@@ -93,7 +93,7 @@ class Connections:
 
 
 class Bandwidth:
-    """A cap on the bytes a second of all downloads together.
+    """The limit on the bytes a second of all downloads together.
 
     Bytes are taken after they were read; the taker is held until they are paid for, and so reads
     on no faster than the cap.
@@ -108,7 +108,7 @@ class Bandwidth:
         self._timer: asyncio.TimerHandle | None = None
 
     async def take(self, size: int, claimant: Claimant) -> None:
-        """Wait until ``size`` more bytes are within the cap."""
+        """Wait until ``size`` more bytes are within the limit."""
         if self._rate is None:
             return
         paid: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -139,8 +139,8 @@ class MemoryBudget:
     """Bytes that all downloads together may keep in memory for the hash.
 
     Attributes:
-        limit: The most.
-        used: Now.
+        limit: Most bytes.
+        used: Bytes kept now.
     """
 
     limit: int

@@ -36,7 +36,7 @@ __all__ = ["Network", "PrivateAddressError", "PublicResolver"]
 log = logging.getLogger("craftcached")
 
 READ_AHEAD_BYTES = 128 * 1024
-"""Of each connection, beside the kernel's own buffers, while its last block is written."""
+"""Bytes of each connection buffered, beside the kernel's buffers, while a block is written."""
 
 
 class Network:
@@ -48,7 +48,7 @@ class Network:
         answer_seconds: Patience for the head of an answer.
         may_be_private: Whether a host and port that a user named may have a private, loopback or
             link-local address.
-        rules: Which proxies; None reads the environment.
+        rules: Rules for proxies; None reads the environment.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class Network:
         """Make one request; redirects are answers like any other.
 
         Args:
-            method: Of HTTP.
+            method: HTTP method.
             url: Percent-encoded; sent as it is.
-            headers: Sent with it.
-            source: As errors name it.
+            headers: Headers of the request.
+            source: The source, named in errors.
             public_only: Whether a user chose the address, so that it must be a public one.
 
         Raises:
@@ -165,8 +165,8 @@ class PublicResolver(AbstractResolver):
     (DNS rebinding) leads nowhere new.
 
     Args:
-        may_be_private: Which hosts and ports are excepted.
-        resolver: What looks up; None asks the system.
+        may_be_private: Returns whether a host and port are excepted.
+        resolver: Resolver of names; None asks the system.
     """
 
     def __init__(

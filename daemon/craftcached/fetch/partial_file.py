@@ -35,13 +35,13 @@ _MAX_VECTORS = 512
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Where the files of one key are: the partial file, its journal, and two in the making.
+    """The paths of the files of one key in staging.
 
     Attributes:
         part: The partial file.
-        journal: What is in it.
-        fresh_journal: A journal before it takes the place of an older one.
-        xet: What comes from Xet storage, before it becomes the part.
+        journal: The journal, which lists the ranges that are in the partial file.
+        fresh_journal: A new journal before it is renamed over an older one.
+        xet: The file that the Xet client writes, before it becomes the partial file.
     """
 
     part: Path
@@ -57,11 +57,11 @@ class Names:
         return cls(staging / f"{key}.part", journal, fresh_journal, staging / f"{key}.xet")
 
     def new_whole(self) -> Path:
-        """A name of its own for the sealed file, once its owner takes it."""
+        """A unique path for the sealed file, once its owner takes it."""
         return self.part.with_name(f"{self.part.stem}-{secrets.token_hex(8)}.whole")
 
     def remove(self) -> None:
-        """Remove all of them; the part first, for a journal alone is worth nothing."""
+        """Remove all files of the key; the part first, as a journal alone promises nothing."""
         for path in (self.part, self.journal, self.fresh_journal, self.xet):
             try:
                 path.unlink(missing_ok=True)
@@ -75,10 +75,10 @@ class PartialFile:
     """A partial file; nothing is touched before ``open``.
 
     Args:
-        names: Where it is.
-        record: What it belongs to and what is there already; None for bytes that cannot be
-            resumed, which get no journal.
-        boot_id: Of the running system.
+        names: The paths of its key.
+        record: Its version and the ranges that it has already; None for a file that cannot be
+            resumed, which gets no journal.
+        boot_id: Id of the running boot of the machine.
     """
 
     def __init__(self, names: Names, record: PartRecord | None, boot_id: str) -> None:
@@ -89,7 +89,7 @@ class PartialFile:
         self._journal: Journal | None = None
 
     def open(self) -> None:
-        """Open the file with what it has, or make it anew if it has nothing."""
+        """Open the file with the ranges it has, or make a new one if it has none."""
         names, record = self._names, self._record
         flags = os.O_CLOEXEC | os.O_NOFOLLOW
         if record is not None and record.is_whole:
@@ -119,7 +119,7 @@ class PartialFile:
         return self._names.part
 
     def write(self, offset: int, chunks: Sequence[bytes]) -> None:
-        """Write ``chunks`` one after the other from ``offset`` on, and record it."""
+        """Write ``chunks`` one after the other from ``offset`` (bytes) on; journal the range."""
         size = sum(map(len, chunks))
         vectors = chunks if len(chunks) <= _MAX_VECTORS else [b"".join(chunks)]
         done = os.pwritev(self.descriptor, vectors, offset)
@@ -132,20 +132,20 @@ class PartialFile:
             self._journal.written(Span(offset, offset + size))
 
     def sync(self, spans: Iterable[Span]) -> None:
-        """Bring what was written to the disk, and record that ``spans`` are there."""
+        """Flush written bytes to the disk, then journal that ``spans`` are durable."""
         os.fdatasync(self.descriptor)
         if self._journal is not None:
             self._journal.durable(spans)
 
     def seal(self) -> Stamp:
-        """Make the file what it will stay: durable and read-only; returns which file that is."""
+        """Make the file durable and read-only for good; returns its stamp."""
         os.fchmod(self.descriptor, SEALED_MODE)
         os.fsync(self.descriptor)
         self._names.journal.unlink(missing_ok=True)
         return Stamp.of(os.fstat(self.descriptor))
 
     def close(self) -> None:
-        """Close what is open; the files stay."""
+        """Close the descriptors; the files stay."""
         if self._descriptor is not None:
             os.close(self._descriptor)
         if self._journal is not None:
@@ -153,7 +153,7 @@ class PartialFile:
 
 
 def find_record(names: Names, promise: Promise, boot_id: str) -> PartRecord | None:
-    """What of the promised file is in staging, or None if nothing there may be built on."""
+    """The record of the promised file's bytes in staging; None if there is nothing to resume."""
     try:
         status = os.lstat(names.part)
     except FileNotFoundError:
@@ -171,7 +171,7 @@ def find_record(names: Names, promise: Promise, boot_id: str) -> PartRecord | No
 
 
 def take_over_xet(names: Names, size: int) -> bool:
-    """Make what came from Xet the part, if it has the right size; returns whether it has."""
+    """Rename the Xet client's file to the part if it has ``size`` bytes; returns whether it has."""
     try:
         if os.lstat(names.xet).st_size != size:
             return False
@@ -182,21 +182,21 @@ def take_over_xet(names: Names, size: int) -> bool:
 
 
 def reclaim(staging: Path) -> None:
-    """Give the files that owners had taken when a crash came back to their keys; for the start."""
+    """Return sealed files that owners had taken before a crash to their keys; for the start."""
     for whole in staging.glob("*-*.whole"):
         names = Names.of(staging, whole.name.partition("-")[0])
-        if names.part.exists():  # of a later fetch, which goes on with it
+        if names.part.exists():  # a later fetch began it, and resumes it
             whole.unlink()
         else:
             whole.rename(names.part)
 
 
 def stale_keys(staging: Path, *, before: float) -> set[str]:
-    """The keys of what nobody asked for in a long time, or could not be built on at any age.
+    """Keys of partial files that are too old, or that no fetch could resume whatever their age.
 
     Args:
-        staging: Where partial files are; files with other names are left alone.
-        before: Unix time; what got its last byte earlier is stale.
+        staging: Directory of partial files; files with other names are left alone.
+        before: Unix time in seconds; a file whose last byte came earlier is too old.
     """
     keys = set()
     for entry in os.scandir(staging):
@@ -220,7 +220,7 @@ def _is_stale(names: Names, before: float) -> bool:
 
 
 def _sealed_record(names: Names, status: os.stat_result, promise: Promise) -> PartRecord | None:
-    """All of a sealed part, where a digest can tell whether it still is what was promised."""
+    """The record of a sealed part: all of it, if a digest can tell whether it is still right."""
     if stat.S_IMODE(status.st_mode) != SEALED_MODE or names.journal.exists():
         return None
     if promise.digest is None:

@@ -1,6 +1,6 @@
-"""Which bytes of a file are here, which are under way and which should be asked for next.
+"""The bytes of a file that are present, under way and to be asked for next.
 
-All mutable state of a download in ranges; every step is synchronous, so none can interleave.
+All mutable state of a download in ranges; every step is synchronous, so there is no lock.
 A byte is in one of three states::
 
     missing --claim--> under way --written--> present
@@ -25,14 +25,14 @@ class Pieces:
 
     Args:
         total: The file's size in bytes.
-        present: What an earlier run left behind.
+        present: Ranges that an earlier run left behind.
     """
 
     def __init__(self, total: int, present: Iterable[Span] = ()) -> None:
         self._total = total
         self._present = SpanSet(present)
         self._taken = SpanSet(self._present)
-        """Present or under way."""
+        """Ranges that are present or under way."""
         self._present_bytes = self._present.size
 
     @property
@@ -42,7 +42,7 @@ class Pieces:
 
     @property
     def present_bytes(self) -> int:
-        """How many bytes are written."""
+        """Number of bytes written."""
         return self._present_bytes
 
     @property
@@ -52,7 +52,7 @@ class Pieces:
 
     @property
     def has_missing(self) -> bool:
-        """Whether there is something to claim."""
+        """Whether there are bytes to claim."""
         return next(self._taken.gaps(Span(0, self._total)), None) is not None
 
     def claim(self, size: int) -> Span | None:
@@ -68,15 +68,15 @@ class Pieces:
         return span
 
     def written(self, span: Span) -> None:
-        """A claimed span, or a part of one, is in the file now."""
+        """Note that a claimed span, or a part of one, is in the file now."""
         self._present.add(span)
         self._present_bytes += span.size
 
     def written_of(self, span: Span) -> int:
-        """How many bytes of ``span`` are written."""
+        """Number of bytes of ``span`` that are written."""
         return span.size - sum(gap.size for gap in self._present.gaps(span))
 
     def give_back(self, claim: Span) -> None:
-        """Whoever made ``claim`` brings no more of it: what is not written is missing again."""
+        """End a claim: its bytes that are not written are missing again."""
         for gap in list(self._present.gaps(claim)):
             self._taken.remove(gap)

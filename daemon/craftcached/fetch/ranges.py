@@ -1,4 +1,4 @@
-"""Brings one file by several requests at once, each for one range of it."""
+"""Fetches one file by several requests at once, each for one range of it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ __all__ = ["RangedDownload"]
 log = logging.getLogger("craftcached")
 
 MIN_PIECE_BYTES = 1024 * 1024
-"""Bytes asked for in one request while nearly nothing has come."""
+"""Bytes asked for in one request at the start, while little has come."""
 
 AFFORDABLE_SHARE = 12
-"""All requests under way may ask for this part of what came in this run. On average half of it is
-missing when the process is killed: less than a twentieth of the run's bytes is asked for again."""
+"""All requests under way together ask for at most this part (a twelfth) of the bytes that came in
+this run. When the process is killed, on average half of that has not come yet and is asked for
+again: less than a twentieth of the run's bytes."""
 
 PROGRESS_BYTES = 64 * 1024
 """Bytes that a broken request must have brought to count as progress rather than as a failure."""
@@ -38,13 +39,16 @@ PROGRESS_BYTES = 64 * 1024
 class RangedDownload:
     """The requests for one version of one file.
 
+    The state (number of workers, the URL to ask, the quiet time) changes on the event loop between
+    awaits, so there is no lock.
+
     Args:
-        order: Which file, and for whom.
-        bench: What all downloads share.
-        pieces: What of the file is missing.
-        assembly: Where the bytes go.
-        etag: The version's strong validator, or None where the promise has a digest.
-        url: Where to ask: the file's own URL, or where it is known to redirect to.
+        order: The file, its claimant and its reporter.
+        bench: The limits, threads and connections that all downloads share.
+        pieces: The missing ranges of the file.
+        assembly: Writes, hashes and syncs the bytes.
+        etag: The version's strong validator; may be None where the promise has a digest.
+        url: The address to ask: the file's own URL, or the one it is known to redirect to.
     """
 
     def __init__(
@@ -67,31 +71,33 @@ class RangedDownload:
         self._ramp = Concurrency(min(settings.max_connections, settings.max_connections_per_host))
         self._workers = 0
         self._quiet_until = 0.0
-        """The loop's time before which the origin wants no request."""
+        """The event loop's time until which the origin has asked for no request."""
         self._all_here = asyncio.Event()
 
     async def run(self) -> None:
-        """Bring all that is missing.
+        """Fetch all missing ranges.
 
         Raises:
-            Fault: The file is another one now, or cannot be had in ranges.
+            Fault: The file has changed, or cannot be had in ranges.
             CraftcacheError: No further request helps.
         """
         async with asyncio.TaskGroup() as group:
             while not self._pieces.is_done:
+                # The ramp may want more workers than an interval ago, or some have ended because
+                # all ranges were claimed, and a failed request has given one back since.
                 while self._workers < self._ramp.wanted and self._pieces.has_missing:
-                    self._workers += 1
+                    self._workers += 1  # here, as the task itself only starts at the next await
                     group.create_task(self._work())
                 await self._observe()
 
     async def take(self, reply: RangeReply, claim: Span) -> None:
-        """Write what ``reply`` brings of ``claim``, which may be less than all of it.
+        """Write the bytes of ``reply`` for ``claim``; they may end before the range does.
 
         Raises:
             Fault: The answer is not of this version, or broke off.
         """
         self._check(reply)
-        self._url = reply.url
+        self._url = reply.url  # the redirect's target, which the next requests ask directly
         position = claim.start
         while chunks := await reply.block():
             written = await self._assembly.put(position, chunks)
@@ -101,7 +107,7 @@ class RangedDownload:
             self._all_here.set()
 
     async def _observe(self) -> None:
-        """Let the ramp see what one interval brings; shorter if all is here before."""
+        """Tell the ramp the bytes a second of one interval; return early when all has come."""
         loop = asyncio.get_running_loop()
         began, received = loop.time(), self._order.claimant.received
         try:
@@ -114,13 +120,17 @@ class RangedDownload:
     async def _work(self) -> None:
         failures = 0
         try:
+            # Ends when the ramp wants fewer workers, or when every missing range is claimed.
             while self._workers <= self._ramp.wanted and (claim := self._claim()):
                 try:
                     await self._bring(claim)
                     failures = 0
                 except Fault as fault:
+                    # No range of this version can be fetched any more: end all workers.
                     if fault.trouble in BEGIN_AGAIN:
                         raise
+                    # A server that breaks off after many bytes still gets the file across; only
+                    # failures in a row that bring nearly nothing use up the patience.
                     brought = self._pieces.written_of(claim)
                     failures = 1 if brought >= PROGRESS_BYTES else failures + 1
                     await self._wait_out(fault, failures)
@@ -128,7 +138,7 @@ class RangedDownload:
             self._workers -= 1
 
     def _claim(self) -> Span | None:
-        """The next range to ask for: no larger than a kill at that moment may cost."""
+        """The next range to ask for, no larger than AFFORDABLE_SHARE allows."""
         affordable = self._order.claimant.received // (AFFORDABLE_SHARE * self._ramp.wanted)
         most = self._bench.settings.piece_bytes
         return self._pieces.claim(min(max(affordable, MIN_PIECE_BYTES), most))
@@ -138,7 +148,7 @@ class RangedDownload:
         order, bench = self._order, self._bench
         try:
             await self._wait_quiet()
-            url = self._url
+            url = self._url  # of this request: others may change the attribute meanwhile
             try:
                 async with (
                     bench.connections.one(host_of(url), order.claimant),
@@ -148,21 +158,27 @@ class RangedDownload:
                 ):
                     await self.take(reply, claim)
             except Fault:
-                if self._url == url:  # another request may have found a better one meanwhile
+                # The redirect's target may have expired: ask the file's own URL for a new one,
+                # unless another request has found one meanwhile.
+                if self._url == url:
                     self._url = order.file.url
                 raise
         finally:
+            # Whatever of the claim was not written is missing again, for any worker to claim.
             self._pieces.give_back(claim)
 
     def _check(self, reply: RangeReply) -> None:
         """Raise a Fault if ``reply`` is not a range of this version of the file."""
         shown = shown_url(reply.url)
         same_etag = reply.etag == self._etag
+        # The same version, sent whole: the server has no ranges. Another version: If-Range makes
+        # the server send it whole.
         if not reply.partial:
             trouble = Trouble.UNSPLITTABLE if same_etag and reply.etag else Trouble.CHANGED
             raise Fault(trouble, f"{shown} sends the whole file where a range was asked for")
         if reply.total not in (None, self._pieces.total):
             raise Fault(Trouble.CHANGED, f"{shown} has another size than before")
+        # An answer without an ETag is accepted: If-Range, or the digest at the end, tells versions.
         if not same_etag and None not in (reply.etag, self._etag):
             raise Fault(Trouble.CHANGED, f"{shown} has another version than before")
 
@@ -177,6 +193,7 @@ class RangedDownload:
         if wait is None:
             raise fault.to_error(self._order.file.source)
         log.info("%s: %s; next try in %.1f s", self._order.file.source, fault.message, wait)
+        # The origin asked for patience: that holds for all workers, not only for this one.
         if fault.trouble is Trouble.BUSY:
             self._ramp.back_off()
             self._quiet_until = asyncio.get_running_loop().time() + wait

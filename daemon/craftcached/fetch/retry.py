@@ -49,7 +49,7 @@ class RetryPolicy:
 
         Args:
             fault: The latest failure.
-            failures: How many there were in a row, this one included.
+            failures: Number of failures in a row, this one included.
             chance: A random number from 0 to 1.
         """
         asked = fault.retry_after

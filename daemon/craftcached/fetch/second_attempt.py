@@ -25,9 +25,9 @@ log = logging.getLogger("craftcached")
 
 
 class SecondAttempt:
-    """A Fetcher that lets another try again, once, what did not keep its promise.
+    """A Fetcher that lets another Fetcher try once more if bytes did not keep their promise.
 
-    The mutable state: the keys for which somebody began to wait during the first attempt.
+    The mutable state: the keys whose priority was raised during the first attempt.
 
     Args:
         fetcher: Does the work; it keeps nothing of wrong bytes.

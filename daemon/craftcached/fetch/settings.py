@@ -1,4 +1,4 @@
-"""What an administrator may choose about fetching, with the unit of each choice."""
+"""The settings of the fetch engine, with their units."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EngineSettings:
         memory_bytes: What all downloads together keep in memory of bytes that came before their
             turn to be hashed; what does not fit is read back from the file.
         user_agent: Sent with every request.
-        journal_retention_seconds: Age after which partial bytes nobody asked for are removed.
+        journal_retention_seconds: Age after which partial files that no fetch resumed are removed.
     """
 
     max_connections: int = 16

@@ -58,7 +58,7 @@ def host_of(url: str) -> str:
 
 
 class RangeReply:
-    """An answer whose status and headers were found good; its body is read block by block.
+    """An answer whose status and headers are checked; its body is read block by block.
 
     Attributes:
         url: The address that answered, after all redirects.
@@ -95,13 +95,13 @@ class RangeReply:
 
     @property
     def is_whole_file(self) -> bool:
-        """Whether the body holds all of the file, be it as a range of it."""
+        """Whether the body holds the whole file, also if it was sent as a range."""
         return not self.partial or (self.span is not None and self.span.size == self.total)
 
     async def block(self) -> list[bytes]:
         """The next bytes of the body: about one block, or what came in BLOCK_SECONDS.
 
-        Nothing at the end. Before a fault, what came until then; the next call raises it.
+        Empty at the end. When a fault occurs, the bytes before it; the next call raises it.
 
         Raises:
             Fault: The connection broke, the body ended early, or too little came for too long.
@@ -145,11 +145,11 @@ class RangeReply:
 
 
 class Patience:
-    """How much longer an answer may bring next to nothing; only time spent reading it counts.
+    """The time for which an answer may still be too slow; only time spent reading it counts.
 
     Args:
-        seconds: How long.
-        minimum_rate: How many bytes a second restore it.
+        seconds: The time at the start.
+        minimum_rate: Bytes a second, over that time, that count as progress and restore the time.
     """
 
     def __init__(self, seconds: float, minimum_rate: int) -> None:
@@ -159,7 +159,7 @@ class Patience:
         self.left = seconds
 
     def spend(self, seconds: float, brought: int) -> None:
-        """Reading took ``seconds`` and brought so many bytes."""
+        """Note that reading took ``seconds`` and returned ``brought`` bytes."""
         self.left -= seconds
         self._brought += brought
         if self._brought >= self._enough:
@@ -194,14 +194,14 @@ class Transfer:
         """Ask for ``span`` of ``file``, or for all of it, and hold the answer open.
 
         Args:
-            file: What to ask for.
-            url: Where to ask: ``file.url``, or the address it redirected to before.
-            span: Which bytes; None asks for the whole file without a Range header.
+            file: The file to ask for.
+            url: Address to ask: ``file.url``, or the one it redirected to before.
+            span: Range to ask for; None asks for the whole file without a Range header.
             etag: The version that earlier bytes belong to, for If-Range.
-            claimant: Whose bytes they are.
+            claimant: The download that the bytes are counted for.
 
         Raises:
-            Fault: A further request may mend it.
+            Fault: The request failed; a further one may succeed.
             NotFound, AccessDenied, PolicyDenied, IntegrityError, Unavailable: None can.
         """
         headers = {"Cache-Control": "no-cache"} if file.attempt > 1 else {}
@@ -227,7 +227,7 @@ class Transfer:
     async def _follow(
         self, file: RemoteFile, url: str, headers: Mapping[str, str]
     ) -> tuple[aiohttp.ClientResponse, bool]:
-        """The answer at the end of all redirects, and whether one of them spoke of Xet."""
+        """The answer after all redirects, and whether one of the answers had a Xet header."""
         is_xet = False
         home, target = origin_of(file.url), url
         for _ in range(MAX_REDIRECTS + 1):

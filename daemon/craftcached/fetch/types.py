@@ -1,4 +1,4 @@
-"""What a fetch takes and gives: the border between the engine and the rest of the daemon."""
+"""The input and the result of a fetch: the interface of the engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["RemoteFile", "Fetched", "Priority", "Fetcher"]
 
 
 class Priority(IntEnum):
-    """Who goes first when connections are scarce; the lower number wins."""
+    """Priority when connections are scarce; the lower number goes first."""
 
     WAITED_FOR = 0
     """A worker waits in ``load``."""
@@ -30,13 +30,13 @@ class RemoteFile:
 
     Attributes:
         source: The source as the user may see it; every error names it.
-        url: Where each first request goes. May redirect to a signed address elsewhere, which is
+        url: URL of each first request. May redirect to a signed address elsewhere, which is
             asked for again here when it expires.
         promise: Size, digest and validator, as far as the origin gave them beforehand.
         key: The name under which partial bytes are kept in staging; the same key means the same
             content, so that a restart may resume. Letters and digits only.
         headers: Credentials; sent to ``url``'s own origin (scheme, host and port) and no other.
-        attempt: Which attempt this is at bytes that keep the promise. From the second on,
+        attempt: Number of this attempt at bytes that keep the promise. From the second on,
             connections are new, and caches on the way are asked to ask the origin.
         public_only: Whether a user chose the address, so that it and what it redirects to must be
             public, as far as the policy excepts no host.
@@ -53,13 +53,13 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file that came whole, is durable in staging and keeps its promise.
+    """A fetched file: complete, durable in staging and verified against its promise.
 
     Attributes:
-        path: The staging file, fsynced, mode 0444, under a name of its own: the caller's, who
-            renames or links it, or removes it.
-        digests: Of all its bytes.
-        stamp: Of the file when all its bytes were there and hashed.
+        path: Path of the file in staging, fsynced, mode 0444, under a name of its own; the caller
+            owns it, and renames, links or removes it.
+        digests: Digests of all its bytes.
+        stamp: Stamp of the file when all its bytes were there and hashed.
         etag: The strong validator that the origin sent with the bytes, unquoted, or None.
         bytes_fetched: Bytes that came over the network in this run.
         bytes_reused: Bytes that an earlier, interrupted run had left in staging.
@@ -86,8 +86,8 @@ class Fetcher(Protocol):
         """Fetch one file; cancelling leaves staging resumable or empty.
 
         Args:
-            file: What to fetch.
-            priority: Who goes first when connections are scarce.
+            file: The file to fetch.
+            priority: Priority when connections are scarce.
             report: Called with the bytes present so far and the total, where known; never blocks.
 
         Raises:
@@ -97,5 +97,5 @@ class Fetcher(Protocol):
         ...
 
     def hurry(self, key: str) -> None:
-        """Somebody waits for the file that is being fetched under ``key`` now, if one is."""
+        """Raise the priority of the fetch that is running under ``key``, if one is."""
         ...

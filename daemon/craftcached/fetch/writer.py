@@ -27,19 +27,19 @@ SYNC_BYTES = 64 * 1024 * 1024
 a power loss costs little, much enough that syncing does not slow writing down."""
 
 MAX_LAG_BYTES = 16 * 1024 * 1024
-"""How far the hash may fall behind before the network has to wait for it, so that the end of the
-download is the end of the hashing."""
+"""Bytes that the hash may be behind before the network has to wait for it, so that hashing ends
+with the download."""
 
 
 class Writer:
-    """The bytes of one download, from the network's hands to a sealed file.
+    """Writes, hashes and syncs the bytes of one download, until the file can be sealed.
 
     Args:
-        order: Whose bytes they are.
-        bench: What all downloads share.
-        part: Where the bytes go.
-        total: The file's size, where known.
-        present: What the part holds already.
+        order: The file, its claimant and its reporter.
+        bench: The limits, threads and connections that all downloads share.
+        part: The partial file that is written to.
+        total: Size of the file in bytes, where known.
+        present: Ranges that the partial file has already.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Writer:
             self._hash.close()
 
     async def put(self, offset: int, chunks: Sequence[bytes]) -> Span:
-        """Write ``chunks`` at ``offset``; returns what is in the file now because of it."""
+        """Write ``chunks`` at ``offset`` (bytes); returns the range that they fill."""
         span = Span(offset, offset + sum(map(len, chunks)))
         await self._bench.bandwidth.take(span.size, self._order.claimant)
         await self._bench.threads.run(self._part.write, offset, chunks)
@@ -100,7 +100,7 @@ class Writer:
         return span
 
     async def finish(self) -> Digests:
-        """All bytes are written: have them on the disk, and give their digests."""
+        """Sync all bytes to the disk, once all are written, and return their digests."""
         self._hash.complete()
         self._syncing.cancel()
         await self._sync()

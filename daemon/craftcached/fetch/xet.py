@@ -44,9 +44,9 @@ class Xet:
     """Runs the process, one for each file.
 
     Args:
-        command: How to start it.
-        stall_seconds: How long it may bring nothing.
-        rules: Which proxies it goes through.
+        command: Command line that starts it.
+        stall_seconds: Time without a byte after which it is killed.
+        rules: The proxies that it goes through.
     """
 
     def __init__(self, command: Sequence[str], stall_seconds: float, rules: ProxyRules) -> None:

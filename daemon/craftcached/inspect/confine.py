@@ -1,4 +1,4 @@
-"""What a child gives up before it looks at a file that nobody has judged yet.
+"""The confinement of a child, before it reads a file that was not inspected yet.
 
 Weights-only unpickling runs no code of the file's. These limits are for the day on which torch
 has a hole, and for files that ask for a terabyte, a day of CPU, or a million dimensions.

@@ -42,21 +42,21 @@ _START: Final = (
 _CRASHES: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 )
-"""How a process ends by what it does itself, or for want of memory, or by a fault of the disk; all
-other signals come from somebody else."""
+"""Signals by which a process ends through its own fault, for want of memory or through a fault of
+the disk; others come from another process."""
 
 
 class Inspector:
-    """Says whether a checkpoint is safe to load, and what it holds.
+    """Says whether a checkpoint is safe to load, and makes its index.
 
-    Each file is looked at by a confined process of its own, see ``child``. Leaving the context ends
-    those that are at work.
+    Each file is inspected by a confined process of its own, see ``child``. Leaving the context ends
+    those that are running.
 
     Args:
-        cpu_seconds: Of computing that one file may take; one that takes more is no checkpoint.
+        cpu_seconds: CPU time that one file may take; one that takes more is no checkpoint.
         deadline: Seconds after which an inspection is given up, and tried again when the file is
             asked for again: it was the machine or its storage that was slow.
-        concurrency: Files looked at at once.
+        concurrency: Number of files inspected at once.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Inspector:
         self._cpu_seconds = cpu_seconds
         self._deadline = deadline
         self._concurrency = concurrency
+        # Limits the processes at once; held from start to end of each. No lock is taken inside.
         self._slots = asyncio.Semaphore(concurrency)
         self._children: set[asyncio.subprocess.Process] = set()
         self._closed = False
@@ -76,7 +77,7 @@ class Inspector:
         self._closed = True
         for child in self._children:
             _kill(child)
-        for _ in range(self._concurrency):  # until nobody is at work
+        for _ in range(self._concurrency):  # until no inspection is running
             await self._slots.acquire()
 
     async def inspect(self, path: Path, *, source: str) -> bytes:

@@ -67,8 +67,8 @@ class _Cachestat(ctypes.Structure):
 def resident_bytes(descriptor: int) -> int | None:
     """How many bytes of an open file are in memory; None where the kernel does not say.
 
-    Of files that are neither this process's own nor writable for it the kernel says nothing, or
-    nothing true.
+    The kernel says nothing, or nothing true, of files that this process neither owns nor may
+    write to.
     """
     size = os.fstat(descriptor).st_size
     pages = _cachestat(descriptor)
@@ -91,8 +91,8 @@ def read_in(descriptor: int, go_on: Callable[[int], bool]) -> None:
     """Read a whole file into memory, in order.
 
     Args:
-        descriptor: Of the file.
-        go_on: Called with the bytes done so far, at least once a window; ends it by False.
+        descriptor: Descriptor of the file.
+        go_on: Called with the bytes read so far, at least once a window; ends the reading by False.
     """
     size = os.fstat(descriptor).st_size
     buffer = bytearray(READ_BYTES)
@@ -111,8 +111,8 @@ class LockedFile:
     """A file whose pages stay in memory until this is closed, by a shared read-only map.
 
     Args:
-        descriptor: Of the file; may be closed afterwards.
-        go_on: Called with the bytes locked so far, once a window; ends it by False.
+        descriptor: Descriptor of the file; may be closed afterwards.
+        go_on: Called with the bytes locked so far, once a window; ends the locking by False.
 
     Raises:
         PolicyDenied: It is more than this process may lock.

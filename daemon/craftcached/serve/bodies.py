@@ -17,8 +17,8 @@ async def body_fields(request: web.Request, example: str, *, is_optional: bool =
     """The JSON object in a request's body; what is wrong with it is an InvalidSource.
 
     Args:
-        request: Whose body it is.
-        example: What a right one looks like, for the hint.
+        request: The request.
+        example: A right body, for the hint.
         is_optional: Whether there may be no body, which stands for an empty object.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One worker's connection: what it has been told, and whether it has read it."""
+"""One worker's connection: its socket, its state, and whether it has received its last answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ReceiveBuffer:
     def receive(self, sock: socket.socket) -> memoryview:
         """The next packet, valid until the next call; empty at the end of the connection.
 
-        Descriptors that came with it are dropped by the kernel, because nobody asks for them.
+        The kernel drops descriptors that came with it, as no room for them is given.
 
         Raises:
             OSError: Nothing to read (BlockingIOError), or the connection broke.
@@ -44,14 +44,14 @@ class ReceiveBuffer:
 
 @dataclass(eq=False, slots=True)
 class User:
-    """What one uid has of the server.
+    """The share of the server that one uid uses.
 
     Attributes:
-        connections: All that stand, and those that ended with unread descriptors.
-        idle: Those whose worker waits for nothing, longest idle first, and since when by the
-            event loop's clock.
-        unread: The sum of their unread descriptors.
-        requests: How many of theirs are being worked on, those that only wait not counted.
+        connections: The open connections, and those that ended with unread descriptors.
+        idle: Connections whose worker waits for nothing, longest idle first, each with the event
+            loop's time since when it is idle.
+        unread: Sum of the connections' unread descriptors.
+        requests: Requests that are being worked on; those that only wait for a watch not counted.
     """
 
     connections: set[WorkerConnection] = field(default_factory=set)
@@ -68,15 +68,16 @@ class WorkerConnection:
     flight, and closing our end does not change that.
 
     Attributes:
-        sock: Not blocking.
-        descriptor: Of ``sock``; the event loop takes numbers much faster than sockets.
+        sock: The connected socket, not blocking.
+        descriptor: Descriptor number of ``sock``; the event loop takes numbers much faster than
+            sockets.
         peer: The process that connected.
-        user: Of that process.
-        greeted: Whether it has said hello.
-        drops_next: Whether its next packet is a request in a version that was not agreed on.
-        task: What works on its request, if anything does.
-        unread: Descriptors in the last answer, as far as it is not known to be received.
-        is_closing: Whether it will be heard and answered no more.
+        user: What the uid of that process uses of the server.
+        greeted: Whether it has sent its hello.
+        drops_next: Whether its next packet is dropped: a request in a version not agreed on.
+        task: The task that works on its request; None while there is none.
+        unread: Number of descriptors in the last answer, until that is known to be received.
+        is_closing: Whether no more is read from it or sent to it.
         is_extra: Whether it came beyond the limits, and ends after one answer.
     """
 

@@ -32,16 +32,18 @@ class Limits:
         connections: Connections of all users together.
         connections_per_uid: Connections of one user; three quarters of all by default, so that
             one user's workers leave room for another's.
-        extra: Connections beyond these limits that are heard all the same, for one request that
-            needs no work: a hit, or how the daemon is.
+        extra: Connections beyond these limits that are accepted all the same, for one request that
+            needs no work: a hit, or the daemon's status.
         unread_per_uid: Descriptors sent to one user's workers and not received yet. The kernel
             allows the daemon as many in all as it may have files open.
         requests: Requests worked on at once, of all users. One user may have as many as there are
             left, so that there are always some left for the next. A hit is answered beyond that
             too, and who follows a watch only waits.
-        idle_seconds: How long a connection may be idle, though nobody wants its place.
-        send_seconds: How long an answer may not fit into a worker's buffer.
-        heartbeat_seconds: How often a worker hears that its request is still worked on.
+        idle_seconds: Time after which an idle connection is closed even if none waits for its
+            place.
+        send_seconds: Time after which a connection is closed whose worker reads nothing, so that
+            an answer does not fit into its socket buffer.
+        heartbeat_seconds: Time between two messages that a request is still worked on.
     """
 
     connections: int = field(default_factory=lambda: _share_of_descriptors(2))
@@ -55,13 +57,13 @@ class Limits:
 
 
 class ConnectionTable:
-    """The connections that stand, by user; all state changes in steps without an await.
+    """The open connections, by user; state changes in steps without an await, so has no lock.
 
     Args:
-        limits: How many there may be.
+        limits: Numbers of connections allowed.
 
     Attributes:
-        users: Who is connected, by uid.
+        users: The connected users, by uid.
         count: Connections of all users, those included that end once their answer is received.
         extra: Connections beyond the limits.
     """
@@ -73,7 +75,7 @@ class ConnectionTable:
         self.extra = 0
 
     def user(self, uid: int) -> User:
-        """What one uid has of the server."""
+        """The connections and requests of one uid."""
         return self.users.setdefault(uid, User())
 
     def add(self, connection: WorkerConnection) -> None:
@@ -107,7 +109,7 @@ class ConnectionTable:
     def longest_idle(self, user: User) -> WorkerConnection | None:
         """The idle connection whose place a newcomer of ``user`` takes; None where all are busy.
 
-        Where the user has too many it is one of their own, else one of whoever has most idle. A
+        If the user has too many it is one of their own, else one of the user with most idle. A
         connection whose worker has not received its answer yet is not given up.
         """
         if not self._has_too_many(user):

@@ -21,7 +21,7 @@ __all__ = ["Handler", "CountedHandler"]
 AnswerT = TypeVar("AnswerT")
 
 OWN_FAULT = "OwnFault"
-"""In the place of a code, for what nobody foresaw."""
+"""Label in place of an error's code for an exception outside the tree: a bug of the daemon."""
 
 
 class Handler(Protocol):
@@ -33,27 +33,27 @@ class Handler(Protocol):
     """
 
     def handle_nowait(self, request: Request[AnswerT], peer: Peer) -> AnswerT | None:
-        """The answer if it is at hand, or None where something has to be waited for."""
+        """The answer if it can be given at once; None if it takes work or waiting."""
         ...
 
     async def handle(
         self, request: Request[AnswerT], peer: Peer, report: Callable[[Progress], None]
     ) -> AnswerT:
-        """The answer, as soon as there is one.
+        """Do the work that the answer takes, then return the answer.
 
-        The call is cancelled when its worker goes away; what others wait for as well must survive
-        that. ``report`` tells the worker how far its request has come; it is called on the event
-        loop, never blocks and may be called as often as is convenient.
+        The call is cancelled when its worker disconnects; work that other requests share must
+        survive that. ``report`` sends the worker the progress of its request; it is called on the
+        event loop, never blocks and may be called as often as is convenient.
         """
         ...
 
 
 class CountedHandler:
-    """A Handler that counts what another answers, and what it refuses.
+    """A Handler that counts the answers and the errors of another Handler.
 
     Args:
-        handler: Does the work.
-        counts: Where it is counted.
+        handler: The Handler that does the work.
+        counts: The daemon's counters, which are added to.
     """
 
     def __init__(self, handler: Handler, counts: Counts) -> None:

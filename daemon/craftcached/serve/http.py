@@ -45,7 +45,7 @@ MAX_BODY = 256 * 1024
 """Bytes of a request's body."""
 
 FIRST_REQUEST_SECONDS = 0.05
-"""For whoever has just connected to send what it came for, before the daemon stops."""
+"""Time for a client that has just connected to send its request, before the daemon stops."""
 
 MAX_SOURCES = 256
 """Sources of one warm."""
@@ -57,7 +57,7 @@ WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "pair
 PIN_EXAMPLE = '{"lock": true}'
 VERIFY_EXAMPLE = '{"sources": ["org/name"]}'
 EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
-"""What bodies look like, for whoever sent another."""
+"""Examples of bodies, shown to a client whose body is not right."""
 
 NDJSON = "application/x-ndjson"
 PROBLEM = "application/problem+json"
@@ -67,10 +67,10 @@ class AdminServer:
     """Serves the HTTP interface on a bound Unix socket; use ``start`` and ``close``.
 
     Args:
-        service: What does the work.
-        administrators: Who may do more than warm and look.
-        metrics: What is shown of it to Prometheus.
-        drain_seconds: How long running requests may take to finish on close.
+        service: The daemon's service, which does the work.
+        administrators: The peers that may do more than warm and read.
+        metrics: The route for Prometheus.
+        drain_seconds: Time that running requests may take to finish on close.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class AdminServer:
         self._runner = web.AppRunner(
             app,
             access_log=None,
-            handler_cancellation=True,  # a client that goes away leaves what it waited for
+            handler_cancellation=True,  # a client that disconnects cancels its request
             shutdown_timeout=drain_seconds / 2,
         )
         self._site: web.SockSite
@@ -114,7 +114,7 @@ class AdminServer:
         await self._site.start()
 
     async def listen_on(self, listener: socket) -> None:
-        """Serve on another socket from now on; requests that run go on."""
+        """Accept on another socket from now on; running requests go on."""
         await self._site.stop()
         self._site = web.SockSite(self._runner, listener, backlog=BACKLOG)
         await self._site.start()
@@ -232,7 +232,7 @@ class AdminServer:
     async def _warm_one(
         self, warm: Warm | CraftcacheError, report: Callable[[Progress], None]
     ) -> dict[str, Any] | CraftcacheError:
-        """What is published of a source when it is warm, or how that failed."""
+        """The result of a warm as JSON, or its error."""
         if isinstance(warm, CraftcacheError):
             return warm
         try:
@@ -246,6 +246,7 @@ class AdminServer:
             "bytes_fetched": warmed.bytes_fetched,
             "bytes_reused": warmed.bytes_reused,
             "resident_bytes": warmed.resident_bytes,
+            "not_refreshed": list(warmed.not_refreshed),
         }
 
 
@@ -265,7 +266,7 @@ def _sound(warm: Warm | CraftcacheError) -> Warm:
 
 
 def _ignore(_progress: Progress) -> None:
-    """Nobody watches."""
+    """A report that does nothing: nobody is told of the progress."""
 
 
 @web.middleware
@@ -289,7 +290,7 @@ async def _problems(
 
 
 def _own_fault() -> CraftcacheError:
-    """What a client hears of an exception that nobody foresaw; the log has all of it."""
+    """The answer to a client where the daemon has a bug; the log has the exception."""
     return CraftcacheError(
         "the daemon failed at this request", hint="Its log says more", retryable=True
     )

@@ -1,4 +1,4 @@
-"""``GET /metrics``: how the daemon is and what it has done, for Prometheus."""
+"""``GET /metrics``: the daemon's state and counters, for Prometheus."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["MetricsRoute"]
 
 OTHER = "other"
-"""In the place of a path that there is not; whoever sends them chooses no labels of ours."""
+"""Label for requests to unknown paths: clients must not be able to add values to a label."""
 
 
 class MetricsRoute:
-    """Encodes what the service, the worker socket and the counts say.
+    """Encodes the state of the service, the worker socket's statistics and the counters.
 
     Args:
-        service: Of this daemon.
-        workers: How many workers are connected.
-        counts: Of this daemon; responses over HTTP are added to them.
+        service: The daemon's service.
+        workers: Returns the statistics of the worker socket.
+        counts: The daemon's counters; HTTP responses are counted in them too.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class _Snapshot(Collector):
     """Everything at one moment.
 
     Attributes:
-        status: Of the daemon.
-        failing: Queued warms that have failed and are tried again.
-        workers: That are connected.
-        counts: Since the start.
+        status: The daemon's status.
+        failing: Queued warms that have failed at least once and are tried again.
+        workers: Statistics of the worker socket.
+        counts: A copy of the counters, which count from the daemon's start.
     """
 
     status: DaemonStatus

@@ -1,4 +1,4 @@
-"""What a client that streams a warm hears: each step once, however often it is reported.
+"""The events that are streamed to a client during a warm: each step once, however often reported.
 
 Downloads report many times a second, and a client may read slowly or not at all. So what waits to
 be sent is the newest progress of each state of each file, of which there is never more than
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["NdjsonStream"]
 
 STEP_SECONDS = 0.1
-"""Between two batches: no oftener than people can see."""
+"""Time between two batches: more would be more than people can see."""
 
 MAX_WAITING = 1024
-"""Steps that wait to be sent; beyond them the oldest are left out."""
+"""Steps that may wait to be sent; of more than that the oldest are left out."""
 
 
 class NdjsonStream:
@@ -36,7 +36,7 @@ class NdjsonStream:
         self._is_over = asyncio.Event()
 
     def report(self, progress: Progress) -> None:
-        """Tell of progress; never blocks."""
+        """Add a step of progress, in place of an earlier one of the same state; never blocks."""
         key = (progress.source, progress.file, progress.state)
         self._waiting.pop(key, None)  # what happened last stands last
         self._waiting[key] = progress
@@ -45,17 +45,17 @@ class NdjsonStream:
         self._has_news.set()
 
     def conclude(self, outcome: dict[str, Any]) -> None:
-        """Tell what became of a source; this is never left out."""
+        """Add the result or the error of a source; these are never left out."""
         self._outcomes.append(outcome)
         self._has_news.set()
 
     def end(self) -> None:
-        """Let the batches end with what is there now."""
+        """End ``batches`` after the events that were added so far."""
         self._is_over.set()
         self._has_news.set()
 
     async def batches(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """What happened since the last batch, until the end."""
+        """Yield the events since the last batch, until ``end`` is called."""
         while not self._is_over.is_set() or self._has_news.is_set():
             await self._has_news.wait()
             self._has_news.clear()

@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket, as the kernel says, and what they may do."""
+"""The process at the other end of a Unix socket, as the kernel reports it, and its rights."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Peer:
     """A connected process at the time it connected.
 
     Attributes:
-        pid: Its process id, as seen from here.
-        uid: Its user.
-        groups: Its primary and supplementary groups.
+        pid: Process id, in this process's PID namespace.
+        uid: User id.
+        groups: Ids of its primary and supplementary groups.
     """
 
     pid: int
@@ -61,7 +61,7 @@ class Administrators:
 
     @property
     def group(self) -> str:
-        """The group's name; may be set while it serves, and is looked up then and only then."""
+        """The group's name. Setting it looks the group up, once; allowed at any time."""
         return self._group
 
     @group.setter

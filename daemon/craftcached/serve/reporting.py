@@ -1,4 +1,4 @@
-"""What a worker hears while its request is worked on."""
+"""The progress and heartbeats that a worker is sent while its request is worked on."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["Reporter"]
 
 STEP_SECONDS = 0.1
-"""How often the same state of the same file is reported at most."""
+"""Least time between two reports of the same state of the same file."""
 
 
 class Reporter:
-    """Passes on what happens, often enough for a sign of life and no oftener than people can see.
+    """Sends progress to a worker, at least once a heartbeat and at most once a STEP_SECONDS.
 
-    Inside its ``with`` block the worker hears at once that its request was taken up, and the
-    newest progress again whenever a heartbeat is due. After the block nothing is passed on: the
-    worker may be waiting for something else by then.
+    On entering its ``with`` block the worker is told at once that its request is queued; inside
+    it the newest progress is sent again whenever a heartbeat is due. After the block nothing is
+    sent: the worker may have made its next request by then.
 
     Args:
-        send: Sends a packet, or leaves it out; never blocks.
-        request: What the worker asked for.
-        heartbeat_seconds: The time between two heartbeats.
+        send: Sends a packet, or drops it if it does not fit; never blocks.
+        request: The worker's request.
+        heartbeat_seconds: Time between two heartbeats.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Reporter:
         self._told: dict[tuple[str, str | None], tuple[str, float]] = {}
 
     def __call__(self, progress: Progress) -> None:
-        """Tell the worker, unless it was told the like a moment ago."""
+        """Send progress, unless the same state of the file was sent less than STEP_SECONDS ago."""
         if self._is_over:
             return
         self._newest = progress

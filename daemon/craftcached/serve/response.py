@@ -18,22 +18,22 @@ __all__ = ["Response"]
 log = logging.getLogger("craftcached")
 
 _EXHAUSTION = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
-"""What the system says when the daemon asks too much of it just now."""
+"""Error numbers by which the system says that the daemon has used up a resource for now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A packet, and the answer whose open files go with it; it owns them until it is closed."""
+    """A packet, and the answer whose open files are sent with it; owns them until closed."""
 
     packet: bytes
     loaded: Loaded | None = None
 
     @classmethod
     def of(cls, answer: Answer | WarmedBatch) -> Response:
-        """An answer as it goes out.
+        """The response that carries an answer; it takes over the answer's open files.
 
         Raises:
-            WireError: It does not fit into a message.
+            WireError: The answer does not fit into a message.
         """
         loaded = answer if isinstance(answer, Loaded) else None
         try:
@@ -45,9 +45,14 @@ class Response:
 
     @classmethod
     def problem(cls, error: Exception) -> Response:
-        """The answer to a request that failed with ``error``; what is no user's fault is logged."""
+        """The response to a request that failed with ``error``; the daemon's own bugs are logged.
+
+        An error of the tree goes out as it is. A bare CraftcacheError among them, of no subclass,
+        is the daemon's own fault, which lets a worker go on without the daemon; see Problem.of.
+        """
         if isinstance(error, CraftcacheError):
             return cls(encode(Problem.of(error)))
+        # Not a bug: the daemon has too much to do at this moment, so asking again helps.
         if isinstance(error, OSError) and error.errno in _EXHAUSTION:
             return cls.busy(f"{error.strerror}")
         log.error("a request of a worker failed", exc_info=error)
@@ -56,16 +61,16 @@ class Response:
 
     @classmethod
     def busy(cls, why: str) -> Response:
-        """The answer to a request that may be granted a little later."""
+        """The response to a request that may succeed if the worker asks again, in a second."""
         error = Unavailable(f"the daemon is overloaded: {why}", hint="Try again", retry_after=1.0)
         return cls(encode(Problem(error, own_fault=True)))
 
     @property
     def descriptors(self) -> list[int]:
-        """The descriptors that go with the packet."""
+        """The descriptors that are sent with the packet."""
         return [] if self.loaded is None else self.loaded.descriptors
 
     def close(self) -> None:
-        """Close the files on this side; what was sent stays open where it arrived."""
+        """Close the files in this process; the worker's copies of the descriptors stay open."""
         if self.loaded is not None:
             self.loaded.close()

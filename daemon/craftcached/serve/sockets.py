@@ -27,13 +27,13 @@ class Door:
     """A listening socket and the path that leads to it, which others may remove.
 
     Args:
-        listener: Listens.
-        listen: Makes another at the same path.
-        is_ours: Whether the path is this process's to make and to remove, not a service manager's.
+        listener: The listening socket.
+        listen: Makes another listening socket at the same path.
+        is_ours: Whether this process makes and removes the path, rather than a service manager.
 
     Attributes:
-        listener: The one that listens now; who reopens the door closes none.
-        path: Where it is found.
+        listener: The socket that listens now; ``reopen`` does not close the one before.
+        path: Path of the socket in the file system.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class Door:
         self._inode = self._found()
 
     def is_gone(self) -> bool:
-        """Whether the path does not lead here any more."""
+        """Whether the path was removed or now leads to another socket."""
         return self._found() != self._inode
 
     def reopen(self) -> None:
-        """Listen anew, as the path does not lead here any more.
+        """Listen on a new socket at the path, which does not lead to this one any more.
 
         Raises:
-            OSError: Nobody finds this socket: it cannot be made anew, or something else has its
-                path.
+            OSError: A new socket cannot be made, or something else has the path; clients cannot
+                connect.
         """
         if self._found() is not None:
             raise OSError(errno.EEXIST, "something else was put in its place", self.path)
@@ -64,14 +64,14 @@ class Door:
         self._inode = self._found()
 
     def close(self) -> None:
-        """Listen no more, and let the path lead nowhere."""
+        """Stop listening, and remove the path if it is ours and still leads to this socket."""
         self.listener.close()
         if self._is_ours and self._found() == self._inode:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
 
     def _found(self) -> int | None:
-        """The inode of what stands at the path."""
+        """Inode number of what is at the path; None if nothing is."""
         try:
             return os.lstat(self.path).st_ino
         except OSError:

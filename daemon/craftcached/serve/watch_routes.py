@@ -32,12 +32,12 @@ ROLLBACK_EXAMPLE = '{"generation": 3}'
 
 
 class WatchRoutes:
-    """Decodes and encodes; what is done is the watches' and the events'.
+    """Decodes requests and encodes answers; Watches and Events do the work.
 
     Args:
-        watches: Of this daemon.
-        events: Of this daemon.
-        administrators: Who may change watches.
+        watches: The daemon's watches.
+        events: The daemon's event stream.
+        administrators: The peers that may change watches.
     """
 
     def __init__(self, watches: Watches, events: Events, administrators: Administrators) -> None:

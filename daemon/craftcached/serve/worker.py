@@ -61,22 +61,22 @@ ACCEPTS_AT_ONCE = 64
 """Connections accepted before those that stand get their turn again."""
 
 ACCEPT_PAUSE_SECONDS = 0.5
-"""How long no connection is accepted when the daemon has no descriptor left for one."""
+"""Pause in accepting connections when the daemon has no descriptor left for one."""
 
 LINGER_SECONDS = 1.0
-"""How often a connection that ended with unread descriptors is looked at again."""
+"""Time between two looks at a connection that ended with unread descriptors."""
 
 _HELLO = encode(Hello())
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
-    """What the server is doing.
+    """Numbers of the server's connections and requests at one moment.
 
     Attributes:
-        connections: Workers that are connected, idle ones and those that linger included.
+        connections: Connected workers, idle ones and those that linger included.
         requests: Requests that are being worked on.
-        followers: Requests that wait for a watch.
+        followers: Requests that wait for a watch's next generation.
     """
 
     connections: int
@@ -87,13 +87,13 @@ class WorkerStatistics:
 class WorkerServer:
     """Serves a listening socket of type SOCK_SEQPACKET; use ``start`` and ``drain``.
 
-    All state changes in steps without an await, on the event loop that called ``start``. The
-    listening socket stays the caller's, to close or to hand on.
+    All state changes in steps without an await, on the event loop that called ``start``, so that
+    there is no lock. The listening socket stays the caller's, to close or to hand on.
 
     Args:
         listener: The socket; bound and listening, made by systemd or by bind_worker_socket.
-        handler: What answers requests.
-        limits: What workers can use up.
+        handler: Answers requests.
+        limits: The most that workers can use.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class WorkerServer:
         self._is_draining = False
 
     def start(self) -> None:
-        """Begin to accept workers, on the running event loop."""
+        """Start to accept workers, on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._accept)
@@ -124,9 +124,9 @@ class WorkerServer:
             self.start()
 
     async def drain(self, seconds: float) -> None:
-        """Accept nobody any more, give running requests ``seconds`` to finish, then end all.
+        """Stop accepting, give running requests ``seconds`` to finish, then close all connections.
 
-        A worker whose request is cut off asks whoever listens on the socket next.
+        A worker whose request is cut off asks the process that listens on the socket next.
         """
         self._is_draining = True
         self._idle_check.cancel()
@@ -143,7 +143,7 @@ class WorkerServer:
             self._forget(connection)
 
     def statistics(self) -> WorkerStatistics:
-        """What the server is doing now."""
+        """The numbers of connections and requests now."""
         return WorkerStatistics(self._table.count, len(self._tasks), len(self._followers))
 
     # --- Connections come and go ---
@@ -166,7 +166,7 @@ class WorkerServer:
             self._loop.add_reader(self._listener, self._accept)
 
     def _admit(self, sock: socket.socket) -> None:
-        """Count the connection and hear it; one that cannot be set up ends, and only that."""
+        """Set up an accepted connection; if that fails, close it and leave the others alone."""
         sock.setblocking(False)
         try:
             peer = Peer.of(sock)
@@ -191,13 +191,14 @@ class WorkerServer:
             return
         self._rest(connection)
         self._loop.add_reader(connection.descriptor, self._read, connection)
-        self._read(connection)  # as a rule hello and request are there already
+        self._read(connection)  # as a rule hello and request have arrived already
 
     def _make_room(self, user: User) -> bool:
-        """Whether there is room for one more of a user's connections, an idle one given up or not.
+        """Whether the user's new connection may stay, closing idle ones to make room for it.
 
-        The newcomer is counted already.
+        The new connection is counted already.
         """
+        # Connections that only lingered for unread descriptors may be over by now.
         if self._table.is_crowded(user):
             self._look_again(user)
         while self._table.is_crowded(user):
@@ -208,20 +209,20 @@ class WorkerServer:
         return True
 
     def _rest(self, connection: WorkerConnection) -> None:
-        """The worker waits for nothing now."""
+        """Count the connection as idle: its worker waits for nothing now."""
         if connection.is_closing:
             return
         connection.user.idle.pop(connection, None)  # to the end, as the one idle shortest
         connection.user.idle[connection] = self._loop.time()
 
     def _end_long_idle(self) -> None:
-        """Give up connections that nobody has used for long, so that none is held for ever."""
+        """Close connections that have been idle too long, so that none is held for ever."""
         for connection in self._table.idle_since(self._loop.time() - self._limits.idle_seconds):
             self._end(connection)
         self._idle_check = self._loop.call_later(self._limits.idle_seconds, self._end_long_idle)
 
     def _end(self, connection: WorkerConnection) -> None:
-        """Hear and say no more; forget the connection as soon as nothing of it is left."""
+        """Stop reading and sending; remove the connection once its descriptors are received."""
         if connection.is_closing:
             return
         connection.is_closing = True
@@ -254,7 +255,7 @@ class WorkerServer:
         return user.unread >= self._limits.unread_per_uid
 
     def _look_again(self, user: User) -> None:
-        """Find out which descriptors have been received meanwhile."""
+        """See which descriptors have been received meanwhile, and remove what that ends."""
         for connection in list(user.connections):
             if connection.has_received() and connection.is_over():
                 self._forget(connection)
@@ -307,7 +308,7 @@ class WorkerServer:
         self._read(connection)  # a request is sent along with the hello
 
     def _expel(self, connection: WorkerConnection, why: str) -> None:
-        """End a conversation that is not of this protocol."""
+        """Answer a worker that breaks the protocol with an error, and close its connection."""
         log.debug("worker pid %d uid %d: %s", connection.peer.pid, connection.peer.uid, why)
         error = ProtocolMismatch(why, hint="Bring client and daemon to neighbouring releases")
         self._send(connection, Response.problem(error))
@@ -325,7 +326,7 @@ class WorkerServer:
         elif isinstance(request, Follow):
             self._work(connection, self._serve(connection, request), self._followers)
         elif isinstance(request, Status | Models | Identify):
-            # How the daemon is can be asked however busy it is: it takes a moment and no bytes.
+            # Always answered, however busy the daemon is: they take a moment and no bytes.
             self._work(connection, self._serve(connection, request), self._tasks)
         elif connection.is_extra:
             self._answer(connection, Response.busy("too many connections"))
@@ -407,10 +408,10 @@ class WorkerServer:
             self._end(connection)
         finally:
             parcel.close()
-            connection.task = None  # from now on the worker may ask again
+            connection.task = None  # from now on the worker may send its next request
 
     def _send(self, connection: WorkerConnection, parcel: Response) -> bool:
-        """Send what fits; True also when there is nobody any more to send it to."""
+        """Send a response if it fits; True also where the worker is gone, as nobody waits."""
         if connection.is_closing:
             return True
         try:

@@ -1,8 +1,8 @@
-"""Verified indexes as files that nobody can change any more.
+"""Verified indexes as sealed files in memory, which no process can change.
 
-What stands in the cache directory can be edited at any moment, after it was checked as well as
-before. So an index is read and checked once, and then handed out from a sealed file in memory:
-every worker gets the bytes whose digest the manifest holds.
+A file in the cache directory can be edited at any moment, after it was checked as well as before.
+So an index is read and checked once, and then handed out from a sealed file in memory: every worker
+gets the bytes whose digest the manifest holds.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ from typing import Final
 __all__ = ["Indexes"]
 
 MAX_BYTES: Final = 128 * 1024 * 1024
-"""Kept in memory, of all indexes together; the largest AudioCraft model's takes a thousandth."""
+"""Bytes of all indexes kept in memory; the index of the largest AudioCraft model takes a
+thousandth."""
 
 MAX_COUNT: Final = 512
-"""Kept open; each takes one descriptor."""
+"""Indexes kept open; each takes one descriptor."""
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Indexes:
-    """Sealed indexes by their digest; those used last are kept. Not thread-safe."""
+    """Sealed indexes by their digest; the least recently used are dropped.
+
+    Not thread-safe: it has no lock, and is used on the event loop only.
+    """
 
     def __init__(self) -> None:
         self._sealed: OrderedDict[str, int] = OrderedDict()
         self._bytes = 0
 
     def close(self) -> None:
-        """Forget all; who was handed one keeps it."""
+        """Close all; a worker that was sent one keeps its own descriptor."""
         while self._sealed:
             self._drop_oldest()
 
@@ -40,11 +44,11 @@ class Indexes:
         return digest in self._sealed
 
     def keep(self, digest: str, data: bytes) -> None:
-        """Take in an index that has been checked.
+        """Keep a copy of an index that has been checked.
 
         Args:
-            digest: The sha256 of ``data``.
-            data: The content of the index.
+            digest: The sha256 of ``data``, in hex.
+            data: Bytes of the index.
 
         Raises:
             OSError: There is no memory, or no descriptor left.
@@ -67,9 +71,9 @@ class Indexes:
             self._drop_oldest()
 
     def open(self, digest: str | None) -> int | None:
-        """A descriptor of an index for one worker, for reading only; None where it is not here.
+        """A read-only descriptor of an index for one worker; None if the index is not kept.
 
-        It is opened anew, because whoever shares an open file shares its offset.
+        It is opened anew each time, because processes that share an open file share its offset.
 
         Raises:
             OSError: There is no descriptor left.

@@ -1,8 +1,8 @@
-"""Handing out published files: opened for reading, and through a mount that nobody can write to.
+"""Opening of published files for workers: for reading, and through a read-only mount.
 
-Whoever is sent a descriptor can open ``/proc/self/fd/N`` anew, and root in a container may then
-write to the file. What was opened through a read-only mount of the cache stays read-only for it
-as well, so workers are served below ``serve_dir`` where that is set.
+A process that was sent a descriptor can open ``/proc/self/fd/N`` anew, and root in a container may
+then write to the file. A file that was opened through a read-only mount of the cache stays
+read-only for it as well, so workers are served from below ``serve_dir`` where that is set.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["BlobOpener", "OpenedModel"]
 
 PATHS_KEPT = 1024
-"""Files whose paths are not made anew for each worker that asks."""
+"""Number of files whose paths are cached, so that they are not built for each request."""
 
 _READING = os.O_RDONLY | os.O_CLOEXEC
 
@@ -39,10 +39,10 @@ class OpenedModel:
     """Verified files of a model, open for reading; close it when they have been handed over.
 
     Attributes:
-        manifest: What they are part of.
-        records: In the order of the request.
-        blobs: Descriptors, one a record.
-        indexes: Descriptors, one a record.
+        manifest: The model's manifest.
+        records: Records of the files, in the order of the request.
+        blobs: Descriptors of the blobs, one a record.
+        indexes: Descriptors of the indexes, one a record.
     """
 
     manifest: Manifest
@@ -52,7 +52,7 @@ class OpenedModel:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """All that are open."""
+        """All descriptors that are open."""
         return (*self.blobs, *self.indexes)
 
     def close(self) -> None:
@@ -66,8 +66,9 @@ class BlobOpener:
     """Opens published files for workers.
 
     Args:
-        store: What is published.
-        serve_dir: A read-only mount of the same directory; None trusts root in containers.
+        store: The published models.
+        serve_dir: A read-only mount of the cache directory; None opens the files in the cache
+            directory itself, which trusts root in containers.
     """
 
     def __init__(self, store: Store, serve_dir: Path | None) -> None:
@@ -79,10 +80,10 @@ class BlobOpener:
         self._paths = lru_cache(PATHS_KEPT)(self._make_paths)
 
     def check(self) -> None:
-        """See that ``serve_dir`` shows the cache, and only shows it.
+        """Check that ``serve_dir`` is a read-only mount of the cache.
 
         Raises:
-            ConfigError: It does not.
+            ConfigError: It shows other files, or can be written to.
         """
         if self._serve_dir is None:
             return
@@ -90,7 +91,7 @@ class BlobOpener:
         probe = self._cache.staging / name
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
-            # Nothing is written: that it could be is enough.
+            # Nothing is written: that the file can be opened for writing is enough.
             os.close(os.open(self._served.staging / name, os.O_WRONLY | os.O_CLOEXEC))
         except FileNotFoundError as error:
             raise ConfigError(
@@ -109,14 +110,14 @@ class BlobOpener:
             probe.unlink()
 
     def open(self, manifest: Manifest, records: Sequence[FileRecord]) -> OpenedModel | None:
-        """Open published files; None if one is not there as it was verified, or its index is not.
+        """Open published files; None if one, or its index, is missing or not as it was verified.
 
-        A file is known by its stamp, and its index is the one whose digest the manifest holds, in
-        a form that nobody can change any more.
+        A file is compared by its stamp. Its index is the one whose digest the manifest holds, from
+        a sealed copy in memory.
 
         Args:
-            manifest: What they are part of.
-            records: Which.
+            manifest: The model's manifest.
+            records: Records of the files.
 
         Raises:
             CraftcacheError: ``serve_dir`` does not show what the cache holds, read-only.
@@ -153,11 +154,11 @@ class BlobOpener:
         return record.index_sha256 in self._indexes and self._cache.is_intact(record)
 
     def _make_paths(self, record: FileRecord) -> str:
-        """Of a blob, as the system takes it: much of a hit went into these."""
+        """Path of a blob as a string: building a Path each time took much of a hit's time."""
         return os.fspath(self._served.path(record))
 
     def _check_read_only(self, opened: OpenedModel) -> None:
-        """A link, or a mount inside the cache, may have led out of ``serve_dir``."""
+        """Raise if a link, or a mount inside the cache, led to a file that can be written to."""
         for descriptor in opened.blobs:  # an index is sealed
             if not os.fstatvfs(descriptor).f_flag & os.ST_RDONLY:
                 raise self._broken("leads to files that can be written to")

@@ -1,13 +1,14 @@
-"""Removing a model: every name that only it needs, and so every byte that nobody else has.
+"""Removal of models: all names that only the model uses, and so all bytes that only it has.
 
     manifest -> snapshot links -> refs -> blobs
 
 The reverse of publication, so that a kill in between leaves no model with a part missing, only
-files that no model names. What another model, another revision or a snapshot of huggingface_hub's
-own still leads to stays. What was here for the model's sake alone goes with it. Indexes are left
-to the sweep: the same checkpoint may be on its way under another name. A file that turned out wrong
-loses its name alone: its models stay, and lack it. All calls block, and nothing may be published
-meanwhile.
+files that no model names. Files stay that another model, another revision or a snapshot made by
+huggingface_hub itself leads to. Dependencies that only this model had go with it. Indexes are left
+to the sweep: the same checkpoint may be on its way under another name. A file whose content turned
+out wrong loses its name only: its models stay, and lack it.
+
+All calls block. Nothing may be published meanwhile: Store makes them on its one writing thread.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ __all__ = ["Removed", "remove", "remove_unneeded", "set_aside", "sweep"]
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What a removal took away.
+    """The result of a removal.
 
     Attributes:
-        keys: Of the manifests: the model's, then those of what only it needed; none where there
-            was no such model any more.
-        freed: Bytes on the disk.
+        keys: Keys of the removed manifests: the model's, then those of its dependencies; none
+            where there was no such model any more.
+        freed: Bytes freed on the disk.
     """
 
     keys: tuple[str, ...] = ()
@@ -50,15 +51,15 @@ class Removed:
 
 
 def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
-    """Remove a published model, and what is here for its sake alone.
+    """Remove a published model, and the dependencies that only it had.
 
     Args:
-        cache: Where it is published.
-        key: Of its manifest.
-        spared: Keys of models that stay, though nobody needs them any more.
+        cache: The cache directory.
+        key: Key of the model's manifest.
+        spared: Keys of models that stay, though no model depends on them any more.
 
     Raises:
-        OSError: Some of its files may be left, but it is no model any more.
+        OSError: Some of its files may be left, but the manifest is gone.
     """
     manifest = cache.manifest_at(key)
     if manifest is None:
@@ -68,11 +69,11 @@ def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
 
 
 def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] = ()) -> Removed:
-    """Remove what was here for the sake of a model that is gone, unless others need it; see remove.
+    """Remove the dependencies of a removed model that no other model has; see remove.
 
     Args:
-        cache: Where it is published.
-        removed: The model.
+        cache: The cache directory.
+        removed: Manifest of the removed model.
         spared: Keys of models that stay.
     """
     also = Removed()
@@ -83,18 +84,19 @@ def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] 
 
 
 def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
-    """Take from a file the name that it is served by; returns the one in quarantine that it gets.
+    """Move a file with wrong content to quarantine; returns its path there.
 
-    Whoever has it open keeps it. Where the name is a link into the store that huggingface_hub's
-    repositories share, the file itself goes, for it is wrong for all of them.
+    Processes that have the file open keep it. Where its name is a link into the store that
+    huggingface_hub's repositories share, the file there is moved, as it is wrong for all of them.
 
     Args:
-        cache: Where it is published.
-        record: Names it.
-        stamp: Of the file that turned out wrong; None is returned where the name is another's now.
+        cache: The cache directory.
+        record: Record of the published file.
+        stamp: Stamp of the file that turned out wrong; if the name leads to another file by now,
+            nothing is moved and None is returned.
 
     Raises:
-        OSError: It may be served still.
+        OSError: The file could not be moved, and may still be served.
     """
     name = cache.path(record)
     try:
@@ -111,13 +113,13 @@ def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
 
 
 def _orphans(cache: CacheDir, removed: Manifest) -> list[str]:
-    """The keys of what a model needed, nobody else needs, and nobody asked for by name."""
+    """Keys of a model's dependencies that no other model has and that were not warmed by name."""
     if not removed.needs:
         return []
     manifests = {key: cache.manifest_at(key) for key in cache.manifest_keys()}
     known = {key: manifest for key, manifest in manifests.items() if manifest is not None}
     if len(known) < len(manifests):
-        return []  # another release may have written one, and nobody knows what it needs
+        return []  # an unreadable manifest, as of another release, may depend on any of them
     needed = frozenset().union(*(manifest.needed_keys for manifest in known.values()))
     candidates = sorted((removed.needed_keys & known.keys()) - needed)
     return [key for key in candidates if known[key].needed_only]
@@ -149,8 +151,8 @@ def sweep(cache: CacheDir, *, before: float) -> int:
     huggingface_hub's own snapshots are left alone: programs may name them by their commit.
 
     Args:
-        cache: Where to look.
-        before: Seconds since the epoch; what was linked later may be about to be published.
+        cache: The cache directory.
+        before: Seconds since the epoch; files linked later may be about to be published.
 
     Returns:
         Bytes freed on the disk, or when the last worker closes them.
@@ -158,7 +160,7 @@ def sweep(cache: CacheDir, *, before: float) -> int:
     keys = cache.manifest_keys()
     manifests = [manifest for key in keys if (manifest := cache.manifest_at(key))]
     if len(manifests) < len(keys):
-        return 0  # one may have been written by another release, and nobody knows what it names
+        return 0  # an unreadable manifest, as of another release, may name any of the files
     records = [record for manifest in manifests for record in manifest.files]
     kept = {record.path for record in records}
     kept |= {cache.relative(cache.index_path(record.sha256)) for record in records}
@@ -176,7 +178,7 @@ def sweep(cache: CacheDir, *, before: float) -> int:
 
 
 def _unlink(path: Path) -> int:
-    """Remove the only name of a file of ours; returns the bytes that it freed."""
+    """Remove a name of a file of ours; returns the bytes that this freed."""
     try:
         status = path.stat()
         path.unlink()
@@ -186,9 +188,9 @@ def _unlink(path: Path) -> int:
 
 
 def _unlink_snapshot(tree: HubTree, manifest: Manifest, others: tuple[Manifest, ...]) -> None:
-    """Take a model's files out of its snapshot, and its refs once the snapshot is empty.
+    """Unlink a model's files from its snapshot, and its refs once the snapshot is empty.
 
-    A second name of the same commit keeps what it has of it.
+    Files that another model of the same commit has stay linked.
     """
     kept = {
         record.filename
@@ -208,13 +210,13 @@ def _unlink_snapshot(tree: HubTree, manifest: Manifest, others: tuple[Manifest, 
 
 
 def _linked_blobs(tree: HubTree) -> set[str]:
-    """The names of the blobs that snapshots of a repository lead to, ours and the library's."""
+    """Names of the blobs that a repository's snapshots link to, ours and huggingface_hub's."""
     pointers = (tree.root / "snapshots").rglob("*")
     return {os.path.basename(os.readlink(path)) for path in pointers if path.is_symlink()}
 
 
 def _unlink_blob(cache: CacheDir, record: FileRecord) -> int:
-    """Remove one name of a blob; returns the bytes that it freed."""
+    """Remove one name of a blob; returns the bytes that this freed."""
     path = cache.path(record)
     try:
         names = path.stat().st_nlink
@@ -230,7 +232,7 @@ def _unlink_blob(cache: CacheDir, record: FileRecord) -> int:
 
 
 def _sweep_shared(cache: CacheDir, stored: Path) -> None:
-    """Remove a file of huggingface_hub's store that all repositories share, if none needs it."""
+    """Remove a file from the store that huggingface_hub's repositories share, if none links it."""
     with contextlib.suppress(ImportError):
         # Private, but only that library knows who needs it; older releases have no such store.
         from huggingface_hub.utils import _shared_blobs
@@ -239,7 +241,7 @@ def _sweep_shared(cache: CacheDir, stored: Path) -> None:
 
 
 def _remove_empty(directory: Path) -> None:
-    """Remove ``directory`` and those below it, as far as no file is in them at that moment."""
+    """Remove ``directory`` and the directories below it that are empty at that moment."""
     for path, _, _ in os.walk(directory, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(path)

@@ -1,8 +1,8 @@
-"""Whether what is published still is what was verified: every byte of it hashed again.
+"""Scrubbing: all bytes of published files hashed again and compared with their digests.
 
-Disks and memory fail, and root can write anywhere. What turns out wrong goes to quarantine, so that
-nobody is served it any more and the next warm or load brings it anew. It is background work: one
-file at a time, in pieces, and whoever asked for it may go away between any two of them.
+Disks and memory fail, and root can write anywhere. A file with a wrong hash goes to quarantine, so
+that no worker is served it any more and the next warm or load fetches it anew. It is background
+work: one file at a time, in pieces; a request can be cancelled between any two of them.
 """
 
 from __future__ import annotations
@@ -32,32 +32,34 @@ __all__ = ["Scrubber"]
 log = logging.getLogger("craftcached")
 
 PIECE_BYTES = 32 * 1024 * 1024
-"""Hashed at a time: some hundredths of a second of one core."""
+"""Bytes hashed at a time: some hundredths of a second of one core."""
 
 _UNREADABLE = frozenset({errno.EIO, errno.EISDIR})
-"""Errors that are about the file and not about this process."""
+"""Error numbers that mean that the file is damaged, not that this process lacks a resource."""
 
 
 class Scrubber:
     """Hashes published files again; one instance a daemon.
 
     Args:
-        store: Where they are published.
+        store: The published models.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._hashing = Threads(1, "verify")
-        self._turn = asyncio.Lock()  # held across the whole of a request, by one at a time
+        # Held across a whole request, so that only one hashes at a time. Taken before the store's
+        # writing thread, which moves files to quarantine; no other lock is taken inside.
+        self._turn = asyncio.Lock()
 
     def close(self) -> None:
         """End its thread; no request may be running."""
         self._hashing.close()
 
     async def verify(self, models: Iterable[Manifest]) -> list[Verdict]:
-        """Verify all files of ``models``; what several of them share is hashed once.
+        """Verify all files of ``models``; a file that several of them share is hashed once.
 
-        Files that are removed with their models meanwhile are left out.
+        Files whose models are removed meanwhile are left out of the result.
         """
         async with self._turn:
             known: dict[tuple[str, str], tuple[Outcome, str | None]] = {}
@@ -94,16 +96,17 @@ class Scrubber:
                 return "missing", None
             if sha256 == record.sha256 and after == stamp:
                 if after.ctime_ns == stamp.ctime_ns:
-                    self._store.cache.stamps.record(sha256, FileStamp.of_stamp(stamp))
+                    known = FileStamp.of_stamp(stamp)
+                    await self._hashing.run(self._store.cache.stamps.record, sha256, known)
                 return "right", None
             quarantined = await self._store.set_aside(record, stamp)
-            if quarantined is not None:  # else another was put in its place meanwhile
+            if quarantined is not None:  # None: another file was put in its place, so hash that
                 shown = self._store.cache.shown(quarantined)
                 log.error("%s does not hold what was verified; it is %s now", record.path, shown)
                 return "wrong", shown
 
     async def _hash(self, path: Path) -> str | None:
-        """The sha256 of a file; None where the disk does not give its bytes."""
+        """The sha256 of a file, in hex; None where the disk cannot read its bytes."""
         run, hasher, position = self._hashing.run, Hasher(), 0
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""The daemon's hold on the cache directory: the only writer, asked through coroutines.
+"""The store: coroutines that find, publish and remove models; the cache directory's only writer.
 
 What exists is decided by the files alone; this class keeps in memory only what it can read again.
 The states of a file and the meaning of each directory are described in craftcache.cache.directory.
@@ -59,14 +59,14 @@ __all__ = ["Store"]
 log = logging.getLogger("craftcached")
 
 LEFTOVER_SECONDS = 3600.0
-"""Without a write to it, after which a file in staging that cannot be resumed is of no use."""
+"""Age of its last write after which a file in staging that cannot be resumed is removed."""
 
 
 SMALL_FILES_BYTES = 1024 * 1024
-"""Room that indexes, manifests and names of one model need at most, about."""
+"""Disk space that the indexes, manifest and links of one model need at most, about."""
 
 HASHING_THREADS = 4
-"""For what takes seconds a file: it must not hold up the many small questions to the disk."""
+"""Threads for hashing, which takes seconds a file and must not hold up short disk accesses."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,16 +78,17 @@ class Store:
     Use as an async context manager: entering makes the directories, takes the daemon's lock on
     the cache and clears what a killed predecessor left in staging under names of no use.
 
-    Names are given and taken on one thread, one model after the other: a publication that is
-    under way is finished before the next change, whoever asked for it and has gone since.
+    Models are published and removed on one thread, one after the other: a publication that is
+    under way is finished before the next change, even if its request has been cancelled since.
+    That thread takes the place of a lock; its order after other locks is stated in FileAcquirer.
 
     Args:
         cache: The cache directory.
-        events: Are told of what turned out wrong.
+        events: The event stream, told of files that were set aside as wrong; None tells nobody.
 
     Attributes:
         changed: Set when something was published or removed; its one reader clears it.
-        indexes: Those that have been checked.
+        indexes: The checked indexes, sealed in memory.
     """
 
     def __init__(self, cache: CacheDir, events: Events | None = None) -> None:
@@ -99,8 +100,9 @@ class Store:
         self._by_source: dict[str, tuple[FileStamp, Manifest]] = {}
         self._lock_fd = -1
         self._device = -1
-        # Fetches and publications heal on threads of their own: two would each find the other's
-        # hold on the cache, and take it for another daemon's. Nothing else is locked inside.
+        # Guards _lock_fd while heal replaces it. Fetches and publications heal on different
+        # threads: without the lock, one would take the other's new hold on the cache for that of
+        # another daemon. No other lock is taken inside.
         self._healing = threading.Lock()
         self._writing = Threads(1, "publish")
         self._hashing = Threads(HASHING_THREADS, "hash")
@@ -119,11 +121,11 @@ class Store:
         os.close(self._lock_fd)
 
     async def heal(self) -> None:
-        """Make the directories anew that were removed, and hold the cache again.
+        """Make removed directories of the cache anew, and take the daemon's lock on it again.
 
         Raises:
             CraftcacheError: They cannot be made, or the file system that held them is not mounted
-                any more. Of no class but Unavailable, for that is the node's own fault.
+                any more. A bare one, as that is the daemon's own fault, or Unavailable.
         """
         try:
             await asyncio.to_thread(self._heal)
@@ -134,7 +136,7 @@ class Store:
             ) from error
 
     def is_gone(self) -> bool:
-        """Whether directories of the cache were removed, or the cache is another one now."""
+        """Whether directories of the cache were removed, or another directory is in its place."""
         return not (_is_lock(self.cache, self._lock_fd) and self.cache.is_made())
 
     def is_obstructed(self) -> bool:
@@ -143,12 +145,12 @@ class Store:
         return self.is_gone() or not all(may_write)
 
     async def check_healable(self) -> None:
-        """See that what is gone can be made anew as soon as something is to be written.
+        """Check that removed directories can be made anew once something is to be written.
 
-        It is not made before that: somebody may be about to remove the rest.
+        They are not made before that: an administrator may be about to remove the rest.
 
         Raises:
-            OSError: It cannot.
+            OSError: They cannot be made.
         """
         await asyncio.to_thread(self._check_healable)
 
@@ -179,10 +181,10 @@ class Store:
                 os.close(lost)
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
-        """The manifest of ``source`` as it stands now: one stat, and a read only if it changed.
+        """The current manifest of ``source``: one stat, and a read only if it changed.
 
-        One that belongs to another user says nothing: what it names is brought and verified anew.
-        To one of ours others may be able to write, so it is only to be shown: see trusted, believed
+        A manifest that another user owns counts as none, so its files are fetched and verified
+        anew. A manifest of ours may be writable for others: see trusted, believed
         and recheck.
         """
         return self._manifest(source)[0]
@@ -217,13 +219,13 @@ class Store:
         return manifest
 
     def needed(self, need: Dependency) -> Manifest | None:
-        """The manifest of a need if all that is needed of it is in place and untouched."""
+        """The manifest of a dependency if all needed files of it are in place and untouched."""
         manifest = self.trusted(need.parsed)
         is_whole = manifest is not None and self.cache.meets(manifest, need)
         return manifest if is_whole else None
 
     def as_verified(self, record: FileRecord) -> Verified:
-        """A published file that is intact as one that need not be fetched again."""
+        """A published, intact file as a verified one, with no bytes fetched."""
         digests, path = Digests(record.size, record.sha256), self.cache.path(record)
         try:
             stamp = Stamp.of(path.stat())
@@ -238,13 +240,13 @@ class Store:
         return [manifest for _, manifest in found]
 
     async def verify(self, record: FileRecord, *, anew: bool = False) -> Verified | None:
-        """A published file, hashed again if it was touched since; None where it is not right.
+        """A published file, hashed again if it was touched; None where it is missing or wrong.
 
-        One that has other bytes goes to quarantine.
+        A file whose hash is wrong goes to quarantine.
 
         Args:
-            record: Of the file.
-            anew: Hash it in any case.
+            record: Record of the file.
+            anew: Whether it is hashed in any case.
         """
         if not anew and self.cache.is_intact(record):
             return self.as_verified(record)
@@ -260,10 +262,10 @@ class Store:
             return found
 
     async def recheck(self, source: RemoteSource, filenames: Iterable[str]) -> Manifest | None:
-        """Like intact, but what does not fit its stamp is looked at again by hash.
+        """Like intact, but files that do not match their stamp are hashed again.
 
-        A manifest that others may write to is believed once all that it names has been hashed, and
-        written anew. Nothing is fetched for this.
+        A manifest that others may write to is used once all its files have been hashed and the
+        manifest was written anew. Nothing is fetched.
         """
         names = tuple(filenames)
         if (manifest := self.intact(source, names)) is not None:
@@ -287,7 +289,7 @@ class Store:
         return self.trusted(source) if is_right else None
 
     async def recheck_all(self) -> None:
-        """Look again at all that does not fit, so that nobody who wants it later waits for that."""
+        """Recheck all published models now, so that later loads do not wait for hashing."""
         for key, manifest in await self.published():
             ours = await self.manifest_at(key)
             if ours is None:
@@ -297,7 +299,7 @@ class Store:
                 await self.verify(record)
 
     async def _take_over(self, key: str, manifest: Manifest) -> bool:
-        """Make a manifest ours that others may write to; returns whether all it names is right."""
+        """Hash all files of a manifest that others may write to; if all are right, make it ours."""
         log.warning("others may write to the manifest of %s: it is hashed again", manifest.source)
         for record in manifest.files:
             if not await self.verify(record, anew=True):
@@ -307,7 +309,7 @@ class Store:
 
     async def _set_aside_wrong(self, record: FileRecord, stamp: Stamp) -> None:
         quarantined = await self.set_aside(record, stamp)
-        if quarantined is None:  # another was put in its place meanwhile
+        if quarantined is None:  # another file was put in its place meanwhile
             return
         shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
@@ -315,9 +317,9 @@ class Store:
             self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
 
     async def find(self, sha256: str, directory: Path) -> Verified | None:
-        """A verified file with that digest, for whichever source it was published.
+        """A verified file with that digest, from any published model; None if there is none.
 
-        It gets a name in ``directory``, which is the caller's, in staging: it stays even if the
+        It is linked into ``directory``, the caller's part of staging, so that it stays even if the
         model that has it is removed meanwhile.
         """
 
@@ -331,7 +333,7 @@ class Store:
     async def find_signed(
         self, url: str, digest: Digest | None, directory: Path
     ) -> Verified | None:
-        """The file at ``url`` as it came under another signature; see find and signed_urls."""
+        """The file of ``url`` that was fetched with another signature; see find and signed_urls."""
 
         def search() -> Verified | None:
             return self._take(same_file(self.cache.published(ours=True), url, digest), directory)
@@ -348,16 +350,16 @@ class Store:
         return replace(verified, file=taken)
 
     async def adopt(self, source: HubSource, etag: str, promise: Promise) -> Verified | None:
-        """A blob that somebody else put into the Hub's tree, hashed; None if none is right."""
+        """A blob that another program put into the Hub's tree, hashed; None if none is right."""
         tree = self.cache.hub_tree(source.repo_id)
         adopted = await self._hashing.run(tree.adopt, etag, promise)
         return None if adopted is None else Verified(adopted, etag, 0, adopted.digests.size)
 
     async def check_place(self, source: HubSource) -> None:
-        """See that files of a repository can be published, before they are fetched.
+        """Check that files of a repository can be published, before they are fetched.
 
         Raises:
-            CraftcacheError: Something in the Hub's tree is in the way; names it.
+            CraftcacheError: A file or link in the Hub's tree is in the way; the message names it.
         """
         try:
             await asyncio.to_thread(self.cache.hub_tree(source.repo_id).check_place)
@@ -369,7 +371,7 @@ class Store:
     ) -> dict[str, tuple[Verified, Promise]] | None:
         """The files of one commit in the Hub's tree, hashed; None if any is wrong or missing.
 
-        A blob's name there is its digest, so nobody need be asked.
+        A blob's name there is its digest, so the Hub need not be asked.
         """
         tree = self.cache.hub_tree(source.repo_id)
         files: dict[str, tuple[Verified, Promise]] = {}
@@ -383,15 +385,14 @@ class Store:
         return files
 
     async def has_index(self, sha256: str, size: int) -> bool:
-        """Whether the checkpoint with that digest was inspected, and its index is as it was then.
+        """Whether the checkpoint with that digest was inspected and its index is unchanged.
 
-        Such an index is ready to be handed out afterwards. Of one that no manifest vouches for,
-        that was edited, or that is of another version of the format, nothing is believed: it is
-        made anew.
+        If so, the index can be handed out afterwards. An index that no manifest vouches for, that
+        was edited, or that has another version of the format is not used: it is made anew.
 
         Args:
-            sha256: Of the checkpoint.
-            size: Of the checkpoint, in bytes.
+            sha256: The checkpoint's sha256, in hex.
+            size: Size of the checkpoint in bytes.
         """
         found = await asyncio.to_thread(self._find_index, sha256, size)
         if found is None:
@@ -417,16 +418,16 @@ class Store:
         return found
 
     async def write_index(self, sha256: str, index: bytes) -> None:
-        """Publish the index of a checkpoint; comes before the checkpoint itself.
+        """Publish the index of a checkpoint; to be called before the checkpoint is published.
 
-        Whatever names the checkpoint already records this index from now on.
+        Manifests that name the checkpoint already are changed to record this index.
         """
         digest = await self._write(self.cache.write_index, sha256, index)
         self.indexes.keep(digest, index)
         await self.record_index(sha256)
 
     async def record_index(self, sha256: str) -> None:
-        """Let the manifests that name a checkpoint say which index it has now."""
+        """Record the digest of a checkpoint's index in all manifests that name the checkpoint."""
         await self._write(record_index, self.cache, sha256)
 
     async def published_elsewhere(
@@ -472,28 +473,28 @@ class Store:
         return await self._write(publish_url, self.cache, source, files, as_need=as_need)
 
     async def mark_asked_for(self, source: RemoteSource) -> None:
-        """Let a model stay for its own sake; see craftcache.cache.publish."""
+        """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
         await self._write(mark_asked_for, self.cache, source)
 
     async def manifest_at(self, key: str) -> Manifest | None:
-        """The manifest with that key as it stands now."""
+        """The current manifest with that key."""
         return await asyncio.to_thread(self.cache.manifest_at, key, ours=True)
 
     async def publish_generation(
         self, name: str, watched: Watched, files: Mapping[str, Verified]
     ) -> Manifest:
-        """Publish a state of a watched directory; see craftcache.cache.publish."""
+        """Publish a generation of a watched directory; see craftcache.cache.publish."""
         return await self._write(publish_generation, self.cache, name, watched, files)
 
     async def serve_generation(self, name: str, generation: Manifest) -> Manifest:
-        """Make it the one that is served; see craftcache.cache.publish."""
+        """Make a generation the served one; see craftcache.cache.publish."""
         return await self._write(serve_generation, self.cache, name, generation)
 
     async def _write(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Let ``write`` change the cache directory; a cancelled caller waits for its end.
+        """Call ``write`` on the writing thread; a cancelled caller waits for its end.
 
         Raises:
-            StorageFull: There is no room for what it writes; these are small files, and names.
+            StorageFull: There is no disk space for the small files and links that it writes.
         """
 
         def heal_and_write() -> T:
@@ -507,7 +508,7 @@ class Store:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            # A copy to another file system, where a directory leads to one, names that.
+            # The error names the file, which may be on another file system that a link leads to.
             place = Path(error.filename) if error.filename else self.cache.root
             raise storage_full(
                 place, SMALL_FILES_BYTES, error=error, least=SMALL_FILES_BYTES
@@ -516,9 +517,9 @@ class Store:
             self.changed.set()
 
     async def published(self) -> list[tuple[str, Manifest]]:
-        """All published manifests of ours with their keys, by source.
+        """All published manifests that this user owns, with their keys, by source.
 
-        Those that others may write to are among them; they are served once they are rechecked.
+        Manifests that others may write to are among them; they are served once rechecked.
         """
         found = await asyncio.to_thread(lambda: list(self.cache.published(owned=True)))
         return sorted(found, key=lambda item: item[1].source)
@@ -527,21 +528,21 @@ class Store:
         """Remove a model and every blob that no other model and no other snapshot needs.
 
         Args:
-            key: Of its manifest, which is enough where the source's name holds a secret.
-            spared: Keys of models that stay, though they were here for its sake alone.
+            key: Key of its manifest: the source's name may hold a secret that the caller lacks.
+            spared: Keys of models that stay, though only this model depends on them.
         """
         return await self._write(remove, self.cache, key, spared)
 
     async def remove_unneeded(self, removed: Manifest, spared: Collection[str]) -> Removed:
-        """Remove what a model that is gone has left behind; see removal.remove_unneeded."""
+        """Remove the dependencies that a removed model leaves; see removal.remove_unneeded."""
         return await self._write(remove_unneeded, self.cache, removed, spared)
 
     async def set_aside(self, record: FileRecord, stamp: Stamp) -> Path | None:
-        """Serve a published file no more; see removal.set_aside."""
+        """Move a published file with wrong content to quarantine; see removal.set_aside."""
         return await self._write(set_aside, self.cache, record, stamp)
 
     def _take(self, records: Iterable[FileRecord], directory: Path) -> Verified | None:
-        """The first of these files that is right, under a name in ``directory``."""
+        """The first of these files whose hash is right, linked into ``directory``."""
         for record in records:
             verified = self._verify(record)
             if isinstance(verified, Verified):
@@ -550,7 +551,7 @@ class Store:
         return None
 
     def _verify(self, record: FileRecord, *, anew: bool = False) -> Verified | Stamp | None:
-        """A file that is right, the stamp of one that is wrong, or None where none can be read."""
+        """A file if it is right, its stamp if its hash is wrong, None if it cannot be read."""
         if not anew and self.cache.is_intact(record):
             return self.as_verified(record)
         try:
@@ -570,18 +571,19 @@ class Store:
     async def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names.
 
-        In a thread, for with its last name go its bytes; a cancelled caller has it done as well.
+        In a thread, as removing the last name frees the blocks, which takes time. It is done even
+        if the caller is cancelled.
         """
         await asyncio.shield(asyncio.to_thread(self.cache.discard, verified.file))
 
 
 def _obstacle(error: TreeObstacle) -> CraftcacheError:
-    # Of no class, for it is the node's own fault: a worker may still fetch for itself.
+    # A bare CraftcacheError is the daemon's own fault: a worker may still fetch for itself.
     return CraftcacheError(str(error), hint="Mount what it leads to, or move it away")
 
 
 def _clear_leftovers(staging: Path) -> None:
-    """Remove what a killed writer left, and nothing that a worker may be fetching by itself."""
+    """Remove files of killed writers; what a worker may be fetching by itself is younger."""
     too_old = time.time() - LEFTOVER_SECONDS
     for path in staging.glob("*.tmp"):
         with contextlib.suppress(FileNotFoundError):
@@ -594,7 +596,7 @@ def _lock_path(cache: CacheDir) -> Path:
 
 
 def _is_lock(cache: CacheDir, descriptor: int) -> bool:
-    """Whether the file that others would lock is still the one that is held."""
+    """Whether the lock file at its path is still the file that this daemon has locked."""
     try:
         return os.path.samestat(_lock_path(cache).stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -602,7 +604,7 @@ def _is_lock(cache: CacheDir, descriptor: int) -> bool:
 
 
 def _lock(cache: CacheDir) -> int:
-    """Hold the cache for this daemon until the descriptor is closed."""
+    """Lock the cache for this daemon until the returned descriptor is closed."""
     path = _lock_path(cache)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

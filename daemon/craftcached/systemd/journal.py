@@ -32,7 +32,7 @@ class JournalFormatter(logging.Formatter):
 
 
 def is_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
-    """Whether ``descriptor`` leads to the journal, rather than to a file or terminal since."""
+    """Whether ``descriptor`` is still the journal's stream, and not redirected elsewhere since."""
     try:
         status = os.fstat(descriptor)
     except OSError:

@@ -17,12 +17,12 @@ log = logging.getLogger("craftcached")
 
 
 class Notifier:
-    """Tells the service manager how the daemon is; silent where there is none.
+    """Tells the service manager the daemon's state; does nothing where there is none.
 
     Args:
-        address: Of its datagram socket; empty for none.
-        watchdog_seconds: Without a sign of life for so long, the daemon is killed and started
-            anew; None where nobody watches.
+        address: Address of the manager's datagram socket; empty where there is none.
+        watchdog_seconds: Time without a sign of life after which the manager kills and restarts
+            the daemon; None where it has no watchdog.
     """
 
     def __init__(self, address: str = "", watchdog_seconds: float | None = None) -> None:

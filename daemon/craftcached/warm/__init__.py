@@ -4,13 +4,13 @@
     description            the values that pass from one step of it to the next
     origins                what the Hub or a URL says of files, and where their ranges are opened
     acquire.FileAcquirer   described files, verified, from wherever they cost least
-    dependencies           what a published model needs as well
-    stalls                 whether anything still comes of what a request waits for
+    dependencies           the other sources that a published model needs
+    stalls                 whether the downloads that a request waits for still progress
     hub_lock               huggingface_hub's lock of a blob, held while it is fetched
-    progress               shared work, told to each request as of its own source
+    progress               progress of shared work, reported to each request under its own source
     tasks                  several coroutines at once
     queue                  queued warms, which survive a restart
     allow                  which sources this node fetches
 
-What is asked for twice at once is brought once, whoever asks.
+A source that several requests ask for at once is warmed once.
 """

@@ -2,10 +2,10 @@
 
     published and current -> in the Hub's tree -> in another model -> at its origin
 
-What is asked for twice at once is acquired once: files are known by their content where the origin
-promises a digest, else by their address. A file that came from its origin stays in staging, and
-huggingface_hub's lock of it stays held, until nobody needs it there any more: its last user
-publishes it before that, or it leaves no trace.
+A file that several requests want at once is acquired once: files are the same if the origin
+promises the same digest, or without one if they have the same address. A fetched file stays in
+staging, and huggingface_hub's lock of its blob stays held, until the last request that uses it
+ends: it has published the file by then, or the file is removed.
 """
 
 from __future__ import annotations
@@ -49,9 +49,14 @@ __all__ = ["FileAcquirer"]
 
 @dataclass(frozen=True, slots=True)
 class _HeldFile:
-    """A verified file, and the lock that keeps others from fetching it before it is published.
+    """A verified file, and the lock that keeps other programs from fetching it too.
 
     The file is held open, and so is in use: the model that has it now is not evicted meanwhile.
+
+    Attributes:
+        file: The file.
+        descriptor: An open descriptor of it.
+        lock: huggingface_hub's lock of its blob; None for a file that was not fetched under one.
     """
 
     file: Verified
@@ -63,7 +68,7 @@ class _HeldFile:
         return cls(file, os.open(file.path, os.O_RDONLY | os.O_CLOEXEC), lock)
 
     def waiting_for(self, reception: StallDetector) -> contextlib.AbstractContextManager[None]:
-        """While inside, it waits to be published with the other files of a request."""
+        """A context in which the lock is kept while the request's other files still progress."""
         return self.lock.waiting_for(reception) if self.lock else contextlib.nullcontext()
 
 
@@ -82,13 +87,13 @@ class FileAcquirer:
     first still held, the store's thread that publishes. A request takes the locks of its several
     blobs in no order. That cannot deadlock: requests of this daemon for one blob share one lock,
     unmodified programs hold one at a time, and a worker that fetches for itself waits only seconds
-    for each of its several; whoever holds one without progress is passed by.
+    for each of its several; a holder that makes no progress is passed by.
 
     Args:
-        store: Where a file may be already, and what keeps the indexes.
-        fetcher: Brings bytes into staging, verified.
-        inspector: Says whether a checkpoint is safe, and what it holds.
-        lock_patience: See HubLock; seconds.
+        store: The store, which may have a file already and keeps the indexes.
+        fetcher: Downloads a file into staging and verifies it.
+        inspector: Says whether a checkpoint is safe, and makes its index.
+        lock_patience: Seconds without progress after which HubLock passes a holder by.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class FileAcquirer:
 
     @contextlib.contextmanager
     def waited_for(self, source: RemoteSource) -> Iterator[None]:
-        """Let the files of ``source`` go first, those under way included."""
+        """A context in which fetches for ``source`` go first, those under way included."""
         self._waiters[source] += 1
         for key in self._fetching.get(source, ()):
             self._fetcher.hurry(key)
@@ -124,13 +129,13 @@ class FileAcquirer:
     async def at_hand(
         self, wanted: Wanted, commit: str, progress: SourceProgress, *, inspected: bool
     ) -> VerifiedFiles | None:
-        """The files of a commit if all of them are in the cache, with nobody asked.
+        """The files of a commit if all of them are in the cache; asks no origin. None otherwise.
 
         Args:
             wanted: The source and its files.
-            commit: The commit; empty for a source that has none, of which nothing is known so.
+            commit: The commit; empty for a source without one, whose files are never at hand.
             progress: Told of the work.
-            inspected: Whether a checkpoint must be safe to load, and is given its index.
+            inspected: Whether checkpoints are inspected, which refuses unsafe ones, and indexed.
 
         Raises:
             UnsafeCheckpoint, NotACheckpoint: One of them must not be loaded.
@@ -147,8 +152,8 @@ class FileAcquirer:
                 record.filename: (self._store.as_verified(record), record.promise)
                 for record in known.files
             }
-        # A blob's name is its digest, so that a snapshot of huggingface_hub's can be verified
-        # whole. If one file is missing or wrong, the Hub is asked about all of them.
+        # A blob's name is its digest, so a snapshot that huggingface_hub made can be verified
+        # without the Hub. If one file is missing or wrong, the Hub is asked about all of them.
         else:
             progress.tell(None, 0, None, "verifying")
             files = await self._store.adopt_snapshot(source, commit, wanted.filenames)
@@ -162,16 +167,16 @@ class FileAcquirer:
     async def hold(
         self, description: Description, progress: SourceProgress, *, inspected: bool
     ) -> AsyncIterator[VerifiedFiles]:
-        """Acquire all files of a description; they are where they are said to be until the end.
+        """Acquire all files of a description; their paths are valid until the context ends.
 
         Args:
             description: The files, which are published as one.
-            progress: Told how far each file has come.
+            progress: Told the progress of each file.
             inspected: As for at_hand.
 
         Raises:
-            CraftcacheError: One of them cannot be had, is not what was promised, or is unsafe to
-                load. The others are let go.
+            CraftcacheError: One of them cannot be fetched, is not what was promised, or is unsafe
+                to load. The others are released.
         """
         reception = StallDetector()
         heard = progress.heard_by(reception.heard)
@@ -189,10 +194,10 @@ class FileAcquirer:
             yield VerifiedFiles(description.source, files, description.commit, description.is_named)
 
     async def inspect(self, record: FileRecord, progress: SourceProgress) -> None:
-        """See that a published file was inspected, whoever published it, and that this is recorded.
+        """Inspect a published file if nobody did, and record its index in the manifests.
 
         Raises:
-            UnsafeCheckpoint, NotACheckpoint: It must not be served.
+            UnsafeCheckpoint, NotACheckpoint: The file must not be served.
         """
         await self._inspect(progress, record.filename, self._store.as_verified(record))
         if is_checkpoint(record.filename) and record.index_sha256 not in self._store.indexes:
@@ -207,11 +212,11 @@ class FileAcquirer:
         *,
         inspected: bool,
     ) -> AsyncIterator[Verified]:
-        """Hold one file of a request; ``reception`` is of all files of that request."""
+        """Hold one file of a request; ``reception`` watches all files of that request."""
         async with contextlib.AsyncExitStack() as stack:
             if current := await self._current(file):
-                # Beside the flights: a load that has what was published never waits for the
-                # download of a newer version of it, which may be under way for a warm.
+                # Not shared with other requests: a load of the published version must not wait
+                # for a warm that is downloading a newer one.
                 held = _HeldFile.hold(current)
                 stack.push_async_callback(self._release, held)
             else:
@@ -230,7 +235,7 @@ class FileAcquirer:
         return self._flights.join(file.key, work, progress.relay(file.filename))
 
     async def _current(self, file: DescribedFile) -> Verified | None:
-        """The file as it is published, where the source still stands for the same bytes."""
+        """The published file, if the source still has the same bytes; None otherwise."""
         record = file.current
         if record is None:
             return None
@@ -238,18 +243,20 @@ class FileAcquirer:
 
     async def _acquire(self, file: DescribedFile, progress: SourceProgress) -> _HeldFile:
         """Find the file in the cache, or fetch it."""
+        # A file of that name may be in huggingface_hub's tree, and hashing it takes seconds.
         if file.blob:
             progress.tell(file.filename, 0, file.promise.size, "verifying")
         if present := await self._adopted(file) or await self._linked(file):
             return _HeldFile.hold(present)
+        # Only files in huggingface_hub's tree have a lock that other programs know.
         if file.blob is None:
             return _HeldFile.hold(await self._fetch(file, progress))
         await self._store.check_place(file.blob.source)
         tree = self._store.cache.hub_tree(file.blob.source.repo_id)
         lock = HubLock(tree, file.blob.etag, patience=self._lock_patience)
         try:
-            # Another program may have been faster while we waited for its lock; what it left is
-            # believed only if it is right.
+            # Another program may have fetched the blob while we waited for its lock; the blob is
+            # used only if its hash is right.
             was_brought = await lock.acquire()
             present = await self._adopted(file) if was_brought else None
             if present is None:
@@ -262,13 +269,13 @@ class FileAcquirer:
             raise
 
     async def _adopted(self, file: DescribedFile) -> Verified | None:
-        """The file as somebody else put it into huggingface_hub's tree, hashed."""
+        """The file from huggingface_hub's tree, hashed, where another program has put it there."""
         if file.blob is None:
             return None
         return await self._store.adopt(file.blob.source, file.blob.etag, file.promise)
 
     async def _linked(self, file: DescribedFile) -> Verified | None:
-        """The same bytes as another model has them, under a name of our own in staging."""
+        """The same bytes from another model, linked under a name of our own in staging."""
         digest, staging = file.promise.digest, self._store.cache.staging
         if digest is not None and digest.algorithm == "sha256":
             found = await self._store.find(digest.hex, staging)
@@ -278,7 +285,7 @@ class FileAcquirer:
         return None
 
     async def _fetch(self, file: DescribedFile, progress: SourceProgress) -> Verified:
-        """Bring the file from its origin into staging."""
+        """Download the file from its origin into staging."""
 
         def report(done: int, total: int | None) -> None:
             progress.tell(file.filename, done, total, "fetching")
@@ -305,9 +312,9 @@ class FileAcquirer:
         )
 
     async def _inspect(self, progress: SourceProgress, filename: str, file: Verified) -> None:
-        """Refuse what cannot be loaded safely; write the index of what can.
+        """Refuse a checkpoint that is unsafe to load; write the index of one that is safe.
 
-        Content that several wait for is looked into once.
+        A checkpoint that several requests wait for is inspected once.
         """
         sha256, size = file.digests.sha256, file.digests.size
 
@@ -322,14 +329,14 @@ class FileAcquirer:
                     pass
         except (NotACheckpoint, UnsafeCheckpoint) as error:
             raise error.about(progress.source.shown).in_file(filename) from error
-        except CraftcacheError as error:  # of work that others, too, may have waited for
+        except CraftcacheError as error:  # shared with other requests, so each raises a copy
             raise error.about(progress.source.shown) from error
 
     async def _release(self, held: _HeldFile) -> None:
         try:
             await self._store.discard(held.file)
         finally:
-            # The last descriptor of a file without a name gives its bytes back, which takes time.
+            # Closing the last descriptor of an unlinked file frees its blocks, which takes time.
             await asyncio.shield(asyncio.to_thread(os.close, held.descriptor))
             if held.lock is not None:
                 held.lock.release()

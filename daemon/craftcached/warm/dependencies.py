@@ -1,7 +1,7 @@
-"""What a published model needs beyond its own files, made present after it.
+"""The sources that a published model depends on, warmed after the model itself.
 
-All of it is verified like any source. Nobody is handed it to load, so it is not inspected until
-somebody asks for it by name.
+They are verified like any source. No worker is handed them to load, so they are not inspected until
+somebody asks for them by name.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ __all__ = ["MetNeed", "warm_needs"]
 
 @dataclass(frozen=True, slots=True)
 class MetNeed:
-    """What a model needs, as it is cached now.
+    """A dependency as it is cached now.
 
     Attributes:
-        manifest: What is published of it: all that is needed, and maybe more.
+        manifest: Manifest of the dependency: all files that are needed, and maybe more.
         superseded: As in Warmed.
-        not_refreshed: Why its origin could not be asked for a newer revision; None where it was.
+        not_refreshed: Error that kept its origin from being asked for a newer revision; None
+            where it was asked.
     """
 
     manifest: Manifest
@@ -40,16 +41,17 @@ class MetNeed:
 async def warm_needs(
     manifest: Manifest, warm: Callable[[Dependency], Coroutine[object, object, MetNeed]]
 ) -> list[MetNeed]:
-    """Make present, at its newest revision, what a model needs, and what that needs in turn.
+    """Warm a model's dependencies, and theirs in turn, at their newest revisions.
 
-    All of it is tried, so that a failure leaves no more to be done than what failed.
+    Those of one level are all tried before the first failure is raised, so that only what failed
+    is left to be done.
 
     Args:
         manifest: The model.
-        warm: Makes one need present.
+        warm: Warms one dependency.
 
     Returns:
-        What was needed.
+        All dependencies.
 
     Raises:
         CraftcacheError: The first failure, as one of the model; it says what is needed and why.
@@ -63,7 +65,7 @@ async def warm_needs(
 
     met: dict[Dependency, MetNeed] = {}
     wanted = manifest.needs
-    # Needs may need each other: each is warmed once, and the walk ends when none is new.
+    # Dependencies may form circles: each is warmed once, and the walk ends when none is new.
     while wanted := tuple(need for need in wanted if need not in met):
         outcomes = await all_results(attempt(need) for need in wanted)
         for need, outcome in zip(wanted, outcomes, strict=True):
@@ -75,7 +77,7 @@ async def warm_needs(
 
 
 def _as_failure_of(manifest: Manifest, need: Dependency, error: CraftcacheError) -> CraftcacheError:
-    """The failure of a need as one of the model, which itself is published."""
+    """The failure of a dependency as one of the model, which itself is published."""
     failure = error.about(manifest.source)
     failure.message = f"{need.parsed.shown} is missing, {need.why}: {error.message}"
     failure.hint = ". ".join(filter(None, (error.hint, "Or leave it out with --pair-only")))

@@ -1,8 +1,8 @@
-"""What passes from one step of a warm to the next.
+"""The values that pass from one step of a warm to the next.
 
     Wanted -> Description -> VerifiedFiles -> Manifest
 
-All are values: a step changes none of what it is given.
+All are immutable: no step changes its argument.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Wanted:
     Attributes:
         source: The source.
         filenames: Names of its files; one at least.
-        refresh: Whether its origin is asked for something newer than what is published.
-        as_need: Whether another model needs it, and nobody asked for it by name.
+        refresh: Whether its origin is asked for a newer revision than the published one.
+        as_need: Whether it is warmed as a dependency of another model, not by its own name.
     """
 
     source: FetchedSource
@@ -56,7 +56,7 @@ class HubBlob:
 
     Attributes:
         source: The repository.
-        etag: The name: the ETag that the Hub gives.
+        etag: Name of the blob: the ETag that the Hub gives.
     """
 
     source: HubSource
@@ -69,11 +69,11 @@ class DescribedFile:
 
     Attributes:
         filename: Name within the source.
-        remote: Where the fetch engine opens its ranges, and what the origin promises of it.
+        remote: Address that the fetch engine asks for ranges, and the origin's promise.
         blob: Its name in huggingface_hub's cache; None where only craftcache keeps the file.
-        current: Record of the published file, where the source still stands for the same bytes.
-        is_unseen: Whether nothing of the file is published under the source's name. Then the same
-            address under another signature counts, where the file's name promises its hash.
+        current: Record of the published file, if the source still has the same bytes.
+        is_unseen: Whether no version of the file is published under the source's name. Then the
+            same address under another signature is used, if the file's name promises its hash.
     """
 
     filename: str
@@ -84,23 +84,23 @@ class DescribedFile:
 
     @property
     def promise(self) -> Promise:
-        """What the origin promises of the file."""
+        """Size and digest that the origin promises, as far as it does."""
         return self.remote.promise
 
     @property
     def key(self) -> Hashable:
-        """The same for all files that one download serves: by content if promised, else by URL."""
+        """Key that is equal for all files that one download serves: by digest, else by URL."""
         return self.remote.key, self.promise.digest
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the files of a source are at one revision, by what its origin says.
+    """The files of a source at one revision, as its origin describes them.
 
     Attributes:
         source: The source.
-        files: Its files, as far as they are wanted.
-        commit: The repository's commit; empty for a source whose only revision is its files.
+        files: The wanted ones of its files.
+        commit: The repository's commit; empty for a URL, which has no revisions but its content.
         is_named: Whether the origin has just said that the source's own revision is ``commit``.
     """
 
@@ -112,11 +112,11 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFiles:
-    """The files of a source at one revision, all of them verified: what is published as one.
+    """The files of a source at one revision, all verified, to be published as one model.
 
     Attributes:
         source: The source.
-        files: By name, each with the promise that it kept.
+        files: Verified files by name, each with the promise that it was verified against.
         commit: As in Description.
         is_named: As in Description.
     """
@@ -128,10 +128,10 @@ class VerifiedFiles:
 
     @property
     def bytes_fetched(self) -> int:
-        """Bytes that came over the network for them."""
+        """Bytes downloaded for these files."""
         return sum(verified.bytes_fetched for verified, _ in self.files.values())
 
     @property
     def bytes_reused(self) -> int:
-        """Bytes that were in the cache before."""
+        """Bytes of these files that were on this node before."""
         return sum(verified.bytes_reused for verified, _ in self.files.values())

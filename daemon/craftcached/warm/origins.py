@@ -1,4 +1,4 @@
-"""Where bytes come from: what an origin says of a source's files before they are fetched.
+"""Origins: what the Hub or a server says of a source's files before they are fetched.
 
     Origin        the protocol: describe files, list them, say what people are shown
     HubOrigin     a repository at the Hub
@@ -48,25 +48,26 @@ __all__ = ["Origin", "Hub", "HubOrigin", "UrlOrigin", "Origins"]
 T = TypeVar("T")
 
 HEAD_SECONDS = 15.0
+"""Time that a server may take to connect, and to answer a HEAD request."""
 
 ASKED_AT_ONCE = 16
-"""Threads that wait for the Hub; a silent one keeps each for as long as its timeout."""
+"""Threads that wait for the Hub; a Hub that does not answer blocks each until its timeout."""
 
 
 class Origin(Protocol):
-    """One source where it comes from."""
+    """The origin of one source."""
 
     async def describe(
         self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
     ) -> Description:
-        """Say what files of the source are now, or are at the revision that is published.
+        """Describe files of the source, at its newest or at its published revision.
 
         Args:
-            filenames: Their names; one at least.
-            known: What is published of the source.
+            filenames: Names of the files; one at least.
+            known: Manifest of the source; None where nothing of it is published.
             refresh: Whether the newest revision is wanted. Then the other files of ``known`` are
-                described too, as far as the source still has them: a revision replaces another
-                whole. Otherwise the published revision is wanted, where there is one.
+                described too, as far as the source still has them: a new revision replaces all
+                files of the old one. Otherwise the published revision, where there is one.
 
         Raises:
             NotFound, AccessDenied, PolicyDenied, Unavailable, Offline: Each names the source.
@@ -90,24 +91,24 @@ class Hub:
     """The Hugging Face Hub, asked through huggingface_hub; close it after its last use.
 
     Args:
-        endpoint: Its address.
-        token: Sent to it and nowhere else; None sends none.
-        timeout: Seconds that it may take for one answer.
+        endpoint: URL of the Hub.
+        token: Access token, sent to the Hub and nowhere else; None sends none.
+        timeout: Seconds that the Hub may take for one answer.
     """
 
     def __init__(self, *, endpoint: str, token: str | None, timeout: float) -> None:
         self.endpoint = endpoint
         self._token = token
         self._timeout = timeout
-        # Not the event loop's: what the disk is asked must never wait for the network.
+        # Not the event loop's default threads: disk work on those must not wait for the network.
         self._threads = ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="hub")
 
     def close(self) -> None:
-        """Take no more questions; requests that still wait for an answer are abandoned."""
+        """Ask the Hub nothing more; requests whose answer has not come are abandoned."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def headers(self, source: HubSource) -> dict[str, str]:
-        """Credentials for requests to its own address.
+        """HTTP headers with the credentials for requests to the Hub's own address.
 
         Raises:
             AccessDenied: No header can carry the token; see craftcache.network.token.
@@ -159,7 +160,7 @@ class HubOrigin:
             source,
             tuple(self._described(file, known) for file in found),
             first.commit,
-            # Of a commit known from earlier huggingface_hub may have moved the ref on since.
+            # If not asked for just now, the revision may have moved on since the commit was known.
             is_named=revision == source.revision,
         )
 
@@ -174,7 +175,7 @@ class HubOrigin:
     async def _describe_others(
         self, known: Manifest, filenames: Sequence[str], commit: str
     ) -> list[HubFile]:
-        """The files that were asked for earlier, as far as the new commit still has them."""
+        """The published files that are not asked for now, if the new commit still has them."""
         found = []
         for record in known.files:
             if record.filename not in filenames:
@@ -204,7 +205,7 @@ class UrlOrigin:
 
     Args:
         source: The URL.
-        policy: Which addresses may be asked, redirect targets included.
+        policy: Policy on addresses that may be asked, redirect targets included.
     """
 
     def __init__(self, source: UrlSource, policy: UrlPolicy) -> None:
@@ -214,9 +215,9 @@ class UrlOrigin:
     async def describe(
         self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
     ) -> Description:
-        """See Origin.describe. The server is asked only about what is published already.
+        """See Origin.describe. The server is asked only about files that are published already.
 
-        Of other files all that it could say comes with their first bytes.
+        What it could say of other files comes with their first bytes.
         """
         others = [record.filename for record in known.files] if known and refresh else []
         names = dict.fromkeys([*filenames, *others])
@@ -256,7 +257,7 @@ class UrlOrigin:
         published = record = records[0] if records else None
         if record is not None and refresh:
             if digest is not None and digest.algorithm == "sha256":
-                record = None  # looked for by content, whichever source has it: nobody is asked
+                record = None  # the name has the hash: found by content, or fetched, without asking
             elif record.etag is None or record.etag != await self.etag(filename):
                 record = None  # changed, or the server does not say
         remote = RemoteFile(
@@ -269,11 +270,11 @@ class UrlOrigin:
         return DescribedFile(filename, remote, current=record, is_unseen=published is None)
 
     async def etag(self, filename: str) -> str | None:
-        """The strong validator that the server gives now, unquoted; None where it gives none.
+        """The strong ETag that the server gives now, unquoted; None where it gives none.
 
         Raises:
-            PolicyDenied: Where it redirects to may not be asked.
-            Unavailable: The server does not answer, or leads nowhere.
+            PolicyDenied: The target of a redirect may not be asked.
+            Unavailable: The server does not answer, or redirects too often.
         """
         target, shown = self._source.file_url(filename), self._source.shown
         network = Network(
@@ -311,7 +312,7 @@ class Origins:
 
     Args:
         hub: The Hub.
-        policy: Which addresses of other servers may be asked.
+        policy: Policy on addresses of other servers that may be asked.
     """
 
     def __init__(self, hub: Hub, policy: UrlPolicy) -> None:
@@ -319,7 +320,7 @@ class Origins:
         self._policy = policy
 
     def of(self, source: FetchedSource) -> Origin:
-        """Where ``source`` comes from."""
+        """The origin of ``source``."""
         match source:
             case HubSource():
                 return HubOrigin(source, self._hub)

@@ -1,4 +1,4 @@
-"""Progress of work that several requests may share, told to each as progress of its own source."""
+"""Progress of work that several requests may share, reported to each under its own source."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["SourceProgress"]
 
 @dataclass(frozen=True, slots=True)
 class SourceProgress:
-    """How far the work for one source has come, and who hears of it.
+    """A reporter of the progress of the work for one source.
 
     Attributes:
-        source: The source that progress is reported of.
+        source: The source that progress is reported under.
         report: Called with each progress; must not block.
     """
 
@@ -33,7 +33,7 @@ class SourceProgress:
         self.report(Progress(self.source.shown, file, done, total, state))
 
     def relay(self, filename: str) -> Callable[[Progress], None]:
-        """A listener to shared work: another source, or another name of the file, began it."""
+        """A listener that reports shared work under this source and under this name of the file."""
 
         def report(progress: Progress) -> None:
             self.report(replace(progress, source=self.source.shown, file=filename))
@@ -41,7 +41,7 @@ class SourceProgress:
         return report
 
     def heard_by(self, listener: Callable[[Progress], None]) -> SourceProgress:
-        """The same progress, with ``listener`` called before whoever hears of it already."""
+        """A copy of this reporter that calls ``listener`` first."""
 
         def report(progress: Progress) -> None:
             listener(progress)

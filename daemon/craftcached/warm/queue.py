@@ -1,8 +1,8 @@
-"""Warms that were promised to somebody who did not wait: kept until they are done, or cannot be.
+"""The queue of warms that their callers do not wait for: kept until they are done or given up.
 
-What only time or the node's people can mend (an origin that is away, a full disk, a failure that
-nobody foresaw) is tried again, each time after a longer pause; what only the one who asked can
-mend is given up, and the log says so. A promise outlives a restart of the daemon.
+A failure that time or the node's administrators can mend (an unreachable origin, a full disk, a
+bug) is tried again, each time after a longer pause. A failure that only the caller can mend (a
+wrong name, no access) ends the warm, and is logged. The queue outlives a restart of the daemon.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ __all__ = ["WarmQueue", "pause_after"]
 log = logging.getLogger("craftcached")
 
 MAX_QUEUED = 1024
-"""Warms that are not done yet; further ones are refused until some are."""
+"""Warms that may be in the queue at once; more are refused."""
 
 FIRST_PAUSE_SECONDS = 15.0
 LAST_PAUSE_SECONDS = 3600.0
-"""Between two tries: twice as long each time, between these bounds."""
+"""Bounds of the pause between two tries, which is twice as long each time."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A warm that is to be done.
+    """A queued warm in memory.
 
     Attributes:
-        job: What it is.
-        tries: How often it has failed.
-        failure: How it failed last, or None.
+        job: The warm and its number in the database.
+        tries: Number of tries that failed.
+        failure: Error of the last try; None before the first has failed.
     """
 
     job: WarmJob
@@ -48,17 +48,17 @@ class _Entry:
     failure: CraftcacheError | None = None
 
     def queued(self) -> QueuedWarm:
-        """The entry as people see it, without what may be secret in its source."""
+        """The entry as shown to people, without secrets that its source may hold."""
         warm = self.job.warm
         return QueuedWarm(self.job.id, warm.source.shown, warm.options, self.tries, self.failure)
 
 
 class WarmQueue:
-    """All promised warms, each a task of its own; ``resume`` takes them up, ``close`` stops them.
+    """All queued warms, each a task of its own; ``resume`` starts them, ``close`` stops them.
 
     Args:
-        records: Where they outlive the daemon.
-        warm: Does one.
+        records: The database that keeps the queue.
+        warm: Carries out one warm.
     """
 
     def __init__(self, records: Database, warm: Callable[[Warm], Awaitable[object]]) -> None:
@@ -67,7 +67,10 @@ class WarmQueue:
         # By number; both change together, in steps without an await.
         self._entries: dict[int, _Entry] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        # Held by who adds or withdraws, so that the database and the maps change in one order.
+        # Guards the order of changes: add and withdraw change the database and then the maps, with
+        # awaits in between. Held across the end of a withdrawn warm too, which may hold locks of
+        # FileAcquirer but never takes this one. Taken inside the slots of CandidateMaker, as a new
+        # generation's dependencies are queued; no other lock is taken inside.
         self._changing = asyncio.Lock()
 
     def __len__(self) -> int:
@@ -78,22 +81,22 @@ class WarmQueue:
         return [self._entries[number].queued() for number in sorted(self._entries)]
 
     async def resume(self) -> None:
-        """Take up what was promised before the last stop."""
+        """Start the warms that were queued before the last stop."""
         for job in await self._records.warm_jobs():
             self._start(job)
 
     async def close(self) -> None:
-        """Stop at a point from which the next start goes on."""
+        """Cancel the running warms; they stay in the database, and the next start resumes them."""
         tasks = tuple(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def add(self, warms: Sequence[Warm]) -> list[QueuedWarm]:
-        """Promise warms; durable when this returns. The same twice is one.
+        """Queue warms; durable when this returns. Equal warms are queued once.
 
         Raises:
-            Unavailable: Too many are not done yet; none of these was added.
+            Unavailable: The queue is full; none of these was added.
         """
         async with self._changing:
             self._check_room(set(warms))
@@ -101,10 +104,10 @@ class WarmQueue:
             return [self._start(job).queued() for job in jobs]
 
     async def withdraw(self, number: int) -> QueuedWarm:
-        """Forget a promise, and stop what is being done for it.
+        """Remove a warm from the queue, and cancel it if it is running.
 
         Raises:
-            NotFound: There is none of that number; it may have been kept.
+            NotFound: There is none of that number; it may be done.
         """
         async with self._changing:
             entry = self._entries.get(number)
@@ -148,7 +151,7 @@ class WarmQueue:
         await self._records.finish_warm_job(entry.job)
 
     async def _try(self, warm: Warm) -> CraftcacheError | None:
-        """Do what was promised; returns how it failed, or None."""
+        """Try a warm once; returns its error, or None if it is done."""
         try:
             await self._warm(warm)
         except CraftcacheError as error:
@@ -161,9 +164,10 @@ class WarmQueue:
 
 
 def pause_after(failure: CraftcacheError, tries: int) -> float | None:
-    """Seconds until a promise is tried again that has failed ``tries`` times; None for never."""
+    """Seconds until a warm that has failed ``tries`` times is tried again; None for never."""
+    # A full disk is not retryable for the one who asks, but administrators may free space.
     if not failure.retryable and not isinstance(failure, StorageFull):
         return None
-    doubled = min(tries - 1, 16)  # far beyond the longest pause, and no number grows endless
+    doubled = min(tries - 1, 16)  # far beyond the longest pause, and keeps the shift small
     pause = min(FIRST_PAUSE_SECONDS * float(1 << doubled), LAST_PAUSE_SECONDS)
     return max(pause, failure.retry_after or 0.0)

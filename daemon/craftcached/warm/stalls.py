@@ -1,4 +1,4 @@
-"""What a request still waits for from its origin, and whether any of it comes."""
+"""Detection of stalls: whether the downloads that a request waits for still progress."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["StallDetector"]
 
 
 class StallDetector:
-    """The files of one request that are on their way, by the progress that it is told.
+    """The bytes received of each file that one request is downloading, from reported progress.
 
-    A request that waits for no origin, because it hashes, inspects or publishes what it has, is
-    never stalled: such work ends by itself.
+    A request that downloads nothing, because it hashes, inspects or publishes, is never stalled:
+    such work ends by itself.
     """
 
     __slots__ = ("_bytes",)
@@ -25,16 +25,16 @@ class StallDetector:
         self._bytes: dict[str | None, int] = {}
 
     def heard(self, progress: Progress) -> None:
-        """Note how far one file has come."""
+        """Note the progress of one file."""
         if progress.state == "fetching" and progress.done != progress.total:
             self._bytes[progress.file] = progress.done
         else:
             self._bytes.pop(progress.file, None)
 
     def snapshot(self) -> Mapping[str | None, int]:
-        """How much has come of each file that is on its way."""
+        """Bytes received of each file that is being downloaded, by name."""
         return dict(self._bytes)
 
     def has_stalled(self, since: Mapping[str | None, int]) -> bool:
-        """Whether something is waited for and nothing has come of anything since a snapshot."""
+        """Whether a download is under way and no byte of any has come since a snapshot."""
         return bool(self._bytes) and self._bytes == since

@@ -53,18 +53,19 @@ until they are published or given up; raises StorageFull where there can be none
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """What became of a request.
+    """The result of a warm.
 
     Attributes:
-        manifest: All that is published of the source now.
-        bytes_fetched: Bytes that came over the network for this request and those it shared.
-        bytes_reused: Bytes that were in the cache before, in whatever form.
+        manifest: The manifest of the source as published now.
+        bytes_fetched: Bytes downloaded for the source's own files, by this request or one that it
+            shared the work with.
+        bytes_reused: Bytes of its files that were on this node before, in whatever form.
         resident_bytes: Bytes of the files asked for that are in memory; None where that was not
             asked for, or is not known.
-        superseded: What was published before, where that needed something that is no longer
-            needed.
-        not_refreshed: Names of what it needs that is cached, but whose origin cannot be asked
-            for a newer revision now.
+        superseded: The manifest before this warm, if it has dependencies that this one lacks;
+            else None.
+        not_refreshed: Names of the dependencies that are cached, but whose origin could not be
+            asked for a newer revision.
     """
 
     manifest: Manifest
@@ -83,16 +84,16 @@ def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
 class Warmer:
     """Makes sources present, verified and published; one instance a daemon.
 
-    The mutable state: the warms that are running, by what they are for, and the patterns of
-    sources that may be fetched. Both change on the event loop between awaits. A warm holds no
-    lock itself; those of its files are taken in the order that FileAcquirer states.
+    The mutable state: the running warms, by source and options, and the patterns of sources that
+    may be fetched. Both change on the event loop between awaits. A warm holds no lock itself; the
+    locks of its files are taken in the order that FileAcquirer states.
 
     Args:
-        store: Where sources are published.
-        origins: Where they come from.
-        obtainer: Acquires their files.
+        store: The store that sources are published in.
+        origins: The origin of each source.
+        obtainer: Acquires the files of a description.
         allow: Patterns of sources that this node may fetch.
-        deny: Patterns of those among them that it may not.
+        deny: Patterns of sources that it may not fetch, though ``allow`` has them.
         admission: The step between description and acquisition.
     """
 
@@ -116,15 +117,15 @@ class Warmer:
 
     @property
     def running(self) -> int:
-        """How many different requests are being worked on."""
+        """Number of different warms that are running."""
         return len(self._requests)
 
     def progress(self) -> list[Progress]:
-        """How far each of them has come."""
+        """The last progress of each running warm."""
         return self._requests.latest()
 
     def allow(self, patterns: tuple[str, ...], *, deny: tuple[str, ...] = ()) -> None:
-        """Fetch by these patterns from now on; what is under way goes on."""
+        """Use these patterns from now on; running warms are not stopped."""
         self._allow = patterns
         self._deny = deny
 
@@ -155,24 +156,27 @@ class Warmer:
         """Make ``filenames`` of ``source`` present; returns once they are published.
 
         Args:
-            source: What the user named.
+            source: The source that the user named.
             filenames: Names of its files; none means an export's pair, or a URL's one file.
-            refresh: Ask the origin whether there is something newer. Without it, what was warmed
-                last is what counts, and the origin is asked only for what is missing.
-            priority: Who goes first when connections are scarce.
+            refresh: Whether the origin is asked for a newer revision. If not, the revision that
+                was warmed last is used, and the origin is asked only for missing files.
+            priority: Which fetches go first when connections are scarce.
             report: Called with progress; must not block.
 
         Raises:
             CraftcacheError: Any of the tree but those of loading.
         """
         names = wanted_files(source, filenames)
+        # A hit asks no origin, so it is answered whatever the settings allow now.
         if not refresh and (manifest := await self.recheck(source, names, report)):
+            # Somebody asks for it by name: it stays, also when no model depends on it any more.
             if manifest.needed_only:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
         wanted = Wanted(source, names, refresh)
         with contextlib.ExitStack() as stack:
+            # Also hurries a background warm of the same source that this request joins.
             if priority is Priority.WAITED_FOR:
                 stack.enter_context(self._obtainer.waited_for(source))
             return await self._shared(
@@ -185,20 +189,20 @@ class Warmer:
     async def warm_needs(
         self, manifest: Manifest, *, report: Callable[[Progress], None]
     ) -> list[MetNeed]:
-        """Make present what a published model needs; see dependencies.warm_needs."""
+        """Warm the dependencies of a published model; see dependencies.warm_needs."""
         return await warm_needs(manifest, lambda need: self._warm_need(need, report))
 
     async def recheck(
         self, source: RemoteSource, names: Sequence[str], report: Callable[[Progress], None]
     ) -> Manifest | None:
-        """What is published of a source, all of it verified and inspected; None where it is not.
+        """The manifest of a source if all ``names`` are verified and inspected; None if not.
 
-        What was touched since it was verified is hashed again. A worker that had no daemon
-        publishes without an index, what another model needs is published without inspection, and
-        an index that was damaged is made anew: all of it is right before anybody is handed it.
+        Files that were touched since they were verified are hashed again. An index is missing
+        where a worker without a daemon published the file, where it came as a dependency, or where
+        the index was damaged; the file is then inspected now, before anybody is handed it.
 
         Raises:
-            UnsafeCheckpoint, NotACheckpoint: It must not be served.
+            UnsafeCheckpoint, NotACheckpoint: One of the files must not be served.
         """
         manifest = await self._store.recheck(source, names)
         for record in (manifest.select(source, names) if manifest else None) or ():
@@ -206,21 +210,21 @@ class Warmer:
         return manifest
 
     async def _warm_need(self, need: Dependency, report: Callable[[Progress], None]) -> MetNeed:
-        """Make present, at its newest revision, what another model needs.
+        """Warm a dependency at its newest revision.
 
         Raises:
             CraftcacheError: As for warm; Unavailable and Offline only if it is not cached.
         """
         source = need.parsed
         known = self._store.needed(need)
-        # A URL that is a need carries its hash in its name: nothing newer can stand there.
+        # A dependency's URL has its hash in its name, so there is never a newer version of it.
         if known is not None and isinstance(source, UrlSource):
             return MetNeed(known)
         self.check_allowed(source)
 
         async def work(progress: SourceProgress) -> Warmed:
             names = need.filenames
-            # Which files it has decides which of them are needed; the origin alone knows.
+            # Which files are needed depends on which the source has: only its origin knows.
             if not need.is_fixed:
                 names = need.choose(await self._origins.of(source).filenames())
             wanted = Wanted(source, wanted_files(source, names), refresh=True, as_need=True)
@@ -229,7 +233,7 @@ class Warmer:
         try:
             warmed = await self._shared((source, need), source, work, report)
         except (Unavailable, Offline) as error:
-            # The model can be loaded with what is here. Looked up again: it may be gone by now.
+            # A cached revision is enough to load the model. Looked up again: it may be gone by now.
             known = self._store.needed(need)
             if known is None:
                 raise
@@ -243,7 +247,7 @@ class Warmer:
         work: Callable[[SourceProgress], Coroutine[object, object, Warmed]],
         report: Callable[[Progress], None],
     ) -> Warmed:
-        """Do ``work`` once for all who ask under ``key`` meanwhile; errors name ``source``."""
+        """Do ``work`` once for all requests with the same ``key``; errors name ``source``."""
 
         async def run(tell: Callable[[Progress], None]) -> Warmed:
             return await _logged(source, work(SourceProgress(source, tell)))
@@ -251,31 +255,36 @@ class Warmer:
         try:
             async with self._requests.join(key, run, report) as warmed:
                 return warmed
-        except CraftcacheError as error:  # of work that others, too, may have waited for
+        except CraftcacheError as error:  # shared with other requests, so each raises a copy
             raise error.about(source.shown) from error
 
     async def _warm(self, wanted: Wanted, progress: SourceProgress) -> Warmed:
-        """The pipeline."""
+        """The pipeline: describe, admit, acquire and verify, publish."""
         known = await self._store.believed(wanted.source)
-        # What is here for others' sake alone is handed to nobody, and is inspected only when
-        # somebody asks for it by name.
+        # What is here only as a dependency is handed to no worker, and so need not be inspected
+        # until somebody asks for it by name.
         inspected = not wanted.as_need or (known is not None and not known.needed_only)
         commit = _known_commit(wanted, known)
         async with contextlib.AsyncExitStack() as held:
+            # All files may be here, though not published under this name: then no origin is asked,
+            # and the warm works offline.
             files = await self._obtainer.at_hand(wanted, commit, progress, inspected=inspected)
-            # Something of it is missing, or which commit it is at must be asked.
+            # A file is missing, or only the origin knows the commit: ask it what the files are.
             if files is None:
                 description = await self._origins.of(wanted.source).describe(
                     wanted.filenames, known=known, refresh=wanted.refresh
                 )
+                # Room is made sure of before the first byte comes, and kept until publication.
                 await held.enter_async_context(self._admission(description))
+                # The files, and the locks of their blobs, are held until publication too.
                 files = await held.enter_async_context(
                     self._obtainer.hold(description, progress, inspected=inspected)
                 )
             progress.tell(None, 0, None, "publishing")
-            # Under the files' locks: whoever waits for one finds the blob published.
+            # Inside the context: a program that waits for a blob's lock then finds it published.
             manifest = await self._publish(files, as_need=wanted.as_need)
         progress.tell(None, manifest.size, manifest.size, "done")
+        # The caller removes dependencies that the new revision dropped; see Warming.warm.
         is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
         return Warmed(
             manifest,
@@ -285,9 +294,9 @@ class Warmer:
         )
 
     async def _publish(self, files: VerifiedFiles, *, as_need: bool) -> Manifest:
-        """Give verified files their names in the cache; the last of them makes them a model."""
+        """Publish verified files; the manifest, written last, makes them a model."""
         match files.source:
-            # In huggingface_hub's tree, where unmodified programs find them as well.
+            # In huggingface_hub's tree, so that unmodified programs find them as well.
             case HubSource() as source:
                 return await self._store.publish_hub(
                     source,
@@ -297,7 +306,7 @@ class Warmer:
                     is_named=files.is_named,
                     as_need=as_need,
                 )
-            # By content, for a URL has no place of its own in anybody's cache.
+            # By content: no other program has a place for a URL's files that could be shared.
             case UrlSource() as source:
                 shown = {
                     name: (verified, shown_url(source.file_url(name)))
@@ -307,7 +316,7 @@ class Warmer:
 
 
 async def _logged(source: FetchedSource, work: Coroutine[object, object, Warmed]) -> Warmed:
-    """Do ``work``, and log what became of it: one line, however it ends and whoever waits."""
+    """Do ``work`` and log its outcome in one line, once for all requests that share it."""
     started = time.monotonic()
     try:
         warmed = await work
@@ -333,7 +342,7 @@ async def _logged(source: FetchedSource, work: Coroutine[object, object, Warmed]
 
 
 def _known_commit(wanted: Wanted, known: Manifest | None) -> str:
-    """The commit that is wanted, where that is known with nobody asked; empty otherwise."""
+    """The wanted commit if it is known without asking the origin; empty otherwise."""
     if not isinstance(wanted.source, HubSource):
         return ""
     if known is not None and not wanted.refresh:

@@ -57,7 +57,7 @@ class Candidate:
     """A verified pair that is not published yet.
 
     Attributes:
-        files: By name.
+        files: Verified files by name.
     """
 
     files: dict[str, Verified]
@@ -72,18 +72,20 @@ class CandidateMaker:
     """Makes candidates; one instance a daemon.
 
     Args:
-        store: Where the copies are staged, and what keeps the indexes.
-        inspector: Looks at them.
+        store: The store, in whose staging the copies are made, and which keeps the indexes.
+        inspector: Inspects the copies.
     """
 
     def __init__(self, store: Store, inspector: CandidateInspector) -> None:
         self._store = store
         self._inspector = inspector
+        # Limits the candidates that exist at once; held from the copy until publication. Taken
+        # before the inspector's slots, Publisher's lock and WarmQueue's lock.
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._staging = store.cache.staging / "watch"
 
     def clear(self) -> None:
-        """Remove what a killed predecessor left; blocks."""
+        """Remove the files of a killed predecessor; blocks."""
         shutil.rmtree(self._staging, ignore_errors=True)
         self._staging.mkdir(mode=0o755)
 
@@ -91,18 +93,18 @@ class CandidateMaker:
     async def candidate(
         self, rule: WatchRule, target: Target, seen: Snapshot, stop: threading.Event
     ) -> AsyncIterator[Candidate]:
-        """Copy, hash and inspect what was seen, and ask the gate; it is gone with the context.
+        """Copy, hash and inspect a snapshot's pair, and ask the gate; removed with the context.
 
         Args:
-            rule: Of the watch.
-            target: Its directory.
-            seen: What was quiet for long enough.
-            stop: When set, the copy gives up.
+            rule: Rule of the watch.
+            target: Directory of the watch.
+            seen: Snapshot that was quiet for long enough.
+            stop: Set to make the copy give up.
 
         Raises:
-            FilesChanged: It is not what was seen any more.
-            UnsafeCheckpoint, NotACheckpoint: It cannot be loaded safely.
-            Refused: The gate says no.
+            FilesChanged: The directory does not match the snapshot any more.
+            UnsafeCheckpoint, NotACheckpoint: One of the files cannot be loaded safely.
+            Refused: The gate refuses the pair.
             StorageFull, Unavailable, OSError: Nothing is wrong with the files themselves.
         """
         async with self._slots:
@@ -116,7 +118,7 @@ class CandidateMaker:
                 await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     def _make_directory(self) -> str:
-        make_directory(self._staging)  # somebody may have emptied the cache
+        make_directory(self._staging)  # an administrator may have emptied the cache
         return tempfile.mkdtemp(dir=self._staging)
 
     async def _prepare(
@@ -146,14 +148,14 @@ class CandidateMaker:
         return Candidate({name: await self._known(file) for name, file in copied.items()})
 
     async def _inspect(self, rule: WatchRule, file: Verified) -> None:
-        """Refuse what cannot be loaded safely; write the index of what can."""
+        """Refuse a checkpoint that is unsafe to load; write the index of one that is safe."""
         sha256 = file.digests.sha256
         if not await self._store.has_index(sha256, file.digests.size):
             index = await self._inspector.inspect(file.path, source=f"watch:{rule.name}")
             await self._store.write_index(sha256, index)
 
     async def _known(self, file: Verified) -> Verified:
-        """The same bytes as another model has them, so that both are one file."""
+        """The same bytes from another model, if one has them, so that both share one file."""
         found = await self._store.find(file.digests.sha256, file.path.parent)
         return file if found is None else replace(file, file=found.file)
 

@@ -1,4 +1,4 @@
-"""From files that somebody else may write to at any moment to bytes of our own.
+"""Copies of files that other processes may write to at any moment.
 
 A copy, never a hard link: writers overwrite in place. Where the file system can, the copy shares
 blocks with the original until one of them changes (``copy_file_range``). The digest is of the
@@ -30,7 +30,7 @@ __all__ = ["FilesChanged", "copy_pair"]
 _NO_RANGE_COPY = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
 )
-"""What ``copy_file_range`` says where it does not work between two file systems."""
+"""Errors of ``copy_file_range`` where it does not work between two file systems."""
 
 
 class FilesChanged(Exception):
@@ -47,10 +47,10 @@ def copy_pair(
     """Copy both files as they were seen into an empty directory, hashed and durable.
 
     Args:
-        target: Whose files.
+        target: Directory of the files.
         marker: As in ``look``.
-        seen: What they were when they were quiet for long enough.
-        staging: Where to; the files have their own names there.
+        seen: Snapshot of the files when they were quiet for long enough.
+        staging: Directory that is copied to, under the files' own names.
         should_stop: Asked between chunks; true gives up.
 
     Raises:
@@ -119,7 +119,7 @@ def _copy_bytes(source: int, path: Path, should_stop: Callable[[], bool]) -> Has
 
 
 def _copy_range(source: int, copy: int, offset: int, view: memoryview) -> int:
-    """Have the kernel copy some bytes, and read back what it has copied."""
+    """Have the kernel copy some bytes, and read the copied bytes back."""
     count = os.copy_file_range(source, copy, len(view), offset, offset)
     done = 0
     while done < count:

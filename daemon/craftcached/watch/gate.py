@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["ask_gate"]
 
 GATE_SECONDS = 600.0
-"""After which a gate that has not decided has refused."""
+"""Time after which a gate that has not ended counts as refusing."""
 
 SAID_BYTES = 400
-"""Of what it said last, for the reason."""
+"""Bytes of the end of its output that are given as the reason."""
 
 
 async def ask_gate(command: str, candidate: Path, name: str) -> str:
@@ -27,8 +27,8 @@ async def ask_gate(command: str, candidate: Path, name: str) -> str:
 
     Args:
         command: Split as a shell would; the candidate's directory is its last argument.
-        candidate: Holds both files under their own names.
-        name: Of the watch; in the environment as ``CRAFTCACHE_WATCH``.
+        candidate: Directory that holds both files under their own names.
+        name: Name of the watch; in the environment as ``CRAFTCACHE_WATCH``.
     """
     with tempfile.TemporaryFile() as said:
         try:

@@ -32,9 +32,9 @@ class Generations:
     """The generations of one watch.
 
     Args:
-        store: Where they are.
-        name: Of the watch.
-        numbers: Of those that are there.
+        store: The store that they are published in.
+        name: Name of the watch.
+        numbers: Numbers of the published generations.
     """
 
     def __init__(self, store: Store, name: str, numbers: Iterable[int]) -> None:
@@ -44,22 +44,22 @@ class Generations:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Of all that are there, oldest first."""
+        """Numbers of all published generations, oldest first."""
         return tuple(sorted(number for number in self._numbers if self._manifest(number)))
 
     @property
     def served(self) -> Manifest | None:
-        """The one that a load of the watch gets."""
+        """The generation that a load of the watch gets."""
         return self._store.manifest(WatchSource(self._name))
 
     @property
     def newest(self) -> Manifest | None:
-        """The one that was made last."""
+        """The generation that was published last."""
         numbers = self.numbers
         return self._manifest(numbers[-1]) if numbers else None
 
     async def add(self, directory: str, files: Mapping[str, Verified]) -> Manifest:
-        """Publish a new one, which is not served yet."""
+        """Publish a new generation, which is not served yet."""
         served = self.served
         last = served.watched.generation if served and served.watched else 0
         number = max(last, *self._numbers, 0) + 1
@@ -70,7 +70,7 @@ class Generations:
         return manifest
 
     async def serve(self, number: int) -> Manifest:
-        """Serve this one from now on.
+        """Serve this generation from now on.
 
         Raises:
             NotFound: It is not there any more, or never was.
@@ -86,7 +86,7 @@ class Generations:
         return await self._store.serve_generation(self._name, manifest)
 
     async def prune(self, keep: int) -> None:
-        """Remove those beyond the newest and ``keep`` more, but none that is served or in use."""
+        """Remove generations beyond the newest and ``keep`` more, unless served or in use."""
         served = self.served
         kept = served.watched.generation if served and served.watched else None
         for number in self.numbers[: -keep - 1]:
@@ -98,7 +98,7 @@ class Generations:
                 self._numbers.discard(number)
 
     async def remove_all(self) -> int:
-        """Remove all of them, the one that is served first; returns the bytes freed."""
+        """Remove all generations, the served one first; returns the bytes freed."""
         freed = await self._remove(WatchSource(self._name))
         for number in self.numbers:
             freed += await self._remove(WatchSource(self._name, number))

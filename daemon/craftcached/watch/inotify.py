@@ -41,7 +41,7 @@ _NAMES = (
     | InotifyConstants.IN_MOVE_SELF
 )
 _WRITES = InotifyConstants.IN_MODIFY | InotifyConstants.IN_ATTRIB | InotifyConstants.IN_CLOSE_WRITE
-# The kernel has one mask for each directory, whoever asks; listeners choose among what it tells.
+# The kernel has one mask for each directory; each listener takes the events that it needs.
 _MASK = Mask(_NAMES | _WRITES | InotifyConstants.IN_ONLYDIR)
 
 _LIMITS = {
@@ -54,13 +54,13 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class WatchedPlace:
-    """A directory in which something may change.
+    """A directory whose changes are listened to.
 
     Attributes:
-        path: Of the directory.
-        inode: Which one it is: another that has its name is another place.
+        path: Path of the directory.
+        inode: Inode number of the directory: another one at that path is another place.
         name: The only name in it that matters; None where all do.
-        names_only: Whether it only matters which names there are, and not what is written.
+        names_only: Whether only the names in it matter, not what is written to its files.
     """
 
     path: str
@@ -78,7 +78,7 @@ class WatchedPlace:
 
     @classmethod
     def nearest(cls, path: str) -> WatchedPlace | None:
-        """Where ``path`` would appear or vanish: its parent, or what there is of it."""
+        """The place where ``path`` would appear or vanish: its nearest parent that exists."""
         while True:
             parent, name = os.path.split(path)
             if parent == path:
@@ -110,12 +110,12 @@ class InotifyObserver:
             self._inotify.join()
 
     def attention(self, hint: Callable[[], None]) -> Attention:
-        """Attention for one who looks; ``hint`` is called from another thread."""
+        """A new Attention for one listener, whose ``hint`` is called from another thread."""
         return Attention(self._inotify, self._limit, hint)
 
 
 class Attention:
-    """The places whose changes somebody wants to hear of.
+    """The places whose changes one listener is told of.
 
     Args:
         inotify: What tells of them.
@@ -133,9 +133,9 @@ class Attention:
         self._reason: str | None = None
 
     def turn_to(self, places: Iterable[WatchedPlace]) -> bool:
-        """Hear of these places from now on, and of no others; whether there are new ones.
+        """Listen to these places only from now on; returns whether there are new ones.
 
-        What changed before may not have been heard of, so whoever turns to new places looks again.
+        Changes before that may be missed, so a caller that adds places looks at them again.
         """
         wanted = frozenset(places)
         deaf = {place for place, listener in self._heard.items() if listener.is_deaf}
@@ -149,11 +149,11 @@ class Attention:
 
     @property
     def blind_spot(self) -> str | None:
-        """Why not every change is heard of, so that one has to look by oneself; or None."""
+        """Reason why changes may be missed, so that the listener has to poll; or None."""
         return self._reason
 
     def close(self) -> None:
-        """Hear nothing any more."""
+        """Stop listening."""
         for place in tuple(self._heard):
             self._forget(place)
 

@@ -1,4 +1,4 @@
-"""Which file systems tell of every change: those that nobody else can write to."""
+"""The file systems on which inotify reports every change: those of this machine alone."""
 
 from __future__ import annotations
 

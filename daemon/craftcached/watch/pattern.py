@@ -28,13 +28,13 @@ __all__ = ["PatternWatcher"]
 log = logging.getLogger("craftcached")
 
 PAUSE_SECONDS = 0.1
-"""Between two searches at least."""
+"""Least time between two searches."""
 
 REVIEW_SECONDS = 30.0
-"""Between two searches at most."""
+"""Most time between two searches."""
 
 POLL_SECONDS = 5.0
-"""Likewise, where hints cannot be relied upon."""
+"""Most time between two searches without reliable hints."""
 
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -43,7 +43,7 @@ class PatternWatcher:
     """Finds the directories that a rule stands for, for as long as ``run`` runs.
 
     Args:
-        rule: Whose directory is a pattern.
+        rule: Rule whose directory is a pattern.
         observer: Gives hints of new directories.
         found: Called with each directory's own rule and the directory, once for each.
         threads: For searching.

@@ -1,4 +1,4 @@
-"""What each watch serves: published when it is right, rolled back, waited for."""
+"""The generation that each watch serves: published when verified, rolled back, waited for."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ log = logging.getLogger("craftcached")
 
 
 class Publisher:
-    """Publishes and serves generations, and tells of it; what watchers tell of what they see.
+    """Publishes and serves generations, and sends events of it; the listener of all watchers.
 
-    A watch that was rolled back is *held*: what it serves stays, whatever is made, until resumed.
+    A watch that was rolled back is *held*: it goes on serving the same generation, whichever are
+    published, until it is resumed.
 
     Args:
-        store: Where generations are published.
-        maker: Is told when there will be something to inspect.
-        records: Remember what is held.
-        events: Are told what becomes of each watch.
+        store: The store that generations are published in.
+        maker: Makes and verifies candidates.
+        records: The database, which keeps which watches are held.
+        events: The event stream, told of changes of state and of served generations.
     """
 
     def __init__(
@@ -46,27 +47,30 @@ class Publisher:
         self._records = records
         self._events = events
         self._held: set[str] = set()
-        self._moving = asyncio.Lock()  # held while what is served becomes another
+        # Held while a watch's served generation changes, with _held and Watcher.is_held: a rollback
+        # and a new generation must not overtake each other. Taken before the store's writing thread
+        # and the database; no other lock is taken inside.
+        self._moving = asyncio.Lock()
         self._turns: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._bring_needs: Callable[[Manifest], Awaitable[object]]
 
     async def begin(self, bring_needs: Callable[[Manifest], Awaitable[object]]) -> None:
-        """Remember what was held before the last stop.
+        """Read which watches were held before the last stop.
 
         Args:
-            bring_needs: Called with each new generation; promises to bring what it needs, and
+            bring_needs: Called with each new generation; queues a warm of its dependencies, and
                 returns at once.
         """
         self._bring_needs = bring_needs
         self._held = await self._records.held_watches()
 
     async def take_up(self, watcher: Watcher) -> None:
-        """Serve what a watch that begins should: a kill may have come before the newest was."""
+        """Serve the newest generation of a watch that starts: a kill may have prevented that."""
         watcher.is_held = watcher.rule.name in self._held and watcher.generations.served is not None
         await self._serve_newest(watcher)
 
     def situation_changed(self, watcher: Watcher) -> None:
-        """See watcher.Hears."""
+        """See WatchListener."""
         report = watcher.report()
         log.info(
             "watch %s: %s%s", report.rule.name, report.state, f", {report.detail}".rstrip(", ")
@@ -80,7 +84,7 @@ class Publisher:
         )
 
     async def candidate_verified(self, watcher: Watcher, candidate: Candidate) -> None:
-        """See watcher.Hears."""
+        """See WatchListener."""
         rule, generations = watcher.rule, watcher.generations
         if not await self._is_newest(watcher, candidate):
             manifest = await generations.add(rule.directory, candidate.files)
@@ -112,7 +116,7 @@ class Publisher:
         await self._serve_newest(watcher)
 
     async def release(self, watcher: Watcher) -> None:
-        """Hold it no more."""
+        """End the hold of a watch, without serving another generation."""
         watcher.is_held = False
         self._held.discard(watcher.rule.name)
         await self._records.release_watch(watcher.rule.name)
@@ -122,12 +126,12 @@ class Publisher:
         await self._turns[name].wait()
 
     def turn(self, name: str) -> None:
-        """Wake all who wait for something else to be served under that name."""
+        """Wake all that wait for another generation of that watch."""
         if turn := self._turns.pop(name, None):
             turn.set()
 
     async def _is_newest(self, watcher: Watcher, candidate: Candidate) -> bool:
-        """Whether the newest generation has these very bytes, and has them still."""
+        """Whether the newest generation has the candidate's bytes, and they are intact."""
         newest = watcher.generations.newest
         if newest is None or newest.watched is None:
             return False
@@ -138,7 +142,7 @@ class Publisher:
         return await self._store.recheck(source, FILENAMES.values()) is not None
 
     async def _serve_newest(self, watcher: Watcher) -> None:
-        """Serve the newest generation, unless that is so, or the watch is held."""
+        """Serve the newest generation, unless it is served already or the watch is held."""
         async with self._moving:
             newest, served = watcher.generations.newest, watcher.generations.served
             if watcher.is_held or newest is None or newest.watched is None:
@@ -149,7 +153,7 @@ class Publisher:
         self._served(watcher, manifest)
 
     def _served(self, watcher: Watcher, manifest: Manifest) -> None:
-        """Tell everybody that another generation is served."""
+        """Log, send the event and wake the waiters: another generation is served."""
         name = watcher.rule.name
         number = manifest.watched.generation if manifest.watched else 0
         log.info("watch %s: generation %d is served", name, number)
@@ -158,7 +162,7 @@ class Publisher:
 
 
 def _before(watcher: Watcher) -> int:
-    """The number of the generation before the one that is served."""
+    """Number of the generation before the served one."""
     served = watcher.generations.served
     number = served.watched.generation if served and served.watched else 0
     earlier = [each for each in watcher.generations.numbers if each < number]

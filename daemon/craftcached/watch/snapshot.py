@@ -1,4 +1,4 @@
-"""What is in an export directory at one moment: names and stamps, never content.
+"""A snapshot of an export directory: names and stamps of its files, never their content.
 
 Links are not followed: whoever may write into a watched directory could lead the daemon anywhere
 by one. All calls block.
@@ -27,7 +27,7 @@ Pair: TypeAlias = tuple[tuple[str, str], ...]
 """Each file of an export and its stamp: two equal pairs are the same files, untouched."""
 
 MAX_ENTRIES = 1000
-"""Of a directory's other files, that are looked at."""
+"""Other files of a directory that are looked at."""
 
 _UNFINISHED = (".tmp", ".temp", ".part", ".partial", ".incomplete", ".filepart", ".crdownload", "~")
 
@@ -40,7 +40,7 @@ class Target:
     """A directory to look at.
 
     Attributes:
-        root: Where links are followed, because the administrator named it.
+        root: Part of the path in which links are followed, because the administrator named it.
         steps: From there on, where they are not.
     """
 
@@ -89,7 +89,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was found.
+    """The files that one look at a directory found.
 
     Attributes:
         directory: Device and inode of the directory; None where there is none.
@@ -98,7 +98,7 @@ class Snapshot:
         fault: Why nothing here can become a generation as it is; empty where something can.
         beside: What stands beside the pair and has to do with it, with stamps: the marker, and what
             looks like a file on its way to one of its names, as rsync's ``.state_dict.bin.Xa81fp``.
-        others: What else is in the directory: a digest of names and stamps.
+        others: Digest of the names and stamps of all other files in the directory.
     """
 
     directory: tuple[int, int] | None = None
@@ -144,7 +144,7 @@ def look(target: Target, marker: str | None = None) -> Snapshot:
 
 
 def stamp(status: os.stat_result) -> str:
-    """What changes whenever a file is written to or replaced, also across a reboot."""
+    """Stamp of a file, which changes whenever it is written to or replaced, also across reboots."""
     return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
 
 
@@ -207,10 +207,10 @@ def _look_into(directory: int, marker: str | None) -> Snapshot:
 
 
 def _beside(directory: int, marker: str | None) -> tuple[Pair, str]:
-    """What else is in the directory: what has to do with the pair, and a digest of the rest.
+    """The other files in the directory: those that belong to the pair, and a digest of the rest.
 
-    Of a directory with very many files only some are looked at: it is one that no writer of exports
-    uses as its own.
+    In a directory with very many files only MAX_ENTRIES are looked at: no writer of exports has
+    that many in a directory of its own.
     """
     with os.scandir(directory) as entries:
         listed = sorted(itertools.islice(entries, MAX_ENTRIES), key=lambda entry: entry.name)

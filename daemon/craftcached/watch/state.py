@@ -1,4 +1,4 @@
-"""When a directory's state is ready to be taken: decided by looks and times alone.
+"""The state machine of a watch: decides from snapshots and times when a pair is taken.
 
     absent, gone    there is no such directory, not yet or not any more
     partial         a file that a generation needs is missing
@@ -36,11 +36,11 @@ State: TypeAlias = Literal["absent", "partial", "settling", "verifying", "ready"
 
 @dataclass(frozen=True, slots=True)
 class WatchState:
-    """Where a watched directory stands.
+    """The state of a watched directory.
 
     Attributes:
         settle: Seconds without a change after which it is taken.
-        look: What was seen last.
+        look: The last snapshot.
         since: When that was seen first.
         was_there: Whether the directory was ever seen.
         in_hand: The pair that is being verified.
@@ -77,7 +77,7 @@ class WatchState:
 
     @property
     def detail(self) -> str:
-        """What there is to say about the state; may be empty."""
+        """Explanation of the state for people; may be empty."""
         match self.state:
             case "partial":
                 return f"waits for {' and '.join(self.look.missing)}"
@@ -87,19 +87,19 @@ class WatchState:
 
     @property
     def due_at(self) -> float | None:
-        """When the directory is to be taken if nothing changes; None where that is not all."""
+        """Time at which the pair is taken if nothing changes; None if more than time is missing."""
         if self.in_hand is not None or not self.look.is_complete:
             return None
         if self.judged == self.look.pair:
             return self.retry_at
-        # What only may have to do with the pair delays it for a while: somebody may write a log
-        # there for ever.
+        # Files that may not belong to the pair delay it only for a while: a program may write a
+        # log there for ever.
         moved_at = min(self.moved_at, self.since + (OTHERS_SETTLES - 1) * self.settle)
         settles = PATIENT_SETTLES if self.look.awaits_more else 1
         return max(self.since + settles * self.settle, moved_at + self.settle)
 
     def saw(self, look: Snapshot, now: float) -> WatchState:
-        """After another look at the directory."""
+        """The state after another look at the directory."""
         is_there = self.was_there or look.directory is not None
         is_quiet = replace(look, others="") == replace(self.look, others="")
         since = self.since if is_quiet else now
@@ -107,21 +107,21 @@ class WatchState:
         return replace(self, look=look, since=since, moved_at=moved_at, was_there=is_there)
 
     def took(self) -> WatchState:
-        """Now that what was seen last is being verified."""
+        """The state once the pair that was seen last is being verified."""
         return replace(self, in_hand=self.look.pair, retry_at=None)
 
     def published(self) -> WatchState:
-        """Now that what was in hand is a generation."""
+        """The state once the pair in hand is published."""
         return replace(self, in_hand=None, judged=self.in_hand, verdict="")
 
     def refused(self, reason: str, retry_at: float | None = None) -> WatchState:
-        """Now that what was in hand cannot be one: for good, or until ``retry_at``."""
+        """The state once the pair in hand is refused: for good, or until ``retry_at``."""
         return replace(self, in_hand=None, judged=self.in_hand, verdict=reason, retry_at=retry_at)
 
     def forgotten(self) -> WatchState:
-        """Now that what became of the pair that was verified last is lost."""
+        """The state once the generation made of the last pair is lost."""
         return replace(self, judged=None, verdict="", retry_at=None)
 
     def changed(self, now: float) -> WatchState:
-        """Now that the files turned out to be written to while they were in hand."""
+        """The state once the files turned out to be written to while they were in hand."""
         return replace(self, in_hand=None, since=now)

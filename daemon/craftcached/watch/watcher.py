@@ -1,4 +1,4 @@
-"""One watched directory: looked at, taken when it is quiet, published when it is right."""
+"""One watched directory: looked at, taken when it is quiet, published when it is verified."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ __all__ = ["WatchListener", "Watcher", "Report"]
 log = logging.getLogger("craftcached")
 
 PAUSE_SECONDS = 0.1
-"""Between two looks at least, however many hints there are."""
+"""Least time between two looks, however many hints there are."""
 
 REVIEW_SECONDS = 30.0
-"""Between two looks at most: writes through a shared map, for one, give no hints."""
+"""Most time between two looks: writes through a shared map, for one, give no hints."""
 
 POLL_SECONDS = 5.0
-"""Between two looks at most where hints cannot be relied upon; half the settle time if shorter."""
+"""Most time between two looks without reliable hints; half the settle time if that is less."""
 
 IDENTITY_SECONDS = 1.0
-"""For one look at whether a directory still is the one that is watched."""
+"""Timeout of one look at whether a directory still is the one that is watched."""
 
 RETRY_SECONDS = 60.0
-"""Until a state is tried again that failed for no fault of its own."""
+"""Time until a pair is tried again that failed through no fault of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a watch is.
+    """The state of a watch at one moment.
 
     Attributes:
-        rule: What was asked for.
-        state: See settling.
-        detail: What there is to say about it; may be empty.
-        since: When the state began, in seconds since the epoch.
-        polled: Why the directory is looked at in intervals; None where the kernel tells of changes.
+        rule: Rule of the watch.
+        state: State of the watch; see craftcached.watch.state.
+        detail: Explanation of the state for people; may be empty.
+        since: Time when the state began, in seconds since the epoch.
+        polled: Reason why the directory is polled; None where inotify reports its changes.
         served: The generation that is served, or None.
-        newest: The one that was made last, or None.
-        numbers: Of all generations that are there, oldest first.
-        is_held: Whether the one that is served stays, whatever is made, after a rollback.
+        newest: The generation that was published last, or None.
+        numbers: Numbers of all published generations, oldest first.
+        is_held: Whether the served generation stays though newer ones come, after a rollback.
     """
 
     rule: WatchRule
@@ -79,14 +79,14 @@ class Report:
 
 
 class WatchListener(Protocol):
-    """Who is told of what becomes of a watch; on the event loop."""
+    """Is told of a watch's changes; its methods are called on the event loop."""
 
     def situation_changed(self, watcher: Watcher) -> None:
-        """Its state or detail is another."""
+        """The watch's state or detail has changed."""
         ...
 
     async def candidate_verified(self, watcher: Watcher, candidate: Candidate) -> None:
-        """A pair is right and its content new; publishes it."""
+        """A pair is verified: publish it unless the newest generation has the same bytes."""
         ...
 
 
@@ -94,13 +94,13 @@ class Watcher:
     """Watches one directory for as long as ``run`` runs.
 
     Args:
-        rule: What was asked for, with the watch's own name and directory.
+        rule: Rule of the watch, with its own name and directory.
         target: The directory.
-        generations: Those of this watch.
-        maker: Verifies what is to be one.
-        observer: Gives hints.
-        hears: Is told.
-        threads: For looking: a file system may hang.
+        generations: The generations of this watch.
+        maker: Makes and verifies candidates.
+        observer: Gives hints of changes.
+        hears: The listener, told of changes of state and of verified candidates.
+        threads: Threads that look at the directory, as its file system may hang.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Watcher:
             return False
 
     def report(self) -> Report:
-        """How the watch is now."""
+        """The state of the watch now."""
         return Report(
             self.rule,
             self._situation.state,
@@ -165,14 +165,14 @@ class Watcher:
         )
 
     def hint(self) -> None:
-        """Something may have changed; from any thread, at any rate."""
+        """Note that the directory may have changed; may be called from any thread, at any rate."""
         if not self._has_hint:
             self._has_hint = True
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._hinted.set)
 
     def take_again(self) -> None:
-        """Make another generation of what is there: the one that was made of it is lost."""
+        """Make a generation of the directory again: the one made of it before is lost."""
         if self._situation.in_hand is None and self._situation.state == "ready":
             self._become(self._situation.forgotten())
             self.hint()
@@ -197,7 +197,7 @@ class Watcher:
                 await asyncio.gather(self._making, return_exceptions=True)
 
     async def _look(self) -> Snapshot:
-        """Look, and again where a place was turned to only after the first look."""
+        """Look; look again if inotify watches a place only since the first look."""
         self._has_hint = False
         self._hinted.clear()
 
@@ -227,7 +227,7 @@ class Watcher:
         return [place for place in places if place is not None]
 
     async def _wait(self) -> None:
-        """Until there may be something new to see, or it is time to take what was seen."""
+        """Wait until a hint, until the next look is due, or until the pair is due to be taken."""
         await asyncio.sleep(PAUSE_SECONDS)
         seconds = self._interval()
         if (due := self._situation.due_at) is not None:
@@ -256,7 +256,7 @@ class Watcher:
         self._making = asyncio.create_task(self._make(self._situation.look))
 
     async def _make(self, seen: Snapshot) -> None:
-        """Make a generation of what was seen; whatever happens, nothing is left in hand."""
+        """Make a generation of a snapshot; however it ends, the state is not left in hand."""
         try:
             async with self._maker.candidate(
                 self.rule, self._target, seen, self._stop
@@ -276,7 +276,7 @@ class Watcher:
             self.hint()
 
     def _fail(self, error: Exception) -> None:
-        """Refuse the files for good only where the fault is theirs."""
+        """Refuse the files: for good if they are at fault, else until the next try."""
         reason = error.message if isinstance(error, CraftcacheError) else str(error)
         is_theirs = isinstance(error, NotACheckpoint | UnsafeCheckpoint)
         if isinstance(error, CraftcacheError) and error.hint and is_theirs:

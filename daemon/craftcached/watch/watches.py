@@ -1,4 +1,4 @@
-"""All watches of the daemon: which there are, what they serve, and who waits for more."""
+"""All watches of the daemon: their rules, watchers, served generations and waiting workers."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ log = logging.getLogger("craftcached")
 LOOKING_THREADS = 8
 
 SEARCH_SECONDS = 5.0
-"""For the first search of patterns, before anybody is served."""
+"""Timeout of the first search of patterns, before the sockets are opened."""
 
 
 class Watches:
     """The watches of the settings and those that were added; nothing happens until ``running``.
 
-    All state changes in steps without an await, on the event loop.
+    All state changes in steps without an await, on the event loop, so there is no lock.
 
     Args:
-        store: Where generations are published.
-        inspector: Looks at candidates.
-        records: Keep what was added, and what was rolled back.
-        events: Are told what becomes of each watch.
-        rules: Of the settings.
+        store: The store that generations are published in.
+        inspector: Inspects candidates.
+        records: The database of added watches, and of those that were rolled back.
+        events: The event stream, told of each watch's changes of state.
+        rules: Rules of the watches that the settings name.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Watches:
         """Watch until the context ends.
 
         Args:
-            bring_needs: Called with each new generation; promises to bring what it needs, and
+            bring_needs: Called with each new generation; queues a warm of its dependencies, and
                 returns at once.
         """
         await self._serving.begin(bring_needs)
@@ -114,7 +114,7 @@ class Watches:
                 await asyncio.gather(*map(self._stop, tuple(self._tasks)))
 
     def configure(self, rules: Iterable[WatchRule]) -> None:
-        """Go by these rules of the settings from now on."""
+        """Use these rules of the settings from now on."""
         before = self._rules()
         self._configured = {rule.name: rule for rule in rules}
         after = self._rules()
@@ -142,7 +142,7 @@ class Watches:
         await self._replace(rule.name, rule)
 
     async def remove(self, name: str) -> int:
-        """Watch a directory, or those of a pattern, no more; returns the bytes freed.
+        """Stop watching a directory, or those of a pattern; returns the bytes freed.
 
         Raises:
             NotFound: There is no such watch.
@@ -170,7 +170,7 @@ class Watches:
         return freed
 
     def reports(self) -> list[Report]:
-        """How each watched directory is, by name."""
+        """The state of each watched directory, by name."""
         return [self._watchers[name].report() for name in sorted(self._watchers)]
 
     def patterns(self) -> list[WatchRule]:
@@ -179,7 +179,7 @@ class Watches:
         return [rules[name] for name in sorted(rules) if rules[name].is_pattern]
 
     def report(self, name: str) -> Report:
-        """How one watched directory is.
+        """The state of one watched directory.
 
         Raises:
             NotFound: There is no such watch.
@@ -203,10 +203,10 @@ class Watches:
         await self._serving.resume(self._watcher(name))
 
     async def wait_other(self, name: str, after: int | None) -> Manifest:
-        """The generation that is served, as soon as that is another one than ``after``.
+        """The served generation, as soon as it is another than ``after``.
 
         Raises:
-            NotFound: There is no such watch, or no more.
+            NotFound: There is no such watch, or it was removed.
         """
         while True:
             served = self._watcher(name).generations.served
@@ -217,8 +217,8 @@ class Watches:
     async def find(self, device: int, inode: int) -> str | None:
         """The name of the watch of a directory that has this device and inode now; or None.
 
-        A number alone says little: it goes to the next directory that is made once this one is
-        removed. So the watched directory is looked at in this moment: while it has the number, no
+        An inode number known from earlier proves little: once a directory is removed, the next new
+        one may get it. So the watched directory is looked at now: while it has the number, no
         other has.
         """
         for name, watcher in tuple(self._watchers.items()):
@@ -227,18 +227,18 @@ class Watches:
         return None
 
     def take_again(self, source: WatchSource) -> None:
-        """Make another generation of a directory whose newest turned out to be lost."""
+        """Make a generation again of a directory whose newest generation is lost."""
         watcher = self._watchers.get(source.name)
         if watcher is not None and source.generation is None:
             log.warning("watch %s: what was served is lost, and is taken again", source.name)
             watcher.take_again()
 
     def is_watched(self, source: WatchSource) -> bool:
-        """Whether what ``source`` names is served by a watch that is in force."""
+        """Whether ``source`` names the served generation of an active watch."""
         return source.generation is None and source.name in self._watchers
 
     def absence(self, source: WatchSource) -> CraftcacheError:
-        """Why there is nothing to serve of ``source``."""
+        """The error that says why no generation of ``source`` can be served."""
         if source.name not in self._watchers:
             return _no_watch(source.name)
         report = self.report(source.name)
@@ -268,7 +268,7 @@ class Watches:
             )
 
     def _owner(self, name: str) -> str | None:
-        """The rule that a watch of that name comes from."""
+        """Name of the rule that a watch of that name comes from."""
         return next((rule for rule, names in self._owned.items() if name in names), None)
 
     def _watcher(self, name: str) -> Watcher:
@@ -319,12 +319,12 @@ class Watches:
     async def _run(self, watcher: Watcher) -> None:
         try:
             await self._serving.take_up(watcher)
-        except OSError as error:  # what was served before is served on
+        except OSError as error:  # the generation served before stays served
             log.warning("watch %s: its newest is not served: %s", watcher.rule.name, error)
         await watcher.run()
 
     async def _stop(self, owner: str) -> None:
-        """End what a rule has started, and forget it."""
+        """Stop and forget the watchers and searches of a rule."""
         tasks = self._tasks.pop(owner, [])
         for task in tasks:
             task.cancel()

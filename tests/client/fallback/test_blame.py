@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from craftcache.wire import Load, Loaded
     from tests.support.hub import TestHub
 
-CLASSES = [getattr(errors, name) for name in errors.__all__ if name != "Blame"]
+CLASSES = [getattr(errors, name) for name in errors.__all__]
 
 GOES_ON = {"CraftcacheError", "ProtocolMismatch", "ResourceLimit"}
 """Errors of the daemon at which a worker goes on alone."""

@@ -24,7 +24,7 @@ from tests.support.hub import Data, Gate, Generated, Hosted, NoLength, Redirect,
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.hub import TestHub
+    from tests.support.hub import Request, TestHub
 
 SEVERAL_PIECES = Generated(3 * MIB + 12345)
 
@@ -156,18 +156,23 @@ async def test_redirects_to_what_is_no_web_address(
 
 async def test_many_files_at_once_share_the_limits(hub: TestHub, tmp_path: Path) -> None:
     contents = [Generated(2 * MIB + n, seed=n) for n in range(6)]
-    most = 0
+    in_flight = {0}
+
+    def look(_: Request) -> bool:  # at every change of what the hub was asked and has sent
+        in_flight.add(hub.in_flight())
+        return False
+
     settings = replace(QUICK, max_connections_per_host=3)
     async with rig_at(tmp_path, settings) as rig, asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(rig.fetch(cdn_file(hub, content, f"/{n}", key=f"k{n}")))
             for n, content in enumerate(contents)
         ]
-        while not all(task.done() for task in tasks):
-            most = max(most, hub.in_flight())
-            await asyncio.sleep(0)
+        looking = group.create_task(hub.wait_for_request(look))
+        await asyncio.wait(tasks)
+        looking.cancel()
     assert [t.result().digests.sha256 for t in tasks] == [c.sha256 for c in contents]
-    assert 0 < most <= 3
+    assert 0 < max(in_flight) <= 3
 
 
 async def test_two_fetches_of_one_key_follow_each_other(hub: TestHub, tmp_path: Path) -> None:

@@ -213,14 +213,19 @@ async def test_a_silent_connection_is_dropped_and_its_range_asked_for_again(
 
 
 async def test_a_trickle_counts_as_silence(hub: TestHub, tmp_path: Path) -> None:
-    valve = Valve(allowed=1000)
+    allowed = 1000
+    valve = Valve(allowed)
     hub.inject(Drip(valve))
+
+    def has_gone_or_is_new(request: Request) -> bool:
+        return request.bytes_sent >= allowed or request.number > 0
+
     greedy = replace(IMPATIENT, minimum_rate=1_000_000)
     async with rig_at(tmp_path, greedy) as rig, asyncio.TaskGroup() as group:
         fetching = group.create_task(rig.fetch(cdn_file(hub, CONTENT)))
-        while hub.count("GET") < 2:
+        while (await hub.wait_for_request(has_gone_or_is_new)).number == 0:
+            allowed += 10
             valve.allow(10)
-            await asyncio.sleep(0)
         assert (await fetching).digests.sha256 == CONTENT.sha256
     valve.open()
 

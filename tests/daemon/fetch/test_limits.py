@@ -33,42 +33,43 @@ def threads() -> Iterator[Threads]:
     pool.close()
 
 
-async def settle() -> None:
-    """Let every task go on until it waits."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
 class Holder:
-    """Holds one connection until told to give it back."""
+    """Holds one connection until told to give it back.
+
+    Attributes:
+        has_asked: Set when it waits in the line, or has what it asked for.
+        has_it: Set when it holds the connection.
+    """
 
     def __init__(self, connections: Connections, host: str, claimant: Claimant) -> None:
-        self.has_it = False
+        self.has_asked = asyncio.Event()
+        self.has_it = asyncio.Event()
         self._release = asyncio.Event()
         self.task = asyncio.create_task(self._hold(connections, host, claimant))
 
     async def _hold(self, connections: Connections, host: str, claimant: Claimant) -> None:
+        self.has_asked.set()  # it asks before anybody else has a turn
         async with connections.one(host, claimant):
-            self.has_it = True
+            self.has_it.set()
             await self._release.wait()
 
     async def release(self) -> None:
         self._release.set()
         await self.task
-        await settle()
 
 
 async def test_a_waiting_worker_goes_before_background_warming() -> None:
     connections = Connections(1, 1)
     first = Holder(connections, "a", Claimant(Priority.BACKGROUND))
-    await settle()
+    await first.has_it.wait()
     background = Holder(connections, "a", Claimant(Priority.BACKGROUND))
     waited_for = Holder(connections, "a", Claimant(Priority.WAITED_FOR))
-    await settle()
+    await waited_for.has_asked.wait()
     await first.release()
-    assert (waited_for.has_it, background.has_it) == (True, False)
+    await waited_for.has_it.wait()
+    assert not background.has_it.is_set()
     await waited_for.release()
-    assert background.has_it
+    await background.has_it.wait()
     await background.release()
 
 
@@ -76,12 +77,14 @@ async def test_among_equals_the_one_that_has_least_goes_first() -> None:
     connections = Connections(2, 2)
     greedy, modest = Claimant(Priority.BACKGROUND), Claimant(Priority.BACKGROUND)
     held = [Holder(connections, "a", greedy), Holder(connections, "a", greedy)]
-    await settle()
+    for holder in held:
+        await holder.has_it.wait()
     more = Holder(connections, "a", greedy)
     other = Holder(connections, "a", modest)
-    await settle()
+    await other.has_asked.wait()
     await held[0].release()
-    assert (other.has_it, more.has_it) == (True, False)
+    await other.has_it.wait()
+    assert not more.has_it.is_set()
     for holder in (held[1], other, more):
         await holder.release()
 
@@ -90,8 +93,10 @@ async def test_a_busy_host_does_not_hold_up_another() -> None:
     connections = Connections(2, 1)
     claimant = Claimant(Priority.BACKGROUND)
     a, b, c = (Holder(connections, host, claimant) for host in ("a", "a", "c"))
-    await settle()
-    assert (a.has_it, b.has_it, c.has_it) == (True, False, True)
+    for holder in (a, c):
+        await holder.has_it.wait()
+    assert b.has_asked.is_set()
+    assert not b.has_it.is_set()
     for holder in (a, b, c):
         await holder.release()
 
@@ -100,11 +105,11 @@ async def test_who_stops_waiting_takes_nothing_along() -> None:
     connections = Connections(1, 1)
     claimant = Claimant(Priority.BACKGROUND)
     first, second, third = (Holder(connections, "a", claimant) for _ in range(3))
-    await settle()
+    await third.has_asked.wait()
     second.task.cancel()
-    await settle()
+    await asyncio.wait([second.task])
     await first.release()
-    assert third.has_it
+    await third.has_it.wait()
     await third.release()
     assert claimant.connections == 0
 

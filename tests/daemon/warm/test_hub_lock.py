@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import signal
@@ -11,7 +10,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import pytest
 from filelock import FileLock, Timeout
 
 from craftcache.cache.directory import CacheDir
@@ -28,9 +26,10 @@ from craftcached.warm.progress import SourceProgress
 from craftcached.warm.stalls import StallDetector
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
 from tests.support.hub import Gate, Stall
+from tests.support.hub.gates import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tests.support.hub import Repo, TestHub
@@ -44,7 +43,7 @@ print(hf_hub_download("org/model", sys.argv[1], cache_dir=sys.argv[2]), flush=Tr
 TOTAL = 10
 
 LOOKS = 100
-"""Turns of the event loop; without patience, a lock looks at what it waits for in each."""
+"""Of a lock at what it waits for; without patience, it looks in each turn of the event loop."""
 
 HOLDER = """
 import sys
@@ -53,6 +52,20 @@ with WeakFileLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+class Looked(StallDetector):
+    """A StallDetector that counts how often somebody looked whether anything came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enough = asyncio.Event()
+        self._looks = itertools.count(1)
+
+    def snapshot(self) -> Mapping[str | None, int]:
+        if next(self._looks) == LOOKS:
+            self.enough.set()
+        return super().snapshot()
 
 
 def fetching(file: str, done: int) -> Progress:
@@ -157,15 +170,11 @@ async def test_a_stalled_download_lets_go(base: Path) -> None:
 
 
 async def test_work_of_our_own_keeps_the_lock(base: Path) -> None:
-    lock, reception = (
-        HubLock(CacheDir(base).hub_tree("org/model"), "ab", patience=0.0),
-        StallDetector(),
-    )
+    lock, reception = HubLock(CacheDir(base).hub_tree("org/model"), "ab", patience=0.0), Looked()
     assert await lock.acquire() is False
     reception.heard(fetching("file", TOTAL))  # all of it is here, and is being fsynced
     with lock.waiting_for(reception):
-        for _ in range(LOOKS):
-            await asyncio.sleep(0)
+        await reception.enough.wait()
         assert lock.is_held
     lock.release()
 
@@ -174,14 +183,15 @@ class Trickle:
     """A Fetcher that has one file at once, and lets the other come a byte at each of its turns.
 
     Attributes:
-        is_there: Set when the first file is in staging.
-        goes_on: Whether the other still comes.
+        more: Released each time that LOOKS bytes have come since the first file is in staging.
+        stops: To be set when no more of the other is to come.
     """
 
     def __init__(self, staging: Path) -> None:
-        self.is_there = asyncio.Event()
-        self.goes_on = True
+        self.more = asyncio.Semaphore(0)
+        self.stops = asyncio.Event()
         self._staging = staging
+        self._is_there = False
 
     async def fetch(
         self, file: RemoteFile, *, priority: Priority, report: Callable[[int, int | None], None]
@@ -191,16 +201,29 @@ class Trickle:
             path = self._staging / "codec"
             path.write_bytes(b"codec")
             hashed = hash_stamped(path)
-            self.is_there.set()
+            self._is_there = True
             return Fetched(path, hashed.digests, hashed.stamp, None, 5, 0)
-        for done in itertools.count():
-            if self.goes_on:
-                report(done, None)
+        since = 0
+        for done in itertools.takewhile(lambda _: not self.stops.is_set(), itertools.count()):
+            report(done, None)
+            since += self._is_there
+            if self._is_there and since % LOOKS == 0:
+                self.more.release()
             await asyncio.sleep(0)
+        await asyncio.Event().wait()
         raise AssertionError
 
     def hurry(self, key: str) -> None:
         raise AssertionError
+
+
+def is_free(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    lock.release()
+    return True
 
 
 async def test_a_file_that_is_whole_is_kept_for_the_other_while_that_comes(base: Path) -> None:
@@ -215,7 +238,7 @@ async def test_a_file_that_is_whole_is_kept_for_the_other_while_that_comes(base:
         )
         for name, etag in (("compression_state_dict.bin", "a"), ("state_dict.bin", "b"))
     )
-    theirs = FileLock(cache.hub_tree("org/model").lock_path("a" * 64), timeout=0)
+    theirs = FileLock(cache.hub_tree("org/model").lock_path("a" * 64), thread_local=False)
     async with Store(cache) as store, Inspector() as inspector, asyncio.TaskGroup() as requests:
         obtainer = FileAcquirer(
             store=store, fetcher=trickle, inspector=inspector, lock_patience=0.0
@@ -229,16 +252,13 @@ async def test_a_file_that_is_whole_is_kept_for_the_other_while_that_comes(base:
                 raise AssertionError  # the other file never ends
 
         request = requests.create_task(obtain())
-        await trickle.is_there.wait()
-        for _ in range(LOOKS):
-            await asyncio.sleep(0)
-        with pytest.raises(Timeout):
-            theirs.acquire()
-        trickle.goes_on = False
-        while not theirs.is_locked:
-            await asyncio.sleep(0)
-            with contextlib.suppress(Timeout):
-                theirs.acquire()
+        await trickle.more.acquire()
+        while is_free(theirs):  # let go before bytes came, and taken again by a thread
+            await trickle.more.acquire()
+        await trickle.more.acquire()
+        assert not is_free(theirs)
+        trickle.stops.set()
+        await asyncio.to_thread(theirs.acquire, timeout=PATIENCE_S)
         theirs.release()
         request.cancel()
 

@@ -53,21 +53,18 @@ def warms(sources: Iterable[str]) -> list[Warm]:
     return [Warm(parse(source)) for source in sources]
 
 
-async def tried(made: WarmQueue) -> None:
-    """Let each promise be tried once; none waits for anything but the loop and the records."""
-    while not all(promise.tries for promise in made.all()):
-        await asyncio.sleep(0)
-
-
 async def test_a_full_disk_or_an_origin_that_is_away_keeps_the_promise(base: Path) -> None:
     failures = {"org/full": FULL, "org/away": AWAY}
+    tried = asyncio.Semaphore(0)
 
     def fail(warm: Warm) -> None:
+        tried.release()  # the queue notes the failure before anybody else has a turn
         raise failures[warm.source.shown]
 
     async with promises(base, fail) as made:
         await made.add(warms(failures))
-        await tried(made)
+        for _ in failures:
+            await tried.acquire()
         assert [promise.failure for promise in made.all()] == [FULL, AWAY]
     async with promises(base, fail) as again:
         assert [promise.source for promise in again.all()] == list(failures)
@@ -79,8 +76,8 @@ async def test_what_only_the_asker_can_mend_is_given_up(base: Path) -> None:
 
     async with promises(base, fail) as made:
         await made.add(warms(["org/none"]))
-        while made.all():
-            await asyncio.sleep(0)
+        await asyncio.gather(*made._tasks.values())
+        assert made.all() == []
     async with promises(base, fail) as again:
         assert again.all() == []
 

@@ -434,7 +434,7 @@ class TestContent:
         hub.files["/disk.bin"] = OnDisk(path)
         repo = hub.repo("org/model")
         repo.commit({"disk.bin": path, "generated.bin": Generated(1_000_000)})
-        with blockbuster_ctx(scanned_modules=["hub"]):
+        with blockbuster_ctx("tests.support.hub"):
             for url, size in (
                 (hub.cdn_url("/disk.bin"), len(LARGE)),
                 (hub.resolve_url("org/model", "disk.bin"), len(LARGE)),

@@ -1,4 +1,4 @@
-"""The index of a checkpoint: what its file holds and where, so that nobody need unpickle it.
+"""The index of a checkpoint: its objects and where its tensors are, read without unpickling.
 
 The daemon writes an index once for each blob, from a confined process; workers map the blob and
 build the tensors from the index. An index is one JSON document in ASCII, compact, of version 1::

@@ -160,7 +160,7 @@ def _parse_tensors(
 
 
 def _parse_views(rows: object, count: int) -> dict[int, list[Any]]:
-    """The rows of the table of views by their tensor's number, without it."""
+    """Rows of the table of views by tensor number, each without its first column, that number."""
     if type(rows) is not list or not all(type(row) is list and len(row) == 4 for row in rows):
         raise InvalidIndex("views are no array of arrays of 4")
     if not _is_numbers([row[0] for row in rows], count):

@@ -80,11 +80,11 @@ class InvalidIndex(ValueError):
 
 
 class Storage(NamedTuple):
-    """Where the bytes of one storage lie in the file.
+    """The place of one storage's bytes in the file.
 
     Attributes:
-        offset: Of the first byte, from the start of the file.
-        nbytes: How many.
+        offset: Offset of the first byte, from the start of the file.
+        nbytes: Number of bytes.
     """
 
     offset: int
@@ -98,9 +98,9 @@ class Tensor(NamedTuple):
         dtype: Its name in the module torch; a key of ITEM_BYTES.
         storage: Number of its storage.
         shape: Its sizes.
-        stride: In elements; None means contiguous and all of its storage.
-        offset: Of its first element in the storage, in elements.
-        requires_grad: What torch calls so.
+        stride: Its strides in elements; None if contiguous and all of its storage.
+        offset: Offset of its first element in the storage, in elements.
+        requires_grad: Whether torch records gradients of it.
         is_parameter: Whether it is a torch.nn.Parameter.
     """
 

@@ -40,12 +40,12 @@ class Record(NamedTuple):
     """One record of an archive.
 
     Attributes:
-        name: Without the name of the archive and its slash.
-        start: Of its local header in the file.
-        offset: Of its first byte of data in the file.
-        stored_nbytes: Of its data in the file.
-        nbytes: Of its data.
-        compressed: Whether these differ in kind.
+        name: Name without the name of the archive and its slash.
+        start: Offset of its local header in the file, in bytes.
+        offset: Offset of the first byte of its data in the file.
+        stored_nbytes: Bytes of its data as stored in the file.
+        nbytes: Bytes of its data, decompressed.
+        compressed: Whether its data is stored compressed.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a checkpoint may name, and what calling it would return, described.
+"""The globals that a checkpoint may name, and descriptions of what their calls would return.
 
 As for tensors: each function takes what the pickle gives to the name, and raises where Python or
 torch would, and where no pickler writes what only a file that is made to hurt asks for.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["KNOWN_GLOBALS", "set_state"]
 
 _ENCODINGS: Final = ("latin1", "latin-1", "utf-8", "utf8", "ascii")
-"""Those that pickles of bytes name; others could be made to compute."""
+"""Codecs that pickles of bytes name; others could be made to compute for long."""
 
 
 def _ordered(items: object = ()) -> Ordered:
@@ -169,7 +169,7 @@ _COPYING: Final = frozenset(
         "torch.Size",
     }
 )
-"""What takes the longer, the more it is given."""
+"""Globals whose calls take time in proportion to their arguments."""
 
 KNOWN_GLOBALS: Final[dict[str, Global]] = {
     name: Global(name, _CALLS.get(name), _NEW.get(name), name in _COPYING)
@@ -182,4 +182,4 @@ KNOWN_GLOBALS: Final[dict[str, Global]] = {
         *ALLOWED_GLOBALS,
     )
 }
-"""All that a checkpoint may name."""
+"""All globals that a checkpoint may name."""

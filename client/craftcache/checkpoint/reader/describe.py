@@ -30,7 +30,7 @@ class Describer:
     """Describes one checkpoint, and finds out whether an index can say it exactly.
 
     Args:
-        places: Where the bytes of each storage lie in the file, by its key.
+        places: Place in the file of each storage, by key.
         aligned: Whether tensors must lie where their elements may be mapped.
 
     Attributes:

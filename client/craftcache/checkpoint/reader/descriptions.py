@@ -1,4 +1,4 @@
-"""What the reader makes of a pickle in place of torch's objects: their descriptions.
+"""Descriptions: the reader's values for a pickle, in place of torch's objects.
 
 Plain values, dicts, lists and tuples are themselves. All else is one of these. None of them runs
 anything: a description says what torch would make, and what is not said exactly says why.
@@ -20,9 +20,9 @@ class Global:
     """A class or function that the pickle names, and that torch's weights-only loader knows.
 
     Attributes:
-        name: Its module and name, joined by a dot.
+        name: Module and name, joined by a dot.
         call: Describes what calling it returns; None where no checkpoint calls it.
-        new: Likewise for its ``__new__``, without ``__init__``.
+        new: Describes what its ``__new__`` returns, without ``__init__``; None as for ``call``.
         copies: Whether calling it takes the longer, the more it is given.
     """
 
@@ -40,7 +40,7 @@ class StorageBytes:
         key: The file's name for it.
         dtype: Name in the module torch.
         nbytes: Its size in bytes.
-        oddity: What an index cannot say of it, or None.
+        oddity: Property that an index cannot describe, or None.
     """
 
     key: str | int
@@ -55,13 +55,13 @@ class TensorView:
 
     Attributes:
         dtype: Name in the module torch.
-        storage: What it is a view of; the view lies inside.
+        storage: Storage that it is a view of; the view lies inside.
         shape: Its sizes.
-        stride: In elements.
-        offset: Of its first element in the storage, in elements.
-        requires_grad: What torch calls so.
+        stride: Its strides, in elements.
+        offset: Offset of its first element in the storage, in elements.
+        requires_grad: Whether torch records gradients of it.
         is_parameter: Whether it is a torch.nn.Parameter.
-        oddity: What an index cannot say of it, or None.
+        oddity: Property that an index cannot describe, or None.
     """
 
     dtype: str
@@ -89,13 +89,13 @@ class Ordered:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Other:
-    """What torch may load and an index cannot say.
+    """An object that torch may load and an index cannot describe.
 
     Attributes:
         kind: Its type, for people.
         reason: What an index says in its place; by default that the checkpoint holds the kind.
-        items: Of a mapping, or None.
-        sizes: Of a torch.Size, or None.
+        items: Items of a mapping; None for another kind.
+        sizes: Sizes of a torch.Size; None for another kind.
         is_tensor: Whether torch makes a tensor of it.
         takes_state: Whether torch may give it a state.
     """

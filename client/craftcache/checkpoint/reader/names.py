@@ -38,7 +38,7 @@ ALLOWED_GLOBALS: Final = (
     "typing.Any",
     *OMEGACONF_CLASSES,
 )
-"""What a checkpoint may name beyond torch's own list: an OmegaConf config, and what is in one."""
+"""Globals that a checkpoint may name beyond torch's own list: those of an OmegaConf config."""
 
 DTYPE_BYTES: Final[dict[str, int]] = {
     **ITEM_BYTES,

@@ -57,7 +57,7 @@ class ArchivePickle:
 
     Attributes:
         data: The pickle.
-        storages: Where the bytes of each storage that it asks for lie in the file, by its key.
+        storages: Place in the file of each storage that it asks for, by key.
         reason: Why the storages cannot be used as they lie there, or None.
     """
 
@@ -145,7 +145,7 @@ class _ArchiveStorages:
     """The storages that an archive's pickle asks for, checked against its records.
 
     Attributes:
-        places: Where each lies in the file, by its key.
+        places: Place in the file of each storage, by key.
     """
 
     def __init__(self, records: Mapping[str, Record]) -> None:

@@ -67,9 +67,9 @@ def check_view(
 
     Args:
         storage: Taken as one of its own dtype unless there is another ``dtype``.
-        offset: Of the first element.
+        offset: Offset of the first element in the storage, in elements.
         shape: Its sizes.
-        stride: In elements.
+        stride: Its strides, in elements.
         dtype: Name in the module torch.
 
     Raises:
@@ -155,7 +155,7 @@ def tensor_v3(
 def _finished(
     view: TensorView, requires_grad: object, hooks: object, metadata: object
 ) -> TensorView:
-    """The tensor with what is set once it is there."""
+    """The tensor with the attributes that are set after it is made."""
     oddity = _hooked(hooks)
     if metadata:
         if type(metadata) is not dict or len(metadata) > 2 or not set(metadata) <= {"conj", "neg"}:
@@ -254,7 +254,7 @@ def quantized(
 
 
 def _check_room(view: TensorView) -> None:
-    """Refuse one of which torch would make a copy that is larger than what is in the file."""
+    """Refuse a tensor of which torch would make a copy larger than its data in the file."""
     if prod(view.shape) * DTYPE_BYTES[view.dtype] > view.storage.nbytes:
         raise NotACheckpoint("a tensor that takes more memory than the file holds")
 
@@ -331,7 +331,7 @@ def _dtype(value: object) -> str:
 
 
 def empty_tensor(*sizes: object) -> Other:
-    """As torch before 0.1.11 saved them: what it is comes later, as a state."""
+    """A tensor as torch before 0.1.11 saved it: its content comes later, as a state."""
     if sizes:
         raise NotACheckpoint("it makes a tensor of memory that nothing was written to")
     return Other(

@@ -47,11 +47,11 @@ class Unpickler:
     Args:
         data: Holds the pickle, and perhaps more behind it.
         load_storage: Describes the storage that a persistent id stands for.
-        position: Where in ``data`` the pickle starts.
+        position: Offset in ``data`` at which the pickle starts.
 
     Attributes:
-        position: Where it ended, once it is loaded.
-        reason: What it did that an index cannot say, beside what the descriptions say themselves.
+        position: Offset at which it ended, once it is loaded.
+        reason: What an index cannot express of it, beside the oddities of the descriptions.
     """
 
     def __init__(

@@ -49,14 +49,14 @@ class DaemonConnection:
     """A connection to the daemon, for one thread at a time.
 
     Attributes:
-        sock: Not blocking; whoever waits on it polls.
+        sock: The socket, not blocking; waits on it poll.
     """
 
     __slots__ = ("_greeted", "_poll", "sock")
 
     def __init__(self) -> None:
         # The class that no other module takes the place of: PySocks knows only TCP, and gevent's
-        # and eventlet's would add nothing, since whoever waits here polls.
+        # and eventlet's would add nothing, since waits here poll.
         self.sock = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.setblocking(False)
         self._poll: select.poll | None = None
@@ -66,10 +66,10 @@ class DaemonConnection:
         self._greeted = False
 
     def connect(self, path: str) -> bool:
-        """Connect and say hello; False where the daemon has no room for one more just now.
+        """Connect and send the hello; False if the daemon's backlog is full at this moment.
 
         Raises:
-            OSError: Nobody listens at ``path``.
+            OSError: No process listens at ``path``.
         """
         try:
             self.sock.connect(path)
@@ -79,13 +79,13 @@ class DaemonConnection:
         return True
 
     def is_quiet(self) -> bool:
-        """Whether the connection still stands and nothing unasked has come on it."""
+        """Whether the connection is open and nothing has come on it since the last answer."""
         return not self._has_word(0)
 
     def send(self, packet: bytes) -> bool:
         """Send one packet; False where the daemon has closed the connection.
 
-        What it said before it closed can still be heard.
+        Messages that it sent before it closed can still be received.
         """
         try:
             self.sock.send(packet)
@@ -99,7 +99,7 @@ class DaemonConnection:
         silence: Silence,
         report: Callable[[Progress], None],
     ) -> Answer | Problem:
-        """Wait for the answer to ``request``, and report what is said until then.
+        """Wait for the answer to ``request``, and report the progress until then.
 
         Raises:
             Ended: The connection ended before.
@@ -126,7 +126,7 @@ class DaemonConnection:
                 )
 
     def close(self, *, for_all: bool = True) -> None:
-        """Close it, if ``for_all`` also where a forked process still holds a copy."""
+        """Close it; with ``for_all`` also for forked processes that hold a copy."""
         if for_all:
             shut(self.sock)
         self.sock.close()
@@ -159,7 +159,7 @@ class DaemonConnection:
             raise
 
     def _has_word(self, seconds: float) -> bool:
-        """Whether something can be received, or the end, at once or within ``seconds``."""
+        """Whether a message, or the end of the connection, comes within ``seconds``."""
         if self._poll is not None:
             return bool(self._poll.poll(math.ceil(seconds * 1000)))
         try:
@@ -175,7 +175,7 @@ class DaemonConnection:
         except (BlockingIOError, TimeoutError):
             return False
         except OSError:
-            return True  # receiving says what it is
+            return True  # recvmsg then raises the same error
         finally:
             self.sock.setblocking(False)
         return True
@@ -198,7 +198,7 @@ def _parse(
     try:
         return decode_answer(packet, descriptors)
     except WireError as error:
-        # Fewer than there is room for were cut by the kernel: as many as this process may have.
+        # The kernel cut them though there was room in the buffer: the process has no number left.
         if flags & socket.MSG_CTRUNC and len(descriptors) < 2 * MAX_FILES:
             raise no_descriptors_left() from error
         raise DaemonUnavailable(f"the daemon's message is malformed: {error}") from error

@@ -1,4 +1,4 @@
-"""How a request ends without an answer of the daemon's, as seen from the worker."""
+"""The exceptions by which a request ends without an answer from the daemon."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ if TYPE_CHECKING:
 __all__ = ["Busy", "DaemonUnavailable", "Cancelled"]
 
 
-class DaemonUnavailable(Exception):  # a state of affairs, never seen by users
-    """The daemon cannot serve a request, for a reason that is not the user's to mend.
+class DaemonUnavailable(Exception):  # internal, never seen by users
+    """The daemon cannot serve a request, for a reason that the user need not mend.
 
     It is absent, refuses, goes silent, speaks another protocol, is overloaded or fails by its own
-    fault; or it may not read what this process perhaps may. The text says which.
+    fault; or its token may not read a source that this process's own token perhaps may. The text
+    says which.
 
     Attributes:
-        refusal: What the daemon said where it may not read what this process perhaps may.
+        refusal: The daemon's error in that last case; None in the others.
     """
 
     def __init__(self, reason: str, refusal: CraftcacheError | None = None) -> None:
@@ -25,11 +26,11 @@ class DaemonUnavailable(Exception):  # a state of affairs, never seen by users
         self.refusal = refusal
 
 
-class Busy(Exception):  # caught where it is waited for
+class Busy(Exception):  # internal, caught by WorkerSocket.ask
     """The daemon is at its limits, and says when to ask again.
 
     Attributes:
-        retry_after: Seconds until then.
+        retry_after: Seconds after which to ask again.
     """
 
     def __init__(self, reason: str, retry_after: float) -> None:
@@ -38,4 +39,4 @@ class Busy(Exception):  # caught where it is waited for
 
 
 class Cancelled(BaseException):
-    """The request was withdrawn while it waited; like a cancellation, not an error to handle."""
+    """The request was cancelled while it waited; as in asyncio, not an error to handle."""

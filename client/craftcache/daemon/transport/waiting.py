@@ -1,4 +1,4 @@
-"""How long a worker waits for the daemon, and how it is called off."""
+"""How long a worker waits for the daemon, and how its wait is cancelled."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Deadlines", "Silence", "Restarts", "Turn", "Cancellation", "shut"]
 
 MAX_ENDS = 5
-"""Connections that may end under one request: a daemon that ends more is not being restarted, it
-dies of the request."""
+"""Connections that may end during one request: a daemon that ends more of them is not being
+restarted, the request kills it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """How long to wait for what, in seconds.
+    """Time limits of the waits for the daemon, in seconds.
 
     Attributes:
-        unasked: For the first answer, before the caller is asked how long it can wait.
-        silence: Between two messages of a daemon that has begun to answer; it promises one every
-            five seconds.
-        restart: For a daemon that went away in the middle of a request.
-        busy: For a turn with a daemon that says that it is at its limits. It works, for others: to
-            go past it would cost the origin one more download for each worker that waits.
-        pause: Between two attempts to connect to it.
+        unasked: Wait for the first answer, before ``patience`` is called for a longer one.
+        silence: Wait between two messages of a daemon that has begun to answer; it promises one
+            every five seconds.
+        restart: Wait for a daemon that went away during a request to come back.
+        busy: Wait for a daemon that says that it is at its limits. It works for other requests:
+            to go on without it would cost the origin one more download for each waiting worker.
+        pause: Pause between two attempts to connect.
     """
 
     unasked: float = 1.0
@@ -49,12 +49,12 @@ class Deadlines:
 
 
 class Silence:
-    """How much longer the daemon may say nothing; one for each connection of a request.
+    """The time that the daemon may still be silent; one for each connection of a request.
 
     Args:
-        deadlines: What the waits are.
-        patience: How many seconds in all the first answer may take; called when there was none
-            for ``deadlines.unasked``.
+        deadlines: The time limits.
+        patience: Returns how many seconds in all the first answer may take; called when there was
+            none for ``deadlines.unasked``.
     """
 
     __slots__ = ("_began", "_deadlines", "_extended", "_patience", "_until", "is_answering")
@@ -69,16 +69,16 @@ class Silence:
         """Whether the daemon has begun to answer."""
 
     def heard(self) -> None:
-        """The daemon said something about the request."""
+        """Note that a message about the request came."""
         self.is_answering = self._extended = True
         self._began = time.monotonic()
         self._until = self._began + self._deadlines.silence
 
     def seconds_left(self) -> float:
-        """How long to wait for the next message; more than nothing.
+        """Seconds to wait for the next message; more than 0.
 
         Raises:
-            DaemonUnavailable: It has been waited for long enough.
+            DaemonUnavailable: The time is up.
         """
         now = time.monotonic()
         if now >= self._until and not self._extended:
@@ -90,7 +90,7 @@ class Silence:
 
 
 class Restarts:
-    """What a daemon is allowed that goes away in the middle of a request."""
+    """The time and tries that a daemon has to come back when it goes away during a request."""
 
     __slots__ = ("_deadlines", "_ends", "_until")
 
@@ -101,21 +101,21 @@ class Restarts:
 
     @property
     def expected(self) -> bool:
-        """Whether a daemon had taken the request and may come back for it."""
+        """Whether a daemon had taken the request, so that its successor is waited for."""
         return self._ends > 0
 
     def ended(self, *, answering: bool) -> None:
-        """A connection ended; a daemon that had been ``answering`` has all its time again."""
+        """Note that a connection ended; if it was ``answering``, the time starts anew."""
         if answering or not self.expected:
             self._until = time.monotonic() + self._deadlines.restart
         self._ends += 1
 
     def wait(self, cancellation: Cancellation, why: str) -> None:
-        """Wait a moment before the next attempt.
+        """Wait for the pause before the next attempt.
 
         Raises:
-            DaemonUnavailable: The daemon has had its time or its tries.
-            Cancelled: The request was withdrawn.
+            DaemonUnavailable: The time is up, or too many connections have ended.
+            Cancelled: The request was cancelled.
         """
         if self._ends >= MAX_ENDS or time.monotonic() >= self._until:
             raise DaemonUnavailable(f"the daemon went away in the middle of the request: {why}")
@@ -123,12 +123,12 @@ class Restarts:
 
 
 class Turn:
-    """How long a request waits for its turn with a daemon that is busy.
+    """The time that a request waits for a busy daemon to take it.
 
     Args:
-        deadlines: What the waits are.
-        patience: How many seconds a silent daemon may take, as for Silence. Who needs no more than
-            ``deadlines.unasked``, because a verified copy is at hand, does not wait for a turn.
+        deadlines: The time limits.
+        patience: Returns how many seconds a silent daemon may take, as for Silence. If that is at
+            most ``deadlines.unasked``, because a verified copy is cached, that is all the wait.
     """
 
     __slots__ = ("_deadlines", "_patience", "_until")
@@ -139,11 +139,11 @@ class Turn:
         self._until: float | None = None
 
     def wait(self, cancellation: Cancellation, busy: Busy) -> None:
-        """Wait as long as the daemon asked, and not all workers equally long.
+        """Wait for half to all of the time that the daemon asked for, so that workers spread out.
 
         Raises:
-            DaemonUnavailable: It has been waited for long enough.
-            Cancelled: The request was withdrawn.
+            DaemonUnavailable: The time is up.
+            Cancelled: The request was cancelled.
         """
         if self._until is None:
             patience = self._patience()
@@ -156,35 +156,37 @@ class Turn:
 
 
 class Cancellation:
-    """Lets another thread end a waiting request; good for one."""
+    """Cancels a waiting request from another thread; serves one request."""
 
     __slots__ = ("_end", "_lock", "_used")
 
     def __init__(self) -> None:
+        # Guards _end, so that it is never called after its wait is over: its socket's number may
+        # belong to another file by then. _end runs under the lock, so it must not block or take it.
         self._lock = threading.Lock()
         self._used = threading.Event()
         self._end: Callable[[], object] | None = None
 
     def withdraw(self) -> None:
-        """End the request, now or when it begins: it raises Cancelled, and the daemon stops."""
+        """Cancel the request, now or when it begins: it raises Cancelled, and the daemon stops."""
         with self._lock:
             self._used.set()
             if self._end is not None:
                 self._end()
 
     def check(self) -> None:
-        """Raise Cancelled if the request was withdrawn."""
+        """Raise Cancelled if the request was cancelled."""
         if self._used.is_set():
             raise Cancelled
 
     def pause(self, seconds: float) -> None:
-        """Wait for ``seconds``; raise Cancelled as soon as the request is withdrawn."""
+        """Wait for ``seconds``; raise Cancelled as soon as the request is cancelled."""
         if self._used.wait(seconds):
             raise Cancelled
 
     @contextlib.contextmanager
     def ending(self, end: Callable[[], object]) -> Iterator[None]:
-        """While inside, ``withdraw`` calls ``end``, which ends at once what is waited for here."""
+        """A context in which ``withdraw`` calls ``end``, which ends the caller's wait at once."""
         with self._lock:
             self.check()
             self._end = end
@@ -196,16 +198,17 @@ class Cancellation:
 
 
 def _ignore(_progress: Progress) -> None:
-    """Nobody watches."""
+    """A report that does nothing: nobody is told of the progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How whoever makes a request watches it, and calls it off.
+    """The reporter and the cancellation of one request.
 
     Attributes:
-        report: Called with each step, in the thread that asks; what it raises ends the request.
-        cancellation: Ends it from another thread.
+        report: Called with each progress, in the requesting thread; an exception from it ends the
+            request.
+        cancellation: Cancels the request from another thread.
     """
 
     report: Callable[[Progress], None] = _ignore
@@ -213,6 +216,6 @@ class Call:
 
 
 def shut(sock: _socket.socket) -> None:
-    """End a connection for both sides, though a forked child may still hold a copy of it."""
+    """Shut a connection down for both sides, also where a forked child holds a copy of it."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""The worker socket as a whole: a pool of connections, and what becomes of a request."""
+"""The worker socket: a pool of connections, and the retries of a request."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["WorkerSocket"]
 
 MAX_IDLE = 2
-"""Idle connections kept at most: a process that waits for work holds next to nothing of the
-daemon's, and one with more threads asking at once opens some anew, which takes 0.1 ms each."""
+"""Idle connections kept at most: an idle process takes little of the daemon's resources, and one
+with more threads that ask at once opens more connections, which takes 0.1 ms each."""
 
 AnswerT = TypeVar("AnswerT")
 
@@ -33,11 +33,11 @@ class WorkerSocket:
     """The worker socket at ``path``, for any number of threads.
 
     Idle connections are kept for the next request. Each request has a connection of its own, so
-    threads do not wait for each other. A forked child closes what it inherited, without a word to
-    the daemon, and opens its own. Every descriptor is close-on-exec.
+    threads do not wait for each other. A forked child closes its copies of the connections, which
+    the daemon does not notice, and opens its own. Every descriptor is close-on-exec.
 
     Attributes:
-        path: Where the daemon listens.
+        path: Path of the socket that the daemon listens on.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, deadlines: Deadlines | None = None) -> None:
@@ -50,7 +50,7 @@ class WorkerSocket:
         self.close()
 
     def _begin_empty(self) -> None:
-        # The lock guards the other two, and is held across no wait.
+        # The lock guards the other two. Nothing blocks and no other lock is taken while it is held.
         self._lock = threading.Lock()
         self._idle: list[DaemonConnection] = []
         self._connections: set[DaemonConnection] = set()
@@ -65,18 +65,18 @@ class WorkerSocket:
         """Ask the daemon and wait for its answer.
 
         Args:
-            request: What to ask for.
-            call: Is told what is said before the answer, and ends the wait. Where it raises, the
-                request is withdrawn.
-            patience: Called, at most once a connection, when nothing was heard for a second: how
-                many seconds in all the first answer may take. No more than that second gives up.
+            request: The request.
+            call: Its report is told the progress, and its cancellation ends the wait. If the
+                report raises, the request is cancelled.
+            patience: Called, at most once a connection, after a second without a message; returns
+                how many seconds in all the first answer may take, at most 1 to give up at once.
 
         Raises:
-            DaemonUnavailable: The daemon cannot be had.
-            ResourceLimit: This process may not open what it takes.
-            CraftcacheError: It refuses the request; or, as ProtocolMismatch, it speaks no version
-                of the protocol that this release speaks.
-            Cancelled: ``call`` was called off.
+            DaemonUnavailable: The daemon cannot serve the request.
+            ResourceLimit: This process may not open the files that it takes.
+            CraftcacheError: The daemon's error; or ProtocolMismatch, if it speaks no version of
+                the protocol that this release speaks.
+            Cancelled: ``call`` was cancelled.
             WireError: The request itself is too large for a message.
         """
         packet = encode(request)
@@ -112,7 +112,7 @@ class WorkerSocket:
             connection.close()
 
     def abandon(self) -> None:
-        """In a forked child: close all that was inherited, which is still the parent's in use."""
+        """In a forked child: close its copies of the connections, which the parent still uses."""
         inherited = self._connections
         self._begin_empty()
         for connection in inherited:
@@ -152,7 +152,7 @@ class WorkerSocket:
         silence: Silence,
         call: Call,
     ) -> AnswerT:
-        """Hear the daemon out; the connection is kept only after a whole answer."""
+        """Wait for the answer; the connection is kept for reuse only after a complete one."""
         try:
             with call.cancellation.ending(partial(shut, connection.sock)):
                 answer = connection.hear(request, silence, call.report)
