@@ -121,6 +121,13 @@ class CraftcacheError(Exception):
         error.source = source
         return error
 
+    def in_file(self, filename: str) -> Self:
+        """The same error, of one file of a source that may have several."""
+        error = copy.copy(self)
+        if filename not in (self.source or "") and not self.message.startswith(filename):
+            error.message = f"{filename}: {self.message}"
+        return error
+
     def to_problem(self) -> dict[str, Any]:
         """The error as an RFC 9457 problem document (also its form on the worker socket)."""
         problem: dict[str, Any] = {

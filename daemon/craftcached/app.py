@@ -185,7 +185,10 @@ class Daemon:
         self._monitor = DirectoryMonitor(
             (
                 MonitoredDirectory(
-                    f"the cache directory {settings.cache_dir}", store.is_gone, store.check_healable
+                    f"the cache directory {settings.cache_dir}",
+                    store.is_obstructed,
+                    store.check_healable,
+                    grace=0.0,  # nothing is made yet
                 ),
                 MonitoredDirectory(
                     f"the state directory {settings.state_dir}", records.is_gone, records.heal

@@ -41,11 +41,13 @@ class MonitoredDirectory:
         is_gone: Returns whether it was removed; takes a few stats.
         heal: Makes it anew, or checks that it will be when it is needed; raises the reason if it
             cannot be.
+        grace: Seconds between the look that misses it and its making.
     """
 
     shown: str
     is_gone: Callable[[], bool]
     heal: Callable[[], Awaitable[None]]
+    grace: float = GRACE_SECONDS
 
 
 class DirectoryMonitor:
@@ -98,7 +100,7 @@ class DirectoryMonitor:
         try:
             if await asyncio.to_thread(place.is_gone):
                 missed = self._missed.setdefault(what, self._clock())
-                if self._clock() - missed < GRACE_SECONDS:
+                if self._clock() - missed < place.grace:
                     return
                 await place.heal()
             self._missed.pop(what, None)

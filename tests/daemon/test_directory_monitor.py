@@ -147,6 +147,28 @@ def test_a_cache_that_cannot_be_made_anew_is_named_and_healed_without_a_restart(
         assert client.load(url).served_by == "daemon"
 
 
+@pytest.mark.parametrize("name", ["staging", "stamps", "index", "blobs/sha256", "manifests"])
+@pytest.mark.parametrize("by", ["a file", "a link that leads nowhere"])
+def test_what_stands_in_a_directory_s_place_is_named_at_once(
+    daemon: DaemonProcess, url: str, name: str, by: str
+) -> None:
+    place = daemon.cache_dir / ".craftcache" / name
+    aside = daemon.cache_dir.with_name("aside")
+    with daemon.client() as client:
+        client.load(url)
+        place.rename(aside)
+        if by == "a file":
+            place.touch()
+        else:
+            place.symlink_to("nowhere")
+        (problem,) = client.status().problems
+        assert str(place) in problem
+        place.unlink()
+        aside.rename(place)
+        assert client.status().problems == ()
+        assert client.load(url).served_by == "daemon"
+
+
 def test_sockets_that_were_removed_are_made_anew(daemon: DaemonProcess, url: str) -> None:
     shutil.rmtree(daemon.socket_dir)
     while not (daemon.socket_dir / "craftcache.sock").exists():

@@ -207,3 +207,23 @@ def test_what_turns_out_wrong_there_goes_to_quarantine(
     quarantine = list((daemon.cache_dir / ".craftcache" / "quarantine").iterdir())
     assert [path.read_bytes() for path in quarantine] == [b"wrong" * 100]
     assert not (target / blob.name).exists()
+
+
+def test_what_is_wrong_there_is_set_aside_and_named(
+    api: Api, daemon: DaemonProcess, export_repo: Repo, elsewhere: Path
+) -> None:
+    target = link(daemon.cache_dir, "models--org--model/blobs", elsewhere)
+    assert api.warm("org/model").is_success
+    with daemon.client() as client:
+        blob = client.resolve("org/model", "state_dict.bin").resolve()
+    blob.unlink()
+    blob.mkdir()  # it cannot be moved to the quarantine, which is on another file system
+    response = api.request("POST", "/verify", json={"sources": ["org/model"]})
+    assert response.status_code == 200, response.text
+    found = {each["filename"]: each for each in response.json()["results"]}["state_dict.bin"]
+    assert found["outcome"] == "wrong"
+    aside = Path(found["quarantined"])
+    assert aside.is_dir()
+    assert aside.is_relative_to(target)
+    with daemon.client() as client:
+        assert client.load("org/model").served_by == "daemon"

@@ -128,15 +128,16 @@ class CacheDir:
         Raises:
             OSError: They cannot be made.
         """
-        for directory in self._directories:
+        for directory in self.directories:
             make_directory(directory)
 
     def is_made(self) -> bool:
         """Whether the directories that writing needs are there."""
-        return all(directory.is_dir() for directory in self._directories)
+        return all(directory.is_dir() for directory in self.directories)
 
     @property
-    def _directories(self) -> tuple[Path, ...]:
+    def directories(self) -> tuple[Path, ...]:
+        """Those that writing needs."""
         return (
             *(self.staging, self._blobs, self._indexes, self._manifests, self.stamps.directory),
             self._torch_checkpoints,
@@ -153,6 +154,10 @@ class CacheDir:
     def relative(self, path: Path) -> str:
         """``path`` relative to the cache directory, as in a FileRecord."""
         return path.relative_to(self.root).as_posix()
+
+    def shown(self, path: Path) -> str:
+        """``path`` for people, which a link may have led out of the cache directory."""
+        return self.relative(path) if path.is_relative_to(self.root) else str(path)
 
     def url_blob(self, sha256: str) -> Path:
         """Path of the blob of a URL's or a watch's file."""

@@ -43,7 +43,8 @@ from typing import TYPE_CHECKING, Any
 
 from craftcache.dependencies import Dependency, UnmetDependency
 from craftcache.digests import Digest, Promise, Stamp
-from craftcache.sources import UrlSource, check_filename, is_commit
+from craftcache.errors import InvalidSource
+from craftcache.sources import UrlSource, check_filename, is_commit, parse
 
 from .sealed import CHECKSUM, check_seal, seal
 
@@ -269,7 +270,7 @@ class Manifest:
                 raise ManifestError(f"manifest version {raw['version']!r} is not {VERSION}")
             _check_whole(raw, key)
             return cls(
-                source=_text(raw["source"]),
+                source=_source(raw["source"]),
                 revision=_revision(raw["revision"]),
                 files=tuple(_record(item) for item in raw["files"]),
                 published_at=_time(raw["published_at"]),
@@ -386,7 +387,18 @@ def _revision(value: object) -> str:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ManifestError(f"{value!r} is not a string")
+    value.encode()  # half a surrogate pair could be neither shown nor sent
     return value
+
+
+def _source(value: object) -> str:
+    """The name of a source; it is shown, and read again by whoever removes the model."""
+    source = _text(value)
+    try:
+        _ = parse(source)
+    except InvalidSource as error:
+        raise ManifestError(f"{source!r} names no source") from error
+    return source
 
 
 def _list(value: object) -> list[Any]:
@@ -402,7 +414,7 @@ def _flag(value: object) -> bool:
 
 
 def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise ManifestError(f"{value!r} is not a count")
     return value
 

@@ -104,9 +104,13 @@ def move_away(path: Path, aside: Path) -> Path:
     else:
         return aside
     if stat.S_ISREG(path.lstat().st_mode):
-        shutil.copyfile(path, aside)
-        path.unlink()
-        return aside
+        try:
+            shutil.copyfile(path, aside)
+        except OSError:  # the disk does not give its bytes, or there is no room for them
+            aside.unlink(missing_ok=True)
+        else:
+            path.unlink()
+            return aside
     kept = beside(path)
     os.rename(path, kept)
     return kept

@@ -103,7 +103,11 @@ _LFS_SIZE: Final = re.compile(rb"^size (\d{1,20})\s*$", re.MULTILINE)
 _ANNEX: Final = re.compile(rb"/?(?:\.\./)*(?:\.git/)?/?annex/objects/\S+\s*$")
 _DVC: Final = re.compile(rb"\s*(?:outs:|md5: )[\s\S]*\bmd5: [0-9a-f]{32}")
 _LINK: Final = re.compile(rb"(?:\.\./)+blobs/[0-9a-f]{40,64}\s*$")
-_MARKUP: Final = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body|meta|script)\b", re.IGNORECASE)
+_MARKUP: Final = re.compile(
+    rb"\s*(?:<\?xml\b[^>]*>\s*)?(?:<!--.{0,2000}?-->\s*)*"
+    rb"<(?:!doctype\s+html|html|head|body|meta|script|title)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 _XML: Final = re.compile(rb"\s*<(?:\?xml\b|Error>)")
 _TITLE: Final = re.compile(rb"<title[^>]*>([^<]{1,200})<", re.IGNORECASE)
 _XML_ERROR: Final = re.compile(rb"<(?:Code|Message)>([^<]{1,200})<")

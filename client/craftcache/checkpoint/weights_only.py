@@ -30,7 +30,7 @@ from craftcache.limits import limit_reached
 
 from .descriptor import DescriptorFile
 from .reader import ALLOWED_GLOBALS
-from .recognize import recognize, recognize_damage
+from .recognize import recognize, recognize_damage, recognized
 from .torch_load import load_weights_only
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def load(
 
         return own_loader.load(file, device=torch.device(map_location), source=source)
     reader = io.BufferedReader(DescriptorFile(file))
-    if recognized := recognize(reader):
-        raise recognized.error(source=source)
+    if other := recognize(reader):
+        raise other.error(source=source)
     try:
         return _load(reader, map_location)
     except (MemoryError, OSError, torch.cuda.OutOfMemoryError):
@@ -92,7 +92,24 @@ def load(
     except Exception as error:  # garbage makes torch raise nearly anything
         if reached := limit_reached(error, source):
             raise reached from error
-        raise translate(error, source=source, file=reader) from error
+        told = translate(error, source=source, file=reader)
+        if isinstance(told, NotACheckpoint):
+            told = _readers_reason(file, source) or told
+        raise told from error
+
+
+def _readers_reason(fd: int, source: str | None) -> NotACheckpoint | None:
+    """What our own reader finds wrong with a file, which torch says in words of its own makers."""
+    from .reader import read_index  # of what fails alone
+
+    try:
+        with recognized(fd):
+            read_index(fd)
+    except NotACheckpoint as error:
+        return error if source is None else error.about(source)
+    except (CraftcacheError, MemoryError, OSError):
+        return None
+    return None
 
 
 def _load(file: BinaryIO, map_location: torch.device | str) -> object:

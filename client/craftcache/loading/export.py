@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from craftcache.errors import InvalidSource, UnknownDevice
+from craftcache.errors import InvalidSource, NotACheckpoint, UnknownDevice, UnsafeCheckpoint
 from craftcache.limits import limits_named
 from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
 from craftcache.torch_import import require_torch
@@ -228,7 +228,10 @@ def _index(file: OpenFile, source: str) -> Index | None:
 def _load_by_torch(file: OpenFile, device: torch.device, source: str) -> object:
     from craftcache.checkpoint import weights_only
 
-    return weights_only.load(file.descriptor, map_location=device, source=source)
+    try:
+        return weights_only.load(file.descriptor, map_location=device, source=source)
+    except (NotACheckpoint, UnsafeCheckpoint) as error:
+        raise error.in_file(file.info.filename) from error
 
 
 def _check_present(device: torch.device) -> None:

@@ -42,7 +42,8 @@ _START: Final = (
 _CRASHES: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 )
-"""Signals by which a process ends through its own fault; others come from another process."""
+"""Signals by which a process ends through its own fault, for want of memory or through a fault of
+the disk; others come from another process."""
 
 
 class Inspector:
@@ -107,11 +108,26 @@ class Inspector:
                 end = died
         if self._closed:
             raise Unavailable("inspection has been shut down")
+        if isinstance(end, _Crashed) and await self._is_able():
+            raise NotACheckpoint(f"its inspection crashes: the process {end}")
         raise CraftcacheError(
             f"the process that inspects it {end}",
             hint="The daemon's log and the kernel's may say why; memory may be short",
             retryable=True,
         )
+
+    async def _is_able(self) -> bool:
+        """Whether a process for another file reaches a verdict; else no file is to blame."""
+        control = os.memfd_create("empty", os.MFD_CLOEXEC)
+        try:
+            await self._look(control)
+        except NotACheckpoint:
+            return True
+        except (CraftcacheError, _Died):
+            return False
+        finally:
+            os.close(control)
+        return False
 
     async def _look(self, file: int) -> bytes:
         """What one process finds.
@@ -162,6 +178,10 @@ class _Died(Exception):
     """A process ended without a verdict; says how, after its name."""
 
 
+class _Crashed(_Died):
+    """It ended by what it did itself."""
+
+
 def _kill(child: asyncio.subprocess.Process) -> None:
     """Kill a process, unless it has ended."""
     with contextlib.suppress(ProcessLookupError):
@@ -200,7 +220,7 @@ def _no_verdict(status: int) -> Exception:
     if status == -signal.SIGXCPU:
         return NotACheckpoint("inspecting it takes more computing than any checkpoint needs")
     if -status in _CRASHES:
-        return NotACheckpoint(f"it crashes its inspection ({signal.Signals(-status).name})")
+        return _Crashed(f"was killed by {signal.Signals(-status).name}")
     if status < 0:
         return _Died(f"was killed by signal {-status}")
     return _Died(f"failed with status {status}")

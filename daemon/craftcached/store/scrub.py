@@ -101,7 +101,7 @@ class Scrubber:
                 return "right", None
             quarantined = await self._store.set_aside(record, stamp)
             if quarantined is not None:  # None: another file was put in its place, so hash that
-                shown = self._store.cache.relative(quarantined)
+                shown = self._store.cache.shown(quarantined)
                 log.error("%s does not hold what was verified; it is %s now", record.path, shown)
                 return "wrong", shown
 

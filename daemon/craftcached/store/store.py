@@ -139,6 +139,11 @@ class Store:
         """Whether directories of the cache were removed, or another directory is in its place."""
         return not (_is_lock(self.cache, self._lock_fd) and self.cache.is_made())
 
+    def is_obstructed(self) -> bool:
+        """Whether something may keep the next fetch from writing to the cache."""
+        may_write = (os.access(path, os.W_OK | os.X_OK) for path in self.cache.directories)
+        return self.is_gone() or not all(may_write)
+
     async def check_healable(self) -> None:
         """Check that removed directories can be made anew once something is to be written.
 
@@ -151,13 +156,17 @@ class Store:
 
     def _check_healable(self) -> None:
         root = self.cache.root
-        nearest = next(path for path in (root, *root.parents) if os.path.lexists(path))
-        if nearest == root and root.stat().st_dev != self._device:
+        if root.is_dir() and root.stat().st_dev != self._device:
             raise OSError(errno.ENODEV, "another file system is mounted there now", str(root))
-        if not nearest.is_dir():
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+        for directory in (root, *self.cache.directories):
+            places = (directory, *directory.parents)
+            nearest = next(path for path in places if os.path.lexists(path))
+            if not nearest.is_dir():
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+            if not os.access(nearest, os.W_OK | os.X_OK):
+                is_read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
+                reason = errno.EROFS if is_read_only else errno.EACCES
+                raise OSError(reason, os.strerror(reason), str(nearest))
 
     def _heal(self) -> None:
         root = self.cache.root
@@ -175,7 +184,8 @@ class Store:
         """The current manifest of ``source``: one stat, and a read only if it changed.
 
         A manifest that another user owns counts as none, so its files are fetched and verified
-        anew. A manifest of ours may be writable for others: see trusted, and recheck.
+        anew. A manifest of ours may be writable for others: see trusted, believed
+        and recheck.
         """
         return self._manifest(source)[0]
 
@@ -260,15 +270,23 @@ class Store:
         names = tuple(filenames)
         if (manifest := self.intact(source, names)) is not None:
             return manifest
-        manifest, is_ours = self._manifest(source)
-        if manifest is None:
-            return None
-        if not is_ours and not await self._take_over(manifest_key(source), manifest):
-            return None
-        for record in manifest.select(source, names) or ():
+        manifest = await self.believed(source)
+        for record in (manifest.select(source, names) if manifest else None) or ():
             if not await self.verify(record):
-                log.warning("%s: %s is not what was verified", manifest.source, record.path)
+                log.warning("%s: %s is not what was verified", source.shown, record.path)
         return self.intact(source, names)
+
+    async def believed(self, source: RemoteSource) -> Manifest | None:
+        """The manifest of ``source`` as something that more may be built on.
+
+        One that others may write to is that once all that it names has been hashed, and it has been
+        written anew; None where it cannot be.
+        """
+        manifest, is_ours = self._manifest(source)
+        if manifest is None or is_ours:
+            return manifest
+        is_right = await self._take_over(manifest_key(source), manifest)
+        return self.trusted(source) if is_right else None
 
     async def recheck_all(self) -> None:
         """Recheck all published models now, so that later loads do not wait for hashing."""
@@ -293,7 +311,7 @@ class Store:
         quarantined = await self.set_aside(record, stamp)
         if quarantined is None:  # another file was put in its place meanwhile
             return
-        shown = self.cache.relative(quarantined)
+        shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
         if self._events is not None:
             self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)

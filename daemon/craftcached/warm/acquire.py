@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from craftcache.cache.publish import Verified
 from craftcache.checkpoint.filenames import is_checkpoint
 from craftcache.digests import HashedFile
-from craftcache.errors import CraftcacheError
+from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 from craftcache.sources import HubSource
 from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
@@ -327,6 +327,8 @@ class FileAcquirer:
             if is_checkpoint(filename) and not await self._store.has_index(sha256, size):
                 async with self._inspections.join(sha256, work, progress.relay(filename)):
                     pass
+        except (NotACheckpoint, UnsafeCheckpoint) as error:
+            raise error.about(progress.source.shown).in_file(filename) from error
         except CraftcacheError as error:  # shared with other requests, so each raises a copy
             raise error.about(progress.source.shown) from error
 

@@ -260,7 +260,7 @@ class Warmer:
 
     async def _warm(self, wanted: Wanted, progress: SourceProgress) -> Warmed:
         """The pipeline: describe, admit, acquire and verify, publish."""
-        known = self._store.manifest(wanted.source)
+        known = await self._store.believed(wanted.source)
         # What is here only as a dependency is handed to no worker, and so need not be inspected
         # until somebody asks for it by name.
         inspected = not wanted.as_need or (known is not None and not known.needed_only)

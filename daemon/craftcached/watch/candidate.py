@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from craftcache.cache.durable import make_directory
+from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 
 from .copying import copy_pair
 from .gate import ask_gate
@@ -137,8 +138,11 @@ class CandidateMaker:
             stop.set()  # a thread cannot be cancelled, and it must not write on
             await asyncio.gather(copying, return_exceptions=True)
             raise
-        for file in copied.values():
-            await self._inspect(rule, file)
+        for name, file in copied.items():
+            try:
+                await self._inspect(rule, file)
+            except (NotACheckpoint, UnsafeCheckpoint) as error:
+                raise error.in_file(name) from error
         if rule.gate is not None:
             await _pass_gate(rule.gate, directory, rule.name, copied)
         return Candidate({name: await self._known(file) for name, file in copied.items()})

@@ -75,7 +75,7 @@ class Generations:
         Raises:
             NotFound: It is not there any more, or never was.
         """
-        manifest = self._manifest(number)
+        manifest = await self._store.believed(WatchSource(self._name, number))
         if manifest is None:
             there = ", ".join(map(str, self.numbers)) or "none"
             raise NotFound(

@@ -226,7 +226,25 @@ def _beside(directory: int, marker: str | None) -> tuple[Pair, str]:
                 beside.append((entry.name, seen))
             else:
                 rest.update(f"{entry.name}\0{seen}\0".encode("utf-8", "surrogateescape"))
+            if entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                beside += _arriving_in(directory, entry.name)
     return tuple(beside), rest.hexdigest()
+
+
+def _arriving_in(directory: int, name: str) -> list[tuple[str, str]]:
+    """What a hidden directory holds of the pair, as rsync's --partial-dir and --delay-updates."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        inner = os.open(name, flags, dir_fd=directory)
+    except OSError:  # gone, or not ours to read
+        return []
+    try:
+        found = ((filename, _stat(inner, filename)) for filename in FILENAMES.values())
+        return [(f"{name}/{filename}", stamp(seen)) for filename, seen in found if seen is not None]
+    except OSError:
+        return []
+    finally:
+        os.close(inner)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -279,6 +279,8 @@ class Watcher:
         """Refuse the files: for good if they are at fault, else until the next try."""
         reason = error.message if isinstance(error, CraftcacheError) else str(error)
         is_theirs = isinstance(error, NotACheckpoint | UnsafeCheckpoint)
+        if isinstance(error, CraftcacheError) and error.hint and is_theirs:
+            reason = f"{reason}. {error.hint}"
         retry_at = None if is_theirs else time.monotonic() + RETRY_SECONDS
         log.warning("watch %s: no generation: %s", self.rule.name, reason)
         self._become(self._situation.refused(reason, retry_at))

@@ -53,7 +53,7 @@ NEEDS = st.builds(
 
 MANIFESTS = st.builds(
     Manifest,
-    source=st.text(),
+    source=st.sampled_from(["t5-base", "org/name@v1", "https://host/x.th", "watch:run@3"]),
     revision=st.text("0123456789abcdef", min_size=40, max_size=40),
     files=st.lists(RECORDS, max_size=3).map(tuple),
     published_at=MOMENTS,
@@ -281,6 +281,28 @@ def test_the_manifest_of_one_source_is_not_taken_for_that_of_another() -> None:
     assert Manifest.parse(data, "d" * 64) == Manifest.parse(data)
     with pytest.raises(ManifestError, match="another source"):
         Manifest.parse(data, "e" * 64)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("manifest", "source", "a\0b/c"),
+        ("manifest", "source", "org/\ud800"),
+        ("manifest", "source", "ftp://host/x"),
+        ("manifest", "source", ""),
+        ("file", "origin", "\ud800"),
+        ("file", "size", 2**63),
+        ("file", "inode", 10**30),
+    ],
+)
+def test_what_could_be_neither_shown_nor_sent_is_refused_whatever_the_checksum(
+    part: str, field: str, value: object
+) -> None:
+    fields: dict[str, Any] = json.loads(manifest(record("a")).dump("d" * 64))
+    (fields if part == "manifest" else fields["files"][0])[field] = value
+    del fields["checksum"]
+    with pytest.raises(ManifestError):
+        Manifest.parse(seal(fields), "d" * 64)
 
 
 @pytest.mark.parametrize("sha256", ["a" * 64, "b" * 64])

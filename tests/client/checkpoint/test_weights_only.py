@@ -110,7 +110,7 @@ def test_the_environment_cannot_turn_the_rules_off(
         (b"<html></html>", "it is an HTML page"),
         (bytes(1000), "it is 1000 bytes of which the first 1000 are zero"),
         (saved([torch.ones(9)])[:-40], "it is a truncated zip archive"),
-        (b"\x80\x02.", r"it is a pickle that torch\.save did not write \(torch .*IndexError"),
+        (b"\x80\x02.", r"it is a pickle that torch\.save did not write \(its pickle is damaged"),
     ],
     ids=["empty", "zip", "html", "zeros", "truncated", "pickle"],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,11 +16,13 @@ from craftcache.cache.manifest import Watched, manifest_key
 from craftcache.cache.publish import Verified
 from craftcache.cache.stamps import FileStamp, Stamps
 from craftcache.digests import Digest, Promise, hash_stamped
+from craftcache.errors import NotFound
 from craftcache.sources import HubSource, UrlSource, WatchSource
 from craftcached.events import Events
 from craftcached.store.opener import BlobOpener
 from craftcached.store.scrub import Scrubber
 from craftcached.store.store import Store
+from craftcached.watch.generations import Generations
 from tests.support.clients import as_root
 from tests.support.indexes import index_without_tensors
 
@@ -203,6 +207,26 @@ async def test_a_manifest_that_others_may_write_to_is_not_served_before_it_is_ha
     assert is_served(store, OTHER)
     assert await store.recheck(ONE, [NAME]) == one
     assert only(other).sha256 != only(one).sha256
+
+
+async def test_a_generation_that_others_may_have_written_is_hashed_before_it_is_served(
+    store: Store,
+) -> None:
+    manifest = await publish(store, RUN)
+    index = store.cache.index_path(only(manifest).sha256)
+    forged = index.read_bytes() + b" "
+    index.write_bytes(forged)
+    record = replace(only(manifest), index_sha256=hashlib.sha256(forged).hexdigest())
+    store.cache.write_manifest(RUN, replace(manifest, files=(record,)))
+    open_to_group(store.cache.manifest_path(manifest_key(RUN)))
+    served = await Generations(store, "run", [1]).serve(1)
+    assert only(served).index_sha256 is None
+    path = store.cache.path(record)
+    path.chmod(0o644)
+    path.write_bytes(OTHERS)
+    open_to_group(store.cache.manifest_path(manifest_key(RUN)))
+    with pytest.raises(NotFound):
+        await Generations(store, "run", [1]).serve(1)
 
 
 @as_root

@@ -44,6 +44,23 @@ def test_any_write_changes_the_stamp_even_where_size_and_mtime_are_put_back(
     assert after != before
 
 
+@pytest.mark.parametrize("hidden", [".~tmp~", ".rsync-partial"])
+def test_a_file_on_its_way_in_a_directory_of_rsync_s_is_seen_to_grow(
+    tmp_path: Path, hidden: str
+) -> None:
+    write_pair(tmp_path, 1)
+    target = Target.of(str(tmp_path))
+    (tmp_path / hidden).mkdir()
+    before = look(target)
+    looks = [before]
+    for content in ("a", "ab"):
+        (tmp_path / hidden / "state_dict.bin").write_text(content)
+        looks.append(look(target))
+    assert len({each.beside for each in looks}) == 3
+    assert [each.awaits_more for each in looks] == [False, True, True]
+    assert {each.essence for each in looks} == {before.essence}
+
+
 @pytest.mark.parametrize(
     ("name", "awaits_more"),
     [
