@@ -5,12 +5,15 @@ A library leaves its process as it is; a program of ours may not rely on who sta
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import signal
 import sys
 import threading
+from typing import NoReturn
 
-__all__ = ["put_right"]
+__all__ = ["put_right", "unwind_on_sigterm"]
 
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 """Names and modes of the standard streams, by their descriptors."""
@@ -49,6 +52,35 @@ def put_right() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN):
         signal.signal(signal.SIGTERM, _end if os.getpid() == 1 else signal.SIG_DFL)
+
+
+def unwind_on_sigterm() -> None:
+    """Let SIGTERM end this process as an interrupt does: what is half done is taken away first.
+
+    Its exit status is that of a process which the signal ended. A second one ends it at once. Call
+    it after ``put_right``, before anything else registers what is to be done at the end.
+    """
+    if threading.current_thread() is threading.main_thread():
+        atexit.register(_end_as_signalled)  # the last thing that is done
+        signal.signal(signal.SIGTERM, _unwind)
+
+
+_received: list[int] = []
+"""The signal that ends this process, once there is one."""
+
+
+def _unwind(number: int, _frame: object) -> NoReturn:
+    _received.append(number)
+    signal.signal(number, _end if os.getpid() == 1 else signal.SIG_DFL)
+    sys.exit(_KILLED_BY + number)
+
+
+def _end_as_signalled() -> None:
+    for number in _received:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os.kill(os.getpid(), number)
 
 
 def _end(number: int, _frame: object) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import resource
+import threading
 from typing import TYPE_CHECKING
 
 from .errors import ResourceLimit
@@ -20,6 +22,9 @@ __all__ = ["limit_reached", "limits_named", "no_descriptors_left"]
 
 _TORCHS_WORDS = ("can't allocate memory", "not enough memory")
 """How torch's allocator for the CPU says it, in a RuntimeError."""
+
+DEFAULT_STACK_BYTES = 8 << 20
+"""Of a thread where nothing limits it, as on Linux."""
 
 _NO_THREAD = "can't start new thread"
 """How Python says it, in a RuntimeError."""
@@ -58,6 +63,10 @@ def limit_reached(error: BaseException, source: str | None = None) -> ResourceLi
         )
     if isinstance(error, MemoryError) or number == errno.ENOMEM or _has_any(text, _TORCHS_WORDS):
         return _no_memory_left(source)
+    if _NO_THREAD in text and _soft(resource.RLIMIT_AS) != "unlimited" and not _has_stack():
+        return _no_memory_left(source)
+    if number == errno.EFBIG:
+        return _file_too_long(source)
     if _NO_THREAD in text:
         return ResourceLimit(
             f"this user may start no more threads (RLIMIT_NPROC is {_soft(resource.RLIMIT_NPROC)})",
@@ -90,6 +99,32 @@ def _no_memory_left(source: str | None) -> ResourceLimit:
         source=source,
         hint="A mapped file counts in full; raise it: ulimit -v, LimitAS= in a unit",
     )
+
+
+def _file_too_long(source: str | None) -> ResourceLimit:
+    limit = _soft(resource.RLIMIT_FSIZE)
+    if limit == "unlimited":
+        return ResourceLimit(
+            "the file system takes no file so long",
+            source=source,
+            hint="Put the cache directory on another one",
+        )
+    return ResourceLimit(
+        f"this process may not write so long a file (RLIMIT_FSIZE is {limit} bytes)",
+        source=source,
+        hint="Raise it: ulimit -f, LimitFSIZE= in a unit",
+    )
+
+
+def _has_stack() -> bool:
+    """Whether there is address space for one more thread's stack, which a thread begins with."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    length = DEFAULT_STACK_BYTES if limit == resource.RLIM_INFINITY else limit
+    try:
+        mmap.mmap(-1, threading.stack_size() or length).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _has_any(text: str, words: tuple[str, ...]) -> bool:

@@ -90,6 +90,44 @@ def test_one_signal_ends_a_command(
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.usefixtures("export_repo")
+def test_a_command_that_fetches_by_itself_leaves_nothing_half_done(
+    base: Path, threaded_hub: TestHub, stalled: Gate, command: str, number: signal.Signals
+) -> None:
+    cache = base / "cache"
+    environment = {
+        "HF_ENDPOINT": threaded_hub.endpoint,
+        "CRAFTCACHE_SOCKET_DIR": str(base / "run"),
+        "CRAFTCACHE_CACHE_DIR": str(cache),
+    }
+    with program(*COMMANDS[command], **environment) as child:
+        stalled.reached.wait_blocking()
+        child.send_signal(number)
+        child.communicate(timeout=SECONDS)
+    assert child.returncode == ENDED[number]
+    assert not [path for path in cache.rglob("*.tmp") if path.is_file()]
+
+
+def test_what_follow_runs_ends_with_it(base: Path) -> None:
+    """Nobody else would end it, nor learn how it ended."""
+    config = base / "config.toml"
+    config.write_text(f'[[watches]]\ndirectory = "{EXPORT}"\nname = "run"\nsettle = 0.05\n')
+    waits = ("sh", "-c", "echo begun; exec sleep 1000")
+    with (
+        DaemonProcess(base, "--config", str(config)) as daemon,
+        program(
+            *("-m", "craftcache.cli", "follow", "run", "--", *waits), **places(daemon)
+        ) as child,
+    ):
+        assert child.stdout is not None
+        assert "begun" in iter(lambda: child.stdout.readline().strip(), "")  # type: ignore[union-attr]
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=SECONDS)  # until nobody holds its streams any more
+    assert child.returncode == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("method", ["warm", "load"])
 def test_one_interrupt_ends_a_program_that_waits_for_several(
     daemon: DaemonProcess, stalled: Gate, method: str

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.daemons import DaemonProcess
+    from tests.support.hub import TestHub
 
 WORKER = """
-import json, os, resource, sys, warnings
+import contextlib, json, os, resource, sys, warnings
 warnings.simplefilter("ignore")
 import torch
 import craftcache
@@ -90,6 +91,49 @@ def test_too_few_open_files_for_a_local_file(daemon: DaemonProcess, tmp_path: Pa
     assert said[0][:2] == ["ResourceLimit", source]
     assert "RLIMIT_NOFILE is " in said[0][2]
     assert said[-1] == ["local"]
+
+
+LITTLE_ROOM_FOR_STACKS = """
+import threading
+with contextlib.suppress(craftcache.NotFound):
+    client.load("org/absent")  # all modules are there then
+threading.stack_size(int(limit))
+""" + LITTLE_MEMORY.replace("int(limit)", "int(limit) // 2")
+
+SHORT_FILES = """
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+print(json.dumps(attempt()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "limit", "named"),
+    [(LITTLE_ROOM_FOR_STACKS, LARGE, "RLIMIT_AS is "), (SHORT_FILES, 64, "RLIMIT_FSIZE is 64 ")],
+    ids=["stacks", "files"],
+)
+@pytest.mark.usefixtures("export_repo")
+def test_a_fetch_of_its_own_names_the_limit(
+    base: Path,
+    threaded_hub: TestHub,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: str,
+    limit: int,
+    named: str,
+) -> None:
+    """A thread that lacks address space for its stack is not one too many."""
+    monkeypatch.setenv("HF_ENDPOINT", threaded_hub.endpoint)
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-c", WORKER + steps, "org/model"),
+            *(str(base / "run"), str(base / "cache"), str(limit)),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code, source, message = json.loads(finished.stdout)
+    assert (code, source) == ("ResourceLimit", "org/model")
+    assert named in message
 
 
 @pytest.mark.parametrize("legacy", [False, True])

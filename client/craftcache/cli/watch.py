@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["watch", "follow"]
 
+END_SECONDS = 3.0
+"""How long the command that ``follow`` runs may take to end where ``follow`` itself is ended."""
+
 
 @click.group()
 def watch() -> None:
@@ -182,9 +185,24 @@ def _run(command: tuple[str, ...], generation: Generation) -> int:
         "CRAFTCACHE_GENERATION": str(generation.number),
     }
     try:
-        return subprocess.run(command, env=os.environ | environment, check=False).returncode  # noqa: S603  # what this command is for
+        child = subprocess.Popen(command, env=os.environ | environment)  # noqa: S603  # what this command is for
     except OSError as error:
         raise click.UsageError(f"{command[0]}: {error.strerror}") from error
+    try:
+        return child.wait()
+    except BaseException:
+        _end(child)
+        raise
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End what was started, as this command ends itself: it would go on with nobody to tell."""
+    child.terminate()
+    try:
+        child.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _print_watch(watch: WatchReport, *, as_json: bool) -> None:

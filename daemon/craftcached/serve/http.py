@@ -20,9 +20,9 @@ from craftcache.sources import parse
 from craftcache.wire import Warm, WarmOptions
 
 from .bodies import body_fields
+from .http_connections import HttpConnections
 from .ndjson import NdjsonStream
 from .peers import Administrators, peer_of
-from .sockets import BACKLOG
 from .watch_routes import WatchRoutes
 
 if TYPE_CHECKING:
@@ -83,7 +83,10 @@ class AdminServer:
     ) -> None:
         self._service = service
         self._administrators = administrators
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[_problems])
+        self._connections = HttpConnections()
+        app = web.Application(
+            client_max_size=MAX_BODY, middlewares=[self._connections.middleware, _problems]
+        )
         app.router.add_get("/v1/health", self._health)
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/v1/models", self._models)
@@ -105,23 +108,26 @@ class AdminServer:
             handler_cancellation=True,  # a client that disconnects cancels its request
             shutdown_timeout=drain_seconds / 2,
         )
-        self._site: web.SockSite
 
     async def start(self, listener: socket) -> None:
         """Serve on ``listener``, which stays the caller's to unlink."""
         await self._runner.setup()
-        self._site = web.SockSite(self._runner, listener, backlog=BACKLOG)
-        await self._site.start()
+        await self._accept(listener)
 
     async def listen_on(self, listener: socket) -> None:
         """Accept on another socket from now on; running requests go on."""
-        await self._site.stop()
-        self._site = web.SockSite(self._runner, listener, backlog=BACKLOG)
-        await self._site.start()
+        self._connections.stop()
+        await self._accept(listener)
+
+    async def _accept(self, listener: socket) -> None:
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("serving begins with setup")
+        await self._connections.accept(listener, server)
 
     async def close(self) -> None:
         """Stop accepting, let running requests finish, close the rest."""
-        await self._site.stop()
+        self._connections.stop()
         await asyncio.sleep(FIRST_REQUEST_SECONDS)
         await self._runner.cleanup()
 
