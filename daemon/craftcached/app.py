@@ -22,7 +22,7 @@ from .eviction.evictor import Evictor
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
 from .eviction.pins import Pins
-from .fetch import Engine, EngineSettings, SecondAttempt
+from .fetch import Engine, EngineSettings, Mirrors, SecondAttempt
 from .inspect import Inspector
 from .residency.residency import Residency
 from .serve.handler import CountedHandler
@@ -91,6 +91,9 @@ class Daemon:
         self._monitor: DirectoryMonitor
         self._events = Events()
         self._counts = Counts()
+        self._mirrors = Mirrors(
+            settings.mirrors, hub_endpoint=settings.hub_endpoint, tell=self._events.tell
+        )
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
@@ -140,19 +143,24 @@ class Daemon:
                     max_connections=settings.max_connections,
                     max_connections_per_host=settings.max_connections_per_host,
                     bandwidth=settings.max_bytes_per_second or None,
+                    uplink=settings.max_uplink_bytes_per_second or None,
                 ),
                 check_url=self._policy.check_url,
                 may_be_private=self._policy.may_be_private,
                 xet=self._xet,
+                mirrors=self._mirrors,
             )
         )
         hub = Hub(
-            endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
+            endpoint=settings.hub_endpoint,
+            token=settings.hub_token,
+            timeout=settings.hub_timeout,
+            mirrors=self._mirrors,
         )
         life.callback(hub.close)
         obtainer = FileAcquirer(
             store=store,
-            fetcher=CountedFetcher(SecondAttempt(engine), self._counts),
+            fetcher=CountedFetcher(SecondAttempt(engine, self._mirrors), self._counts),
             inspector=inspector,
         )
         self._warmer = Warmer(
@@ -233,7 +241,7 @@ class Daemon:
         admin = AdminServer(
             service,
             self._administrators,
-            MetricsRoute(service, workers.statistics, self._counts),
+            MetricsRoute(service, workers.statistics, self._counts, self._mirrors.statistics),
             drain_seconds=settings.drain_seconds,
         )
 

@@ -31,6 +31,8 @@ from craftcache.network.token import find_token, read_token
 from craftcache.origins.hub import DEFAULT_ENDPOINT, hub_endpoint
 from craftcache.watch_rule import WatchRule
 
+from .mirror_rule import MirrorRule
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -116,6 +118,14 @@ class Settings:
         metadata=_about("The Hub's address.", shown=f"HF_ENDPOINT, or {DEFAULT_ENDPOINT}"),
     )
     hub_token: str | None = field(default=None, repr=False)
+    mirrors: tuple[MirrorRule, ...] = field(
+        default=(),
+        metadata=_about(
+            "Mirror that is asked before the origin that it stands for, like "
+            "'hub=https://mirror.example'; the configuration file can say more of each.",
+            option="--mirror",
+        ),
+    )
     hub_timeout: float = field(
         default=10.0,
         metadata=_about(
@@ -146,6 +156,13 @@ class Settings:
     )
     max_bytes_per_second: int = field(
         default=0, metadata=_about("Bytes of all downloads together; 0 is no limit.")
+    )
+    max_uplink_bytes_per_second: int = field(
+        default=0,
+        metadata=_about(
+            "Bytes of all downloads together from origins that have a mirror, for the time that "
+            "it does not serve them; 0 is no limit."
+        ),
     )
     max_bytes: int = field(
         default=0,
@@ -320,6 +337,8 @@ def _from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {name: value for name, value in arguments.items() if value is not None}
     if (watches := chosen.get("watches")) is not None:
         chosen["watches"] = _watches(list(watches), SETTINGS["watches"].option)
+    if (mirrors := chosen.get("mirrors")) is not None:
+        chosen["mirrors"] = _mirrors(list(mirrors), SETTINGS["mirrors"].option)
     return chosen
 
 
@@ -327,7 +346,7 @@ def _parsed(name: str, text: str) -> object:
     """``text`` as the configuration file would have given it; unchanged where it does not fit."""
     try:
         match SETTINGS[name].kind:
-            case "tuple[str, ...]" | "tuple[WatchRule, ...]":
+            case kind if kind.startswith("tuple"):
                 return [item.strip() for item in text.split(",") if item.strip()]
             case "int":
                 return int(text, 8 if SETTINGS[name].is_octal else 10)
@@ -353,12 +372,17 @@ def _typed(name: str, value: object, where: str) -> object:
             return tuple(value)
         case "tuple[WatchRule, ...]", list() if all(isinstance(item, str | dict) for item in value):
             return _watches(value, where)
+        case "tuple[MirrorRule, ...]", list() if all(
+            isinstance(item, str | dict) for item in value
+        ):
+            return _mirrors(value, where)
     wanted = {
         "Path": "a path",
         "str": "a string",
         "int": "a whole number",
         "float": "a number",
         "tuple[WatchRule, ...]": "a list of paths or tables",
+        "tuple[MirrorRule, ...]": "a list of tables",
     }
     raise ConfigError(
         f"{where} must be {wanted.get(kind, 'a list of strings')}, not {value!r}",
@@ -385,6 +409,13 @@ def _watches(items: list[str | dict[str, Any]], where: str) -> tuple[WatchRule, 
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{where} has two of the name {twice}", hint="Give each a name")
     return tuple(rules)
+
+
+def _mirrors(items: list[str | dict[str, Any]], where: str) -> tuple[MirrorRule, ...]:
+    try:
+        return tuple(MirrorRule.parse(item) for item in items)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
 
 
 def _new_socket_dir(environment: Mapping[str, str]) -> Path:

@@ -12,13 +12,16 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from .mirror_metrics import mirror_metrics
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
     from craftcache.wire import DaemonStatus
     from craftcached.counts import Counts
+    from craftcached.fetch import MirrorStatistics
     from craftcached.service import Service
 
     from .worker import WorkerStatistics
@@ -36,14 +39,20 @@ class MetricsRoute:
         service: The daemon's service.
         workers: Returns the statistics of the worker socket.
         counts: The daemon's counters; HTTP responses are counted in them too.
+        mirrors: Returns the statistics of the mirrors.
     """
 
     def __init__(
-        self, service: Service, workers: Callable[[], WorkerStatistics], counts: Counts
+        self,
+        service: Service,
+        workers: Callable[[], WorkerStatistics],
+        counts: Counts,
+        mirrors: Callable[[], Sequence[MirrorStatistics]],
     ) -> None:
         self._service = service
         self._workers = workers
         self._counts = counts
+        self._mirrors = mirrors
 
     def add_to(self, app: web.Application) -> None:
         """Add the route, and count the responses of all."""
@@ -56,6 +65,7 @@ class MetricsRoute:
             sum(warm.failure is not None for warm in self._service.queued()),
             self._workers(),
             _copied(self._counts),
+            self._mirrors(),
         )
         body = await asyncio.to_thread(_encode, snapshot)  # it reads of the process in /proc
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -91,17 +101,20 @@ class _Snapshot(Collector):
         failing: Queued warms that have failed at least once and are tried again.
         workers: Statistics of the worker socket.
         counts: A copy of the counters, which count from the daemon's start.
+        mirrors: Statistics of the mirrors.
     """
 
     status: DaemonStatus
     failing: int
     workers: WorkerStatistics
     counts: Counts
+    mirrors: Sequence[MirrorStatistics]
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
         yield from self._gauges()
         yield from self._counters()
+        yield from mirror_metrics(self.mirrors)
 
     def _gauges(self) -> Iterator[Metric]:
         status, workers = self.status, self.workers

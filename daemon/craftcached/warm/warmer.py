@@ -302,7 +302,7 @@ class Warmer:
                     source,
                     files.commit,
                     files.files,
-                    self._origins.of(source).shown(files.commit),
+                    files.mirror or self._origins.of(source).shown(files.commit),
                     is_named=files.is_named,
                     as_need=as_need,
                 )
