@@ -16,6 +16,7 @@ from craftcache.digests import Digest, Promise
 from craftcache.errors import IntegrityError, NotFound, Unavailable
 from craftcached.fetch import Fetched, Mirrors, Priority, RemoteFile, SecondAttempt
 from craftcached.mirror_rule import MirrorRule
+from tests.client.network.servers import TlsFront, make_certificate
 from tests.support.fetching import QUICK, cdn_file, hub_file, rig_at, sha256_of
 from tests.support.hub import (
     CloseEarly,
@@ -184,6 +185,32 @@ async def test_a_mirror_that_serves_nothing_costs_no_failure(
     assert fleet.origin_copies <= 1.3
     [statistics] = fleet.mirrors.statistics()
     assert statistics.failures.total() >= 1
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_mirror_may_have_certificates_of_its_own(
+    tmp_path: Path, hub: TestHub, mirror: TestHub, is_known: bool
+) -> None:
+    certificate = make_certificate(tmp_path / "its")
+    other = make_certificate(tmp_path / "other")
+    with TlsFront(certificate.context, int(mirror.cdn.rpartition(":")[2])) as front:
+        ca = certificate.path if is_known else other.path
+        rules = rule(mirror, url=f"https://127.0.0.1:{front.port}", insecure=False, ca=str(ca))
+        async with fleet_with(tmp_path, rules, hub=hub, mirror=mirror) as fleet:
+            file = hub_file(hub, CONTENT)
+            fleet.serve(file)
+            fetched = await fleet.fetch(file)
+    assert sha256_of(fetched.path) == CONTENT.sha256
+    assert mirror.bytes_sent(origin="cdn") == (COPY if is_known else 0)
+
+
+async def test_certificates_that_cannot_be_read_are_said_at_the_start(
+    tmp_path: Path, hub: TestHub, mirror: TestHub
+) -> None:
+    rules = rule(mirror, ca=str(tmp_path / "absent.pem"))
+    with pytest.raises(Unavailable, match=r"absent\.pem of mirror 127\.0\.0\.1"):
+        async with fleet_with(tmp_path, rules, hub=hub, mirror=mirror):
+            pass
 
 
 async def test_one_that_has_no_ranges_sends_the_file_in_one_answer(fleet: Fleet) -> None:
