@@ -185,7 +185,10 @@ class Hub:
         try:
             answer = await questions(site)
         except Unavailable as error:
-            self._mirrors.failed(mirror, "unavailable", error.message, began)
+            if error.retryable:
+                self._mirrors.failed(mirror, "unavailable", error.message, began)
+            else:  # it answers, though not as the Hub does: bytes it may have all the same
+                mirror.circuit.left()
             raise
         except BaseException:
             mirror.circuit.left()
