@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.support.api import Api
+from tests.support.fleet import node_at
 from tests.support.hub import Drip, Generated, ResetConnection, Valve
 from tests.support.nginx_mirror import EXAMPLES, SLICE_BYTES, NginxMirror, needs_nginx
 from tests.support.tools import needs
@@ -261,11 +262,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_mirror_whose_disk_is_full_fails_no_warm(
     hub: TestHub, base: Path, tiny_disk: Path
 ) -> None:
-    from .conftest import node_at
-
     content = put(hub, "org/full", 8)
     copies = Copies(hub, content)
-    with NginxMirror(hub, files=tiny_disk) as mirror, node_at(base, hub, mirror) as node:
+    with NginxMirror(hub, files=tiny_disk) as mirror, node_at(base, hub, mirror.url) as node:
         assert warm(node, "org/full").status_code == 200
         assert right(node, content)
     assert copies.value <= 2.0

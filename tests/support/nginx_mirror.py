@@ -66,6 +66,7 @@ class NginxMirror:
         passes_tokens: Whether tokens are passed on to the Hub.
         files: Directory of the cached files; None puts it beside the others.
         max_size: As nginx writes it.
+        slice_bytes: Bytes that it fetches and keeps as one.
     """
 
     def __init__(
@@ -75,10 +76,12 @@ class NginxMirror:
         passes_tokens: bool = False,
         files: Path | None = None,
         max_size: str = "1g",
+        slice_bytes: int = SLICE_BYTES,
     ) -> None:
         self._hub = hub
         self._passes_tokens = passes_tokens
         self._max_size = max_size
+        self._slice_bytes = slice_bytes
         self._temporary = tempfile.TemporaryDirectory(prefix="ccm-")
         self.directory = Path(self._temporary.name)
         self.rights = self.directory / "rights"
@@ -106,7 +109,7 @@ class NginxMirror:
         (self.directory / "nginx-mirror-site.conf").write_text(
             SITE.format(
                 rights=self.rights,
-                slice_bytes=SLICE_BYTES,
+                slice_bytes=self._slice_bytes,
                 max_size=self._max_size,
                 hub=self._hub.endpoint,
                 own_socket=self._own_socket,
