@@ -214,6 +214,7 @@ class Service:
             source.shown,
             manifest.revision,
             tuple(OpenFile(info, blob, index) for info, blob, index in files),
+            map=self._settings.map,
         )
 
     async def _resolve(self, request: Resolve, report: Callable[[Progress], None]) -> Resolved:

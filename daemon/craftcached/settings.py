@@ -27,6 +27,7 @@ from craftcache.config import (
     read_config,
 )
 from craftcache.errors import InvalidSource
+from craftcache.file_maps import MAP_CHOICES, MapChoice
 from craftcache.network.token import find_token, read_token
 from craftcache.origins.hub import DEFAULT_ENDPOINT, hub_endpoint
 from craftcache.watch_rule import WatchRule
@@ -176,6 +177,13 @@ class Settings:
         metadata=_about(
             "A read-only mount of the cache directory, below which files are opened for workers, "
             "so that root in a container cannot write to them."
+        ),
+    )
+    map: MapChoice = field(
+        default="auto",
+        metadata=_about(
+            "Whether workers map cached files: always, never, or auto, that is not on network and "
+            "FUSE file systems, where they are read."
         ),
     )
     max_clients_per_uid: int = field(
@@ -364,6 +372,8 @@ def _typed(name: str, value: object, where: str) -> object:
             return in_home(value) if kind == "Path" else value
         case "str", int() if name == "user" and not isinstance(value, bool):
             return str(value)  # a uid, where there is no name for it
+        case "MapChoice", str() if value in MAP_CHOICES:
+            return value
         case "int", int() if not isinstance(value, bool):
             return _large_enough(name, value, where)
         case "float", int() | float() if not isinstance(value, bool):
@@ -381,6 +391,7 @@ def _typed(name: str, value: object, where: str) -> object:
         "str": "a string",
         "int": "a whole number",
         "float": "a number",
+        "MapChoice": f"one of {', '.join(MAP_CHOICES)}",
         "tuple[WatchRule, ...]": "a list of paths or tables",
         "tuple[MirrorRule, ...]": "a list of tables",
     }
