@@ -77,7 +77,9 @@ def measure(
         hub.repo("org/model").commit({NAME: content})
         mirror = stack.enter_context(NginxMirror(hub, slice_bytes=8 * MIB)) if mirrored else None
         made = [
-            node_at(directory / str(number), hub, mirror and mirror.url, slice_bytes=8 * MIB)
+            node_at(
+                directory / str(number), hub, mirror.url if mirror else None, slice_bytes=8 * MIB
+            )
             for number in range(nodes)
         ]
         for node in made:

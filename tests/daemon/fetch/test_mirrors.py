@@ -437,3 +437,27 @@ class TestOfUrls:
             for number, path in enumerate(("/exports", "/exports2/w.bin", "/w.bin")):
                 await fleet.fetch(cdn_file(hub, CONTENT, path, key=f"k{number}"))
         assert mirror.requests == []
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_a_small_file_is_asked_for_by_the_hubs_path_and_a_token_only_with_trust(
+    tmp_path: Path, hub: TestHub, mirror: TestHub, trusted: bool
+) -> None:
+    content = Data(b'{"model_type": "t5"}')
+    for each in (hub, mirror):
+        each.grant("hf_secret", "org/gated")
+        each.repo("org/gated", gated=True).commit({"config.json": content})
+    file = RemoteFile(
+        "org/gated",
+        hub.resolve_url("org/gated", "config.json"),
+        Promise(content.size, Digest("git-sha1", content.git_sha1)),
+        "k",
+        {"Authorization": "Bearer hf_secret"},
+    )
+    rules = rule(mirror, url=mirror.endpoint, forward_token=trusted)
+    async with fleet_with(tmp_path, rules, hub=hub, mirror=mirror) as fleet:
+        fetched = await fleet.fetch(file)
+    assert sha256_of(fetched.path) == content.sha256
+    [asked] = mirror.requests
+    assert asked.authorization == ("Bearer hf_secret" if trusted else None)
+    assert hub.count("GET") == (0 if trusted else 1)
