@@ -273,7 +273,7 @@ def test_a_token_in_the_environment_is_read_as_it_was_meant(
 
 ASK_AS_NOBODY = """
 import os
-import huggingface_hub.constants
+from huggingface_hub import get_token  # imported while this user may read the libraries
 from craftcache.network.token import find_token
 os.setgroups([])
 os.setuid(65534)
