@@ -33,6 +33,7 @@ from .serve.sockets import Door, bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
 from .store.opener import BlobOpener
+from .store.owner import OwnerCache
 from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
@@ -130,11 +131,14 @@ class Daemon:
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
         settings = self._settings
-        cache = CacheDir(settings.cache_dir)
-        with _naming("cache_dir", settings.cache_dir):
+        cache = CacheDir(settings.own_cache_dir)
+        with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
             store = await life.enter_async_context(Store(cache, self._events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
+        owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
+        if owner is not None:
+            await owner.follow_all()
         inspector = await life.enter_async_context(Inspector())
         engine = await life.enter_async_context(
             Engine(
@@ -169,6 +173,7 @@ class Daemon:
             obtainer=obtainer,
             allow=settings.allow,
             deny=settings.deny,
+            owner=owner,
         )
         handout = BlobOpener(store, settings.serve_dir)
         handout.check()
@@ -193,7 +198,7 @@ class Daemon:
         self._monitor = DirectoryMonitor(
             (
                 MonitoredDirectory(
-                    f"the cache directory {settings.cache_dir}",
+                    f"the cache directory {settings.own_cache_dir}",
                     store.is_obstructed,
                     store.check_healable,
                     grace=0.0,  # nothing is made yet
@@ -216,6 +221,7 @@ class Daemon:
             watches=self._watches,
             events=self._events,
             monitor=self._monitor,
+            owner=owner,
         )
         life.push_async_callback(service.close)
         await life.enter_async_context(self._watches.running(service.queue_needs))

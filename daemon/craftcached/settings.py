@@ -48,6 +48,9 @@ _SERVICE_LINK = re.compile(
 """Variables that Kubernetes sets in every pod for each service of its namespace, such as one of
 the name craftcache or craftcache-metrics."""
 
+_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+"""Words for true and false in the environment."""
+
 LIVE = frozenset(
     {"admin_group", "allow", "deny", "insecure_hosts", "max_bytes", "private_hosts", "watches"}
 )
@@ -82,6 +85,20 @@ class Settings:
             "The shared cache directory.",
             shown="AUDIOCRAFT_CACHE_DIR, or /var/cache/craftcache where it exists, or HF_HUB_CACHE",
         )
+    )
+    read_only: bool = field(
+        default=False,
+        metadata=_about(
+            "Whether the cache directory is another daemon's: it is served from, verified and "
+            "followed, and never written to."
+        ),
+    )
+    overlay_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "Where a daemon with read_only keeps what is its own, as a cache directory of its own.",
+            shown="overlay in state_dir",
+        ),
     )
     socket_dir: Path = field(
         metadata=_about(
@@ -204,6 +221,13 @@ class Settings:
         ),
     )
 
+    @property
+    def own_cache_dir(self) -> Path:
+        """The cache directory that the daemon writes to."""
+        if not self.read_only:
+            return self.cache_dir
+        return self.overlay_dir or self.state_dir / "overlay"
+
     def with_live(self, other: Settings) -> Settings:
         """These settings with those of ``other`` that may change while the daemon runs."""
         return replace(self, **{name: getattr(other, name) for name in LIVE})
@@ -250,7 +274,9 @@ class Settings:
                 )
         chosen.setdefault("hub_endpoint", hub_endpoint())
         chosen["hub_token"] = _hub_token(environment)
-        return cls(**chosen)
+        settings = cls(**chosen)
+        _check_overlay(settings)
+        return settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +382,8 @@ def _parsed(name: str, text: str) -> object:
         match SETTINGS[name].kind:
             case kind if kind.startswith("tuple"):
                 return [item.strip() for item in text.split(",") if item.strip()]
+            case "bool":
+                return _FLAGS.get(text.lower(), text)
             case "int":
                 return int(text, 8 if SETTINGS[name].is_octal else 10)
             case "float":
@@ -372,6 +400,8 @@ def _typed(name: str, value: object, where: str) -> object:
             return in_home(value) if kind == "Path" else value
         case "str", int() if name == "user" and not isinstance(value, bool):
             return str(value)  # a uid, where there is no name for it
+        case "bool", bool():
+            return value
         case "MapChoice", str() if value in MAP_CHOICES:
             return value
         case "int", int() if not isinstance(value, bool):
@@ -391,6 +421,7 @@ def _typed(name: str, value: object, where: str) -> object:
         "str": "a string",
         "int": "a whole number",
         "float": "a number",
+        "bool": "true or false",
         "MapChoice": f"one of {', '.join(MAP_CHOICES)}",
         "tuple[WatchRule, ...]": "a list of paths or tables",
         "tuple[MirrorRule, ...]": "a list of tables",
@@ -427,6 +458,23 @@ def _mirrors(items: list[str | dict[str, Any]], where: str) -> tuple[MirrorRule,
         return tuple(MirrorRule.parse(item) for item in items)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def _check_overlay(settings: Settings) -> None:
+    """Raise ConfigError where two daemons would write to one directory."""
+    if not settings.read_only:
+        if settings.overlay_dir is not None:
+            raise ConfigError(
+                "overlay_dir is for a daemon with read_only",
+                hint="Set read_only, or leave overlay_dir out",
+            )
+        return
+    own, owners = os.path.realpath(settings.own_cache_dir), os.path.realpath(settings.cache_dir)
+    if Path(own).is_relative_to(owners) or Path(owners).is_relative_to(own):
+        raise ConfigError(
+            f"overlay_dir {own} and the owner's cache directory {owners} are not apart",
+            hint="Give overlay_dir a directory of this node's own, on a local disk",
+        )
 
 
 def _new_socket_dir(environment: Mapping[str, str]) -> Path:

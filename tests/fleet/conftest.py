@@ -66,3 +66,9 @@ def new_node(
             return stack.enter_context(node)
 
         yield start
+
+
+@pytest.fixture
+def inspected(base: Path) -> Path:
+    """A base directory for a daemon that inspects for itself."""
+    return base / "owner"

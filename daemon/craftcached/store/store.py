@@ -308,6 +308,9 @@ class Store:
         return True
 
     async def _set_aside_wrong(self, record: FileRecord, stamp: Stamp) -> None:
+        if self.cache.is_owners(record):
+            log.error("%s does not hold what its owner's manifest says", record.path)
+            return
         quarantined = await self.set_aside(record, stamp)
         if quarantined is None:  # another file was put in its place meanwhile
             return
@@ -471,6 +474,18 @@ class Store:
     ) -> Manifest:
         """Publish files of a URL; see craftcache.cache.publish."""
         return await self._write(publish_url, self.cache, source, files, as_need=as_need)
+
+    async def follow_owner(self, key: str, manifest: Manifest, root: Path) -> None:
+        """Publish a manifest whose files are in another daemon's cache; see OwnerCache."""
+
+        def publish() -> None:
+            link = self.cache.owner
+            if not (link.is_symlink() and os.readlink(link) == os.fspath(root)):
+                link.unlink(missing_ok=True)
+                link.symlink_to(root)
+            self.cache.write_manifest_at(key, manifest)
+
+        await self._write(publish)
 
     async def mark_asked_for(self, source: RemoteSource) -> None:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
