@@ -223,6 +223,8 @@ class _CopiesTo:
         """Memory that copies under way go to: a second one to it comes after the first."""
         self._small: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._small_bytes = 0
+        self._failure: Exception | None = None
+        """What a flush has found to have failed."""
 
     def add(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Begin a copy, of flat tensors; what goes wrong, ``end`` tells."""
@@ -286,7 +288,7 @@ class _CopiesTo:
             self._send_small()
             self._pipeline.drain()
         except Exception as error:  # noqa: BLE001  # end tells
-            self._pipeline.fail(error)
+            self._failure = error
         self._targets.clear()
 
     def end(self, error: BaseException | None) -> BaseException | None:
@@ -294,12 +296,17 @@ class _CopiesTo:
         given_up = None if isinstance(error, Exception) else error
         if given_up is None:  # what load_state_dict finds wrong keeps no other tensor from its copy
             self.flush()
-        end = partial(self._pipeline.__exit__, type(given_up) if given_up else None, given_up, None)
         try:
-            self._link.placing(self._staging_bytes, self._source, end)
+            self._link.placing(self._staging_bytes, self._source, partial(self._end, given_up))
         except Exception as failure:  # noqa: BLE001  # it is returned
             return failure
         return None
+
+    def _end(self, given_up: BaseException | None) -> None:
+        failure, self._failure = self._failure, None
+        self._pipeline.__exit__(type(given_up) if given_up else None, given_up, None)
+        if failure is not None:
+            raise failure
 
 
 def _part(target: torch.Tensor, source: torch.Tensor, position: int) -> Part:
