@@ -57,7 +57,7 @@ class CopyStream(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PinnedBuffer:
     """Page-locked memory, from which a device copies while nobody waits.
 

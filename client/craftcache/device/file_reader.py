@@ -1,13 +1,15 @@
 """Reads spans of a file into page-locked memory, from several threads at once.
 
-What is in the page cache is copied from there by preadv, which took less time than mapped pages
-do in every way that was measured. What is not comes through it too, and stays for other workers
+What is in the page cache is copied from there by preadv, which took less time than copies from
+mapped pages in all that was measured. What is not comes through it too, and stays for other workers
 of the node; or, where the caller says that nobody else will want the file, past it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 import threading
 from typing import TYPE_CHECKING, Final
@@ -19,15 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["FileReader"]
 
-_IF_CACHED: Final[int] = getattr(os, "RWF_NOWAIT", 0)
-"""Flag of a read that takes only what is in the page cache; 0 where there is none."""
+_NOT_HERE: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""How file systems say that they cannot be read past the page cache."""
 
-_CANNOT_TELL: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-"""How file systems say that they know no such flag, or no such way of opening."""
+
+_MAP_FLAGS: Final = mmap.MAP_PRIVATE | 0x4000
+"""With MAP_NORESERVE, from Linux's mman.h: the map takes no memory, however long the file is."""
 
 
 class FileReader:
-    """One file, open for reading; thread-safe.
+    """One file, open for reading; a context, and thread-safe.
 
     Args:
         fd: The file; it stays the caller's.
@@ -39,20 +42,19 @@ class FileReader:
     def __init__(self, fd: int, size: int, *, direct: bool) -> None:
         self._fd = fd
         self._size = size
-        # Guards the opening of _own; nothing else is taken inside.
-        self._lock = threading.Lock()
-        self._own: int | None = None
-        self._is_direct = direct and bool(_IF_CACHED) and hasattr(os, "O_DIRECT")
-        self.direct_bytes = 0
-        """Bytes that were read past the page cache."""
+        self._direct = _DirectReader(fd, size) if direct and hasattr(os, "O_DIRECT") else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        own, self._own, self._is_direct = self._own, None, False
-        if own is not None:
-            os.close(own)
+        if self._direct is not None:
+            self._direct.close()
+
+    @property
+    def direct_bytes(self) -> int:
+        """Bytes that were read past the page cache."""
+        return 0 if self._direct is None else self._direct.bytes
 
     def read(self, view: memoryview, offset: int) -> None:
         """Fill ``view`` with the file's bytes from ``offset`` on, or up to its end.
@@ -66,61 +68,76 @@ class FileReader:
             OSError: It cannot be read.
         """
         needed = min(len(view), self._size - offset)
-        done = 0
-        if self._is_direct:
-            done = self._read_cached(view, offset)
-            if done < needed:
-                done = self._read_direct(view, offset, done)
+        done = 0 if self._direct is None else self._direct.read(view, offset)
         while done < needed:
             count = os.preadv(self._fd, [view[done:]], offset + done)
             if not count:
                 raise EOFError(f"the file ends at byte {offset + done}")
             done += count
 
-    def _read_cached(self, view: memoryview, offset: int) -> int:
-        """Read what is in the page cache, as far as it is there without a gap."""
+
+class _DirectReader:
+    """Reads what is not in the page cache past it."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        # Guards the opening of _own and _map; nothing else is taken inside.
+        self._lock = threading.Lock()
+        self._own: int | None = None
+        self._map: mmap.mmap | None = None
+        self._size = size
+        self._gave_up = False
+        self.bytes = 0
+
+    def close(self) -> None:
+        own, self._own, self._gave_up = self._own, None, True
+        if own is not None:
+            os.close(own)
+        if self._map is not None:
+            self._map.close()
+
+    def read(self, view: memoryview, offset: int) -> int:
+        """Read as far as it can be done; returns how far, 0 if it is better read as ever."""
+        fd = self._open()
+        if fd is None or self._is_cached(offset, min(len(view), self._size - offset)):
+            return 0
         done = 0
         try:
             while done < len(view):
-                count = os.preadv(self._fd, [view[done:]], offset + done, _IF_CACHED)
-                if not count:
-                    break
+                count = os.preadv(fd, [view[done:]], offset + done)
+                self.bytes += count
                 done += count
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            if error.errno not in _CANNOT_TELL:
-                raise
-            self._is_direct = False
-        return done
-
-    def _read_direct(self, view: memoryview, offset: int, done: int) -> int:
-        """Read on from ``done`` past the page cache; returns how far that led."""
-        fd = self._own_descriptor()
-        if fd is None:
-            return done
-        start = done // PAGE_BYTES * PAGE_BYTES
-        try:
-            while start < len(view):
-                count = os.preadv(fd, [view[start:]], offset + start)
-                self.direct_bytes += count
-                done = max(done, start + count)
                 if not count or count % PAGE_BYTES:  # the end of the file
                     break
-                start += count
         except OSError as error:
-            if error.errno not in _CANNOT_TELL:
+            if error.errno not in _NOT_HERE:
                 raise
-            self._is_direct = False
+            self._gave_up = True
         return done
 
-    def _own_descriptor(self) -> int | None:
-        """A descriptor of its own: flags of the other one are those of all who were sent it."""
+    def _open(self) -> int | None:
+        """A descriptor of its own, for flags of the other one are those of all who were sent it."""
         with self._lock:
-            if self._own is None and self._is_direct:
+            if self._own is None and not self._gave_up:
                 flags = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT
                 try:
                     self._own = os.open(f"/proc/self/fd/{self._fd}", flags)
-                except OSError:  # not allowed to this user, or no such file system
-                    self._is_direct = False
-            return self._own
+                    self._map = mmap.mmap(self._fd, self._size, flags=_MAP_FLAGS)
+                except (OSError, ValueError):  # not allowed to this user, no such file system ...
+                    self._gave_up = True
+            return None if self._gave_up else self._own
+
+    def _is_cached(self, offset: int, nbytes: int) -> bool:
+        """Whether all of it is in the page cache; the map is only asked about, never looked into.
+
+        The kernel says yes of files of other users: those are read as ever.
+        """
+        pages = (ctypes.c_ubyte * -(-nbytes // mmap.PAGESIZE))()
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map, start))  # type: ignore[arg-type]
+        if _libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), pages):
+            return True
+        return all(page & 1 for page in pages)
+
+
+_libc: Final = ctypes.CDLL(None)

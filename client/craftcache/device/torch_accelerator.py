@@ -14,7 +14,7 @@ from .accelerator import NoDeviceMemory, PinnedBuffer
 from .pieces import PAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .accelerator import CopyStream, DeviceWork, Mark
 
@@ -95,6 +95,8 @@ def _failures(device: torch.device) -> Iterator[None]:
         raise NoDeviceMemory(str(error)) from None  # its frames would keep tensors alive
     except RuntimeError as error:
         lines = str(error).splitlines()
+        if "out of memory" in str(error):  # of the driver itself
+            raise NoDeviceMemory(lines[0]) from None
         raise DeviceLost(
             f"{device} failed ({lines[0] if lines else type(error).__name__})",
             hint="End this process and start it anew; if that fails too, look at the system's log",
@@ -107,10 +109,17 @@ class TorchAccelerator:
     Args:
         device: The device; without a number, the current one of its kind.
         api: torch.cuda, or something with the same names.
+        lock_memory: Returns so many bytes of page-locked memory.
     """
 
-    def __init__(self, device: torch.device, api: Any) -> None:  # noqa: ANN401  # as torch has it
+    def __init__(
+        self,
+        device: torch.device,
+        api: Any,  # noqa: ANN401  # as torch has it
+        lock_memory: Callable[[int], torch.Tensor] | None = None,
+    ) -> None:
         self._api = api
+        self._lock_memory = lock_memory or _lock_memory
         index = api.current_device() if device.index is None else device.index
         self.device = torch.device(device.type, index)
         self.kind = device.type
@@ -138,9 +147,9 @@ class TorchAccelerator:
     def pin(self, nbytes: int) -> PinnedBuffer:
         """See Accelerator.pin."""
         try:
-            tensor = _pinned(nbytes)
+            tensor = self._lock_memory(nbytes)
             if start := -tensor.data_ptr() % PAGE_BYTES:
-                tensor = _pinned(nbytes + PAGE_BYTES)
+                tensor = self._lock_memory(nbytes + PAGE_BYTES)
                 start = -tensor.data_ptr() % PAGE_BYTES
         except RuntimeError as error:
             raise ResourceLimit(
@@ -201,7 +210,7 @@ class _TorchMark:
             self.event.synchronize()
 
 
-def _pinned(nbytes: int) -> torch.Tensor:
+def _lock_memory(nbytes: int) -> torch.Tensor:
     return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
