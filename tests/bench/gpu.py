@@ -329,9 +329,9 @@ class Run:
                 if not number and loaded is not None:
                     self._check(bench, f"{state}: {name}", loaded)
                 del loaded
-        for name, seconds in taken.items():
-            if seconds:
-                self._add(bench, state, name, seconds)
+        for name, all_seconds in taken.items():
+            if all_seconds:
+                self._add(bench, state, name, all_seconds)
 
     def _time(self, load: Callable[[], Any]) -> tuple[float, Any]:
         gc.collect()

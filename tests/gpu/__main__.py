@@ -142,17 +142,18 @@ def main() -> int:
         dry_run = arguments.dry_run or machine["card"] is None
         tests = run_tests(steps)
         bench = run_bench(steps, arguments.directory, dry_run=dry_run)
+    told = verdict(bench, dry_run=dry_run)
     document = {
         "dry_run": dry_run,
         "machine": {**machine, "processors": os.cpu_count()},
         "tests": tests,
         "bench": bench,
-        "verdict": verdict(bench, dry_run=dry_run),
+        "verdict": told,
         "seconds": round(time.monotonic() - started, 1),
     }
     print(json.dumps(document, indent=2))
     is_right = tests["outcome"] == bench["outcome"] == "exit 0"
-    return 0 if is_right and not document["verdict"]["wrong_tensors"] else 1
+    return 0 if is_right and not told["wrong_tensors"] else 1
 
 
 if __name__ == "__main__":

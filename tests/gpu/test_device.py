@@ -165,7 +165,7 @@ def test_memory_that_was_just_freed_is_not_overwritten_by_what_used_it(
 @needs_cuda
 def test_a_stream_of_the_caller_s_own(fd: int, saved: bytes, target: Target) -> None:
     loaded = theirs(saved, target.device)
-    stream = torch.cuda.Stream(target.device)
+    stream = torch.cuda.Stream(target.device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         for _ in range(3):
             ours = brought(fd, target)

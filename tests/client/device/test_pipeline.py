@@ -48,8 +48,12 @@ def fail() -> int:
     raise Stop
 
 
+def new_target(device: EmulatedAccelerator) -> torch.Tensor:
+    return device.allocate(8)
+
+
 def targets(device: EmulatedAccelerator, count: int) -> list[torch.Tensor]:
-    return [device.allocate(8) for _ in range(count)]
+    return [new_target(device) for _ in range(count)]
 
 
 def test_draining_waits_for_all_and_more_may_follow(device: EmulatedAccelerator) -> None:
@@ -66,7 +70,7 @@ def test_a_thread_that_waits_for_jobs_has_no_buffer(device: EmulatedAccelerator)
     ring = ring_of(1)
     with Pipeline(device, ring, readers=2) as first, Pipeline(device, ring, readers=2) as second:
         for pipeline in (first, second, first):  # the other has ended nothing yet
-            [target] = targets(device, 1)
+            target = new_target(device)
             pipeline.submit(job(device, target, lambda: 7))
             pipeline.drain()
             assert target.eq(7).all()
@@ -85,7 +89,7 @@ def test_the_first_failure_is_told_and_what_is_queued_is_dropped(
 
     with pytest.raises(Stop), Pipeline(device, ring, readers=readers) as pipeline:  # noqa: PT012
         for value in (count, fail, *[count] * 200):
-            pipeline.submit(job(device, *targets(device, 1), value))
+            pipeline.submit(job(device, new_target(device), value))
         pipeline.drain()
     assert len(begun) < 200
     assert ring.idle == device.pinned
@@ -105,7 +109,7 @@ def test_a_failure_ends_the_wait_for_a_buffer(device: EmulatedAccelerator) -> No
 
     def load() -> None:
         with pytest.raises(Stop), Pipeline(device, ring, check=check, readers=2) as pipeline:
-            pipeline.submit(job(device, *targets(device, 1), lambda: 1))
+            pipeline.submit(job(device, new_target(device), lambda: 1))
         ended.set()
 
     thread = threading.Thread(target=load, daemon=True)
