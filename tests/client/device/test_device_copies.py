@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from craftcache.audiocraft.deferring import Deferral
 from craftcache.checkpoint.adopting import adopt
 from craftcache.checkpoint.index import ITEM_BYTES
 from craftcache.checkpoint.tensors import build, copy_into
@@ -347,3 +348,17 @@ def test_adopted_states_are_copied_where_they_cannot_be_taken_over(
     assert_filled(module, state)
     copied = [] if dtype is torch.float32 else list(module.parameters())
     assert [id(tensor) for tensor in overwritten] == [id(parameter) for parameter in copied]
+
+
+def test_a_deferred_initialisation_does_not_follow_what_was_copied(
+    device: EmulatedAccelerator,
+) -> None:
+    state = weights(2)
+    link = link_of(device)
+    with Deferral() as deferral:
+        module = model_of(2)  # its initialisation is put off
+        with memory_file(saved(state)) as fd:
+            given: Any = build(index_of(fd), fd, device=torch.device("cpu"))
+            adopt(module, given, overwritten=deferral.forget, link_to=lambda _: link)
+    deferral.draw()
+    assert_filled(module, state)

@@ -160,6 +160,55 @@ with emulated() as device:
 """
 
 
+FORKED = """
+import os, threading, warnings
+import torch
+from craftcache.device.link import DeviceLink
+from tests.client.device.test_onto_device import brought, of_all_sizes, ring_of
+from tests.support.checkpoints import assert_same, loaded, memory_file, saved
+from tests.support.emulated_accelerator import emulated
+
+warnings.simplefilter("ignore")  # newer Pythons warn of what is tested here
+reading, may_go_on = threading.Event(), threading.Event()
+content = saved(of_all_sizes())
+
+def hold_up():
+    reading.set()
+    may_go_on.wait()
+
+ring = ring_of(3)
+with memory_file(content) as fd, emulated() as device:
+    held = DeviceLink(device, ring, check=hold_up, readers=2)
+    results = []
+    loading = threading.Thread(target=lambda: results.append(brought(fd, held)))
+    loading.start()
+    reading.wait()
+    child = os.fork()
+    if not child:
+        with emulated() as own:
+            assert_same(brought(fd, DeviceLink(own, ring, readers=2)), loaded(content))
+        print("the child has it", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    may_go_on.set()
+    loading.join()
+    assert_same(results[0], loaded(content))
+    print("the parent has it", ring.idle == device.pinned, flush=True)
+"""
+
+
+def test_a_child_that_was_forked_while_a_load_went_on_loads_and_so_does_its_parent() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", FORKED],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    said = "the child has it\nthe parent has it True\n"
+    assert (ran.stdout, ran.stderr) == (said, "")
+
+
 def test_an_interrupt_ends_a_load_when_its_reads_have_ended() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", INTERRUPTED],
