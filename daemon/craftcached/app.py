@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from craftcache.wire import Progress
 
+    from .scrub import Integrity
     from .settings import Settings
 
 __all__ = ["Daemon"]
@@ -88,6 +89,7 @@ class Daemon:
         self._warmer: Warmer | None = None
         self._evictor: Evictor | None = None
         self._watches: Watches | None = None
+        self._integrity: Integrity | None = None
         self._monitor: DirectoryMonitor
         self._events = Events()
         self._counts = Counts()
@@ -120,6 +122,8 @@ class Daemon:
             self._evictor.max_bytes = settings.max_bytes
         if self._watches is not None:
             self._watches.configure(settings.watches)
+        if self._integrity is not None:
+            self._integrity.configure(settings)
 
     def progress(self) -> list[Progress]:
         """The progress of each source that is being warmed."""
@@ -210,6 +214,8 @@ class Daemon:
             monitor=self._monitor,
         )
         life.push_async_callback(service.close)
+        await life.enter_async_context(service.integrity)
+        self._integrity = service.integrity
         await life.enter_async_context(self._watches.running(service.queue_needs))
         await life.enter_async_context(
             Housekeeping(store=store, pins=pins, evictor=self._evictor, uses=uses)

@@ -24,7 +24,7 @@ from craftcache.wire import Warm, WarmOptions, WireError
 from craftcache.wire.fields import Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 __all__ = ["Pin", "Database", "WarmJob"]
@@ -54,6 +54,12 @@ CREATE TABLE IF NOT EXISTS watches (
 );
 CREATE TABLE IF NOT EXISTS held_watches (
     name TEXT PRIMARY KEY
+);
+CREATE TABLE IF NOT EXISTS hashings (
+    path TEXT PRIMARY KEY,
+    sha256 TEXT NOT NULL,
+    hashed_at REAL NOT NULL,
+    is_broken INTEGER NOT NULL
 );
 """
 
@@ -89,6 +95,23 @@ class Pin:
     source: str
     is_locked: bool
     pinned_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hashing:
+    """The last time that a published file was hashed again.
+
+    Attributes:
+        path: Path of the file, relative to the cache directory.
+        sha256: Digest that it was published with, in hex.
+        hashed_at: Time of it, in seconds since the epoch.
+        is_broken: Whether the file was wrong or missing then, and could not be mended.
+    """
+
+    path: str
+    sha256: str
+    hashed_at: float
+    is_broken: bool
 
 
 class Database:
@@ -213,6 +236,29 @@ class Database:
     async def forget_use(self, key: str) -> None:
         """Delete the time of last use of a removed model."""
         await self._connection.execute("DELETE FROM uses WHERE key = ?", (key,))
+        await self._connection.commit()
+
+    async def hashings(self) -> list[Hashing]:
+        """The last hashing of each file that was hashed again since it came."""
+        rows = await self._connection.execute_fetchall(
+            "SELECT path, sha256, hashed_at, is_broken FROM hashings"
+        )
+        return [Hashing(row[0], row[1], row[2], bool(row[3])) for row in rows]
+
+    async def save_hashing(self, hashing: Hashing) -> None:
+        """Save a hashing; it replaces the one before of the same path."""
+        await self._connection.execute(
+            "INSERT OR REPLACE INTO hashings (path, sha256, hashed_at, is_broken)"
+            " VALUES (?, ?, ?, ?)",
+            (hashing.path, hashing.sha256, hashing.hashed_at, hashing.is_broken),
+        )
+        await self._connection.commit()
+
+    async def forget_hashings(self, paths: Iterable[str]) -> None:
+        """Delete the hashings of files that are not published any more."""
+        await self._connection.executemany(
+            "DELETE FROM hashings WHERE path = ?", [(path,) for path in paths]
+        )
         await self._connection.commit()
 
     async def watch_rules(self) -> list[WatchRule]:

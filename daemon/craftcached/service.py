@@ -37,8 +37,9 @@ from craftcache.wire import (
 )
 
 from .fetch import Priority
+from .scrub import Integrity
+from .scrub.examiner import PublishedModel
 from .status import ModelState
-from .store.scrub import Scrubber
 from .warm.queue import WarmQueue
 from .warming import Warming
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from craftcache.cache.manifest import FileRecord, Manifest
-    from craftcache.daemon.administration import Eviction, QueuedWarm, Verdict
+    from craftcache.daemon.administration import Eviction, QueuedWarm
     from craftcache.sources import RemoteSource
     from craftcache.wire import ModelsPage, Progress, Request
 
@@ -94,6 +95,7 @@ class Service:
     Attributes:
         watches: The watched directories, whose generations are published.
         events: The event stream that subscribers of the admin socket follow.
+        integrity: Keeps what is cached what it was; the caller enters and leaves it.
     """
 
     def __init__(
@@ -128,7 +130,14 @@ class Service:
             store=store, warmer=warmer, residency=residency, pins=pins, uses=uses, watches=watches
         )
         self._queue = WarmQueue(records, self._warm_queued)
-        self._verifier = Scrubber(store)
+        self.integrity = Integrity(
+            settings=settings,
+            store=store,
+            records=records,
+            mender=self._warming,
+            events=events,
+            is_busy=lambda: warmer.running > 0,
+        )
 
     async def resume(self) -> None:
         """Take up the warms that were queued before the last stop."""
@@ -137,7 +146,6 @@ class Service:
     async def close(self) -> None:
         """Stop the queued warms at a point from which the next start goes on."""
         await self._queue.close()
-        self._verifier.close()
 
     def handle_nowait(self, request: Request[AnswerT], peer: object) -> AnswerT | None:  # noqa: ARG002  # whoever asks
         """The answer if it is at hand: see Handler."""
@@ -324,17 +332,23 @@ class Service:
         """Evict models to free ``wanted`` bytes, or down to the quota; see Evictor.evict."""
         return await self._evictor.evict(wanted, dry_run=dry_run)
 
-    async def verify(self, texts: Sequence[str]) -> list[Verdict]:
-        """Hash again all files of these models, or with no names of all models; see Scrubber.
+    async def verify(self, texts: Sequence[str]) -> int:
+        """Have all files of these models hashed again, or with no names of all models.
+
+        Returns:
+            The number of the verification; see Verifications.
 
         Raises:
-            NotFound: One of them is not in the cache; no file was hashed.
+            NotFound: One of them is not in the cache; no file is hashed.
         """
-        if texts:
-            models = [self.manifest(parse(text)) for text in texts]
+        sources = [parse(text) for text in texts]
+        if sources:
+            models = [(manifest_key(source), self.manifest(source)) for source in sources]
         else:
-            models = await self._store.manifests()
-        return await self._verifier.verify(models)
+            models = await self._store.published()
+        return self.integrity.verifications.start(
+            [PublishedModel(*model) for model in models], [source.shown for source in sources]
+        )
 
     async def models(self) -> list[ModelState]:
         """All published models, by source."""
@@ -357,6 +371,7 @@ class Service:
         """The daemon's state at this moment; sizes are in bytes."""
         manifests = await self._store.manifests()
         blobs = {record.path: record.size for manifest in manifests for record in manifest.files}
+        quarantined, quarantined_bytes = await self.integrity.quarantine.totals()
         return DaemonStatus(
             version=VERSION,
             pid=os.getpid(),
@@ -373,6 +388,10 @@ class Service:
             has_token=self._settings.hub_token is not None,
             watches=dict(Counter(report.state for report in self.watches.reports())),
             problems=await self._monitor.problems(),
+            quarantined=quarantined,
+            quarantined_bytes=quarantined_bytes,
+            hashed_since=self.integrity.scrub.hashed_since,
+            has_verity=self.integrity.verity.is_supported,
         )
 
     def manifest(self, source: RemoteSource) -> Manifest:

@@ -402,16 +402,22 @@ class CacheDir:
 
         Under a name without a hash, torch.hub would get whichever file came last with that name.
         """
-        digest, name = url_digest(url), urlsplit(url).path.rpartition("/")[2]
-        is_its_hash = digest is not None and blob.name.startswith(digest.hex)
-        if not is_its_hash or len(name.encode()) > NAME_MAX:
+        link = self.torch_link(url, blob.name)
+        if link is None:
             return
-        link = self._torch_checkpoints / name
         make_directory(link.parent)
         staged = self.staging / staging_name()
         os.symlink(os.path.relpath(blob, link.parent), staged)
         os.replace(staged, link)  # of two files with such a name, the one that was published last
         sync_directory(link.parent)
+
+    def torch_link(self, url: str, sha256: str) -> Path | None:
+        """Path of torch.hub's link to a file from ``url``; None if its name has not its hash."""
+        digest, name = url_digest(url), urlsplit(url).path.rpartition("/")[2]
+        is_its_hash = digest is not None and sha256.startswith(digest.hex)
+        if not is_its_hash or len(name.encode()) > NAME_MAX:
+            return None
+        return self._torch_checkpoints / name
 
     def sweep_torch_checkpoints(self) -> None:
         """Remove torch.hub's links whose file is gone."""

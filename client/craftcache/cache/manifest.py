@@ -59,6 +59,7 @@ __all__ = [
     "Watched",
     "Manifest",
     "ManifestError",
+    "is_newer",
     "manifest_key",
     "files_revision",
     "now",
@@ -283,6 +284,21 @@ class Manifest:
             raise
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ManifestError(f"malformed manifest: {error!r}") from error
+
+
+def is_newer(data: bytes) -> bool:
+    """Whether a manifest is of a later version than this release reads, and not just damaged.
+
+    A later version has the same checksum over whatever it says.
+    """
+    try:
+        raw = json.loads(data)
+        if type(raw["version"]) is not int or raw["version"] <= VERSION:
+            return False
+        check_seal(raw)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def manifest_key(source: RemoteSource) -> str:
