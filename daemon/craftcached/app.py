@@ -10,12 +10,13 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Self
 
+from craftcache.cache.cache_format import check_format
 from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
 from .counts import CountedFetcher, Counts
-from .database import Database
+from .database import Database, check_version
 from .directory_monitor import DirectoryMonitor, MonitoredDirectory
 from .events import Events
 from .eviction.evictor import Evictor
@@ -132,6 +133,10 @@ class Daemon:
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
         settings = self._settings
         cache = CacheDir(settings.cache_dir)
+        # Both before anything is made or changed in either.
+        check_format(cache)
+        with _naming("state_dir", settings.state_dir):
+            check_version(settings.state_dir)
         with _naming("cache_dir", settings.cache_dir):
             store = await life.enter_async_context(Store(cache, self._events))
         with _naming("state_dir", settings.state_dir):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 import aiosqlite
 
-from craftcache.errors import InvalidSource
+from craftcache.errors import InvalidSource, Unavailable
 from craftcache.sources import parse
 from craftcache.watch_rule import WatchRule
 from craftcache.wire import Warm, WarmOptions, WireError
@@ -27,9 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["Pin", "Database", "WarmJob"]
+__all__ = ["Database", "Hashing", "Pin", "WarmJob", "check_version"]
 
 log = logging.getLogger("craftcached")
+
+FILENAME = "craftcached.sqlite"
+
+_HEADER_BYTES = 100
+_MAGIC = b"SQLite format 3\0"
+_VERSION_AT = 60
+"""Place of ``user_version`` in the file, see SQLite's own description of its format."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS queued_warms (
@@ -62,6 +69,10 @@ CREATE TABLE IF NOT EXISTS hashings (
     is_broken INTEGER NOT NULL
 );
 """
+
+VERSION = 1
+"""The version of the tables, SQLite's ``user_version``; 0 is that of release 0.1.0. A later release
+raises it only where an earlier one could do harm with what it finds."""
 
 EARLIER_WARMS = "warm_jobs"
 """Name of the table in which earlier releases keep their queue, with a column for each option."""
@@ -114,6 +125,33 @@ class Hashing:
     is_broken: bool
 
 
+def check_version(state_dir: Path) -> None:
+    """Refuse a database that a later release wrote; reads only.
+
+    Raises:
+        Unavailable: A later release wrote it.
+        OSError: It cannot be read.
+    """
+    path = state_dir / FILENAME
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    except FileNotFoundError:
+        return
+    if header.startswith(_MAGIC) and len(header) == _HEADER_BYTES:
+        _refuse_newer(path, int.from_bytes(header[_VERSION_AT : _VERSION_AT + 4], "big"))
+
+
+def _refuse_newer(path: Path, version: int) -> None:
+    if version > VERSION:
+        raise Unavailable(
+            f"a newer release wrote {path}: it has version {version}, and this one knows {VERSION};"
+            " nothing in it was changed",
+            hint="Install that release again, or give this one another state_dir",
+            retryable=False,
+        )
+
+
 class Database:
     """The database; use as an async context manager.
 
@@ -126,7 +164,7 @@ class Database:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._path = state_dir / "craftcached.sqlite"
+        self._path = state_dir / FILENAME
         self._connection: aiosqlite.Connection
 
     async def __aenter__(self) -> Self:
@@ -301,8 +339,13 @@ async def _open(path: Path) -> aiosqlite.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = await aiosqlite.connect(path)
     try:
+        # Once more, and before anything is written: the newest pages may stand in the log yet.
+        ((version,),) = await connection.execute_fetchall("PRAGMA user_version")
+        _refuse_newer(path, version)
         await connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
         await _take_over(connection)
+        if version != VERSION:
+            await connection.execute(f"PRAGMA user_version = {VERSION}")
     except BaseException:
         await connection.close()  # its thread would keep the process from ending
         raise

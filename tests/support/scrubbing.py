@@ -80,7 +80,9 @@ class Bench:
 async def bench(base: Path, given: Store | None = None) -> AsyncIterator[Bench]:
     """All of it, on a store that is there or is made below ``base``."""
     async with contextlib.AsyncExitStack() as life:
-        store = given or await life.enter_async_context(Store(CacheDir(base / "cache")))
+        if given is None:
+            given = await life.enter_async_context(Store(CacheDir(base / "cache")))
+        store = given
         records = await life.enter_async_context(Database(base / "state"))
         verity = Verity(store.cache)
         life.callback(verity.close)

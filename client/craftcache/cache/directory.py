@@ -41,6 +41,7 @@ from craftcache.config import daemon_uid
 from craftcache.digests import Digests, HashedFile, Stamp
 from craftcache.sources import url_digest
 
+from .cache_format import newer_format
 from .durable import make_directory, staging_name, sync_directory, write_file
 from .hub_cache import LOCK_SECONDS, HubTree
 from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
@@ -307,14 +308,18 @@ class CacheDir:
         return status.st_uid in self.trusted_uids and not others_may_write
 
     def is_writable(self) -> bool:
-        """Whether this process's own user owns the cache, or may still create it."""
+        """Whether this process's own user owns the cache, or may still create it.
+
+        One that a newer release wrote is not written to.
+        """
         path = self.root
         while not path.exists():
             if path == path.parent:
                 return False
             path = path.parent
         owned = path != self.root or path.stat().st_uid == os.geteuid()
-        return owned and os.access(path, os.W_OK | os.X_OK)
+        may_write = owned and os.access(path, os.W_OK | os.X_OK)
+        return may_write and newer_format(self) is None
 
     @contextlib.contextmanager
     def lock(self, name: str, *, seconds: float = LOCK_SECONDS) -> Iterator[bool]:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
+from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.durable import staging_name
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.placing import TreeObstacle, link_or_copy
@@ -76,8 +77,9 @@ T = TypeVar("T")
 class Store:
     """Publishes, finds and removes what the cache directory holds.
 
-    Use as an async context manager: entering makes the directories, takes the daemon's lock on
-    the cache and clears what a killed predecessor left in staging under names of no use.
+    Use as an async context manager: entering refuses a cache that a newer release wrote, makes the
+    directories, takes the daemon's lock on the cache and clears what a killed predecessor left in
+    staging under names of no use.
 
     Models are published and removed on one thread, one after the other: a publication that is
     under way is finished before the next change, even if its request has been cancelled since.
@@ -109,9 +111,11 @@ class Store:
         self._hashing = Threads(HASHING_THREADS, "hash")
 
     async def __aenter__(self) -> Self:
+        await asyncio.to_thread(check_format, self.cache)
         await asyncio.to_thread(self.cache.create)
         await asyncio.to_thread(_clear_leftovers, self.cache.staging)
         self._lock_fd = _lock(self.cache)
+        await asyncio.to_thread(record_format, self.cache)
         self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
         return self
 
