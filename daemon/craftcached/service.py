@@ -40,6 +40,7 @@ from .fetch import Priority
 from .scrub import Integrity
 from .scrub.examiner import PublishedModel
 from .status import ModelState
+from .store.removal import Removed
 from .warm.queue import WarmQueue
 from .warming import Warming
 
@@ -211,7 +212,7 @@ class Service:
         source = request.source
         manifest = self._store.trusted(source)
         records = manifest.select(source, request.names) if manifest else None
-        if manifest is None or records is None or manifest.needed_only:
+        if manifest is None or records is None or not manifest.is_by_name:
             return None
         opened = self._handout.open(manifest, records)
         if opened is None:
@@ -315,10 +316,22 @@ class Service:
                 hint=f"craftcache watch rm {source.name}",
             )
         removed = await self._store.remove(key, self._pins.keys)
+        removed += await self._remove_superseded(source)
         for gone in removed.keys:
             await self._uses.forget(gone)
         log.info("removed %s: %d bytes freed", source.shown, removed.freed)
         return removed.freed
+
+    async def _remove_superseded(self, source: RemoteSource) -> Removed:
+        """Remove the earlier revisions that a removed source left, unless they are pinned."""
+        removed = Removed()
+        if not isinstance(source, HubSource) or source.is_pinned:
+            return removed
+        for key, manifest in await self._store.published():
+            earlier = HubSource(source.repo_id, manifest.revision)
+            if manifest.superseded and key == manifest_key(earlier) and not self._pins.find(key):
+                removed += await self._store.remove(key, self._pins.keys)
+        return removed
 
     async def pin(self, text: str, *, lock: bool) -> Pin:
         """Keep a model from being evicted and removed; see Pins.pin."""

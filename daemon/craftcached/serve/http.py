@@ -307,6 +307,7 @@ def _published(manifest: Manifest) -> dict[str, Any]:
         "size": manifest.size,
         "needs": needs,
         "needed_only": manifest.needed_only,
+        "superseded": manifest.superseded,
     }
 
 

@@ -170,7 +170,7 @@ class Warmer:
         # A hit asks no origin, so it is answered whatever the settings allow now.
         if not refresh and (manifest := await self.recheck(source, names, report)):
             # Somebody asks for it by name: it stays, also when no model depends on it any more.
-            if manifest.needed_only:
+            if not manifest.is_by_name:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
