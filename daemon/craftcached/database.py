@@ -35,6 +35,9 @@ FILENAME = "craftcached.sqlite"
 
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
+_MAX_VERSION = 1000
+"""Beyond it, a number is no version of ours but rot in the file's header; it is written anew."""
+
 _VERSION_AT = 60
 """Place of ``user_version`` in the file, see SQLite's own description of its format."""
 
@@ -143,7 +146,7 @@ def check_version(state_dir: Path) -> None:
 
 
 def _refuse_newer(path: Path, version: int) -> None:
-    if version > VERSION:
+    if VERSION < version <= _MAX_VERSION:
         raise Unavailable(
             f"a newer release wrote {path}: it has version {version}, and this one knows {VERSION};"
             " nothing in it was changed",
