@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from craftcached.store.store import Store
 
     from .examiner import Examiner, PublishedFile
-    from .schedule import Turn
+    from .schedule import ScrubTurn
 
 __all__ = ["Scrub"]
 
@@ -123,7 +123,7 @@ class Scrub:
         await self._examine(files[turn.file.path], turn)
         return 0.0
 
-    async def _examine(self, file: PublishedFile, turn: Turn) -> None:
+    async def _examine(self, file: PublishedFile, turn: ScrubTurn) -> None:
         pace = Paced(turn.bytes_per_second, lambda: turn.is_patient and self._is_busy())
         self._count(await self._examiner.examine(file, self._hasher, pace))
         self.hashed_bytes += file.record.size

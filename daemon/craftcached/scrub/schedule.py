@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ScheduledFile", "Turn", "next_turn"]
+__all__ = ["ScheduledFile", "ScrubTurn", "next_turn"]
 
 BYTES_PER_SECOND = 64 * 1024 * 1024
 """Rate of the scrub while it need not hurry: some twentieth of one core's hashing."""
@@ -51,7 +51,7 @@ class ScheduledFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ScrubTurn:
     """The next file's turn.
 
     Attributes:
@@ -67,7 +67,7 @@ class Turn:
     is_patient: bool
 
 
-def next_turn(files: Iterable[ScheduledFile], now: float, period: float) -> Turn | None:
+def next_turn(files: Iterable[ScheduledFile], now: float, period: float) -> ScrubTurn | None:
     """The file that is to be hashed next; None where there is none.
 
     Args:
@@ -83,7 +83,7 @@ def next_turn(files: Iterable[ScheduledFile], now: float, period: float) -> Turn
     deadline = min(file.hashed_at for file in ordered) + period
     # Twice as fast as would do: more files become due while these are being hashed.
     needed = 2 * due / max(deadline - now, 1.0)
-    return Turn(
+    return ScrubTurn(
         first,
         first.due_at(period),
         max(BYTES_PER_SECOND, needed),
