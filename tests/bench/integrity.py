@@ -14,6 +14,9 @@ import contextlib
 import gc
 import json
 import os
+import re
+import signal
+import sqlite3
 import statistics
 import sys
 import tempfile
@@ -25,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from craftcache import Client
 from craftcache.cache.directory import CacheDir
+from craftcache.cache.manifest import now
 from tests.bench.load import FILENAME, SHAPES, Shape, make_checkpoint
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
@@ -32,7 +36,7 @@ from tests.support.hub import hub_in_thread
 from tests.support.hub.content import OnDisk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from craftcache.cache.manifest import FileRecord
     from tests.support.hub import TestHub
@@ -45,6 +49,12 @@ AGE = timedelta(days=4)
 
 PLAIN = "vocabulary.txt"
 """Of what is fetched: no checkpoint, so that no inspection is timed."""
+
+FILES = 16
+"""Files that are scrubbed, each of 64 MiB: a second of the scrub's work."""
+
+SLICE_SECONDS = 2.0
+"""Time that loads are timed for at a stretch, beside a scrub or without."""
 
 MIB = 1024 * 1024
 
@@ -138,64 +148,66 @@ def measure_alone(base: Path, rounds: int) -> Figure:
 
 
 class Scrubbing:
-    """One cache, and its daemon with a scrub that has something to do or with none at all."""
+    """A daemon whose scrub has a lot to hash, and is turned on and off by reloads."""
 
     def __init__(self, base: Path, hub: TestHub, fetched: Path) -> None:
-        self._base = base
         self._hub = hub
         self._fetched = fetched
         self._count = 0
+        self._config = base / "config.toml"
+        self._set(days=0)
+        self.daemon = DaemonProcess(
+            base, "--config", str(self._config), HF_ENDPOINT=self._hub.endpoint
+        )
 
-    @contextlib.contextmanager
-    def daemon(self, *, scrubs: bool) -> Iterator[DaemonProcess]:
-        """A daemon that serves now; its scrub is at work if it has one."""
-        if scrubs:
+    def turn(self, *, on: bool) -> None:
+        """Turn the scrub on or off; what it is to hash is old again and not in memory then."""
+        if on:
             self._grow_old()
-        days = "7" if scrubs else "0"
-        with DaemonProcess(
-            self._base, HF_ENDPOINT=self._hub.endpoint, CRAFTCACHE_SCRUB_DAYS=days
-        ) as daemon:
-            yield daemon
-            daemon.terminate()
+        self._set(days=7 if on else 0)
+        os.kill(self.daemon.pid, signal.SIGHUP)
+
+    def _set(self, days: int) -> None:
+        self._config.write_text(f"scrub_days = {days}\n")
 
     def _grow_old(self) -> None:
-        """Have the daemon believe that what is to be scrubbed was hashed long ago; none is hot."""
-        cache = CacheDir(self._base / "cache")
+        cache = CacheDir(self.daemon.cache_dir)
         for key, manifest in list(cache.published()):
             if manifest.source != SCRUBBED:
                 continue
-            old = tuple(
-                replace(each, verified_at=each.verified_at - AGE) for each in manifest.files
-            )
+            old = tuple(replace(each, verified_at=now() - AGE) for each in manifest.files)
             cache.write_manifest_at(key, replace(manifest, files=old))
             for record in manifest.files:
                 descriptor = os.open(cache.path(record), os.O_RDONLY)
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(descriptor)
-        with contextlib.suppress(FileNotFoundError):
-            (self._base / "state" / "craftcached.sqlite").unlink()
+        with contextlib.closing(
+            sqlite3.connect(self.daemon.state_dir / "craftcached.sqlite")
+        ) as db:
+            db.execute("DELETE FROM hashings")
+            db.commit()
 
-    def fetch(self, daemon: DaemonProcess) -> float:
+    def fetch(self) -> list[float]:
         """The milliseconds of a fetch of something new."""
         self._count += 1
         source = f"bench/new-{self._count}"
         with self._fetched.open("r+b") as file:
             file.write(os.urandom(64))  # no bytes that are here already
         self._hub.repo(source).commit({PLAIN: OnDisk(self._fetched)}, lfs={PLAIN})
-        with Api(daemon.socket_dir) as api:
+        with Api(self.daemon.socket_dir) as api:
             start = time.perf_counter()
             assert api.warm(source, files=(PLAIN,)).is_success
             taken = (time.perf_counter() - start) * 1000
             api.delete(source)
-        return taken
+        return [taken]
 
-    def loads(self, daemon: DaemonProcess) -> list[float]:
+    def loads(self) -> list[float]:
         """The milliseconds of each of many hot loads."""
         taken = []
-        with daemon.client() as client:
+        with self.daemon.client() as client:
             load = loading(client)
             load()
-            end = time.perf_counter() + 3.0
+            end = time.perf_counter() + SLICE_SECONDS
             while time.perf_counter() < end:
                 start = time.perf_counter()
                 result = load()
@@ -205,31 +217,32 @@ class Scrubbing:
 
 
 def measure_scrub(base: Path, hub: TestHub, fetched: Path, rounds: int) -> list[Figure]:
-    """Fetches and hot loads beside a scrub and without one, in turn."""
+    """Fetches and hot loads beside a scrub and without one, in turn, each within seconds."""
     scrubbing = Scrubbing(base, hub, fetched)
-    with scrubbing.daemon(scrubs=False) as daemon, daemon.client() as client:
-        client.warm(SOURCE, filenames=(FILENAME,))
-        client.warm(SCRUBBED, filenames=(FILENAME,))
-        scrubbing.fetch(daemon)
-    fetches: dict[bool, list[float]] = {True: [], False: []}
-    loads: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(rounds):
-        for scrubs in (True, False) if number % 2 else (False, True):
-            with scrubbing.daemon(scrubs=scrubs) as daemon:
-                loads[scrubs] += scrubbing.loads(daemon)
-                fetches[scrubs].append(scrubbing.fetch(daemon))
-    median = statistics.median
-    return [
-        Figure(
-            "a fetch beside a scrub, or without",
-            median(fetches[True]),
-            median(fetches[False]),
-            1.05,
-        ),
-        Figure(
-            "a hot load beside a scrub, or without", median(loads[True]), median(loads[False]), 1.05
-        ),
-    ]
+    figures = []
+    with scrubbing.daemon as daemon:
+        with daemon.client() as client:
+            client.warm(SOURCE, filenames=(FILENAME,))
+            client.warm(SCRUBBED, filenames=tuple(f"{number}.txt" for number in range(FILES)))
+        for what, measure in (
+            ("a hot load beside a scrub, or without", scrubbing.loads),
+            ("a fetch beside a scrub, or without", scrubbing.fetch),
+        ):
+            measure()
+            taken: dict[bool, list[float]] = {True: [], False: []}
+            for number in range(4 * rounds):
+                for on in (True, False) if number % 2 else (False, True):
+                    scrubbing.turn(on=on)
+                    taken[on].append(statistics.median(measure()))
+            figures.append(
+                Figure(what, statistics.median(taken[True]), statistics.median(taken[False]), 1.05)
+            )
+        with Api(daemon.socket_dir) as api:
+            metrics = api.request("GET", "/../metrics").text
+        scrubbed = re.search(r"^craftcache_scrubbed_bytes_total (.*)$", metrics, re.MULTILINE)
+        assert scrubbed is not None
+        print(f"{float(scrubbed[1]) / 1e9:.1f} GB scrubbed meanwhile", flush=True)
+    return figures
 
 
 def run(shape: Shape, directory: Path, *, rounds: int) -> list[Figure]:
@@ -238,13 +251,17 @@ def run(shape: Shape, directory: Path, *, rounds: int) -> list[Figure]:
     hot, twin, scrubbed = (directory / name for name in ("hot", "twin", "scrubbed"))
     make_checkpoint(shape, hot, twin)
     twin.unlink()
-    make_checkpoint(replace(SHAPES[1], name="scrubbed"), scrubbed, twin)
-    twin.unlink()
+    scrubbed.mkdir()
+    files = {f"{number}.txt": scrubbed / str(number) for number in range(FILES)}
+    for path in files.values():
+        path.write_bytes(os.urandom(MIB) * 64)
     fetched = directory / "fetched"
-    fetched.write_bytes(os.urandom(MIB) * 512)
+    fetched.write_bytes(os.urandom(MIB) * 256)
     with hub_in_thread() as hub:
         hub.repo(SOURCE).commit({FILENAME: OnDisk(hot)})
-        hub.repo(SCRUBBED).commit({FILENAME: OnDisk(scrubbed)})
+        hub.repo(SCRUBBED).commit(
+            {name: OnDisk(path) for name, path in files.items()}, lfs=set(files)
+        )
         for figure in (
             measure_daemon(directory, hub, 10 * rounds),
             measure_alone(directory, 10 * rounds),

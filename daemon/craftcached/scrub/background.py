@@ -7,6 +7,7 @@ also looks at what leads to the files, and keeps the quarantine within its limit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Self
@@ -55,7 +56,6 @@ class Scrub:
         clock: Returns the time in seconds since the epoch.
 
     Attributes:
-        days: As above; may be changed at any time.
         hashed_since: Time since which every cached file has been hashed, in seconds since the
             epoch; None where nothing is cached, or nobody has looked yet.
         found: Number of verdicts since the start, by outcome.
@@ -73,10 +73,11 @@ class Scrub:
         is_busy: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.days = days
         self.hashed_since: float | None = None
         self.found: dict[str, int] = {}
         self.hashed_bytes = 0
+        self._days = days
+        self._configured = asyncio.Event()
         self._store = store
         self._records = records
         self._examiner = examiner
@@ -97,6 +98,11 @@ class Scrub:
             await asyncio.wait([self._task])
         self._hasher.close()
 
+    def configure(self, days: float) -> None:
+        """Have all hashed again within so many days from now on; 0 never does it."""
+        self._days = days
+        self._configured.set()
+
     async def _run(self) -> None:
         while True:
             try:
@@ -104,20 +110,25 @@ class Scrub:
             except Exception:
                 log.exception("the scrub pauses")
                 pause = FAILURE_SECONDS
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._configured.wait()
+            self._configured.clear()
 
     async def step(self) -> float:
         """Do what is due next, at most one file; returns the seconds until the next step."""
         await self._quarantine.trim()
-        if self.days <= 0:
+        if self._days <= 0:
             return LOOK_SECONDS
         if self._clock() >= self._structure_at + STRUCTURE_SECONDS:
             await self._examine_structure()
             self._structure_at = self._clock()
         files, scheduled = await self._survey()
+        for file in files.values():
+            await self._examiner.protect(file.record)
         self.hashed_since = min((file.hashed_at for file in scheduled), default=None)
         now = self._clock()
-        turn = next_turn(scheduled, now, self.days * DAY_SECONDS)
+        turn = next_turn(scheduled, now, self._days * DAY_SECONDS)
         if turn is None or turn.at > now:
             return min(LOOK_SECONDS, turn.at - now) if turn else LOOK_SECONDS
         await self._examine(files[turn.file.path], turn)

@@ -8,6 +8,7 @@ is known it is fetched anew, and only then counted as mended.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -136,11 +137,14 @@ class Examiner:
             pace: How fast.
             report: Called with the bytes hashed so far.
 
-        Raises:
-            OSError: The file cannot be read, or put aside; it may still be served.
+        One that cannot be read, or put aside, for a reason that is not its own is ``wrong``, and
+        may be served still.
         """
         record = file.record
-        found, quarantined = await self._hash(record, hasher, pace, report)
+        try:
+            found, quarantined = await self._hash(record, hasher, pace, report)
+        except OSError as error:  # this one waits; the others do not wait for it
+            return await self._unreadable(file, error)
         having = await self._still_having(file)
         if found != "right" and not having:
             return []
@@ -153,11 +157,33 @@ class Examiner:
             failure = await self._mend(model, record, "file")
             outcome = found if failure else "mended"
             verdicts += _about(model, record, outcome, "file", quarantined, failure)
-        is_broken = not all(each.is_sound for each in verdicts)
+        await self._note(record, is_broken=not all(each.is_sound for each in verdicts))
+        return verdicts
+
+    async def _unreadable(self, file: PublishedFile, error: OSError) -> list[Verdict]:
+        failure = CraftcacheError(
+            f"it cannot be read or put aside: {error}",
+            hint="See what the daemon's user may do in the cache",
+            retryable=True,
+        )
+        log.error("%s: %s", file.record.path, failure.message)
+        await self._note(file.record, is_broken=True)
+        return [
+            verdict
+            for model in file.models
+            for verdict in _about(model, file.record, "wrong", "file", None, failure)
+        ]
+
+    async def _note(self, record: FileRecord, *, is_broken: bool) -> None:
+        """Record that a file was looked at now."""
         await self._records.save_hashing(
             Hashing(record.path, record.sha256, self._clock(), is_broken)
         )
-        return verdicts
+
+    async def protect(self, record: FileRecord) -> None:
+        """Have the kernel check a published file at each read, where the file system can."""
+        with contextlib.suppress(FileNotFoundError):
+            await self._verity.protect(self._store.cache.path(record), record.sha256)
 
     async def examine_links(self, model: PublishedModel) -> list[Verdict]:
         """Put right what leads to a model's files; a verdict for each that led elsewhere."""
@@ -188,11 +214,11 @@ class Examiner:
         path = self._store.cache.path(record)
         while True:
             try:
-                await self._verity.protect(path)
+                await self._verity.protect(path, record.sha256)
                 stamp = Stamp.of(path.stat())
                 sha256 = await hasher.hash(path, pace, report)
                 after = Stamp.of(path.stat())
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):  # another mode is as good as no file
                 return "missing", None
             if sha256 == record.sha256 and after == stamp:
                 if after.ctime_ns == stamp.ctime_ns:

@@ -85,6 +85,6 @@ class Integrity:
 
     def configure(self, settings: Settings) -> None:
         """Use these settings from now on."""
-        self.scrub.days = settings.scrub_days
+        self.scrub.configure(settings.scrub_days)
         self.quarantine.days = settings.quarantine_days
         self.quarantine.max_bytes = settings.quarantine_bytes

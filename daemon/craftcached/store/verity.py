@@ -44,7 +44,7 @@ _UNSUPPORTED: Final = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, e
 class Verity:
     """Enables fs-verity for files of a cache.
 
-    Its state: the files that need not be looked at again, by path and inode.
+    Its state: the files that need not be looked at again, by inode.
 
     Args:
         cache: The cache directory.
@@ -56,7 +56,7 @@ class Verity:
     def __init__(self, cache: CacheDir) -> None:
         self.is_supported = False
         self._cache = cache
-        self._protected: set[tuple[Path, int]] = set()
+        self._protected: set[tuple[int, int]] = set()
         self._thread = Threads(1, "verity")
 
     async def open(self) -> None:
@@ -67,22 +67,27 @@ class Verity:
         """End its thread; nothing may be running."""
         self._thread.close()
 
-    async def protect(self, path: Path) -> None:
+    async def protect(self, path: Path, sha256: str) -> None:
         """Have the kernel check a published file from now on, if the file system can.
+
+        Args:
+            path: The file.
+            sha256: Digest that it was published with, in hex.
 
         Raises:
             FileNotFoundError: There is no such file.
         """
         if not self.is_supported:
             return
-        key = (path, path.stat().st_ino)
+        status = path.stat()
+        key = (status.st_dev, status.st_ino)
         if key not in self._protected:
-            await self._thread.run(self._enable_published, path)
+            await self._thread.run(self._enable_published, path, sha256)
             self._protected.add(key)
 
-    def _enable_published(self, path: Path) -> None:
+    def _enable_published(self, path: Path, sha256: str) -> None:
         try:
-            with self._cache.stamps.keeping(path.name, path):
+            with self._cache.stamps.keeping(sha256, path):
                 _enable(path)
         except FileNotFoundError:
             raise

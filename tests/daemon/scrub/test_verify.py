@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from tests.support.checkpoints import assert_same
 from tests.support.daemons import EXPORT, EXPORT_FILES
-from tests.support.hub import OnDisk, Status
+from tests.support.hub import Gate, OnDisk, Stall, Status
 
 if TYPE_CHECKING:
     from tests.support.api import Api
@@ -139,3 +139,27 @@ def test_a_model_that_is_not_cached_is_named_before_anything_is_done(api: Api, l
     assert (response.status_code, response.json()["source"]) == (404, "org/none")
     assert lm.is_file()
     assert api.request("POST", "/verify", json={"sources": "org/model"}).status_code == 400
+
+
+def test_it_runs_on_when_its_caller_goes_and_is_joined_by_who_asks_again(
+    api: Api, daemon: DaemonProcess, lm: Path, threaded_hub: TestHub
+) -> None:
+    spoil(lm)
+    gate = Gate()
+    threaded_hub.inject(Stall(gate, after=1000), path=f"*/{LM}", origin="cdn")
+    body = {"sources": ["org/model"]}
+    with api.streaming("POST", "/verify", body) as events:
+        first = next(events)
+        gate.reached.wait_blocking()
+    (running,) = api.get("/verify")["verifications"]
+    assert (running["id"], running["ended_at"]) == (first["id"], None)
+    joined = api.request("POST", "/verify", json=body | {"wait": False})
+    assert (joined.status_code, joined.json()["id"]) == (202, first["id"])
+    gate.open()
+    ended = verify(api, "org/model")
+    assert ended["org/model", LM]["outcome"] == "mended"
+    shown = api.get(f"/verify/{first['id']}")
+    assert shown["found"] == {"right": 1, "mended": 1}
+    assert (shown["files_done"], shown["failure"]) == (2, None)
+    assert len(api.get("/verify")["verifications"]) == 1
+    assert api.request("GET", "/verify/99").status_code == 404
