@@ -87,7 +87,7 @@ def loaded(node: DaemonProcess, source: str = "org/model") -> str:
     """Load it by the daemon, and compare; returns the revision."""
     with node.client() as client:
         export = client.load(source)
-        assert export.served_by == "daemon"
+        assert export.served_by == "daemon", node.log
         for name, tensor in STATE.items():
             assert torch.equal(export.lm["best_state"][name], tensor)
         return export.revision
