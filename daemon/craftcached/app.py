@@ -23,7 +23,7 @@ from .eviction.evictor import Evictor
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
 from .eviction.pins import Pins
-from .fetch import Engine, EngineSettings, SecondAttempt
+from .fetch import Engine, EngineSettings, Mirrors, SecondAttempt
 from .inspect import Inspector
 from .residency.residency import Residency
 from .serve.handler import CountedHandler
@@ -34,6 +34,7 @@ from .serve.sockets import Door, bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
 from .store.opener import BlobOpener
+from .store.owner import OwnerCache
 from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
@@ -94,6 +95,9 @@ class Daemon:
         self._monitor: DirectoryMonitor
         self._events = Events()
         self._counts = Counts()
+        self._mirrors = Mirrors(
+            settings.mirrors, hub_endpoint=settings.hub_endpoint, tell=self._events.tell
+        )
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
@@ -132,15 +136,18 @@ class Daemon:
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
         settings = self._settings
-        cache = CacheDir(settings.cache_dir)
+        cache = CacheDir(settings.own_cache_dir)
         # Both before anything is made or changed in either.
         check_format(cache)
         with _naming("state_dir", settings.state_dir):
             check_version(settings.state_dir)
-        with _naming("cache_dir", settings.cache_dir):
+        with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
             store = await life.enter_async_context(Store(cache, self._events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
+        owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
+        if owner is not None:
+            await owner.follow_all()
         inspector = await life.enter_async_context(Inspector())
         engine = await life.enter_async_context(
             Engine(
@@ -149,19 +156,24 @@ class Daemon:
                     max_connections=settings.max_connections,
                     max_connections_per_host=settings.max_connections_per_host,
                     bandwidth=settings.max_bytes_per_second or None,
+                    uplink=settings.max_uplink_bytes_per_second or None,
                 ),
                 check_url=self._policy.check_url,
                 may_be_private=self._policy.may_be_private,
                 xet=self._xet,
+                mirrors=self._mirrors,
             )
         )
         hub = Hub(
-            endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
+            endpoint=settings.hub_endpoint,
+            token=settings.hub_token,
+            timeout=settings.hub_timeout,
+            mirrors=self._mirrors,
         )
         life.callback(hub.close)
         obtainer = FileAcquirer(
             store=store,
-            fetcher=CountedFetcher(SecondAttempt(engine), self._counts),
+            fetcher=CountedFetcher(SecondAttempt(engine, self._mirrors), self._counts),
             inspector=inspector,
         )
         self._warmer = Warmer(
@@ -170,6 +182,7 @@ class Daemon:
             obtainer=obtainer,
             allow=settings.allow,
             deny=settings.deny,
+            owner=owner,
         )
         handout = BlobOpener(store, settings.serve_dir)
         handout.check()
@@ -194,7 +207,7 @@ class Daemon:
         self._monitor = DirectoryMonitor(
             (
                 MonitoredDirectory(
-                    f"the cache directory {settings.cache_dir}",
+                    f"the cache directory {settings.own_cache_dir}",
                     store.is_obstructed,
                     store.check_healable,
                     grace=0.0,  # nothing is made yet
@@ -217,6 +230,7 @@ class Daemon:
             watches=self._watches,
             events=self._events,
             monitor=self._monitor,
+            owner=owner,
         )
         life.push_async_callback(service.close)
         await life.enter_async_context(service.integrity)
@@ -244,7 +258,7 @@ class Daemon:
         admin = AdminServer(
             service,
             self._administrators,
-            MetricsRoute(service, workers.statistics, self._counts),
+            MetricsRoute(service, workers.statistics, self._counts, self._mirrors.statistics),
             drain_seconds=settings.drain_seconds,
         )
 

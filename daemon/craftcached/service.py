@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.checkpoint.filenames import check_checkpoint
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .residency.residency import Residency
     from .settings import Settings
     from .store.opener import BlobOpener
+    from .store.owner import OwnerCache
     from .store.store import Store
     from .warm.warmer import Warmed, Warmer
     from .watch import Watches
@@ -92,6 +94,7 @@ class Service:
         watches: The watched directories, whose generations are published.
         events: The event stream that subscribers of the admin socket follow.
         monitor: Reports which of the daemon's own directories and sockets are gone.
+        owner: Another daemon's cache that is served from as well; None for none.
 
     Attributes:
         watches: The watched directories, whose generations are published.
@@ -114,6 +117,7 @@ class Service:
         watches: Watches,
         events: Events,
         monitor: DirectoryMonitor,
+        owner: OwnerCache | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -124,6 +128,7 @@ class Service:
         self._uses = uses
         self._evictor = evictor
         self._monitor = monitor
+        self._owner = owner
         self.watches = watches
         self.events = events
         self._started_at = time.time()
@@ -210,6 +215,8 @@ class Service:
     def _open(self, request: Load) -> Loaded | None:
         """Open the files of a source if all are published and untouched; None otherwise."""
         source = request.source
+        if self._owner is not None and not self._owner.is_followed(source):
+            return None
         manifest = self._store.trusted(source)
         records = manifest.select(source, request.names) if manifest else None
         if manifest is None or records is None or not manifest.is_by_name:
@@ -223,6 +230,7 @@ class Service:
             source.shown,
             manifest.revision,
             tuple(OpenFile(info, blob, index) for info, blob, index in files),
+            map=self._settings.map,
         )
 
     async def _resolve(self, request: Resolve, report: Callable[[Progress], None]) -> Resolved:
@@ -232,12 +240,16 @@ class Service:
         record = warmed.manifest.file(name)
         if record is None:
             raise NotFound(f"no file {name}", source=source.shown, hint="Try again")
-        path = self._store.cache.path(record)
+        cache = self._store.cache
+        path = cache.path(record)
+        if cache.is_owners(record):  # which workers see as their cache directory
+            cache = CacheDir(self._settings.cache_dir, cache.trusted_uids)
+            path = cache.root / record.path.removeprefix(self._store.cache.owner_prefix)
         if isinstance(source, HubSource):
-            tree = self._store.cache.hub_tree(source.repo_id)
+            tree = cache.hub_tree(source.repo_id)
             path = tree.pointer(warmed.manifest.revision, record.filename)
         status = path.stat()
-        return Resolved(self._store.cache.relative(path), status.st_dev, status.st_ino)
+        return Resolved(cache.relative(path), status.st_dev, status.st_ino)
 
     async def warm(self, request: Warm, report: Callable[[Progress], None]) -> Warmed:
         """Warm a source at its newest revision, then its dependencies; see Warming.warm."""

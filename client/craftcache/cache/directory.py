@@ -111,6 +111,20 @@ class CacheDir:
         return self.private / "staging"
 
     @property
+    def owner(self) -> Path:
+        """The link to another daemon's cache, of which files are served in place."""
+        return self.private / "owner"
+
+    @property
+    def owner_prefix(self) -> str:
+        """What the paths of records begin with whose files are there."""
+        return f"{self.relative(self.owner)}/"
+
+    def is_owners(self, record: FileRecord) -> bool:
+        """Whether the file belongs to another daemon's cache, so that nothing is done to it."""
+        return record.path.startswith(self.owner_prefix)
+
+    @property
     def _torch_checkpoints(self) -> Path:
         return self.torch_home / "hub" / "checkpoints"
 
@@ -273,7 +287,7 @@ class CacheDir:
             OSError: The blob is missing, cannot be read or made ours, or was changed meanwhile.
         """
         path = self.path(record)
-        if not self.is_ours(path.stat()):
+        if not self.is_ours(path.stat()) and not self.is_owners(record):
             make_ours(path, mode=BLOB_MODE)
         return self.stamps.hash(path)
 

@@ -210,7 +210,7 @@ class Evictor:
 
 def _paths(cache: CacheDir, manifest: Manifest) -> Iterator[Path]:
     """Paths of the files of a model."""
-    return map(cache.path, manifest.files)
+    return (cache.path(each) for each in manifest.files if not cache.is_owners(each))
 
 
 def _is_served_by_watch(source: str) -> bool:

@@ -316,8 +316,12 @@ class Store:
         """Move a file with wrong content to quarantine, and tell of it.
 
         Returns:
-            Its place there, as shown to people; None if another file is in its place by now.
+            Its place there, as shown to people; None if another file is in its place by now, or if
+            it is in a cache that another daemon owns, where nothing is changed.
         """
+        if self.cache.is_owners(record):
+            log.error("%s does not hold what its owner's manifest says", record.path)
+            return None
         quarantined = await self.set_aside(record, stamp)
         if quarantined is None:
             return None
@@ -510,6 +514,18 @@ class Store:
     ) -> Manifest:
         """Publish files of a URL; see craftcache.cache.publish."""
         return await self._write(publish_url, self.cache, source, files, as_need=as_need)
+
+    async def follow_owner(self, key: str, manifest: Manifest, root: Path) -> None:
+        """Publish a manifest whose files are in another daemon's cache; see OwnerCache."""
+
+        def publish() -> None:
+            link = self.cache.owner
+            if not (link.is_symlink() and os.readlink(link) == os.fspath(root)):
+                link.unlink(missing_ok=True)
+                link.symlink_to(root)
+            self.cache.write_manifest_at(key, manifest)
+
+        await self._write(publish)
 
     async def mark_asked_for(self, source: RemoteSource) -> None:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
