@@ -66,6 +66,8 @@ class Engine:
         clock: Returns Unix time in seconds, for the age of partial files.
         boot_id: Id of this boot of the machine; None asks the kernel.
         free: Returns the free bytes of the file system of ``staging``.
+        space: The ledger of the room that files take which are not published yet; None makes one
+            that looks at the disk alone.
         xet: Command line of the process that fetches from Xet storage; None uses HTTP for all.
     """
 
@@ -79,6 +81,7 @@ class Engine:
         clock: Callable[[], float] = time.time,
         boot_id: str | None = None,
         free: Callable[[], int] | None = None,
+        space: DiskSpace | None = None,
         xet: Sequence[str] | None = None,
     ) -> None:
         self._staging = staging
@@ -88,6 +91,7 @@ class Engine:
         self._clock = clock
         self._boot_id = boot_id
         self._free = free or (lambda: free_bytes(staging))
+        self._space = space
         self._xet = xet
         self._claimants: dict[str, Claimant] = {}
         # By key; each guards the files in staging under its key: one fetch, or one sweep, at a
@@ -160,7 +164,7 @@ class Engine:
             connections=Connections(settings.max_connections, settings.max_connections_per_host),
             bandwidth=Bandwidth(settings.bandwidth),
             memory=MemoryBudget(settings.memory_bytes),
-            space=DiskSpace(self._free, threads, self._staging),
+            space=self._space or DiskSpace(self._free, threads, self._staging),
             xet=Xet(self._xet, settings.stall_seconds, network.rules) if self._xet else None,
         )
 
