@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import (
     AccessDenied,
+    BudgetExceeded,
     CraftcacheError,
     IntegrityError,
     InvalidSource,
@@ -68,6 +69,7 @@ __all__ = [
     "NotFound",
     "AccessDenied",
     "PolicyDenied",
+    "BudgetExceeded",
     "IntegrityError",
     "UnsafeCheckpoint",
     "NotACheckpoint",

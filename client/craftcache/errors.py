@@ -9,6 +9,7 @@ its ``blame``, and so whether a worker goes another way when the daemon answers 
     ├── NotFound           no such repository, revision, file       caller          raises it (*)
     ├── AccessDenied       gated or private, token missing          caller          raises it (*)
     ├── PolicyDenied       this node does not allow it              administrator   raises it
+    ├── BudgetExceeded     the user had its share, a retry may help administrator   raises it
     ├── IntegrityError     the bytes are not what was promised      origin          raises it
     ├── UnsafeCheckpoint   loading it would run code                publisher       raises it
     ├── NotACheckpoint     the file is no torch checkpoint          publisher       raises it
@@ -50,6 +51,7 @@ __all__ = [
     "NotFound",
     "AccessDenied",
     "PolicyDenied",
+    "BudgetExceeded",
     "IntegrityError",
     "UnsafeCheckpoint",
     "NotACheckpoint",
@@ -175,6 +177,17 @@ class PolicyDenied(CraftcacheError):
     http_status = 403
 
 
+class BudgetExceeded(CraftcacheError):
+    """The user has had what one user may have of this node's daemon; ``retry_after`` says when not.
+
+    The settings limit requests, bytes fetched on a day, and queued warms.
+    """
+
+    blame = "administrator"
+    http_status = 429
+    retryable_by_default = True
+
+
 class IntegrityError(CraftcacheError):
     """The bytes are not those that the origin promised; nothing was published."""
 
@@ -281,6 +294,7 @@ _BY_CODE: dict[str, type[CraftcacheError]] = {
         NotFound,
         AccessDenied,
         PolicyDenied,
+        BudgetExceeded,
         IntegrityError,
         UnsafeCheckpoint,
         NotACheckpoint,

@@ -45,6 +45,8 @@ def _type_of(setting: Setting) -> object:
             return mode if setting.is_octal else click.IntRange(int(setting.least))
         case "float":
             return click.FloatRange(setting.least)
+        case "bool":
+            return click.BOOL
     return click.STRING
 
 

@@ -17,6 +17,7 @@ from craftcache.dependencies import discover
 from craftcache.sources import WatchSource, parse
 
 from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
+from .superseded import note_superseded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,6 +114,8 @@ def publish_hub(
     earlier = _earlier(cache, source)
     manifest = Manifest.merged(earlier, source, commit, records, as_need=as_need)
     manifest = _with_closure(cache, source, manifest)
+    if earlier is not None and earlier.revision != commit:
+        note_superseded(cache, manifest_key(source), earlier)
     cache.write_manifest(source, manifest)
     if is_named:
         tree.move_ref(source.revision, commit)

@@ -76,6 +76,8 @@ class CachedModel:
         needs: Its dependencies, and whether they are cached.
         unmet: Dependencies that no cache can hold.
         is_needed_only: Whether it is cached only as a dependency of other models.
+        pinned_until: Time at which its pin ends by itself, in seconds since the epoch, or None.
+        held_until: Time until which users hold it, in seconds since the epoch, or None.
     """
 
     source: str
@@ -87,6 +89,8 @@ class CachedModel:
     needs: tuple[DependencyState, ...] = ()
     unmet: tuple[UnmetDependency, ...] = ()
     is_needed_only: bool = False
+    pinned_until: float | None = None
+    held_until: float | None = None
 
     @classmethod
     def of(
@@ -98,6 +102,8 @@ class CachedModel:
         resident_bytes: int | None = None,
         is_pinned: bool = False,
         is_locked: bool = False,
+        pinned_until: float | None = None,
+        held_until: float | None = None,
     ) -> CachedModel:
         """The model that a manifest describes, with the files that are intact."""
         return cls(
@@ -113,6 +119,8 @@ class CachedModel:
             ),
             manifest.unmet,
             manifest.needed_only,
+            pinned_until,
+            held_until,
         )
 
     @property
@@ -135,6 +143,8 @@ class CachedModel:
                 for unmet in self.unmet
             ],
             "is_needed_only": self.is_needed_only,
+            "pinned_until": self.pinned_until,
+            "held_until": self.held_until,
         }
 
     @classmethod
@@ -150,6 +160,8 @@ class CachedModel:
             needs=_needs(fields),
             unmet=_unmet(fields),
             is_needed_only=fields.optional_flag("is_needed_only"),
+            pinned_until=fields.optional_seconds("pinned_until"),
+            held_until=fields.optional_seconds("held_until"),
         )
 
 

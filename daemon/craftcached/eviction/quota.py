@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .policy import EvictionCandidate
 
-__all__ = ["Admission", "RoomLimits", "RoomUsage", "admit", "excess"]
+__all__ = ["Admission", "RoomLimits", "RoomUsage", "admit", "excess", "over_disk", "over_quota"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,21 @@ class Admission:
 
 def excess(usage: RoomUsage, limits: RoomLimits, wanted: int) -> int:
     """Bytes to be freed before ``wanted`` more may come; 0 if they fit, or none are wanted."""
+    return max(over_disk(usage, limits, wanted), over_quota(usage, limits, wanted))
+
+
+def over_disk(usage: RoomUsage, limits: RoomLimits, wanted: int) -> int:
+    """Bytes to be freed before ``wanted`` more leave the free part of the disk alone."""
     if wanted <= 0:
         return 0
-    over_disk = wanted + usage.lacking + limits.min_free - usage.free
-    over_quota = 0
-    if limits.max_bytes > 0:
-        over_quota = usage.used + usage.claimed + wanted - limits.max_bytes
-    return max(over_disk, over_quota, 0)
+    return max(0, wanted + usage.lacking + limits.min_free - usage.free)
+
+
+def over_quota(usage: RoomUsage, limits: RoomLimits, wanted: int) -> int:
+    """Bytes to be freed before ``wanted`` more are within the quota."""
+    if wanted <= 0 or limits.max_bytes <= 0:
+        return 0
+    return max(0, usage.used + usage.claimed + wanted - limits.max_bytes)
 
 
 def admit(

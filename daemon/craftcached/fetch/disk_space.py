@@ -107,8 +107,11 @@ class DiskSpace:
     @asynccontextmanager
     async def claiming(
         self, files: Mapping[str, tuple[int, int]], *, source: str
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[Callable[[], int]]:
         """Claim the room of a model's files, together, until the context ends.
+
+        The context's value returns how many bytes of them were written since; of those that another
+        model has claimed before, none.
 
         Args:
             files: Bytes that each file lacks and bytes of it that are on the disk, by key.
@@ -125,8 +128,12 @@ class DiskSpace:
             # One that a download of another model has claimed meanwhile is shared from now on.
             for key in files:
                 self._claims.setdefault(key, _Claim()).models += 1
+
+        def written() -> int:
+            return sum(self._claims[key].present - present for key, (_, present) in new.items())
+
         try:
-            yield
+            yield written
         finally:
             for key in files:
                 self._claims[key].models -= 1

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.durable import sync_directory
+from craftcache.cache.superseded import superseded_at, superseded_path
 from craftcache.digests import Stamp
 from craftcache.sources import HubSource, parse
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from craftcache.cache.hub_cache import HubTree
     from craftcache.cache.manifest import FileRecord, Manifest
 
-__all__ = ["Removed", "remove", "remove_unneeded", "set_aside", "sweep"]
+__all__ = ["Removed", "remove", "remove_superseded", "remove_unneeded", "set_aside", "sweep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,31 @@ def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] 
     return also
 
 
+def remove_superseded(cache: CacheDir, name: str) -> int:
+    """Remove a superseded revision, but for what a model or another snapshot needs.
+
+    Args:
+        cache: The cache directory.
+        name: Name of its record, see craftcache.cache.superseded.
+
+    Returns:
+        Bytes freed on the disk.
+    """
+    past = superseded_at(cache, name)
+    freed = 0
+    if past is not None and _is_past(cache, past):
+        others = tuple(cache.manifests())
+        freed = _remove_files(cache, past, others)
+    superseded_path(cache, name).unlink(missing_ok=True)
+    return freed
+
+
+def _is_past(cache: CacheDir, past: Manifest) -> bool:
+    """Whether another revision is published in the place of ``past`` by now."""
+    current = cache.manifest(parse(past.source))
+    return current is None or current.revision != past.revision
+
+
 def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
     """Move a file with wrong content to quarantine; returns its path there.
 
@@ -126,9 +152,13 @@ def _orphans(cache: CacheDir, removed: Manifest) -> list[str]:
 
 
 def _remove_one(cache: CacheDir, key: str, manifest: Manifest) -> int:
-    source = parse(manifest.source)
     cache.manifest_path(key).unlink(missing_ok=True)
-    others = tuple(cache.manifests())
+    return _remove_files(cache, manifest, tuple(cache.manifests()))
+
+
+def _remove_files(cache: CacheDir, manifest: Manifest, others: tuple[Manifest, ...]) -> int:
+    """Remove what only ``manifest`` has, and not ``others``; returns the bytes freed."""
+    source = parse(manifest.source)
     linked: set[str] = set()
     if isinstance(source, HubSource):
         tree = cache.hub_tree(source.repo_id)

@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
@@ -34,6 +35,7 @@ from craftcache.cache.publish import (
 )
 from craftcache.cache.signed_urls import same_file
 from craftcache.cache.stamps import FileStamp
+from craftcache.cache.superseded import superseded
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
@@ -43,7 +45,7 @@ from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
 from .indexes import Indexes
-from .removal import Removed, remove, remove_unneeded, set_aside, sweep
+from .removal import Removed, remove, remove_superseded, remove_unneeded, set_aside, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -516,6 +518,10 @@ class Store:
         finally:
             self.changed.set()
 
+    async def exclusively(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a change of the cache directory while nothing is published or removed."""
+        return await self._write(change, *args, **kwargs)
+
     async def published(self) -> list[tuple[str, Manifest]]:
         """All published manifests that this user owns, with their keys, by source.
 
@@ -532,6 +538,14 @@ class Store:
             spared: Keys of models that stay, though only this model depends on them.
         """
         return await self._write(remove, self.cache, key, spared)
+
+    async def superseded(self) -> list[tuple[str, Manifest]]:
+        """Records of the revisions that newer ones have replaced, by name; see superseded."""
+        return await asyncio.to_thread(lambda: sorted(superseded(self.cache), key=itemgetter(0)))
+
+    async def remove_superseded(self, name: str) -> int:
+        """Remove a superseded revision; see removal.remove_superseded."""
+        return await self._write(remove_superseded, self.cache, name)
 
     async def remove_unneeded(self, removed: Manifest, spared: Collection[str]) -> Removed:
         """Remove the dependencies that a removed model leaves; see removal.remove_unneeded."""

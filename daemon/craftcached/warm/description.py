@@ -42,12 +42,14 @@ class Wanted:
         filenames: Names of its files; one at least.
         refresh: Whether its origin is asked for a newer revision than the published one.
         as_need: Whether it is warmed as a dependency of another model, not by its own name.
+        for_uid: User for whom it is fetched; None where the daemon does it by itself.
     """
 
     source: FetchedSource
     filenames: tuple[str, ...]
     refresh: bool
     as_need: bool = False
+    for_uid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +104,14 @@ class Description:
         files: The wanted ones of its files.
         commit: The repository's commit; empty for a URL, which has no revisions but its content.
         is_named: Whether the origin has just said that the source's own revision is ``commit``.
+        for_uid: As in Wanted.
     """
 
     source: FetchedSource
     files: tuple[DescribedFile, ...]
     commit: str = ""
     is_named: bool = False
+    for_uid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

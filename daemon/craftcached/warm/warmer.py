@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from craftcache.errors import CraftcacheError, Offline, PolicyDenied, Unavailable
@@ -66,6 +66,7 @@ class Warmed:
             else None.
         not_refreshed: Names of the dependencies that are cached, but whose origin could not be
             asked for a newer revision.
+        held_until: Time until which it is held, in seconds since the epoch, or None.
     """
 
     manifest: Manifest
@@ -74,6 +75,7 @@ class Warmed:
     resident_bytes: int | None = None
     superseded: Manifest | None = None
     not_refreshed: tuple[str, ...] = ()
+    held_until: float | None = None
 
 
 def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
@@ -152,6 +154,7 @@ class Warmer:
         refresh: bool,
         priority: Priority,
         report: Callable[[Progress], None],
+        for_uid: int | None = None,
     ) -> Warmed:
         """Make ``filenames`` of ``source`` present; returns once they are published.
 
@@ -162,6 +165,8 @@ class Warmer:
                 was warmed last is used, and the origin is asked only for missing files.
             priority: Which fetches go first when connections are scarce.
             report: Called with progress; must not block.
+            for_uid: User whose budget it counts towards, unless another asked before; None for
+                nobody's.
 
         Raises:
             CraftcacheError: Any of the tree but those of loading.
@@ -174,7 +179,7 @@ class Warmer:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
-        wanted = Wanted(source, names, refresh)
+        wanted = Wanted(source, names, refresh, for_uid=for_uid)
         with contextlib.ExitStack() as stack:
             # Also hurries a background warm of the same source that this request joins.
             if priority is Priority.WAITED_FOR:
@@ -187,10 +192,14 @@ class Warmer:
             )
 
     async def warm_needs(
-        self, manifest: Manifest, *, report: Callable[[Progress], None]
+        self,
+        manifest: Manifest,
+        *,
+        report: Callable[[Progress], None],
+        for_uid: int | None = None,
     ) -> list[MetNeed]:
         """Warm the dependencies of a published model; see dependencies.warm_needs."""
-        return await warm_needs(manifest, lambda need: self._warm_need(need, report))
+        return await warm_needs(manifest, lambda need: self._warm_need(need, report, for_uid))
 
     async def recheck(
         self, source: RemoteSource, names: Sequence[str], report: Callable[[Progress], None]
@@ -209,7 +218,9 @@ class Warmer:
             await self._obtainer.inspect(record, SourceProgress(source, report))
         return manifest
 
-    async def _warm_need(self, need: Dependency, report: Callable[[Progress], None]) -> MetNeed:
+    async def _warm_need(
+        self, need: Dependency, report: Callable[[Progress], None], for_uid: int | None
+    ) -> MetNeed:
         """Warm a dependency at its newest revision.
 
         Raises:
@@ -227,7 +238,8 @@ class Warmer:
             # Which files are needed depends on which the source has: only its origin knows.
             if not need.is_fixed:
                 names = need.choose(await self._origins.of(source).filenames())
-            wanted = Wanted(source, wanted_files(source, names), refresh=True, as_need=True)
+            files = wanted_files(source, names)
+            wanted = Wanted(source, files, refresh=True, as_need=True, for_uid=for_uid)
             return await self._warm(wanted, progress)
 
         try:
@@ -275,7 +287,8 @@ class Warmer:
                     wanted.filenames, known=known, refresh=wanted.refresh
                 )
                 # Room is made sure of before the first byte comes, and kept until publication.
-                await held.enter_async_context(self._admission(description))
+                admission = self._admission(replace(description, for_uid=wanted.for_uid))
+                await held.enter_async_context(admission)
                 # The files, and the locks of their blobs, are held until publication too.
                 files = await held.enter_async_context(
                     self._obtainer.hold(description, progress, inspected=inspected)
