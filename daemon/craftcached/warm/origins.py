@@ -227,13 +227,15 @@ class UrlOrigin:
     Args:
         source: The URL.
         policy: Policy on addresses that may be asked, redirect targets included.
-        tokens: Tokens for servers.
+        tokens: Tokens for servers; None for none.
     """
 
-    def __init__(self, source: UrlSource, policy: UrlPolicy, tokens: UrlTokens) -> None:
+    def __init__(
+        self, source: UrlSource, policy: UrlPolicy, tokens: UrlTokens | None = None
+    ) -> None:
         self._source = source
         self._policy = policy
-        self._tokens = tokens
+        self._tokens = tokens or NoTokens()
 
     async def describe(
         self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
