@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from craftcache.daemon.administration import Eviction, KeptModel
@@ -43,6 +44,9 @@ the quota: the worker that waited for it may not have opened it yet."""
 
 LEFTOVER_SECONDS = 60.0
 """Age of a blob without a manifest after which it is removed where room is needed."""
+
+LOOKS = 4
+"""Times that the room is measured before what is published meanwhile counts as used."""
 
 TRIM_SECONDS = 50.0
 """Time after which all models are surveyed again even if the daemon itself has put nothing there:
@@ -127,8 +131,8 @@ class Evictor:
 
     async def report(self) -> RoomReport:
         """The room of the cache, and what takes it."""
-        limits, models = await self.limits(), await self._surveyor.survey()
-        usage = await self._meter.measure(models)
+        limits = await self.limits()
+        models, usage = await self._look()
         current = [model for model in models if not model.is_superseded]
         return RoomReport(
             max_bytes=limits.max_bytes,
@@ -150,8 +154,8 @@ class Evictor:
             dry_run: Whether nothing is removed.
         """
         async with self._turn:
-            models = await self._surveyor.survey()
-            wanted = await self._over_quota(models) if wanted is None else wanted
+            models, usage = await self._look()
+            wanted = self._over_quota(usage) if wanted is None else wanted
             if dry_run:
                 plan = plan_eviction(models, wanted)
                 return self._outcome(plan.victims, plan.freed, models, wanted - plan.freed)
@@ -162,9 +166,9 @@ class Evictor:
         if self.max_bytes <= 0 or await self._is_surely_under_quota():
             return
         async with self._turn:
-            models = await self._surveyor.survey(handover=HANDOVER_SECONDS)
+            models, usage = await self._look(handover=HANDOVER_SECONDS)
             outcome = await self._shrink(
-                await self._over_quota(models), handover=HANDOVER_SECONDS, models=models
+                self._over_quota(usage), handover=HANDOVER_SECONDS, models=models
             )
         if outcome.kept and outcome.kept != self._told:
             listed = ", ".join(f"{kept.source} ({kept.reason})" for kept in outcome.kept)
@@ -176,8 +180,7 @@ class Evictor:
         removed: dict[str, EvictionCandidate] = {}
         is_swept = False
         while True:
-            models = await self._surveyor.survey(spared=removed)
-            usage = await self._meter.measure(models)
+            models, usage = await self._look(spared=removed)
             # What others put there counts towards no quota, so only the disk gains by it.
             is_disk_short = over_disk(usage, limits, more) > over_quota(usage, limits, more)
             if self.evicts_others and is_disk_short:
@@ -286,8 +289,24 @@ class Evictor:
         self._trimmed_at = now
         return False
 
-    async def _over_quota(self, models: Sequence[EvictionCandidate]) -> int:
-        usage = await self._meter.measure(models)
+    async def _look(
+        self, *, handover: float = 0.0, spared: Collection[str] = ()
+    ) -> tuple[list[EvictionCandidate], RoomUsage]:
+        """All models, and the use of the room at the same moment; for arguments see survey.
+
+        A model that is published in the middle is in one of the two, or in both: so it is looked
+        again, and in the end what is in doubt counts as used.
+        """
+        for _ in range(LOOKS):
+            ended = self._meter.ended
+            models = await self._surveyor.survey(handover=handover, spared=spared)
+            usage = await self._meter.measure(models)
+            if self._meter.ended == ended:
+                break
+        in_doubt = self._meter.ended - ended
+        return models, replace(usage, used=usage.used + in_doubt)
+
+    def _over_quota(self, usage: RoomUsage) -> int:
         return usage.used + usage.claimed - self.max_bytes if self.max_bytes > 0 else 0
 
 

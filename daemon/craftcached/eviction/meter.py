@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .policy import used_bytes
@@ -60,11 +60,18 @@ class RoomMeter:
         Args:
             models: All published models, and superseded revisions.
         """
-        ended, claimed = self._space.ended, self._space.keys
+        ended, claimed = self.ended, self._space.keys
         known = {(blob.device, blob.inode) for model in models for blob in model.blobs}
-        rest = await asyncio.to_thread(self._private_bytes, known, claimed)
+        rest, published = await asyncio.to_thread(self._private_bytes, known, claimed)
         self._last = _Measured(used_bytes(models) + rest, ended)
-        return await self._usage(self._last.used)
+        usage = await self._usage(self._last.used)
+        # What has its final name already, while its claim is not settled yet, counts once.
+        return replace(usage, claimed=usage.claimed - self._space.claimed_by(published))
+
+    @property
+    def ended(self) -> int:
+        """Bytes of all claims that have ended; what changes it in a survey may be in it or not."""
+        return self._space.ended
 
     async def estimate(self) -> RoomUsage | None:
         """The use of the room, and not less than it is; None before the first measurement."""
@@ -91,20 +98,29 @@ class RoomMeter:
         free = await space.free()
         return RoomUsage(used, space.claimed, space.lacking, free)
 
-    def _private_bytes(self, known: set[tuple[int, int]], claimed: Collection[Hashable]) -> int:
+    def _private_bytes(
+        self, known: set[tuple[int, int]], claimed: Collection[Hashable]
+    ) -> tuple[int, set[str]]:
         """Bytes in our own directories, but for ``known`` files and those being fetched.
 
         Some kilobytes of records for each model are not counted.
+
+        Returns:
+            The bytes, and the keys of claims whose file is a known one by now.
         """
+        published: set[str] = set()
         seen = set(known)
         private = self._cache.private
         counted = (private / name for name in ("blobs", "index", "quarantine"))
         size = sum(_new_bytes(status, seen) for top in counted for _, status in _files(top))
         for path, status in _files(self._cache.staging):
             names = path.relative_to(self._cache.staging).parts[:2]
-            if not any(_claim(name) in claimed for name in names):
+            keys = {key for name in names if (key := _claim(name)) in claimed}
+            if not keys:
                 size += min(_new_bytes(status, seen), status.st_blocks * 512)
-        return size
+            elif (status.st_dev, status.st_ino) in known:
+                published |= keys
+        return size, published
 
     def _others_bytes(self, known: set[tuple[int, int]]) -> int:
         seen = set(known)

@@ -21,12 +21,12 @@ from craftcache.errors import CraftcacheError, StorageFull
 from craftcache.full_disk import FULL, free_bytes, storage_full
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Hashable, Mapping
+    from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
     from pathlib import Path
 
     from craftcached.threads import Threads
 
-__all__ = ["DiskSpace", "RoomPolicy", "free_bytes", "staged_bytes"]
+__all__ = ["DiskSpace", "ModelClaim", "RoomPolicy", "free_bytes", "staged_bytes"]
 
 
 class RoomPolicy(Protocol):
@@ -56,6 +56,39 @@ class _Claim:
     lacking: int = 0
     models: int = 0
     is_fetched: bool = False
+
+
+class ModelClaim:
+    """The claims of one model's files, made together; settled once they are published.
+
+    Args:
+        claims: The claims of all its files, by key, each counted for this model already.
+        new: Of them, those that no other model had, with the bytes that were on the disk.
+        drop: Called with the key of a claim that this model does not hold any more.
+    """
+
+    def __init__(
+        self,
+        claims: Mapping[str, _Claim],
+        new: Mapping[str, int],
+        drop: Callable[[Hashable], None],
+    ) -> None:
+        self._claims = claims
+        self._new = new
+        self._drop = drop
+        self._is_settled = False
+
+    def written(self) -> int:
+        """Bytes of these files that were written since; of those another model had, none."""
+        return sum(self._claims[key].present - before for key, before in self._new.items())
+
+    def settle(self) -> None:
+        """Hold the claims no longer: the files are published, and count as such, or given up."""
+        if not self._is_settled:
+            self._is_settled = True
+            for key, claim in self._claims.items():
+                claim.models -= 1
+                self._drop(key)
 
 
 class DiskSpace:
@@ -93,6 +126,11 @@ class DiskSpace:
         """Bytes of all claimed files, in the size that they will have."""
         return sum(claim.present + claim.lacking for claim in self._claims.values())
 
+    def claimed_by(self, keys: Iterable[Hashable]) -> int:
+        """Bytes of the claims with these keys, in the size that the files will have."""
+        claims = (self._claims.get(key) for key in keys)
+        return sum(claim.present + claim.lacking for claim in claims if claim is not None)
+
     @property
     def keys(self) -> frozenset[Hashable]:
         """Keys of all claimed files."""
@@ -107,11 +145,8 @@ class DiskSpace:
     @asynccontextmanager
     async def claiming(
         self, files: Mapping[str, tuple[int, int]], *, source: str
-    ) -> AsyncIterator[Callable[[], int]]:
-        """Claim the room of a model's files, together, until the context ends.
-
-        The context's value returns how many bytes of them were written since; of those that another
-        model has claimed before, none.
+    ) -> AsyncIterator[ModelClaim]:
+        """Claim the room of a model's files, together, until the context ends or it is settled.
 
         Args:
             files: Bytes that each file lacks and bytes of it that are on the disk, by key.
@@ -126,18 +161,14 @@ class DiskSpace:
             for key, (lacking, present) in new.items():
                 self._claims[key] = _Claim(present, lacking)
             # One that a download of another model has claimed meanwhile is shared from now on.
-            for key in files:
-                self._claims.setdefault(key, _Claim()).models += 1
-
-        def written() -> int:
-            return sum(self._claims[key].present - present for key, (_, present) in new.items())
-
+            claims = {key: self._claims.setdefault(key, _Claim()) for key in files}
+            for claim in claims.values():
+                claim.models += 1
+        held = ModelClaim(claims, {key: present for key, (_, present) in new.items()}, self._drop)
         try:
-            yield written
+            yield held
         finally:
-            for key in files:
-                self._claims[key].models -= 1
-                self._drop(key)
+            held.settle()
 
     async def reserve(
         self, key: Hashable, size: int, *, source: str, present: int | None = None

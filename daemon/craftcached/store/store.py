@@ -41,6 +41,7 @@ from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.full_disk import FULL, storage_full
+from craftcached.in_use import is_in_use
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
@@ -111,8 +112,9 @@ class Store:
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self.cache.create)
-        await asyncio.to_thread(_clear_leftovers, self.cache.staging)
+        predecessor = await asyncio.to_thread(_last_owner, self.cache)
         self._lock_fd = _lock(self.cache)
+        await asyncio.to_thread(_clear_leftovers, self.cache.staging, predecessor)
         self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
         return self
 
@@ -596,13 +598,30 @@ def _obstacle(error: TreeObstacle) -> CraftcacheError:
     return CraftcacheError(str(error), hint="Mount what it leads to, or move it away")
 
 
-def _clear_leftovers(staging: Path) -> None:
-    """Remove files of killed writers; what a worker may be fetching by itself is younger."""
+def _clear_leftovers(staging: Path, predecessor: str) -> None:
+    """Remove files of killed writers.
+
+    Those of the daemon before are known by its process id, and by that nobody has them open: in a
+    container a worker may have the same. What else a worker may be fetching by itself is younger.
+
+    Args:
+        staging: The directory.
+        predecessor: Process id of the daemon before; empty where there was none.
+    """
     too_old = time.time() - LEFTOVER_SECONDS
     for path in staging.glob("*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.lstat().st_mtime < too_old:
+        with contextlib.suppress(OSError):
+            is_predecessors = path.name.partition("-")[0] == predecessor
+            is_old = path.lstat().st_mtime < too_old
+            if is_old or (is_predecessors and is_in_use(path) is False):
                 path.unlink()
+
+
+def _last_owner(cache: CacheDir) -> str:
+    """Process id of the daemon that locked the cache last, whether it lives or not."""
+    with contextlib.suppress(OSError):
+        return _lock_path(cache).read_text("ascii", "replace").strip()
+    return ""
 
 
 def _lock_path(cache: CacheDir) -> Path:

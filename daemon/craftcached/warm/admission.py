@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from craftcached.fetch.disk_space import DiskSpace
+    from craftcached.fetch.disk_space import DiskSpace, ModelClaim
     from craftcached.store.store import Store
 
     from .description import DescribedFile, Description
@@ -56,7 +56,7 @@ class FetchAdmission:
         self._budgets = budgets
 
     @asynccontextmanager
-    async def __call__(self, description: Description) -> AsyncIterator[None]:
+    async def __call__(self, description: Description) -> AsyncIterator[ModelClaim]:
         """A context in which the files may be fetched, and their room is theirs.
 
         Raises:
@@ -73,10 +73,10 @@ class FetchAdmission:
         source = description.source.shown
         wanted = sum(lacking for lacking, _ in files.values())
         async with (
-            self._space.claiming(files, source=source) as written,
-            self._budgets.fetching(description.for_uid, wanted, written, source=source),
+            self._space.claiming(files, source=source) as claim,
+            self._budgets.fetching(description.for_uid, wanted, claim.written, source=source),
         ):
-            yield
+            yield claim
 
     def _sizes(self, file: DescribedFile) -> tuple[int, int] | None:
         """Bytes that a file lacks, as far as is known, and that it has in staging; blocks.

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from craftcache.dependencies import Dependency
     from craftcache.sources import RemoteSource
     from craftcache.wire import Progress
+    from craftcached.fetch.disk_space import ModelClaim
     from craftcached.store.store import Store
 
     from .acquire import FileAcquirer
@@ -46,9 +47,12 @@ __all__ = ["Admission", "Warmer", "Warmed"]
 
 log = logging.getLogger("craftcached")
 
-Admission: TypeAlias = "Callable[[Description], contextlib.AbstractAsyncContextManager[object]]"
+Admission: TypeAlias = (
+    "Callable[[Description], contextlib.AbstractAsyncContextManager[ModelClaim | None]]"
+)
 """Makes sure of room for described files before the first byte of them is fetched, and keeps it
-until they are published or given up; raises StorageFull where there can be none."""
+until they are published or given up; raises StorageFull where there can be none. The context's
+value, if any, is settled as soon as they are published: from then on they count as that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +281,7 @@ class Warmer:
         # until somebody asks for it by name.
         inspected = not wanted.as_need or (known is not None and not known.needed_only)
         commit = _known_commit(wanted, known)
+        claim: ModelClaim | None = None
         async with contextlib.AsyncExitStack() as held:
             # All files may be here, though not published under this name: then no origin is asked,
             # and the warm works offline.
@@ -288,7 +293,7 @@ class Warmer:
                 )
                 # Room is made sure of before the first byte comes, and kept until publication.
                 admission = self._admission(replace(description, for_uid=wanted.for_uid))
-                await held.enter_async_context(admission)
+                claim = await held.enter_async_context(admission)
                 # The files, and the locks of their blobs, are held until publication too.
                 files = await held.enter_async_context(
                     self._obtainer.hold(description, progress, inspected=inspected)
@@ -296,6 +301,8 @@ class Warmer:
             progress.tell(None, 0, None, "publishing")
             # Inside the context: a program that waits for a blob's lock then finds it published.
             manifest = await self._publish(files, as_need=wanted.as_need)
+            if claim is not None:
+                claim.settle()
         progress.tell(None, manifest.size, manifest.size, "done")
         # The caller removes dependencies that the new revision dropped; see Warming.warm.
         is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
