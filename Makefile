@@ -6,6 +6,8 @@
 #                with today's libraries, and in .venv-audiocraft-pinned with those that it asks for
 # make check   linters, types and the border between the two packages
 # make bench   the benchmarks
+# make soak    ten minutes of 32 clients of three users, with the daemon killed every few seconds; as
+#              root, so that there are three users; make soak SOAK_SECONDS=60
 #
 # Each works alone from a fresh clone: it makes .venv and installs what it needs, once. Set PYTHON
 # to choose the interpreter (3.11 or newer).
@@ -18,6 +20,7 @@ EXTRAS := test,lint
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.installed-for-demo
+SOAK_SECONDS := 600
 BENCHES := load worker_socket inspection fetch
 # The constraints hold in the environments that pip builds packages in, too.
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
@@ -31,7 +34,7 @@ WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cac
 PINNED := .venv-audiocraft-pinned
 PINNED_PIP := $(PINNED)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check bench clean
+.PHONY: demo soak test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check bench clean
 
 demo: $(FOR_DEMO)
 	$(BIN)/craftcache demo $(SOURCE)
@@ -80,6 +83,9 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	for name in $(BENCHES); do $(BIN)/python -m tests.bench.$$name || exit; done
+
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS)
 
 clean:
 	rm -rf .venv .venv-lowest .venv-python* .venv-audiocraft $(PINNED)

@@ -70,6 +70,7 @@ class Warming:
         *,
         refresh: bool = False,
         for_uid: int | None = None,
+        with_needs: bool = False,
     ) -> Warmed:
         """Make files of a source present and published; see Warmer.warm."""
         if not isinstance(source, WatchSource):
@@ -80,6 +81,7 @@ class Warming:
                 priority=priority,
                 report=report,
                 for_uid=for_uid,
+                with_needs=with_needs,
             )
         # A watch has no origin to fetch from: its files are published when the directory changes.
         manifest = await self._warmer.recheck(source, names, report)
@@ -108,6 +110,7 @@ class Warming:
             report,
             refresh=options.refresh,
             for_uid=for_uid,
+            with_needs=not options.pair_only,
         )
         self._uses.note(manifest_key(source))
         try:

@@ -10,6 +10,16 @@ from craftcache.errors import PolicyDenied, StorageFull
 from tests.support.api import Api
 from tests.support.command import Node
 from tests.support.daemons import DaemonProcess
+from tests.support.dependencies import (
+    OTHER_CODEC,
+    PAIR,
+    T5_FILES,
+    export,
+    host_t5,
+    lm,
+    seen_before,
+    t5,
+)
 from tests.support.hub import Data
 
 if TYPE_CHECKING:
@@ -163,3 +173,41 @@ def test_a_queued_warm_holds_when_it_is_done(limited: DaemonProcess, threaded_hu
         while api.get("/warm")["jobs"]:
             pass
         assert api.get(f"/models/{held}")["held_until"]
+
+
+def test_what_a_model_is_known_to_need_is_admitted_with_it(
+    base: Path, threaded_hub: TestHub
+) -> None:
+    seen_before(base / "cache")
+    repo = threaded_hub.repo("org/model")
+    repo.commit(PAIR)
+    host_t5(threaded_hub)
+    pair, needed = (sum(map(len, files.values())) for files in (PAIR, T5_FILES))
+    filler = model(threaded_hub, "filler", 3 * KB)
+    with DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint) as running:
+        with Api(running.socket_dir) as api:
+            assert api.warm("org/model").status_code == 200
+            assert api.warm(filler, files=FILES).status_code == 200
+            assert api.delete("t5-base").status_code == 200
+            first = api.get("/models/org/model")["revision"]
+            indexes = api.get("/room")["used"] - pair - 3 * KB
+        running.terminate()
+    # Room for a new revision of the pair, and for what it needs, but not for both.
+    limit = 2 * pair + needed // 2 + indexes + 2 * KB
+    assert limit < 2 * pair + needed + indexes
+    repo.commit(export(lm(description=t5(), more=t5("other")), OTHER_CODEC))
+    with (
+        DaemonProcess(
+            base, "--max-bytes", str(limit + 3 * KB), HF_ENDPOINT=threaded_hub.endpoint
+        ) as running,
+        Api(running.socket_dir) as api,
+    ):
+        assert api.request("PUT", f"/pins/{filler}").status_code == 200
+        before = len(threaded_hub.requests)
+        problem = api.warm("org/model").json()
+        assert problem["code"] == "StorageFull"
+        assert problem["source"] == "org/model"
+        asked = threaded_hub.requests[before:]
+        assert not [each for each in asked if each.origin == "cdn" and each.method == "GET"]
+        assert api.get("/models/org/model")["revision"] == first
+        assert filler in sources(api)

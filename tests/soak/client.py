@@ -32,6 +32,8 @@ from tests.soak.content import WATCHED, check
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from craftcache.plan import Fallback
+
 ALWAYS_WRONG = (IntegrityError, UnsafeCheckpoint, NotACheckpoint)
 """Errors that nothing of what goes on here excuses."""
 
@@ -70,7 +72,7 @@ class SoakClient:
         self._seen = seen
         self._is_admin = orders.uid == 0
         socket_dir, cache_dir = orders.socket_dir, orders.cache_dir
-        fallback = self._chance.choice(["cache", "none"])
+        fallback: Fallback = self._chance.choice(["cache", "none"])
         self._client = Client(socket_dir=socket_dir, cache_dir=cache_dir, fallback=fallback)
         self._admin = AdminClient(Path(socket_dir))
 

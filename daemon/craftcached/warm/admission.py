@@ -66,7 +66,7 @@ class FetchAdmission:
         files = await asyncio.to_thread(
             lambda: {
                 file.remote.key: sizes
-                for file in description.files
+                for file in (*description.files, *description.closure)
                 if (sizes := self._sizes(file)) is not None
             }
         )

@@ -43,6 +43,7 @@ class Wanted:
         refresh: Whether its origin is asked for a newer revision than the published one.
         as_need: Whether it is warmed as a dependency of another model, not by its own name.
         for_uid: User for whom it is fetched; None where the daemon does it by itself.
+        with_needs: Whether what it needs is brought after it.
     """
 
     source: FetchedSource
@@ -50,6 +51,7 @@ class Wanted:
     refresh: bool
     as_need: bool = False
     for_uid: int | None = None
+    with_needs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ class Description:
         commit: The repository's commit; empty for a URL, which has no revisions but its content.
         is_named: Whether the origin has just said that the source's own revision is ``commit``.
         for_uid: As in Wanted.
+        closure: Files of what it needs, as far as that is known already; they are admitted with
+            it, and brought after it.
     """
 
     source: FetchedSource
@@ -112,6 +116,7 @@ class Description:
     commit: str = ""
     is_named: bool = False
     for_uid: int | None = None
+    closure: tuple[DescribedFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from .allow import is_allowed, is_denied
 from .dependencies import MetNeed, warm_needs
 from .description import Wanted
 from .progress import SourceProgress
+from .tasks import all_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable, Sequence
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from craftcached.store.store import Store
 
     from .acquire import FileAcquirer
-    from .description import Description, FetchedSource, VerifiedFiles
+    from .description import DescribedFile, Description, FetchedSource, VerifiedFiles
     from .origins import Origins
 
 __all__ = ["Admission", "Warmer", "Warmed"]
@@ -159,6 +160,7 @@ class Warmer:
         priority: Priority,
         report: Callable[[Progress], None],
         for_uid: int | None = None,
+        with_needs: bool = False,
     ) -> Warmed:
         """Make ``filenames`` of ``source`` present; returns once they are published.
 
@@ -171,6 +173,8 @@ class Warmer:
             report: Called with progress; must not block.
             for_uid: User whose budget it counts towards, unless another asked before; None for
                 nobody's.
+            with_needs: Whether the caller brings what it needs after it, so that there must be
+                room for that too.
 
         Raises:
             CraftcacheError: Any of the tree but those of loading.
@@ -183,13 +187,13 @@ class Warmer:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
-        wanted = Wanted(source, names, refresh, for_uid=for_uid)
+        wanted = Wanted(source, names, refresh, for_uid=for_uid, with_needs=with_needs)
         with contextlib.ExitStack() as stack:
             # Also hurries a background warm of the same source that this request joins.
             if priority is Priority.WAITED_FOR:
                 stack.enter_context(self._obtainer.waited_for(source))
             return await self._shared(
-                (source, frozenset(names), refresh),
+                (source, frozenset(names), refresh, with_needs),
                 source,
                 lambda progress: self._warm(wanted, progress),
                 report,
@@ -292,7 +296,9 @@ class Warmer:
                     wanted.filenames, known=known, refresh=wanted.refresh
                 )
                 # Room is made sure of before the first byte comes, and kept until publication.
-                admission = self._admission(replace(description, for_uid=wanted.for_uid))
+                closure = await self._closure(known) if wanted.with_needs and known else ()
+                description = replace(description, for_uid=wanted.for_uid, closure=closure)
+                admission = self._admission(description)
                 claim = await held.enter_async_context(admission)
                 # The files, and the locks of their blobs, are held until publication too.
                 files = await held.enter_async_context(
@@ -312,6 +318,28 @@ class Warmer:
             files.bytes_reused,
             superseded=known if is_less_needed else None,
         )
+
+    async def _closure(self, known: Manifest) -> tuple[DescribedFile, ...]:
+        """The files of what a published model needs and that is not cached, as far as known.
+
+        What a model needs is read in its checkpoints, so of one that was never here it is known
+        only when it is; then each need is admitted by itself.
+        """
+        described = await all_results(map(self._described_need, known.needs))
+        return tuple(file for files in described for file in files)
+
+    async def _described_need(self, need: Dependency) -> tuple[DescribedFile, ...]:
+        try:
+            source = need.parsed
+            if self._store.needed(need) is not None:
+                return ()
+            self.check_allowed(source)
+            origin = self._origins.of(source)
+            names = need.filenames if need.is_fixed else need.choose(await origin.filenames())
+            files = wanted_files(source, names)
+            return (await origin.describe(files, known=None, refresh=True)).files
+        except CraftcacheError:  # raised again when the need is brought
+            return ()
 
     async def _publish(self, files: VerifiedFiles, *, as_need: bool) -> Manifest:
         """Publish verified files; the manifest, written last, makes them a model."""
