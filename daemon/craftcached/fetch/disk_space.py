@@ -199,7 +199,8 @@ class DiskSpace:
     async def keep_ahead(self, key: Hashable, size: int, *, source: str) -> None:
         """Claim ``size`` bytes anew for ``key``, once it has written half of them.
 
-        So half of them are always left for others by one that does not know how much will come.
+        For a body of unknown length, which reserves as it goes: it never writes beyond what it has
+        reserved, and reserves seldom.
 
         Raises:
             StorageFull: They are not there.
