@@ -142,7 +142,10 @@ class Conductor:
             for process in processes:
                 self._hear(process)
             self._is_over.set()
-        self._finish(at_start)
+        try:
+            self._finish(at_start)
+        except Exception as error:  # noqa: BLE001  # the report says what was wrong before, too
+            report.wrong += [f"the end: {error!r}", self._daemon.log[-2000:]]
         return report
 
     def _prepare(self) -> None:
