@@ -123,7 +123,9 @@ class SoakClient:
         self._client.status()
 
     def _pin(self) -> None:
-        self._admin.pin(f"org/m{self._any()}", expires_in=self._chance.uniform(0.1, 2.0))
+        number = self._any()
+        if number != self._orders.pinned:
+            self._admin.pin(f"org/m{number}", expires_in=self._chance.uniform(0.1, 2.0))
 
     def _unpin(self) -> None:
         number = self._any()

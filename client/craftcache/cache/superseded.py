@@ -2,7 +2,8 @@
 
 Their snapshots stay in huggingface_hub's tree, for a program may name them by their commit. A
 record of each, ``superseded/<key>-<commit>.json`` in the form of a manifest, says that craftcache
-put them there, so that they count towards its quota and are the first to go. All calls block.
+put them there, so that they count towards its quota and are the first to go. It is written before
+the first of its files comes: one that a kill left halfway is taken for superseded. All calls block.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ def superseded_path(cache: CacheDir, name: str) -> Path:
 
 
 def note_superseded(cache: CacheDir, key: str, earlier: Manifest) -> None:
-    """Record a revision; to be called before the manifest of the next one is written.
+    """Record a revision, before its first file comes and before the next one takes its place.
 
-    A kill in between leaves the record of a revision that is still the current one: whoever
-    reads it compares.
+    So there is a record of the current revision too: whoever reads it compares.
 
     Args:
         cache: The cache directory.

@@ -125,6 +125,7 @@ class Surveyor:
                 is_superseded=True,
             )
             for key, manifest in past
+            if blobs[key]  # none are left of one whose removal was cut short, or has not come yet
         ]
         return models
 

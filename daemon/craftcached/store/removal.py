@@ -67,6 +67,7 @@ def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
     if manifest is None:
         return Removed()
     removed = Removed((key,), _remove_one(cache, key, manifest))
+    superseded_path(cache, f"{key}-{manifest.revision}").unlink(missing_ok=True)
     return removed + remove_unneeded(cache, manifest, spared)
 
 
