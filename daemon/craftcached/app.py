@@ -21,6 +21,7 @@ from .directory_monitor import DirectoryMonitor, MonitoredDirectory
 from .events import Events
 from .eviction.evictor import Evictor
 from .eviction.holds import Holds
+from .eviction.keepers import Keepers
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
 from .eviction.meter import RoomMeter
@@ -38,7 +39,7 @@ from .serve.metrics import MetricsRoute
 from .serve.peers import Administrators
 from .serve.sockets import Door, bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
-from .service import Keepers, Service
+from .service import Service
 from .store.opener import BlobOpener
 from .store.store import Store
 from .systemd import InheritedSockets

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
@@ -59,11 +59,7 @@ if TYPE_CHECKING:
     from .database import Database, Pin, WarmJob
     from .directory_monitor import DirectoryMonitor
     from .events import Events
-    from .eviction.evictor import Evictor
-    from .eviction.holds import Holds
-    from .eviction.last_use import LastUse
-    from .eviction.pins import Pins
-    from .eviction.survey import Surveyor
+    from .eviction.keepers import Keepers
     from .residency.residency import Residency
     from .settings import Settings
     from .store.opener import BlobOpener
@@ -71,7 +67,7 @@ if TYPE_CHECKING:
     from .warm.warmer import Warmed, Warmer
     from .watch import Watches
 
-__all__ = ["Asker", "Keepers", "Service"]
+__all__ = ["Asker", "Service"]
 
 log = logging.getLogger("craftcached")
 
@@ -88,25 +84,6 @@ class Asker(Protocol):
     def uid(self) -> int:
         """User id, as the kernel reports it."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Keepers:
-    """What keeps models in the cache or lets them go.
-
-    Attributes:
-        pins: The models that are neither evicted nor removed.
-        holds: The models that are not evicted for a while, by users' word.
-        uses: The time at which each model was last used.
-        surveyor: Knows which models stay, and is told which a request needs.
-        evictor: Frees space in the cache.
-    """
-
-    pins: Pins
-    holds: Holds
-    uses: LastUse
-    surveyor: Surveyor
-    evictor: Evictor
 
 
 class Service:
