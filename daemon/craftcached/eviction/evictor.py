@@ -45,7 +45,7 @@ the quota: the worker that waited for it may not have opened it yet."""
 LEFTOVER_SECONDS = 60.0
 """Age of a blob without a manifest after which it is removed where room is needed."""
 
-LOOKS = 4
+LOOKS = 10
 """Times that the room is measured before what is published meanwhile counts as used."""
 
 TRIM_SECONDS = 50.0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from craftcache.cache.publish import Verified
     from craftcache.watch_rule import WatchRule
-    from craftcached.fetch.disk_space import DiskSpace
+    from craftcached.fetch.disk_space import DiskSpace, ModelClaim
     from craftcached.store.store import Store
 
     from .snapshot import Snapshot, Target
@@ -114,9 +114,11 @@ class CandidateMaker:
         async with self._slots:
             directory = Path(await asyncio.to_thread(self._make_directory))
             try:
-                async with self._room_for(directory, rule, target, seen):
+                async with self._room_for(directory, rule, target, seen) as claim:
                     candidate = await self._prepare(rule, target, seen, directory, stop)
                     yield candidate
+                    if claim is not None:
+                        claim.settle()  # published, or in the way no longer
                     for file in candidate.files.values():
                         await self._store.discard(file)
             finally:
@@ -125,19 +127,19 @@ class CandidateMaker:
     @contextlib.asynccontextmanager
     async def _room_for(
         self, directory: Path, rule: WatchRule, target: Target, seen: Snapshot
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[ModelClaim | None]:
         """A context in which the room of the copies is theirs; it goes by their directory's name.
 
         Raises:
             StorageFull: There is none.
         """
         if self._space is None:
-            yield
+            yield None
             return
         size = await asyncio.to_thread(pair_bytes, target, seen)
         claim = {directory.name: (size, 0)}
-        async with self._space.claiming(claim, source=f"watch:{rule.name}"):
-            yield
+        async with self._space.claiming(claim, source=f"watch:{rule.name}") as held:
+            yield held
 
     def _make_directory(self) -> str:
         make_directory(self._staging)  # an administrator may have emptied the cache
