@@ -8,6 +8,9 @@
 # make bench   the benchmarks
 # make soak    ten minutes of 32 clients of three users, with the daemon killed every few seconds; as
 #              root, so that there are three users; make soak SOAK_SECONDS=60
+# make gpu     what needs a GPU, tests and benchmark, in one JSON document; without one a dry run. It
+#              installs nothing: it takes torch and pytest of the Python that is there, and wheels
+#              from the directory wheels/
 #
 # Each works alone from a fresh clone: it makes .venv and installs what it needs, once. Set PYTHON
 # to choose the interpreter (3.11 or newer).
@@ -21,7 +24,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.installed-for-demo
 SOAK_SECONDS := 600
-BENCHES := load worker_socket inspection fetch
+GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
+BENCHES := load worker_socket inspection fetch integrity
 # The constraints hold in the environments that pip builds packages in, too.
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 PYTHONS := 3.12 3.13
@@ -34,7 +38,7 @@ WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cac
 PINNED := .venv-audiocraft-pinned
 PINNED_PIP := $(PINNED)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo soak test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check bench clean
+.PHONY: demo soak test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check bench gpu clean
 
 demo: $(FOR_DEMO)
 	$(BIN)/craftcache demo $(SOURCE)
@@ -86,6 +90,9 @@ bench: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS)
+
+gpu:
+	@$(GPU_PYTHON) -m tests.gpu $(ARGS)
 
 clean:
 	rm -rf .venv .venv-lowest .venv-python* .venv-audiocraft $(PINNED)

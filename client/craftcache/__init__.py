@@ -12,6 +12,8 @@ from .errors import (
     AccessDenied,
     BudgetExceeded,
     CraftcacheError,
+    DeviceLost,
+    DeviceMemoryFull,
     IntegrityError,
     InvalidSource,
     NotACheckpoint,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from .aio import AsyncClient
     from .cache.opened import FileInfo
     from .client import Client, default_client
+    from .device.staging import set_staging_limit
     from .loading.export import Export
     from .wire import Generation, Progress
 
@@ -62,6 +65,7 @@ __all__ = [
     "load_state_dict",
     "models",
     "resolve",
+    "set_staging_limit",
     "status",
     "warm",
     "CraftcacheError",
@@ -74,6 +78,8 @@ __all__ = [
     "UnsafeCheckpoint",
     "NotACheckpoint",
     "UnknownDevice",
+    "DeviceMemoryFull",
+    "DeviceLost",
     "UnknownAudioCraft",
     "NotMounted",
     "ResourceLimit",
@@ -91,6 +97,7 @@ _HOMES = {
     "FileInfo": "cache.opened",
     "Generation": "wire",
     "Progress": "wire",
+    "set_staging_limit": "device.staging",
 }
 
 _OF_THE_DEFAULT_CLIENT = frozenset(

@@ -10,13 +10,14 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Self
 
+from craftcache.cache.cache_format import check_format
 from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
 from .budgets import BudgetLimits, Budgets
 from .counts import CountedFetcher, Counts
-from .database import Database
+from .database import Database, check_version
 from .directory_monitor import DirectoryMonitor, MonitoredDirectory
 from .events import Events
 from .eviction.evictor import Evictor
@@ -27,8 +28,8 @@ from .eviction.maintenance import Housekeeping
 from .eviction.meter import RoomMeter
 from .eviction.pins import Pins
 from .eviction.survey import Surveyor
-from .fetch import Engine, EngineSettings, SecondAttempt
-from .fetch.disk_space import DiskSpace, free_bytes
+from .fetch import Engine, EngineSettings, Mirrors, SecondAttempt
+from .fetch.disk_space import DiskSpace, existing, free_bytes
 from .host_tokens import HostTokens
 from .inspect import Inspector
 from .min_free import MinFree
@@ -41,6 +42,7 @@ from .serve.sockets import Door, bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
 from .store.opener import BlobOpener
+from .store.owner import OwnerCache
 from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
     from craftcache.wire import Progress
 
+    from .scrub import Integrity
     from .settings import Settings
 
 __all__ = ["Daemon"]
@@ -99,9 +102,13 @@ class Daemon:
         self._holds: Holds | None = None
         self._budgets: Budgets | None = None
         self._watches: Watches | None = None
+        self._integrity: Integrity | None = None
         self._monitor: DirectoryMonitor
         self._events = Events()
         self._counts = Counts()
+        self._mirrors = Mirrors(
+            settings.mirrors, hub_endpoint=settings.hub_endpoint, tell=self._events.tell
+        )
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
@@ -137,6 +144,8 @@ class Daemon:
             self._budgets.limits = _budget_limits(settings)
         if self._watches is not None:
             self._watches.configure(settings.watches)
+        if self._integrity is not None:
+            self._integrity.configure(settings)
 
     def progress(self) -> list[Progress]:
         """The progress of each source that is being warmed."""
@@ -144,14 +153,21 @@ class Daemon:
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
         settings = self._settings
-        cache = CacheDir(settings.cache_dir)
-        with _naming("cache_dir", settings.cache_dir):
+        cache = CacheDir(settings.own_cache_dir)
+        # Both before anything is made or changed in either.
+        check_format(cache)
+        with _naming("state_dir", settings.state_dir):
+            check_version(settings.state_dir)
+        with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
             store = await life.enter_async_context(Store(cache, self._events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
+        owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
+        if owner is not None:
+            await owner.follow_all()
         inspector = await life.enter_async_context(Inspector())
         staging = cache.staging / "fetch"
-        space = DiskSpace(lambda: free_bytes(cache.root), None, cache.root)
+        space = DiskSpace(lambda: free_bytes(existing(cache.staging)), None, cache.root)
         engine = await life.enter_async_context(
             Engine(
                 staging,
@@ -159,20 +175,25 @@ class Daemon:
                     max_connections=settings.max_connections,
                     max_connections_per_host=settings.max_connections_per_host,
                     bandwidth=settings.max_bytes_per_second or None,
+                    uplink=settings.max_uplink_bytes_per_second or None,
                 ),
                 check_url=self._policy.check_url,
                 may_be_private=self._policy.may_be_private,
                 space=space,
                 xet=self._xet,
+                mirrors=self._mirrors,
             )
         )
         hub = Hub(
-            endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
+            endpoint=settings.hub_endpoint,
+            token=settings.hub_token,
+            timeout=settings.hub_timeout,
+            mirrors=self._mirrors,
         )
         life.callback(hub.close)
         obtainer = FileAcquirer(
             store=store,
-            fetcher=CountedFetcher(SecondAttempt(engine), self._counts),
+            fetcher=CountedFetcher(SecondAttempt(engine, self._mirrors), self._counts),
             inspector=inspector,
         )
         self._budgets = await life.enter_async_context(Budgets(records, _budget_limits(settings)))
@@ -185,6 +206,7 @@ class Daemon:
             admission=FetchAdmission(
                 space=space, store=store, staging=staging, budgets=self._budgets
             ),
+            owner=owner,
         )
         handout = BlobOpener(store, settings.serve_dir)
         handout.check()
@@ -201,7 +223,7 @@ class Daemon:
         self._monitor = DirectoryMonitor(
             (
                 MonitoredDirectory(
-                    f"the cache directory {settings.cache_dir}",
+                    f"the cache directory {settings.own_cache_dir}",
                     store.is_obstructed,
                     store.check_healable,
                     grace=0.0,  # nothing is made yet
@@ -223,8 +245,11 @@ class Daemon:
             watches=self._watches,
             events=self._events,
             monitor=self._monitor,
+            owner=owner,
         )
         life.push_async_callback(service.close)
+        await life.enter_async_context(service.integrity)
+        self._integrity = service.integrity
         await life.enter_async_context(self._watches.running(service.queue_needs))
         await life.enter_async_context(
             Housekeeping(
@@ -282,7 +307,7 @@ class Daemon:
         admin = AdminServer(
             service,
             self._administrators,
-            MetricsRoute(service, workers.statistics, self._counts),
+            MetricsRoute(service, workers.statistics, self._counts, self._mirrors.statistics),
             drain_seconds=settings.drain_seconds,
         )
 

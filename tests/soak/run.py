@@ -47,7 +47,7 @@ MEMORY_BYTES = 48 * 1024 * 1024
 MORE_DESCRIPTORS = 24
 """Open descriptors of an idle daemon beyond those of one that has just started."""
 
-COUNTED = ("blobs", "staging", "quarantine")
+COUNTED = ("blobs", "staging")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
     record -> blobs -> snapshot links -> manifest -> ref
 
-The record says what is about to come into huggingface_hub's tree, see superseded: what a kill
-leaves there is known to be ours by it, and is the first to go.
+The record says what is about to come into huggingface_hub's tree, see incoming, until the manifest
+does: what a kill leaves there is known to be ours by it, and is the first to go.
 Beside the blobs of URLs stand torch.hub's links to them. The manifest's rename is the moment at
 which the model exists for craftcache, the ref's the one at which it does for unmodified
 huggingface_hub; before each, all that it leads to is in place and durable. A kill in between
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from craftcache.dependencies import discover
-from craftcache.sources import WatchSource, parse
+from craftcache.sources import HubSource, WatchSource, parse
 
+from .incoming import forget_incoming, note_incoming
 from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
-from .superseded import note_superseded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from craftcache.digests import Digests, HashedFile, Promise
-    from craftcache.sources import HubSource, RemoteSource, UrlSource
+    from craftcache.sources import RemoteSource, UrlSource
 
     from .directory import CacheDir
     from .manifest import Watched
@@ -104,7 +104,7 @@ def publish_hub(
         OSError: The manifest and the ref are unchanged.
     """
     tree = cache.hub_tree(source.repo_id)
-    _note_intent(cache, source, commit, files, origin)
+    _note_incoming(cache, source, commit, files, origin)
     records = []
     etags = {}
     for filename, (verified, promise) in files.items():
@@ -117,15 +117,17 @@ def publish_hub(
     earlier = _earlier(cache, source)
     manifest = Manifest.merged(earlier, source, commit, records, as_need=as_need)
     manifest = _with_closure(cache, source, manifest)
-    if earlier is not None and earlier.revision != commit:
-        note_superseded(cache, manifest_key(source), earlier)
+    if earlier is not None and earlier.revision != commit and not source.is_pinned:
+        _keep_superseded(cache, source, earlier)
     cache.write_manifest(source, manifest)
+    forget_incoming(cache, f"{manifest_key(source)}-{commit}")
     if is_named:
         tree.move_ref(source.revision, commit)
+    _forget_superseded(cache, HubSource(source.repo_id, commit))
     return manifest
 
 
-def _note_intent(
+def _note_incoming(
     cache: CacheDir,
     source: HubSource,
     commit: str,
@@ -142,7 +144,29 @@ def _note_intent(
             coming.append(_record(cache, filename, blob, verified, f"{origin}/{filename}", etag))
     if coming:
         manifest = Manifest(source.shown, commit, tuple(coming), now())
-        note_superseded(cache, manifest_key(source), manifest)
+        note_incoming(cache, manifest_key(source), manifest)
+
+
+def _keep_superseded(cache: CacheDir, source: HubSource, earlier: Manifest) -> None:
+    """Publish the revision that a newer one is about to take the place of, under its commit.
+
+    Its snapshot stays for programs that name it, so its bytes are counted and can be removed. What
+    it needs is not kept for its sake.
+    """
+    pinned = HubSource(source.repo_id, earlier.revision)
+    if cache.manifest_at(manifest_key(pinned), ours=True) is None:
+        kept = replace(
+            earlier, source=pinned.shown, needs=(), unmet=(), needed_only=False, superseded=True
+        )
+        cache.write_manifest(pinned, kept)
+
+
+def _forget_superseded(cache: CacheDir, pinned: HubSource) -> None:
+    """Remove the manifest of a superseded revision that has become the current one again."""
+    key = manifest_key(pinned)
+    manifest = cache.manifest_at(key, ours=True)
+    if manifest is not None and manifest.superseded:
+        cache.manifest_path(key).unlink(missing_ok=True)
 
 
 def publish_url(
@@ -177,7 +201,7 @@ def publish_url(
 
 
 def mark_asked_for(cache: CacheDir, source: RemoteSource) -> Manifest | None:
-    """Record that a model, so far cached as a dependency only, was asked for by name.
+    """Record that a dependency, or a superseded revision, was asked for by its own name.
 
     Its checkpoints are inspected by now, so its own dependencies are recorded too.
 
@@ -185,8 +209,9 @@ def mark_asked_for(cache: CacheDir, source: RemoteSource) -> Manifest | None:
         OSError: The manifest is unchanged.
     """
     manifest = _earlier(cache, source)
-    if manifest is not None and manifest.needed_only:
-        manifest = replace(_with_closure(cache, source, manifest), needed_only=False)
+    if manifest is not None and not manifest.is_by_name:
+        closed = _with_closure(cache, source, manifest)
+        manifest = replace(closed, needed_only=False, superseded=False)
         cache.write_manifest(source, manifest)
     return manifest
 
@@ -266,7 +291,7 @@ def record_index(cache: CacheDir, sha256: str) -> None:
         if files == manifest.files:
             continue
         changed = replace(manifest, files=files)
-        if not manifest.needs and not manifest.unmet and not manifest.needed_only:
+        if not manifest.needs and not manifest.unmet and manifest.is_by_name:
             changed = _with_closure(cache, parse(manifest.source), changed)
         cache.write_manifest_at(key, changed)
 

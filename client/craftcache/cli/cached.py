@@ -172,6 +172,7 @@ def _document(model: CachedModel) -> dict[str, object]:
         "pinned": model.is_pinned,
         "locked": model.is_locked,
         "needed_only": model.is_needed_only,
+        "superseded": model.is_superseded,
         "pinned_until": model.pinned_until,
         "held_until": model.held_until,
         "files": model.files,
@@ -189,6 +190,8 @@ def _pinned(model: CachedModel) -> str:
         return "locked"
     if model.is_pinned:
         return "yes"
+    if model.is_superseded:
+        return "superseded"
     if model.held_until is not None:
         return "held"
     return "needed" if model.is_needed_only else "no"

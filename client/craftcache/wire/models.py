@@ -76,6 +76,7 @@ class CachedModel:
         needs: Its dependencies, and whether they are cached.
         unmet: Dependencies that no cache can hold.
         is_needed_only: Whether it is cached only as a dependency of other models.
+        is_superseded: Whether it is an earlier revision, which is the first to go.
         pinned_until: Time at which its pin ends by itself, in seconds since the epoch, or None.
         held_until: Time until which users hold it, in seconds since the epoch, or None.
     """
@@ -89,6 +90,7 @@ class CachedModel:
     needs: tuple[DependencyState, ...] = ()
     unmet: tuple[UnmetDependency, ...] = ()
     is_needed_only: bool = False
+    is_superseded: bool = False
     pinned_until: float | None = None
     held_until: float | None = None
 
@@ -119,6 +121,7 @@ class CachedModel:
             ),
             manifest.unmet,
             manifest.needed_only,
+            manifest.superseded,
             pinned_until,
             held_until,
         )
@@ -143,6 +146,7 @@ class CachedModel:
                 for unmet in self.unmet
             ],
             "is_needed_only": self.is_needed_only,
+            "is_superseded": self.is_superseded,
             "pinned_until": self.pinned_until,
             "held_until": self.held_until,
         }
@@ -160,6 +164,7 @@ class CachedModel:
             needs=_needs(fields),
             unmet=_unmet(fields),
             is_needed_only=fields.optional_flag("is_needed_only"),
+            is_superseded=fields.optional_flag("is_superseded"),
             pinned_until=fields.optional_seconds("pinned_until"),
             held_until=fields.optional_seconds("held_until"),
         )

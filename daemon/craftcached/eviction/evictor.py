@@ -20,7 +20,7 @@ from craftcached.min_free import MinFree
 from .others import OTHERS, remove_others, survey_others
 from .policy import Plan, plan_eviction, used_bytes
 from .quota import Admission, RoomLimits, RoomUsage, admit, excess, over_disk, over_quota
-from .survey import SUPERSEDED
+from .survey import LEFT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
@@ -224,8 +224,8 @@ class Evictor:
         removed[victim.key] = victim
         if victim.key.startswith(OTHERS):
             freed = await remove_others(self._store, victim.key)
-        elif victim.is_superseded:
-            freed = await self._store.remove_superseded(victim.key.removeprefix(SUPERSEDED))
+        elif victim.key.startswith(LEFT):
+            freed = await self._store.remove_incoming(victim.key.removeprefix(LEFT))
         else:
             going = {model.key: model for model in plan.victims}
             outcome = await self._remove(victim.key, {model.key for model in models} - going.keys())

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from craftcached.fetch.disk_space import existing
+
 from .policy import used_bytes
 from .quota import RoomUsage
 
@@ -85,7 +87,7 @@ class RoomMeter:
 
     async def capacity(self) -> int:
         """Bytes of the file system, used or free."""
-        status = await asyncio.to_thread(os.statvfs, self._cache.root)
+        status = await asyncio.to_thread(lambda: os.statvfs(existing(self._cache.staging)))
         return status.f_blocks * status.f_frsize
 
     async def others_bytes(self, models: Collection[EvictionCandidate]) -> int:
@@ -103,7 +105,8 @@ class RoomMeter:
     ) -> tuple[int, set[str]]:
         """Bytes in our own directories, but for ``known`` files and those being fetched.
 
-        Some kilobytes of records for each model are not counted.
+        Some kilobytes of records for each model are not counted, nor the quarantine, which has
+        limits of its own beside max_bytes.
 
         Returns:
             The bytes, and the keys of claims whose file is a known one by now.
@@ -111,7 +114,7 @@ class RoomMeter:
         published: set[str] = set()
         seen = set(known)
         private = self._cache.private
-        counted = (private / name for name in ("blobs", "index", "quarantine"))
+        counted = (private / name for name in ("blobs", "index"))
         size = sum(_new_bytes(status, seen) for top in counted for _, status in _files(top))
         for path, status in _files(self._cache.staging):
             names = path.relative_to(self._cache.staging).parts[:2]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Blob", "EvictionCandidate", "Plan", "plan_eviction", "used_bytes"]
+__all__ = ["Blob", "EvictionCandidate", "Plan", "eviction_rank", "plan_eviction", "used_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class EvictionCandidate:
         is_kept: Whether it stays in any case: pinned, held, being fetched or handed over.
         needs: Keys of its dependencies.
         is_needed_only: Whether it is cached only as a dependency of other models.
-        is_superseded: Whether a newer revision has taken its place, so that it goes first.
+        is_superseded: Whether it is an earlier revision of a source that has moved on since.
     """
 
     key: str
@@ -69,6 +69,11 @@ class Plan:
 
     victims: tuple[EvictionCandidate, ...]
     freed: int
+
+
+def eviction_rank(model: EvictionCandidate) -> tuple[bool, float, str]:
+    """The order in which models go: superseded ones first, then those unused for longest."""
+    return not model.is_superseded, model.last_use, model.key
 
 
 def used_bytes(models: Iterable[EvictionCandidate]) -> int:
@@ -107,8 +112,8 @@ def _gainless(victims: Sequence[EvictionCandidate], freed: set[Blob]) -> set[str
 
 
 def _needers_first(models: Iterable[EvictionCandidate]) -> list[EvictionCandidate]:
-    """Superseded first, then least recently used, but dependencies after all that need them."""
-    by_age = sorted(models, key=lambda model: (not model.is_superseded, model.last_use, model.key))
+    """In the order of eviction_rank, but dependencies after all models that depend on them."""
+    by_age = sorted(models, key=eviction_rank)
     by_key = {model.key: model for model in by_age}
     seen: set[str] = set()
     latest_first: list[EvictionCandidate] = []

@@ -1,4 +1,4 @@
-"""The survey: all published models and superseded revisions, as the policy sees them."""
+"""The survey: all published models, and what kills have left, as the policy sees them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from .last_use import LastUse
     from .pins import Pins
 
-__all__ = ["SUPERSEDED", "Surveyor"]
+__all__ = ["LEFT", "Surveyor"]
 
 GRACE_SECONDS = 3600.0
 """Time after its last use in which a blob counts as in use where the kernel cannot say."""
 
-SUPERSEDED = "superseded:"
-"""Beginning of the key of a superseded revision; the name of its record follows."""
+LEFT = "left:"
+"""Beginning of the key of what a kill has left of a publication; the name of its record follows."""
 
 
 class Surveyor:
@@ -87,18 +87,18 @@ class Surveyor:
         """
         published = await self._store.published()
         current = {key: manifest.revision for key, manifest in published}
-        past = [
-            (SUPERSEDED + name, manifest)
-            for name, manifest in await self._store.superseded()
+        left = [
+            (LEFT + name, manifest)
+            for name, manifest in await self._store.incoming()
             if current.get(name.partition("-")[0]) != manifest.revision
         ]
         last_uses = {
             key: max(self._uses.last(key), manifest.published_at.timestamp())
-            for key, manifest in (*published, *past)
+            for key, manifest in (*published, *left)
         }
         now = self._clock()
         held = {hold.key for hold in self._holds.all()}
-        blobs = await asyncio.to_thread(self._look, (*published, *past), last_uses, now)
+        blobs = await asyncio.to_thread(self._look, (*published, *left), last_uses, now)
         models = [
             EvictionCandidate(
                 key=key,
@@ -112,6 +112,7 @@ class Surveyor:
                 or max(now - last_uses[key], 0.0) < handover,  # the clock may have been set back
                 needs=manifest.needed_keys,
                 is_needed_only=manifest.needed_only,
+                is_superseded=manifest.superseded,
             )
             for key, manifest in published
         ]
@@ -124,8 +125,8 @@ class Surveyor:
                 is_kept=key in spared,
                 is_superseded=True,
             )
-            for key, manifest in past
-            if blobs[key]  # none are left of one whose removal was cut short, or has not come yet
+            for key, manifest in left
+            if blobs[key]  # none has come yet, or none is left
         ]
         return models
 
@@ -184,7 +185,7 @@ class Surveyor:
 
 def _paths(cache: CacheDir, manifest: Manifest) -> Iterator[Path]:
     """Paths of the files of a model."""
-    return map(cache.path, manifest.files)
+    return (cache.path(each) for each in manifest.files if not cache.is_owners(each))
 
 
 def _is_served_by_watch(source: str) -> bool:

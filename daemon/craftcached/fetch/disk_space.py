@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from craftcached.threads import Threads
 
-__all__ = ["DiskSpace", "ModelClaim", "RoomPolicy", "free_bytes", "staged_bytes"]
+__all__ = ["DiskSpace", "ModelClaim", "RoomPolicy", "existing", "free_bytes", "staged_bytes"]
 
 
 class RoomPolicy(Protocol):
@@ -277,6 +277,12 @@ class DiskSpace:
         if claim is not None and not claim.models and not claim.is_fetched:
             self.ended += claim.present
             del self._claims[key]
+
+
+def existing(directory: Path) -> Path:
+    """``directory``, or the nearest above it that is there: a cache may have been emptied."""
+    places = (directory, *directory.parents)
+    return next((place for place in places if place.is_dir()), directory)
 
 
 def staged_bytes(path: Path) -> int:

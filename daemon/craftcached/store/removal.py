@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.durable import sync_directory
+from craftcache.cache.incoming import forget_incoming, incoming_at
 from craftcache.cache.paths import real_path
-from craftcache.cache.superseded import superseded_at, superseded_path
 from craftcache.digests import Stamp
 from craftcache.sources import HubSource, parse
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from craftcache.cache.hub_cache import HubTree
     from craftcache.cache.manifest import FileRecord, Manifest
 
-__all__ = ["Removed", "remove", "remove_superseded", "remove_unneeded", "set_aside", "sweep"]
+__all__ = ["Removed", "remove", "remove_incoming", "remove_unneeded", "set_aside", "sweep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,6 @@ def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
     if manifest is None:
         return Removed()
     removed = Removed((key,), _remove_one(cache, key, manifest))
-    superseded_path(cache, f"{key}-{manifest.revision}").unlink(missing_ok=True)
     return removed + remove_unneeded(cache, manifest, spared)
 
 
@@ -86,29 +85,28 @@ def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] 
     return also
 
 
-def remove_superseded(cache: CacheDir, name: str) -> int:
-    """Remove a superseded revision, but for what a model or another snapshot needs.
+def remove_incoming(cache: CacheDir, name: str) -> int:
+    """Remove what a kill has left of a publication, but for what a model or a snapshot needs.
 
     Args:
         cache: The cache directory.
-        name: Name of its record, see craftcache.cache.superseded.
+        name: Name of its record, see craftcache.cache.incoming.
 
     Returns:
         Bytes freed on the disk.
     """
-    past = superseded_at(cache, name)
+    left = incoming_at(cache, name)
     freed = 0
-    if past is not None and _is_past(cache, past):
-        others = tuple(cache.manifests())
-        freed = _remove_files(cache, past, others)
-    superseded_path(cache, name).unlink(missing_ok=True)
+    if left is not None and not _is_published(cache, left):
+        freed = _remove_files(cache, left, tuple(cache.manifests()))
+    forget_incoming(cache, name)
     return freed
 
 
-def _is_past(cache: CacheDir, past: Manifest) -> bool:
-    """Whether another revision is published in the place of ``past`` by now."""
-    current = cache.manifest(parse(past.source))
-    return current is None or current.revision != past.revision
+def _is_published(cache: CacheDir, left: Manifest) -> bool:
+    """Whether that very revision is published by now, and has to keep its snapshot."""
+    current = cache.manifest(parse(left.source))
+    return current is not None and current.revision == left.revision
 
 
 def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
@@ -249,6 +247,8 @@ def _linked_blobs(tree: HubTree) -> set[str]:
 
 def _unlink_blob(cache: CacheDir, record: FileRecord) -> int:
     """Remove one name of a blob; returns the bytes that this freed."""
+    if cache.is_owners(record):
+        return 0
     path = cache.path(record)
     try:
         names = path.stat().st_nlink

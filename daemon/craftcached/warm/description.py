@@ -109,6 +109,8 @@ class Description:
         for_uid: As in Wanted.
         closure: Files of what it needs, as far as that is known already; they are admitted with
             it, and brought after it.
+        mirror: Address of the commit's files at the mirror that described them in the place of the
+            origin; empty where that did.
     """
 
     source: FetchedSource
@@ -117,6 +119,7 @@ class Description:
     is_named: bool = False
     for_uid: int | None = None
     closure: tuple[DescribedFile, ...] = ()
+    mirror: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +131,14 @@ class VerifiedFiles:
         files: Verified files by name, each with the promise that it was verified against.
         commit: As in Description.
         is_named: As in Description.
+        mirror: As in Description.
     """
 
     source: FetchedSource
     files: Mapping[str, tuple[Verified, Promise]]
     commit: str = ""
     is_named: bool = False
+    mirror: str = ""
 
     @property
     def bytes_fetched(self) -> int:
