@@ -298,10 +298,10 @@ class Evictor:
         again, and in the end what is in doubt counts as used.
         """
         for _ in range(LOOKS):
-            ended = self._meter.ended
+            ended, begun = self._meter.ended, self._meter.begun
             models = await self._surveyor.survey(handover=handover, spared=spared)
             usage = await self._meter.measure(models)
-            if self._meter.ended == ended:
+            if (self._meter.ended, self._meter.begun) == (ended, begun):
                 break
         in_doubt = self._meter.ended - ended
         return models, replace(usage, used=usage.used + in_doubt)

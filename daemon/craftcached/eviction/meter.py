@@ -75,6 +75,11 @@ class RoomMeter:
         """Bytes of all claims that have ended; what changes it in a survey may be in it or not."""
         return self._space.ended
 
+    @property
+    def begun(self) -> int:
+        """Number of all claims; what changes it in a survey may count twice, where it is resumed."""
+        return self._space.begun
+
     async def estimate(self) -> RoomUsage | None:
         """The use of the room, and not less than it is; None before the first measurement."""
         if self._last is None:

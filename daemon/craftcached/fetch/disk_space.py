@@ -102,11 +102,13 @@ class DiskSpace:
     Attributes:
         policy: Decides about each growth of the claims; None only compares with the disk.
         ended: Bytes of all claims that have ended so far; only grows.
+        begun: Number of all claims so far; only grows.
     """
 
     def __init__(self, free: Callable[[], int], threads: Threads | None, directory: Path) -> None:
         self.policy: RoomPolicy | None = None
         self.ended = 0
+        self.begun = 0
         self._free_blocking = free
         self._directory = directory
         self._threads = threads
@@ -160,6 +162,7 @@ class DiskSpace:
             await self._make_room(sum(lacking for lacking, _ in new.values()), source=source)
             for key, (lacking, present) in new.items():
                 self._claims[key] = _Claim(present, lacking)
+                self.begun += 1
             # One that a download of another model has claimed meanwhile is shared from now on.
             claims = {key: self._claims.setdefault(key, _Claim()) for key in files}
             for claim in claims.values():
@@ -185,6 +188,7 @@ class DiskSpace:
             StorageFull: They are not there; nothing is claimed.
         """
         async with self._deciding:
+            self.begun += key not in self._claims
             claim = self._claims.setdefault(key, _Claim())
             claim.is_fetched = True
             claim.present = claim.present if present is None else present
