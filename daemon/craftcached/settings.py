@@ -32,6 +32,7 @@ from craftcache.network.token import find_token, read_token
 from craftcache.origins.hub import DEFAULT_ENDPOINT, hub_endpoint
 from craftcache.watch_rule import WatchRule
 
+from .min_free import MinFree
 from .mirror_rule import MirrorRule
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no"
 
 LIVE = frozenset(
     {
-        *("admin_group", "allow", "deny", "insecure_hosts", "max_bytes", "private_hosts"),
-        *("quarantine_bytes", "quarantine_days", "scrub_days", "watches"),
+        *("admin_group", "allow", "deny", "evict_others", "insecure_hosts", "max_bytes"),
+        *("max_daily_bytes_per_uid", "max_hold", "max_queued_per_uid"),
+        *("max_requests_per_minute_per_uid", "max_requests_per_uid", "min_free"),
+        *("private_hosts", "quarantine_bytes", "quarantine_days", "scrub_days", "watches"),
     }
 )
 """Settings that a reload puts in force; all others take a restart."""
@@ -188,8 +191,28 @@ class Settings:
     max_bytes: int = field(
         default=0,
         metadata=_about(
-            "Bytes of all cached models together, each blob once; 0 is no limit. Beyond it, those "
-            "go that were not used for longest and are neither pinned nor in use."
+            "Bytes of all that craftcache put into the cache directory, each file once; 0 is no "
+            "limit. What does not fit is not fetched; room for what does is made by removing the "
+            "models that were not used for longest and are not pinned, held, in use or needed."
+        ),
+    )
+    min_free: str = field(
+        default="15%",
+        metadata=_about(
+            "The part of the disk that no fetch may use: a percentage of it, or a number of bytes."
+        ),
+    )
+    evict_others: bool = field(
+        default=False,
+        metadata=_about(
+            "Whether snapshots that other tools put into the cache directory are removed too where "
+            "the disk lacks room."
+        ),
+    )
+    max_hold: float = field(
+        default=86400.0,
+        metadata=_about(
+            "Longest time in seconds for which any user may hold what it warms; 0 allows none."
         ),
     )
     scrub_days: float = field(
@@ -226,6 +249,30 @@ class Settings:
     )
     max_clients_per_uid: int = field(
         default=256, metadata=_about("Connections of one user to the worker socket.", least=1)
+    )
+    max_requests_per_uid: int = field(
+        default=0,
+        metadata=_about(
+            "Requests that take work of one user, other than root and the daemon's own, at once; "
+            "0 is no limit."
+        ),
+    )
+    max_requests_per_minute_per_uid: int = field(
+        default=0, metadata=_about("Such requests of one user in any minute; 0 is no limit.")
+    )
+    max_daily_bytes_per_uid: int = field(
+        default=0,
+        metadata=_about("Bytes that one user may have fetched on a day, UTC; 0 is no limit."),
+    )
+    max_queued_per_uid: int = field(
+        default=0, metadata=_about("Queued warms of one user; 0 is no limit but that of the queue.")
+    )
+    tokens_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "A directory with a file for each host that URLs need a token for, named by the host "
+            "(and :port), for the daemon's user alone."
+        ),
     )
     drain_seconds: float = field(
         default=4.0,
@@ -392,6 +439,8 @@ def _from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {name: value for name, value in arguments.items() if value is not None}
     if (watches := chosen.get("watches")) is not None:
         chosen["watches"] = _watches(list(watches), SETTINGS["watches"].option)
+    if (min_free := chosen.get("min_free")) is not None:
+        chosen["min_free"] = _min_free(min_free, SETTINGS["min_free"].option)
     if (mirrors := chosen.get("mirrors")) is not None:
         chosen["mirrors"] = _mirrors(list(mirrors), SETTINGS["mirrors"].option)
     return chosen
@@ -409,6 +458,8 @@ def _parsed(name: str, text: str) -> object:
                 return int(text, 8 if SETTINGS[name].is_octal else 10)
             case "float":
                 return float(text)
+            case "bool":
+                return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     except ValueError:
         pass
     return text
@@ -417,10 +468,14 @@ def _parsed(name: str, text: str) -> object:
 def _typed(name: str, value: object, where: str) -> object:
     kind = SETTINGS[name].kind
     match kind, value:
+        case "str", str() if name == "min_free":
+            return _min_free(value, where)
         case "Path" | "str", str():
             return in_home(value) if kind == "Path" else value
         case "str", int() if name == "user" and not isinstance(value, bool):
             return str(value)  # a uid, where there is no name for it
+        case "str", int() if name == "min_free" and not isinstance(value, bool):
+            return _min_free(str(value), where)
         case "bool", bool():
             return value
         case "MapChoice", str() if value in MAP_CHOICES:
@@ -458,6 +513,14 @@ def _large_enough(name: str, value: float, where: str) -> float:
     if not value >= least:  # not a number, among others
         raise ConfigError(f"{where} must be at least {least}, not {value!r}", hint="Correct it")
     return value
+
+
+def _min_free(text: str, where: str) -> str:
+    try:
+        MinFree.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}", hint="Correct it") from error
+    return text
 
 
 def _watches(items: list[str | dict[str, Any]], where: str) -> tuple[WatchRule, ...]:

@@ -231,6 +231,8 @@ class WarmedModel:
             not known.
         not_refreshed: Dependencies that are cached, and whose origin could not be asked for a
             newer revision.
+        held_until: Time until which it is not evicted, in seconds since the epoch; None where it
+            is not held.
     """
 
     source: str
@@ -240,6 +242,7 @@ class WarmedModel:
     served_by: ServedBy = "daemon"
     resident_bytes: int | None = None
     not_refreshed: tuple[str, ...] = ()
+    held_until: float | None = None
 
     TYPE: ClassVar[str] = "warmed"
 
@@ -257,6 +260,7 @@ class WarmedModel:
             "not_refreshed": [
                 clipped(name, TEXT_LIMITS[-1]) for name in self.not_refreshed[:MAX_NOT_REFRESHED]
             ],
+            "held_until": self.held_until,
         }
 
     @classmethod
@@ -277,6 +281,7 @@ class WarmedModel:
             not_refreshed=()
             if result.is_null("not_refreshed")
             else result.texts("not_refreshed", MAX_NOT_REFRESHED, MAX_SOURCE),
+            held_until=result.optional_seconds("held_until"),
         )
 
 

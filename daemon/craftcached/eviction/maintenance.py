@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from craftcached.store.store import Store
 
     from .evictor import Evictor
+    from .holds import Holds
     from .last_use import LastUse
     from .pins import Pins
 
@@ -37,11 +38,20 @@ class Housekeeping:
         pins: The pins, whose memory locks follow new revisions.
         evictor: Evicts models beyond max_bytes.
         uses: The times of last use, which are saved.
+        holds: The models that are held for a while; those that are held no longer are forgotten.
     """
 
-    def __init__(self, *, store: Store, pins: Pins, evictor: Evictor, uses: LastUse) -> None:
+    def __init__(
+        self, *, store: Store, pins: Pins, evictor: Evictor, uses: LastUse, holds: Holds
+    ) -> None:
         self._store = store
-        self._duties = (pins.apply_locks, evictor.trim, self._sweep, uses.save)
+        self._duties = (
+            pins.apply_locks,
+            holds.drop_expired,
+            evictor.trim,
+            self._sweep,
+            uses.save,
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:

@@ -85,7 +85,7 @@ class Writer:
         span = Span(offset, offset + sum(map(len, chunks)))
         await self._bench.bandwidth.take(span.size, self._order.claimant)
         await self._bench.threads.run(self._part.write, offset, chunks)
-        self._bench.space.written(self._order, span.size)
+        self._bench.space.written(self._order.file.key, span.size)
         self._present.add(span)
         self._present_bytes += span.size
         self._unsynced.add(span)

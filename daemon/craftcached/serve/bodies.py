@@ -1,7 +1,8 @@
-"""What a request over HTTP brings with it."""
+"""What a request over HTTP brings with it, and how an answer writes a time."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from craftcache.errors import InvalidSource
@@ -10,10 +11,17 @@ from craftcache.wire.fields import Fields
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["MAX_SOURCES", "body_fields", "source_list"]
+__all__ = ["MAX_SOURCES", "body_fields", "moment_text", "source_list"]
 
 MAX_SOURCES = 256
 """Sources of one request."""
+
+
+def moment_text(moment: float | None) -> str | None:
+    """A time in seconds since the epoch as RFC 3339 writes it, in UTC; None for none."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 async def body_fields(request: web.Request, example: str, *, is_optional: bool = False) -> Fields:

@@ -19,7 +19,7 @@ from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.sources import parse
 from craftcache.wire import Warm, WarmOptions
 
-from .bodies import MAX_SOURCES, body_fields, source_list
+from .bodies import MAX_SOURCES, body_fields, moment_text, source_list
 from .http_connections import HttpConnections
 from .integrity_routes import IntegrityRoutes
 from .ndjson import NdjsonStream
@@ -50,8 +50,8 @@ FIRST_REQUEST_SECONDS = 0.05
 MODELS = "/v1/models/"
 PINS = "/v1/pins/"
 
-WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "pair_only": false}'
-PIN_EXAMPLE = '{"lock": true}'
+WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "hold": 0}'
+PIN_EXAMPLE = '{"lock": true, "expires_in": 2592000}'
 EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
 """Examples of bodies, shown to a client whose body is not right."""
 
@@ -94,6 +94,8 @@ class AdminServer:
         app.router.add_put(PINS + "{source:.+}", self._pin)
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
+        app.router.add_get("/v1/room", self._room)
+        app.router.add_get("/v1/users", self._users)
         WatchRoutes(service.watches, service.events, administrators).add_to(app)
         IntegrityRoutes(service, administrators).add_to(app)
         metrics.add_to(app)
@@ -148,8 +150,19 @@ class AdminServer:
     async def _pin(self, request: web.Request) -> web.Response:
         source, shown = self._administered(request, PINS, "pinning it")
         body = await body_fields(request, PIN_EXAMPLE, is_optional=True)
-        pin = await self._service.pin(source, lock=body.optional_flag("lock"))
-        return web.json_response({"source": shown, "pinned": True, "locked": pin.is_locked})
+        pin = await self._service.pin(
+            source,
+            lock=body.optional_flag("lock"),
+            expires_in=body.optional_seconds("expires_in"),
+        )
+        return web.json_response(
+            {
+                "source": shown,
+                "pinned": True,
+                "locked": pin.is_locked,
+                "expires_at": moment_text(pin.expires_at),
+            }
+        )
 
     async def _unpin(self, request: web.Request) -> web.Response:
         source, shown = self._administered(request, PINS, "unpinning it")
@@ -163,6 +176,13 @@ class AdminServer:
         eviction = await self._service.evict(body.optional_integer("bytes"), dry_run=dry_run)
         return web.json_response(eviction.to_fields() | {"dry_run": dry_run})
 
+    async def _room(self, _request: web.Request) -> web.Response:
+        return web.json_response((await self._service.room()).to_fields())
+
+    async def _users(self, _request: web.Request) -> web.Response:
+        users = [user.to_fields() for user in self._service.users()]
+        return web.json_response({"users": users, "limits": asdict(self._service.budget_limits)})
+
     def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
         """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
         source = _source(request, under)
@@ -171,18 +191,20 @@ class AdminServer:
         return source, shown
 
     async def _warm(self, request: web.Request) -> web.StreamResponse:
+        uid = peer_of(request.transport).uid
         body = await body_fields(request, WARM_EXAMPLE)
         options = WarmOptions.parse(body.renamed("files", "filenames"), MAX_SOURCES)
         wanted = [_warm_of(source, options) for source in source_list(body)]
         if not body.optional_flag("wait", default=True):
-            queued = await self._service.queue(list(map(_sound, wanted)))
+            queued = await self._service.queue(list(map(_sound, wanted)), uid=uid)
             jobs = [warm.to_fields() for warm in queued]
             return web.json_response({"jobs": jobs}, status=202)
-        if NDJSON in request.headers.get("Accept", ""):
-            return await self._stream_warm(request, wanted)
-        return _warm_response(
-            await asyncio.gather(*(self._warm_one(warm, _ignore) for warm in wanted))
-        )
+        with self._service.working_for(uid):
+            if NDJSON in request.headers.get("Accept", ""):
+                return await self._stream_warm(request, wanted, uid)
+            return _warm_response(
+                await asyncio.gather(*(self._warm_one(warm, _ignore, uid) for warm in wanted))
+            )
 
     async def _queued(self, _request: web.Request) -> web.Response:
         return web.json_response({"jobs": [warm.to_fields() for warm in self._service.queued()]})
@@ -193,7 +215,7 @@ class AdminServer:
         return web.json_response(withdrawn.to_fields())
 
     async def _stream_warm(
-        self, request: web.Request, wanted: list[Warm | CraftcacheError]
+        self, request: web.Request, wanted: list[Warm | CraftcacheError], uid: int
     ) -> web.StreamResponse:
         """One line for each step, as it happens; the last line of a source is its result."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
@@ -209,7 +231,7 @@ class AdminServer:
                 steps.end()
 
         async def warm_one(warm: Warm | CraftcacheError) -> None:
-            outcome = await self._warm_one(warm, steps.report)
+            outcome = await self._warm_one(warm, steps.report, uid)
             kind = "problem" if isinstance(outcome, CraftcacheError) else "result"
             steps.conclude({"event": kind} | _document(outcome))
 
@@ -225,13 +247,13 @@ class AdminServer:
         return response
 
     async def _warm_one(
-        self, warm: Warm | CraftcacheError, report: Callable[[Progress], None]
+        self, warm: Warm | CraftcacheError, report: Callable[[Progress], None], uid: int
     ) -> dict[str, Any] | CraftcacheError:
         """The result of a warm as JSON, or its error."""
         if isinstance(warm, CraftcacheError):
             return warm
         try:
-            warmed = await self._service.warm(warm, report)
+            warmed = await self._service.warm(warm, report, uid=uid)
         except CraftcacheError as error:
             return error
         except Exception:
@@ -242,6 +264,7 @@ class AdminServer:
             "bytes_reused": warmed.bytes_reused,
             "resident_bytes": warmed.resident_bytes,
             "not_refreshed": list(warmed.not_refreshed),
+            "held_until": moment_text(warmed.held_until),
         }
 
 
@@ -317,6 +340,8 @@ def _state(state: ModelState) -> dict[str, Any]:
         "resident_bytes": model.resident_bytes,
         "pinned": model.is_pinned,
         "locked": model.is_locked,
+        "pinned_until": moment_text(model.pinned_until),
+        "held_until": moment_text(model.held_until),
         "needs": [asdict(need) for need in model.needs],
     }
 

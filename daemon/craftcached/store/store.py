@@ -16,11 +16,13 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.durable import staging_name
+from craftcache.cache.incoming import incoming
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.placing import TreeObstacle, link_or_copy
 from craftcache.cache.publish import (
@@ -40,12 +42,13 @@ from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.full_disk import FULL, storage_full
+from craftcached.in_use import is_in_use
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
 from .indexes import Indexes
 from .links import mend_links
-from .removal import Removed, remove, remove_unneeded, set_aside, sweep
+from .removal import Removed, remove, remove_incoming, remove_unneeded, set_aside, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -113,8 +116,9 @@ class Store:
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(check_format, self.cache)
         await asyncio.to_thread(self.cache.create)
-        await asyncio.to_thread(_clear_leftovers, self.cache.staging)
+        predecessor = await asyncio.to_thread(_last_owner, self.cache)
         self._lock_fd = _lock(self.cache)
+        await asyncio.to_thread(_clear_leftovers, self.cache.staging, predecessor)
         await asyncio.to_thread(record_format, self.cache)
         self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
         return self
@@ -576,6 +580,10 @@ class Store:
         finally:
             self.changed.set()
 
+    async def exclusively(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a change of the cache directory while nothing is published or removed."""
+        return await self._write(change, *args, **kwargs)
+
     async def published(self) -> list[tuple[str, Manifest]]:
         """All published manifests that this user owns, with their keys, by source.
 
@@ -592,6 +600,14 @@ class Store:
             spared: Keys of models that stay, though only this model depends on them.
         """
         return await self._write(remove, self.cache, key, spared)
+
+    async def incoming(self) -> list[tuple[str, Manifest]]:
+        """Records of what is being published, or was when the daemon was killed; see incoming."""
+        return await asyncio.to_thread(lambda: sorted(incoming(self.cache), key=itemgetter(0)))
+
+    async def remove_incoming(self, name: str) -> int:
+        """Remove what a kill has left of a publication; see removal.remove_incoming."""
+        return await self._write(remove_incoming, self.cache, name)
 
     async def remove_unneeded(self, removed: Manifest, spared: Collection[str]) -> Removed:
         """Remove the dependencies that a removed model leaves; see removal.remove_unneeded."""
@@ -642,13 +658,30 @@ def _obstacle(error: TreeObstacle) -> CraftcacheError:
     return CraftcacheError(str(error), hint="Mount what it leads to, or move it away")
 
 
-def _clear_leftovers(staging: Path) -> None:
-    """Remove files of killed writers; what a worker may be fetching by itself is younger."""
+def _clear_leftovers(staging: Path, predecessor: str) -> None:
+    """Remove files of killed writers.
+
+    Those of the daemon before are known by its process id, and by that nobody has them open: in a
+    container a worker may have the same. What else a worker may be fetching by itself is younger.
+
+    Args:
+        staging: The directory.
+        predecessor: Process id of the daemon before; empty where there was none.
+    """
     too_old = time.time() - LEFTOVER_SECONDS
     for path in staging.glob("*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.lstat().st_mtime < too_old:
+        with contextlib.suppress(OSError):
+            is_predecessors = path.name.partition("-")[0] == predecessor
+            is_old = path.lstat().st_mtime < too_old
+            if is_old or (is_predecessors and is_in_use(path) is False):
                 path.unlink()
+
+
+def _last_owner(cache: CacheDir) -> str:
+    """Process id of the daemon that locked the cache last, whether it lives or not."""
+    with contextlib.suppress(OSError):
+        return _lock_path(cache).read_text("ascii", "replace").strip()
+    return ""
 
 
 def _lock_path(cache: CacheDir) -> Path:
