@@ -232,7 +232,7 @@ def record_index(cache: CacheDir, sha256: str) -> None:
         OSError: Some of the manifests are unchanged.
     """
     digest = cache.index_digest(sha256)
-    for key, manifest in cache.published(ours=True):
+    for key, manifest in cache.holders(sha256, ours=True):
         files = tuple(
             replace(record, index_sha256=digest) if record.sha256 == sha256 else record
             for record in manifest.files

@@ -68,6 +68,12 @@ SMALL_FILES_BYTES = 1024 * 1024
 HASHING_THREADS = 4
 """Threads for hashing, which takes seconds a file and must not hold up short disk accesses."""
 
+RECHECKED_AT_ONCE = 64
+"""Models that one thread looks at before others have their turn: some milliseconds."""
+
+RECHECK_PAUSE_SECONDS = 0.02
+"""Pause before each such look, so that requests after a start hardly notice them."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -97,7 +103,6 @@ class Store:
         self.indexes = Indexes()
         self._events = events
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
-        self._by_source: dict[str, tuple[FileStamp, Manifest]] = {}
         self._lock_fd = -1
         self._device = -1
         # Guards _lock_fd while heal replaces it. Fetches and publications heal on different
@@ -195,20 +200,11 @@ class Store:
         return manifest if is_ours else None
 
     def _manifest(self, source: RemoteSource) -> tuple[Manifest | None, bool]:
-        path = self.cache.manifest_path(manifest_key(source))
-        try:
-            status = path.stat()
-        except OSError:
-            self._by_source.pop(path.stem, None)
+        found = self.cache.find_manifest(manifest_key(source))
+        if found is None or found[1].st_uid not in self.cache.trusted_uids:
             return None, False
-        version, is_ours = FileStamp.of(status), self.cache.is_ours(status)
-        known = self._by_source.get(path.stem)
-        if known is not None and known[0] == version:
-            return known[1], is_ours
-        manifest = self.cache.manifest_at(path.stem, owned=True)
-        if manifest is not None:
-            self._by_source[path.stem] = (version, manifest)
-        return manifest, is_ours
+        manifest, status = found
+        return manifest, self.cache.is_ours(status)
 
     def intact(self, source: RemoteSource, filenames: Iterable[str]) -> Manifest | None:
         """The manifest of ``source`` if all ``filenames`` are in it, in place and untouched."""
@@ -290,13 +286,26 @@ class Store:
 
     async def recheck_all(self) -> None:
         """Recheck all published models now, so that later loads do not wait for hashing."""
-        for key, manifest in await self.published():
-            ours = await self.manifest_at(key)
-            if ours is None:
-                await self._take_over(key, manifest)
-                continue
-            for record in ours.files:
-                await self.verify(record)
+        published = await self.published()
+        for start in range(0, len(published), RECHECKED_AT_ONCE):
+            batch = published[start : start + RECHECKED_AT_ONCE]
+            await asyncio.sleep(RECHECK_PAUSE_SECONDS)
+            for key, manifest in await self._hashing.run(self._touched, batch):
+                ours = await self.manifest_at(key)
+                if ours is None:
+                    await self._take_over(key, manifest)
+                    continue
+                for record in ours.files:
+                    await self.verify(record)
+
+    def _touched(self, published: Iterable[tuple[str, Manifest]]) -> list[tuple[str, Manifest]]:
+        """Those of these models that must be looked at again before they are served."""
+        return [
+            (key, manifest)
+            for key, manifest in published
+            if self.cache.manifest_at(key, ours=True) is None
+            or not all(map(self.cache.is_intact, manifest.files))
+        ]
 
     async def _take_over(self, key: str, manifest: Manifest) -> bool:
         """Hash all files of a manifest that others may write to; if all are right, make it ours."""
@@ -324,8 +333,8 @@ class Store:
         """
 
         def search() -> Verified | None:
-            published = self.cache.published(ours=True)
-            records = (record for _, manifest in published for record in manifest.files)
+            holders = self.cache.holders(sha256, ours=True)
+            records = (record for _, manifest in holders for record in manifest.files)
             return self._take((record for record in records if record.sha256 == sha256), directory)
 
         return await self._hashing.run(search)
@@ -404,8 +413,7 @@ class Store:
         cache = self.cache
         found = cache.vouched_index(sha256)
         if found is None and cache.index_path(sha256).exists():
-            for _ in cache.published(ours=True):  # each tells what it vouches for
-                pass
+            cache.holders(sha256, ours=True)  # each tells what it vouches for
             found = cache.vouched_index(sha256)
             if found is None:
                 log.warning("the index of %s is not what was recorded: it is made anew", sha256)
