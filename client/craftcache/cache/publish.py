@@ -248,11 +248,14 @@ def record_index(cache: CacheDir, sha256: str) -> None:
 def take_over(cache: CacheDir, key: str, manifest: Manifest) -> None:
     """Write a manifest anew that others may write to, once all its files are verified.
 
-    The digests of its indexes are found anew, and not taken from it.
+    The digests of its indexes are found anew, and not taken from it. One that was removed or
+    replaced since it was verified stays so.
 
     Raises:
         OSError: The manifest is unchanged.
     """
+    if cache.manifest_at(key, owned=True) != manifest:
+        return
     files = tuple(
         replace(record, index_sha256=cache.index_digest(record.sha256)) for record in manifest.files
     )

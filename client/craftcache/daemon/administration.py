@@ -160,12 +160,11 @@ class Verdict:
     @classmethod
     def parse(cls, fields: Fields) -> Verdict:
         """The verdict with these keys."""
-        outcome = fields.text("outcome", 32)
         return cls(
             fields.text("source", MAX_SOURCE),
             fields.text("filename", MAX_FILENAME),
             fields.sha256("sha256"),
-            fields.checked(lambda: _OUTCOMES[outcome], "outcome"),
+            fields.choice("outcome", _OUTCOMES),
             fields.optional_text("quarantined", MAX_PATH),
         )
 

@@ -145,7 +145,8 @@ class _Server:
     async def run(
         self, number: int, file: int, result: int, *, cpu_seconds: int, deadline: float
     ) -> int:
-        ended = self._waiting[number] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = ended
         self._ask({"begin": number, "cpu_seconds": cpu_seconds}, [file, result])
         try:
             await asyncio.wait([ended], timeout=deadline)
@@ -196,7 +197,7 @@ class _Server:
         if "errno" in message:
             waiting.set_exception(OSError(message["errno"], os.strerror(message["errno"])))
         else:
-            waiting.set_result(message["status"])
+            waiting.set_result(int(message["status"]))
 
     def _end(self) -> None:
         if self.has_ended:

@@ -44,18 +44,21 @@ class _Server:
         self._ends, self._wakening = os.pipe()
         for descriptor in (self._ends, self._wakening):
             os.set_blocking(descriptor, False)
+        self._poll = select.poll()
+        for source in (door.fileno(), self._ends):
+            self._poll.register(source, select.POLLIN)
 
     def serve(self) -> None:
         """Until the daemon has closed its end."""
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakening, warn_on_full_buffer=False)
         while True:
-            ready, _, _ = select.select([self._door, self._ends], [], [])
+            ready = {fd for fd, _ in self._poll.poll()}
             if self._ends in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._ends, 4096)
                 self._reap()
-            if self._door in ready and not self._obey():
+            if self._door.fileno() in ready and not self._obey():
                 return
 
     def _obey(self) -> bool:

@@ -1,16 +1,158 @@
-"""What a request over HTTP brings with it."""
+"""Bodies of requests over HTTP: each is a value that one function reads and checks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from craftcache.errors import InvalidSource
+from craftcache.wire import WarmOptions
 from craftcache.wire.fields import Fields
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Self
+
     from aiohttp import web
 
-__all__ = ["body_fields"]
+__all__ = ["Body", "EvictBody", "PinBody", "RollbackBody", "VerifyBody", "WarmBody", "takes"]
+
+MAX_SOURCES = 256
+"""Sources of one warm."""
+
+HandlerT = TypeVar("HandlerT")
+AnswerT = TypeVar("AnswerT", covariant=True)
+BodyT = TypeVar("BodyT", bound="Body")
+
+
+class Body(Protocol):
+    """The JSON object in a request's body, as a value."""
+
+    EXAMPLE: ClassVar[str]
+    """A right body, shown to a client whose body is not."""
+
+    IS_OPTIONAL: ClassVar[bool]
+    """Whether there may be no body, which stands for an empty object."""
+
+    @classmethod
+    def parse(cls, fields: Fields, /) -> Self:
+        """The body with these keys; unknown ones are ignored."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WarmBody:
+    """Sources to warm, how, and whether the answer waits for it."""
+
+    sources: tuple[str, ...]
+    options: WarmOptions
+    wait: bool
+
+    EXAMPLE: ClassVar[str] = (
+        '{"sources": ["org/name"], "wait": true, "resident": false, "pair_only": false}'
+    )
+    IS_OPTIONAL: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, fields: Fields, /) -> WarmBody:
+        """See Body.parse; the sources are not parsed yet, each of them once."""
+        options = WarmOptions.parse(fields.renamed("files", "filenames"), MAX_SOURCES)
+        sources = tuple(dict.fromkeys(fields.strings("sources", 1, MAX_SOURCES)))
+        return cls(sources, options, fields.optional_flag("wait", default=True))
+
+
+@dataclass(frozen=True, slots=True)
+class PinBody:
+    """Whether a pinned model is locked in memory too."""
+
+    lock: bool
+
+    EXAMPLE: ClassVar[str] = '{"lock": true}'
+    IS_OPTIONAL: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, fields: Fields, /) -> PinBody:
+        """See Body.parse."""
+        return cls(fields.optional_flag("lock"))
+
+
+@dataclass(frozen=True, slots=True)
+class EvictBody:
+    """Bytes to free; None stands for those beyond ``max_bytes``."""
+
+    bytes: int | None
+    dry_run: bool
+
+    EXAMPLE: ClassVar[str] = '{"bytes": 10000000000, "dry_run": true}'
+    IS_OPTIONAL: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, fields: Fields, /) -> EvictBody:
+        """See Body.parse."""
+        dry_run = fields.optional_flag("dry_run")
+        return cls(fields.optional_integer("bytes"), dry_run)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyBody:
+    """Sources whose files are hashed again; none stands for all."""
+
+    sources: tuple[str, ...]
+
+    EXAMPLE: ClassVar[str] = '{"sources": ["org/name"]}'
+    IS_OPTIONAL: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, fields: Fields, /) -> VerifyBody:
+        """See Body.parse."""
+        if fields.is_null("sources"):
+            return cls(())
+        return cls(tuple(dict.fromkeys(fields.strings("sources", 0, MAX_SOURCES))))
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackBody:
+    """Number of the generation to serve; None stands for the one before."""
+
+    generation: int | None
+
+    EXAMPLE: ClassVar[str] = '{"generation": 3}'
+    IS_OPTIONAL: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, fields: Fields, /) -> RollbackBody:
+        """See Body.parse."""
+        number = fields.optional_integer("generation")
+        if number == 0:
+            raise fields.refusal("'generation' is no number from 1")
+        return cls(number)
+
+
+def takes(
+    body: type[BodyT],
+) -> Callable[
+    [Callable[[HandlerT, web.Request, BodyT], Awaitable[AnswerT]]],
+    Callable[[HandlerT, web.Request], Awaitable[AnswerT]],
+]:
+    """Give a handler the body of its request, parsed; one that is wrong is an InvalidSource."""
+
+    def decorate(
+        handler: Callable[[HandlerT, web.Request, BodyT], Awaitable[AnswerT]],
+    ) -> Callable[[HandlerT, web.Request], Awaitable[AnswerT]]:
+        @functools.wraps(handler)
+        async def handle(self: HandlerT, request: web.Request) -> AnswerT:
+            return await handler(self, request, await _read(request, body))
+
+        kept: Any = handle
+        kept.body = body  # for the description of the interface
+        return handle
+
+    return decorate
+
+
+async def _read(request: web.Request, body: type[BodyT]) -> BodyT:
+    return body.parse(await body_fields(request, body.EXAMPLE, is_optional=body.IS_OPTIONAL))
 
 
 async def body_fields(request: web.Request, example: str, *, is_optional: bool = False) -> Fields:

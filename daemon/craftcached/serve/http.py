@@ -9,19 +9,36 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import unquote
 
 from aiohttp import web
 
-from craftcache.errors import CraftcacheError, InvalidSource
+from craftcache.cache.manifest import Manifest
+from craftcache.daemon.administration import Eviction, QueuedWarm, Verdict
+from craftcache.dependencies import DependencyState  # noqa: TC001  # for schema_of
+from craftcache.errors import (
+    AccessDenied,
+    CraftcacheError,
+    IntegrityError,
+    InvalidSource,
+    NotACheckpoint,
+    NotFound,
+    PolicyDenied,
+    StorageFull,
+    Unavailable,
+    UnsafeCheckpoint,
+)
 from craftcache.sources import parse
-from craftcache.wire import Warm, WarmOptions
+from craftcache.wire import DaemonStatus, Warm
+from craftcached.schemas import inside
 
-from .bodies import body_fields
+from .bodies import EvictBody, PinBody, VerifyBody, WarmBody, takes
 from .http_connections import HttpConnections
 from .ndjson import NdjsonStream
+from .openapi import NDJSON, PROBLEM, OpenApiRoute, answers
 from .peers import Administrators, peer_of
 from .watch_routes import WatchRoutes
 
@@ -29,9 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from socket import socket
 
-    from craftcache.cache.manifest import Manifest
-    from craftcache.wire import Progress
-    from craftcache.wire.fields import Fields
+    from craftcache.wire import Progress, WarmOptions
     from craftcached.service import Service
     from craftcached.status import ModelState
 
@@ -47,20 +62,60 @@ MAX_BODY = 256 * 1024
 FIRST_REQUEST_SECONDS = 0.05
 """Time for a client that has just connected to send its request, before the daemon stops."""
 
-MAX_SOURCES = 256
-"""Sources of one warm."""
-
 MODELS = "/v1/models/"
 PINS = "/v1/pins/"
 
-WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "pair_only": false}'
-PIN_EXAMPLE = '{"lock": true}'
-VERIFY_EXAMPLE = '{"sources": ["org/name"]}'
-EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
-"""Examples of bodies, shown to a client whose body is not right."""
 
-NDJSON = "application/x-ndjson"
-PROBLEM = "application/problem+json"
+class PublishedKeys(TypedDict):
+    """What is said of a published model beside its manifest."""
+
+    size: int
+    needs: list[NeedKeys]
+    needed_only: bool
+
+
+class NeedKeys(TypedDict):
+    """What is said of a dependency that was just warmed."""
+
+    source: str
+    why: str
+
+
+class WarmedKeys(TypedDict):
+    """What is said of a warm beside the model."""
+
+    bytes_fetched: int
+    bytes_reused: int
+    resident_bytes: int | None
+    not_refreshed: list[str]
+
+
+class ModelKeys(TypedDict):
+    """What is said of a cached model beside its manifest, at this moment."""
+
+    resident_bytes: int | None
+    pinned: bool
+    locked: bool
+    needs: list[DependencyState]
+
+
+class PinKeys(TypedDict):
+    """How a model is kept."""
+
+    source: str
+    pinned: bool
+    locked: bool
+
+
+class RemovalKeys(TypedDict):
+    """What a removal freed."""
+
+    source: str
+    freed_bytes: int
+
+
+MODEL = (Manifest, PublishedKeys, ModelKeys)
+JOBS = {"jobs": [QueuedWarm]}
 
 
 class AdminServer:
@@ -101,6 +156,7 @@ class AdminServer:
         app.router.add_post("/v1/verify", self._verify)
         WatchRoutes(service.watches, service.events, administrators).add_to(app)
         metrics.add_to(app)
+        OpenApiRoute().add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.
         self._runner = web.AppRunner(
             app,
@@ -131,47 +187,57 @@ class AdminServer:
         await asyncio.sleep(FIRST_REQUEST_SECONDS)
         await self._runner.cleanup()
 
+    @answers({"status": str})
     async def _health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
+    @answers(inside("report", DaemonStatus.parse))
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(asdict(await self._service.status()))
 
+    @answers({"models": [MODEL]})
     async def _models(self, _request: web.Request) -> web.Response:
         models = await self._service.models()
         return web.json_response({"models": [_state(model) for model in models]})
 
+    @answers(MODEL, errors=(InvalidSource, NotFound))
     async def _model(self, request: web.Request) -> web.Response:
         return web.json_response(_state(await self._service.model(_source(request, MODELS))))
 
+    @answers(RemovalKeys, errors=(InvalidSource, NotFound, PolicyDenied))
     async def _delete(self, request: web.Request) -> web.Response:
         source, shown = self._administered(request, MODELS, "removing it")
         freed = await self._service.remove(source)
-        return web.json_response({"source": shown, "freed_bytes": freed})
+        removal: RemovalKeys = {"source": shown, "freed_bytes": freed}
+        return web.json_response(removal)
 
-    async def _pin(self, request: web.Request) -> web.Response:
+    @answers(PinKeys, errors=(InvalidSource, NotFound, PolicyDenied))
+    @takes(PinBody)
+    async def _pin(self, request: web.Request, body: PinBody) -> web.Response:
         source, shown = self._administered(request, PINS, "pinning it")
-        body = await body_fields(request, PIN_EXAMPLE, is_optional=True)
-        pin = await self._service.pin(source, lock=body.optional_flag("lock"))
-        return web.json_response({"source": shown, "pinned": True, "locked": pin.is_locked})
+        pin = await self._service.pin(source, lock=body.lock)
+        kept: PinKeys = {"source": shown, "pinned": True, "locked": pin.is_locked}
+        return web.json_response(kept)
 
+    @answers(PinKeys, errors=(InvalidSource, NotFound, PolicyDenied))
     async def _unpin(self, request: web.Request) -> web.Response:
         source, shown = self._administered(request, PINS, "unpinning it")
         await self._service.unpin(source)
-        return web.json_response({"source": shown, "pinned": False, "locked": False})
+        kept: PinKeys = {"source": shown, "pinned": False, "locked": False}
+        return web.json_response(kept)
 
-    async def _evict(self, request: web.Request) -> web.Response:
+    @answers((Eviction, {"dry_run": bool}), errors=(InvalidSource, PolicyDenied))
+    @takes(EvictBody)
+    async def _evict(self, request: web.Request, body: EvictBody) -> web.Response:
         self._administrators.check(peer_of(request.transport), "evicting")
-        body = await body_fields(request, EVICT_EXAMPLE, is_optional=True)
-        dry_run = body.optional_flag("dry_run")
-        eviction = await self._service.evict(body.optional_integer("bytes"), dry_run=dry_run)
-        return web.json_response(eviction.to_fields() | {"dry_run": dry_run})
+        eviction = await self._service.evict(body.bytes, dry_run=body.dry_run)
+        return web.json_response(eviction.to_fields() | {"dry_run": body.dry_run})
 
-    async def _verify(self, request: web.Request) -> web.Response:
+    @answers({"results": [Verdict]}, errors=(InvalidSource, NotFound, PolicyDenied))
+    @takes(VerifyBody)
+    async def _verify(self, request: web.Request, body: VerifyBody) -> web.Response:
         self._administrators.check(peer_of(request.transport), "verifying")
-        body = await body_fields(request, VERIFY_EXAMPLE, is_optional=True)
-        sources = _sources(body, is_optional=True)
-        verdicts = await self._service.verify(sources)
+        verdicts = await self._service.verify(body.sources)
         return web.json_response({"results": [verdict.to_fields() for verdict in verdicts]})
 
     def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
@@ -181,11 +247,19 @@ class AdminServer:
         self._administrators.check(peer_of(request.transport), what, source=shown)
         return source, shown
 
-    async def _warm(self, request: web.Request) -> web.StreamResponse:
-        body = await body_fields(request, WARM_EXAMPLE)
-        options = WarmOptions.parse(body.renamed("files", "filenames"), MAX_SOURCES)
-        wanted = [_warm_of(source, options) for source in _sources(body)]
-        if not body.optional_flag("wait", default=True):
+    @answers(
+        {"results": [(Manifest, PublishedKeys, WarmedKeys)]},
+        media=(NDJSON,),
+        also={202: JOBS},
+        errors=(
+            *(InvalidSource, PolicyDenied, NotFound, AccessDenied, IntegrityError),
+            *(UnsafeCheckpoint, NotACheckpoint, StorageFull, Unavailable),
+        ),
+    )
+    @takes(WarmBody)
+    async def _warm(self, request: web.Request, body: WarmBody) -> web.StreamResponse:
+        wanted = [_warm_of(source, body.options) for source in body.sources]
+        if not body.wait:
             queued = await self._service.queue(list(map(_sound, wanted)))
             jobs = [warm.to_fields() for warm in queued]
             return web.json_response({"jobs": jobs}, status=202)
@@ -195,9 +269,11 @@ class AdminServer:
             await asyncio.gather(*(self._warm_one(warm, _ignore) for warm in wanted))
         )
 
+    @answers(JOBS)
     async def _queued(self, _request: web.Request) -> web.Response:
         return web.json_response({"jobs": [warm.to_fields() for warm in self._service.queued()]})
 
+    @answers(QueuedWarm, errors=(PolicyDenied, NotFound))
     async def _withdraw(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "withdrawing a queued warm")
         withdrawn = await self._service.withdraw_warm(int(request.match_info["number"]))
@@ -248,12 +324,13 @@ class AdminServer:
         except Exception:
             log.exception("warming %s failed", warm.source.shown)
             return _own_fault()
-        return _published(warmed.manifest) | {
+        beside: WarmedKeys = {
             "bytes_fetched": warmed.bytes_fetched,
             "bytes_reused": warmed.bytes_reused,
             "resident_bytes": warmed.resident_bytes,
             "not_refreshed": list(warmed.not_refreshed),
         }
+        return _published(warmed.manifest) | {**beside}
 
 
 def _warm_of(text: str, options: WarmOptions) -> Warm | CraftcacheError:
@@ -303,7 +380,11 @@ def _own_fault() -> CraftcacheError:
 
 
 def _problem(problem: dict[str, Any]) -> web.Response:
-    return web.json_response(problem, status=problem["status"], content_type=PROBLEM)
+    retry_after = problem.get("retry_after")
+    headers = {} if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
+    return web.json_response(
+        problem, status=problem["status"], content_type=PROBLEM, headers=headers
+    )
 
 
 def _source(request: web.Request, under: str) -> str:
@@ -312,33 +393,25 @@ def _source(request: web.Request, under: str) -> str:
     return text if "://" in text else unquote(text)
 
 
-def _sources(body: Fields, *, is_optional: bool = False) -> list[str]:
-    """The sources that a body names, each of them once; they are not parsed yet."""
-    if is_optional and not body.whole.get("sources"):
-        return []
-    sources = body.items("sources", MAX_SOURCES)
-    if not sources or not all(isinstance(source, str) for source in sources):
-        raise body.refusal(f"'sources' is no list of 1 to {MAX_SOURCES} strings")
-    return list(dict.fromkeys(sources))
-
-
 def _published(manifest: Manifest) -> dict[str, Any]:
-    needs = [{"source": need.parsed.shown, "why": need.why} for need in manifest.needs]
-    return manifest.to_fields() | {
+    beside: PublishedKeys = {
         "size": manifest.size,
-        "needs": needs,
+        "needs": [{"source": need.parsed.shown, "why": need.why} for need in manifest.needs],
         "needed_only": manifest.needed_only,
     }
+    return manifest.to_fields() | {**beside}
 
 
 def _state(state: ModelState) -> dict[str, Any]:
     model = state.model
-    return _published(state.manifest) | {
+    beside: ModelKeys = {
         "resident_bytes": model.resident_bytes,
         "pinned": model.is_pinned,
         "locked": model.is_locked,
-        "needs": [asdict(need) for need in model.needs],
+        "needs": list(model.needs),
     }
+    needs = [asdict(need) for need in beside["needs"]]
+    return _published(state.manifest) | {**beside, "needs": needs}
 
 
 def _document(outcome: dict[str, Any] | CraftcacheError) -> dict[str, Any]:

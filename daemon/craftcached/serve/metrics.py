@@ -12,6 +12,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from .openapi import answers
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
@@ -50,6 +52,7 @@ class MetricsRoute:
         app.router.add_get("/metrics", self._get)
         app.middlewares.insert(0, self._counted)
 
+    @answers(media=("text/plain",))
     async def _get(self, _request: web.Request) -> web.Response:
         snapshot = _Snapshot(
             await self._service.status(),

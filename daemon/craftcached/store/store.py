@@ -300,12 +300,14 @@ class Store:
 
     def _touched(self, published: Iterable[tuple[str, Manifest]]) -> list[tuple[str, Manifest]]:
         """Those of these models that must be looked at again before they are served."""
-        return [
-            (key, manifest)
-            for key, manifest in published
-            if self.cache.manifest_at(key, ours=True) is None
-            or not all(map(self.cache.is_intact, manifest.files))
-        ]
+        touched = []
+        for key, manifest in published:
+            if self.cache.manifest_at(key, owned=True) is None:
+                continue  # removed meanwhile
+            is_ours = self.cache.manifest_at(key, ours=True) is not None
+            if not is_ours or not all(map(self.cache.is_intact, manifest.files)):
+                touched.append((key, manifest))
+        return touched
 
     async def _take_over(self, key: str, manifest: Manifest) -> bool:
         """Hash all files of a manifest that others may write to; if all are right, make it ours."""
