@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 SIZES = (1, 100, 5_000)
-WARMED = 500
+WARMED = 120
 STATUSES = 15
 HITS = 3_000
 FILES = ("state_dict.bin", "compression_state_dict.bin")
