@@ -136,7 +136,7 @@ class Inspector:
         return await asyncio.to_thread(_verdict, kind, found, os.fstat(file).st_size)
 
     async def _run(self, file: int, result: int) -> int:
-        """How the process ended that was given these two files."""
+        """Have a child look at these two files; returns its return code."""
         try:
             return await self._processes.run(
                 file, result, cpu_seconds=self._cpu_seconds, deadline=self._deadline
@@ -176,10 +176,10 @@ def _opened(path: Path, source: str) -> Iterator[int]:
 
 
 def _no_verdict(status: int) -> Exception:
-    """What the end of a process means that said nothing.
+    """The error for a child that gave no verdict.
 
     Args:
-        status: Of an exit, or a signal's number, negative.
+        status: The return code: the exit status, or minus the number of the signal.
     """
     if status == -signal.SIGXCPU:
         return NotACheckpoint("inspecting it takes more computing than any checkpoint needs")
