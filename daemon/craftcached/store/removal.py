@@ -8,7 +8,7 @@ huggingface_hub itself leads to. Dependencies that only this model had go with i
 to the sweep: the same checkpoint may be on its way under another name. A file whose content turned
 out wrong loses its name only: its models stay, and lack it.
 
-All calls block. Nothing may be published meanwhile: Store makes them on its one writing thread.
+All calls block. Nothing may be published meanwhile: Store makes them in a turn of their own.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ from craftcached.threads import Threads
 
 from .indexes import Indexes
 from .removal import Removed, remove, remove_unneeded, set_aside, sweep
+from .turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -65,6 +66,9 @@ LEFTOVER_SECONDS = 3600.0
 SMALL_FILES_BYTES = 1024 * 1024
 """Disk space that the indexes, manifest and links of one model need at most, about."""
 
+WRITING_THREADS = 8
+"""Threads for publications and other changes of names, which wait for the disk to sync."""
+
 HASHING_THREADS = 4
 """Threads for hashing, which takes seconds a file and must not hold up short disk accesses."""
 
@@ -84,9 +88,10 @@ class Store:
     Use as an async context manager: entering makes the directories, takes the daemon's lock on
     the cache and clears what a killed predecessor left in staging under names of no use.
 
-    Models are published and removed on one thread, one after the other: a publication that is
-    under way is finished before the next change, even if its request has been cancelled since.
-    That thread takes the place of a lock; its order after other locks is stated in FileAcquirer.
+    Models of different sources are published beside one another, see Turns; what removes names, or
+    changes manifests of other sources, has the cache for itself. A publication that is under way
+    is finished before the next change, even if its request has been cancelled since. The order of
+    turns after other locks is stated in FileAcquirer.
 
     Args:
         cache: The cache directory.
@@ -109,7 +114,8 @@ class Store:
         # threads: without the lock, one would take the other's new hold on the cache for that of
         # another daemon. No other lock is taken inside.
         self._healing = threading.Lock()
-        self._writing = Threads(1, "publish")
+        self._turns = Turns()
+        self._writing = Threads(WRITING_THREADS, "publish")
         self._hashing = Threads(HASHING_THREADS, "hash")
 
     async def __aenter__(self) -> Self:
@@ -433,9 +439,11 @@ class Store:
 
         Manifests that name the checkpoint already are changed to record this index.
         """
-        digest = await self._write(self.cache.write_index, sha256, index)
+        digest = await self._add(f"index {sha256}", self.cache.write_index, sha256, index)
         self.indexes.keep(digest, index)
-        await self.record_index(sha256)
+        # One that is being published at this moment finds the index, or is asked about it later.
+        if await asyncio.to_thread(self.cache.holders, sha256, ours=True):
+            await self.record_index(sha256)
 
     async def record_index(self, sha256: str) -> None:
         """Record the digest of a checkpoint's index in all manifests that name the checkpoint."""
@@ -471,7 +479,7 @@ class Store:
     ) -> Manifest:
         """Publish files of one commit; see craftcache.cache.publish."""
         publish = partial(publish_hub, is_named=is_named, as_need=as_need)
-        return await self._write(publish, self.cache, source, commit, files, origin)
+        return await self._add(source.repo_id, publish, self.cache, source, commit, files, origin)
 
     async def publish_url(
         self,
@@ -481,7 +489,8 @@ class Store:
         as_need: bool = False,
     ) -> Manifest:
         """Publish files of a URL; see craftcache.cache.publish."""
-        return await self._write(publish_url, self.cache, source, files, as_need=as_need)
+        publish = partial(publish_url, as_need=as_need)
+        return await self._add(str(source), publish, self.cache, source, files)
 
     async def mark_asked_for(self, source: RemoteSource) -> None:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
@@ -501,13 +510,23 @@ class Store:
         """Make a generation the served one; see craftcache.cache.publish."""
         return await self._write(serve_generation, self.cache, name, generation)
 
+    async def _add(
+        self, source: str, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Like _write, beside others that add to the cache; see Turns.adding."""
+        async with self._turns.adding(source):
+            return await self._written(write, *args, **kwargs)
+
     async def _write(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call ``write`` on the writing thread; a cancelled caller waits for its end.
+        """Call ``write`` while nothing else is written; a cancelled caller waits for its end.
 
         Raises:
             StorageFull: There is no disk space for the small files and links that it writes.
         """
+        async with self._turns.changing():
+            return await self._written(write, *args, **kwargs)
 
+    async def _written(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         def heal_and_write() -> T:
             self._heal()
             return write(*args, **kwargs)
@@ -577,7 +596,8 @@ class Store:
 
     async def sweep(self, *, before: float) -> int:
         """Remove blobs that no model names; see removal.sweep."""
-        return await self._writing.run(sweep, self.cache, before=before)
+        async with self._turns.changing():
+            return await self._writing.run(sweep, self.cache, before=before)
 
     async def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names.

@@ -11,7 +11,7 @@ seconds is passed by. That is safe, because correctness does not depend on the l
 neither overwrites a right blob nor trusts a wrong one, see HubTree.publish_blob.
 
 Lock order: this lock is taken before the fetch engine's turn for a file and before the store's
-publishing thread, and is held across both; see FileAcquirer for several at once.
+turn, and is held across both; see FileAcquirer for several at once.
 """
 
 from __future__ import annotations
