@@ -41,6 +41,8 @@ def _of_kind(setting: Setting, schema: JsonSchema) -> JsonSchema:
     """The schema of a setting's values in the file, which has no null and short forms of some."""
     if "anyOf" in schema:
         (schema,) = (each for each in schema["anyOf"] if each != {"type": "null"})
+    if "enum" in schema:
+        return schema
     if schema["type"] in ("integer", "number"):
         return schema | {"minimum": setting.least}
     if setting.name == "user":

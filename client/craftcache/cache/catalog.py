@@ -57,7 +57,8 @@ class Catalog:
         self._is_owned = is_owned
         self._on_read = on_read
         # Entries are replaced whole, and each is true of its stamp whoever put it there.
-        self._read: dict[str, tuple[FileStamp, Manifest]] = {}
+        # Without a stamp: as it was read, though its file may have changed in the same moment.
+        self._read: dict[str, tuple[FileStamp | None, Manifest]] = {}
         # Guards the fields below, which say who has which content. No lock is taken inside.
         self._holding = threading.Lock()
         self._holders: defaultdict[str, set[str]] = defaultdict(set)
@@ -90,15 +91,22 @@ class Catalog:
             with open(path, "rb") as file:
                 status = os.fstat(file.fileno())
                 manifest = Manifest.parse(file.read(MAX_BYTES), key)
-        except (OSError, ManifestError):
+        except ManifestError:
+            return None
+        except OSError:
             self._read.pop(key, None)
             return None
         # Two writes within one tick of the kernel's clock may leave the same stamp.
-        if abs(time.time() - status.st_ctime) > TICK_SECONDS:
-            self._read[key] = FileStamp.of(status), manifest
+        is_settled = abs(time.time() - status.st_ctime) > TICK_SECONDS
+        self._read[key] = FileStamp.of(status) if is_settled else None, manifest
         if self._is_ours(status):
             self._on_read(manifest)
         return manifest, status
+
+    def remembered(self, key: str) -> Manifest | None:
+        """The manifest with that key as it was last read here; None if it never was, or is gone."""
+        known = self._read.get(key)
+        return known and known[1]
 
     def at(self, key: str, *, ours: bool = False, owned: bool = False) -> Manifest | None:
         """The manifest with that key; None where there is none that can be read.

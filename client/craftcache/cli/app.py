@@ -17,6 +17,7 @@ from .environment import env, run
 from .export import export, publish
 from .keep import evict, pin, unpin
 from .load import load
+from .quarantine import quarantine
 from .queue import queue
 from .verify import verify
 from .warm import warm
@@ -66,6 +67,7 @@ for command in (
     rm,
     evict,
     verify,
+    quarantine,
     watch,
     follow,
     export,

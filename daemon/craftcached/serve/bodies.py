@@ -16,10 +16,19 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-__all__ = ["Body", "EvictBody", "PinBody", "RollbackBody", "VerifyBody", "WarmBody", "takes"]
+__all__ = [
+    "Body",
+    "EvictBody",
+    "PinBody",
+    "RollbackBody",
+    "VerifyBody",
+    "WarmBody",
+    "body_fields",
+    "takes",
+]
 
 MAX_SOURCES = 256
-"""Sources of one warm."""
+"""Sources of one request."""
 
 HandlerT = TypeVar("HandlerT")
 AnswerT = TypeVar("AnswerT", covariant=True)
@@ -96,19 +105,21 @@ class EvictBody:
 
 @dataclass(frozen=True, slots=True)
 class VerifyBody:
-    """Sources whose files are hashed again; none stands for all."""
+    """Sources whose files are hashed again, none stands for all; whether the answer waits."""
 
     sources: tuple[str, ...]
+    wait: bool
 
-    EXAMPLE: ClassVar[str] = '{"sources": ["org/name"]}'
+    EXAMPLE: ClassVar[str] = '{"sources": ["org/name"], "wait": true}'
     IS_OPTIONAL: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, fields: Fields, /) -> VerifyBody:
         """See Body.parse."""
+        wait = fields.optional_flag("wait", default=True)
         if fields.is_null("sources"):
-            return cls(())
-        return cls(tuple(dict.fromkeys(fields.strings("sources", 0, MAX_SOURCES))))
+            return cls((), wait)
+        return cls(tuple(dict.fromkeys(fields.strings("sources", 0, MAX_SOURCES))), wait)
 
 
 @dataclass(frozen=True, slots=True)

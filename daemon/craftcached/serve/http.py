@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from craftcache.cache.manifest import Manifest
-from craftcache.daemon.administration import Eviction, QueuedWarm, Verdict
+from craftcache.daemon.administration import Eviction, QueuedWarm
 from craftcache.dependencies import DependencyState  # noqa: TC001  # for schema_of
 from craftcache.errors import (
     AccessDenied,
@@ -35,8 +35,9 @@ from craftcache.sources import parse
 from craftcache.wire import DaemonStatus, Warm
 from craftcached.schemas import inside
 
-from .bodies import EvictBody, PinBody, VerifyBody, WarmBody, takes
+from .bodies import EvictBody, PinBody, WarmBody, takes
 from .http_connections import HttpConnections
+from .integrity_routes import IntegrityRoutes
 from .ndjson import NdjsonStream
 from .openapi import NDJSON, PROBLEM, OpenApiRoute, answers
 from .peers import Administrators, peer_of
@@ -72,6 +73,7 @@ class PublishedKeys(TypedDict):
     size: int
     needs: list[NeedKeys]
     needed_only: bool
+    superseded: bool
 
 
 class NeedKeys(TypedDict):
@@ -153,8 +155,8 @@ class AdminServer:
         app.router.add_put(PINS + "{source:.+}", self._pin)
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
-        app.router.add_post("/v1/verify", self._verify)
         WatchRoutes(service.watches, service.events, administrators).add_to(app)
+        IntegrityRoutes(service, administrators).add_to(app)
         metrics.add_to(app)
         OpenApiRoute().add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.
@@ -232,13 +234,6 @@ class AdminServer:
         self._administrators.check(peer_of(request.transport), "evicting")
         eviction = await self._service.evict(body.bytes, dry_run=body.dry_run)
         return web.json_response(eviction.to_fields() | {"dry_run": body.dry_run})
-
-    @answers({"results": [Verdict]}, errors=(InvalidSource, NotFound, PolicyDenied))
-    @takes(VerifyBody)
-    async def _verify(self, request: web.Request, body: VerifyBody) -> web.Response:
-        self._administrators.check(peer_of(request.transport), "verifying")
-        verdicts = await self._service.verify(body.sources)
-        return web.json_response({"results": [verdict.to_fields() for verdict in verdicts]})
 
     def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
         """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
@@ -398,6 +393,7 @@ def _published(manifest: Manifest) -> dict[str, Any]:
         "size": manifest.size,
         "needs": [{"source": need.parsed.shown, "why": need.why} for need in manifest.needs],
         "needed_only": manifest.needed_only,
+        "superseded": manifest.superseded,
     }
     return manifest.to_fields() | {**beside}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -12,15 +13,19 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from craftcache.daemon.administration import Outcome
+
+from .mirror_metrics import mirror_metrics
 from .openapi import answers
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
     from craftcache.wire import DaemonStatus
     from craftcached.counts import Counts
+    from craftcached.fetch import MirrorStatistics
     from craftcached.service import Service
 
     from .worker import WorkerStatistics
@@ -38,14 +43,20 @@ class MetricsRoute:
         service: The daemon's service.
         workers: Returns the statistics of the worker socket.
         counts: The daemon's counters; HTTP responses are counted in them too.
+        mirrors: Returns the statistics of the mirrors.
     """
 
     def __init__(
-        self, service: Service, workers: Callable[[], WorkerStatistics], counts: Counts
+        self,
+        service: Service,
+        workers: Callable[[], WorkerStatistics],
+        counts: Counts,
+        mirrors: Callable[[], Sequence[MirrorStatistics]],
     ) -> None:
         self._service = service
         self._workers = workers
         self._counts = counts
+        self._mirrors = mirrors
 
     def add_to(self, app: web.Application) -> None:
         """Add the route, and count the responses of all."""
@@ -59,6 +70,9 @@ class MetricsRoute:
             sum(warm.failure is not None for warm in self._service.queued()),
             self._workers(),
             _copied(self._counts),
+            self._service.integrity.scrub.hashed_bytes,
+            dict(self._service.integrity.scrub.found),
+            self._mirrors(),
         )
         body = await asyncio.to_thread(_encode, snapshot)  # it reads of the process in /proc
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -94,17 +108,24 @@ class _Snapshot(Collector):
         failing: Queued warms that have failed at least once and are tried again.
         workers: Statistics of the worker socket.
         counts: A copy of the counters, which count from the daemon's start.
+        scrubbed_bytes: Bytes that the scrub has hashed since then.
+        scrub_findings: Number of its verdicts since then, by outcome.
+        mirrors: Statistics of the mirrors.
     """
 
     status: DaemonStatus
     failing: int
     workers: WorkerStatistics
     counts: Counts
+    scrubbed_bytes: int
+    scrub_findings: Mapping[str, int]
+    mirrors: Sequence[MirrorStatistics]
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
         yield from self._gauges()
         yield from self._counters()
+        yield from mirror_metrics(self.mirrors)
 
     def _gauges(self) -> Iterator[Metric]:
         status, workers = self.status, self.workers
@@ -127,6 +148,15 @@ class _Snapshot(Collector):
         )
         by_state = {(state,): count for state, count in status.watches.items()}
         yield _gauge("watches", "Watched directories.", by_state, "state")
+        yield _gauge(
+            "quarantined_files", "Turned out wrong, and kept for a look.", _one(status.quarantined)
+        )
+        yield _gauge("quarantined_bytes", "Of them.", _one(status.quarantined_bytes))
+        yield _gauge(
+            "scrub_age_seconds",
+            "Since the last hashing of the cached file that was hashed longest ago.",
+            _one(time.time() - status.hashed_since if status.hashed_since is not None else 0.0),
+        )
         yield _gauge("worker_connections", "Workers connected.", _one(workers.connections))
         yield _gauge("worker_requests", "Requests of workers under way.", _one(workers.requests))
         yield _gauge("worker_followers", "Workers that follow a watch.", _one(workers.followers))
@@ -150,6 +180,13 @@ class _Snapshot(Collector):
         )
         yield _counter(
             "fetch_failures", "Downloads given up.", _by_one(counts.fetch_failures), "code"
+        )
+        yield _counter("scrubbed_bytes", "Hashed by the scrub.", _one(self.scrubbed_bytes))
+        yield _counter(
+            "scrub_findings",
+            "What the scrub found of files, indexes, links and manifests.",
+            {(outcome,): self.scrub_findings.get(outcome, 0) for outcome in get_args(Outcome)},
+            "outcome",
         )
         yield _counter(
             "worker_failures",

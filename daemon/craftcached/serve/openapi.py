@@ -40,11 +40,15 @@ _PROBLEM_REFERENCE = {"$ref": "#/components/schemas/Problem"}
 
 _PARAMETERS: dict[str, JsonSchema] = {
     # The first character of a Hub id, a URL and a watch alike.
-    "source": {"type": "string", "maxLength": MAX_SOURCE, "pattern": "^[A-Za-z0-9_][^\\s]*$"},
-    "name": {"type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]*$", "maxLength": 128},
-    "number": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
+    "/{source}": {"type": "string", "maxLength": MAX_SOURCE, "pattern": "^[A-Za-z0-9_][^\\s]*$"},
+    "/watches/{name}": {
+        "type": "string",
+        "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        "maxLength": 128,
+    },
+    "/{number}": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
 }
-"""Schemas of what stands in paths; of another, it is any text."""
+"""Schemas of what stands in paths, by what the path ends with there; of another, it is any text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ def _operation(route: web.AbstractRoute, path: str) -> dict[str, Any]:
         success = operation["responses"].setdefault("200", {"description": "OK", "content": {}})
         success["content"][media] = {"schema": {}}
     if names:
-        operation["parameters"] = [_parameter(name) for name in names]
+        operation["parameters"] = [_parameter(name, path) for name in names]
     if body is not None:
         operation["requestBody"] = {
             "required": not body.IS_OPTIONAL,
@@ -165,8 +169,10 @@ def _body_schema(body: type[Body]) -> JsonSchema:
     return schema
 
 
-def _parameter(name: str) -> dict[str, Any]:
-    schema = _PARAMETERS.get(name, {"type": "string", "minLength": 1})
+def _parameter(name: str, path: str) -> dict[str, Any]:
+    so_far = path.partition(f"{{{name}}}")[0] + f"{{{name}}}"
+    known = (schema for ending, schema in _PARAMETERS.items() if so_far.endswith(ending))
+    schema = next(known, {"type": "string", "minLength": 1})
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
+from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.durable import staging_name
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.placing import TreeObstacle, link_or_copy
@@ -43,6 +44,7 @@ from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
 from .indexes import Indexes
+from .links import mend_links
 from .removal import Removed, remove, remove_unneeded, set_aside, sweep
 from .turns import Turns
 
@@ -85,8 +87,9 @@ T = TypeVar("T")
 class Store:
     """Publishes, finds and removes what the cache directory holds.
 
-    Use as an async context manager: entering makes the directories, takes the daemon's lock on
-    the cache and clears what a killed predecessor left in staging under names of no use.
+    Use as an async context manager: entering refuses a cache that a newer release wrote, makes the
+    directories, takes the daemon's lock on the cache and clears what a killed predecessor left in
+    staging under names of no use.
 
     Models of different sources are published beside one another, see Turns; what removes names, or
     changes manifests of other sources, has the cache for itself. A publication that is under way
@@ -119,9 +122,11 @@ class Store:
         self._hashing = Threads(HASHING_THREADS, "hash")
 
     async def __aenter__(self) -> Self:
+        await asyncio.to_thread(check_format, self.cache)
         await asyncio.to_thread(self.cache.create)
         await asyncio.to_thread(_clear_leftovers, self.cache.staging)
         self._lock_fd = _lock(self.cache)
+        await asyncio.to_thread(record_format, self.cache)
         self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
         return self
 
@@ -259,7 +264,7 @@ class Store:
         key = (record.path, record.sha256, anew)
         async with self._hashes.join(key, work, lambda _: None) as found:
             if isinstance(found, Stamp):
-                await self._set_aside_wrong(record, found)
+                await self.quarantine_wrong(record, found)
                 return None
             return found
 
@@ -324,14 +329,49 @@ class Store:
         await self._write(take_over, self.cache, key, manifest)
         return True
 
-    async def _set_aside_wrong(self, record: FileRecord, stamp: Stamp) -> None:
+    async def quarantine_wrong(self, record: FileRecord, stamp: Stamp) -> str | None:
+        """Move a file with wrong content to quarantine, and tell of it.
+
+        Returns:
+            Its place there, as shown to people; None if another file is in its place by now, or if
+            it is in a cache that another daemon owns, where nothing is changed.
+        """
+        if self.cache.is_owners(record):
+            log.error("%s does not hold what its owner's manifest says", record.path)
+            return None
         quarantined = await self.set_aside(record, stamp)
-        if quarantined is None:  # another file was put in its place meanwhile
-            return
+        if quarantined is None:
+            return None
         shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
         if self._events is not None:
             self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
+        return shown
+
+    async def record_stamp(self, sha256: str, stamp: FileStamp) -> None:
+        """Record that a file with this stamp was found to have that digest."""
+        await self._hashing.run(self.cache.stamps.record, sha256, stamp)
+
+    async def is_index_right(self, record: FileRecord) -> bool:
+        """Whether the index of a published file is there and has the digest of its record."""
+        return await asyncio.to_thread(self.cache.read_index, record) is not None
+
+    async def mend_links(self, manifest: Manifest) -> list[FileRecord]:
+        """Put right what leads unmodified programs to a model's files; see links.mend_links."""
+        return await self._write(mend_links, self.cache, manifest)
+
+    def remembered(self, key: str) -> Manifest | None:
+        """The manifest with that key as it was last read in this process; None if it never was."""
+        return self.cache.remembered_manifest(key)
+
+    async def restore_manifest(self, key: str, manifest: Manifest) -> None:
+        """Write a manifest whose file was damaged."""
+        await self._write(self.cache.write_manifest_at, key, manifest)
+
+    async def quarantine_manifest(self, key: str) -> str | None:
+        """Move a damaged manifest to quarantine; returns its place there, as shown to people."""
+        quarantined = await self._write(self.cache.set_aside, self.cache.manifest_path(key))
+        return None if quarantined is None else self.cache.shown(quarantined)
 
     async def find(self, sha256: str, directory: Path) -> Verified | None:
         """A verified file with that digest, from any published model; None if there is none.
@@ -413,6 +453,8 @@ class Store:
         """
         found = await asyncio.to_thread(self._find_index, sha256, size)
         if found is None:
+            if self._events is not None and self.cache.index_path(sha256).exists():
+                self._events.tell("index-refused", sha256=sha256)
             return False
         self.indexes.keep(*found)
         return True
@@ -492,13 +534,30 @@ class Store:
         publish = partial(publish_url, as_need=as_need)
         return await self._add(str(source), publish, self.cache, source, files)
 
+    async def follow_owner(self, key: str, manifest: Manifest, root: Path) -> None:
+        """Publish a manifest whose files are in another daemon's cache; see OwnerCache."""
+
+        def publish() -> None:
+            link = self.cache.owner
+            if not (link.is_symlink() and os.readlink(link) == os.fspath(root)):
+                link.unlink(missing_ok=True)
+                link.symlink_to(root)
+            self.cache.write_manifest_at(key, manifest)
+
+        await self._write(publish)
+
     async def mark_asked_for(self, source: RemoteSource) -> None:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
         await self._write(mark_asked_for, self.cache, source)
 
-    async def manifest_at(self, key: str) -> Manifest | None:
-        """The current manifest with that key."""
-        return await asyncio.to_thread(self.cache.manifest_at, key, ours=True)
+    async def manifest_at(self, key: str, *, owned: bool = False) -> Manifest | None:
+        """The current manifest with that key.
+
+        Args:
+            key: See craftcache.cache.manifest.manifest_key.
+            owned: Whether one of ours counts too that others may write to.
+        """
+        return await asyncio.to_thread(self.cache.manifest_at, key, ours=not owned, owned=owned)
 
     async def publish_generation(
         self, name: str, watched: Watched, files: Mapping[str, Verified]
