@@ -77,6 +77,9 @@ log = logging.getLogger("craftcached")
 
 AnswerT = TypeVar("AnswerT")
 
+LOOKED_AT_ONCE = 64
+"""Models of a page that are looked at before it is asked whether the page is full."""
+
 OPEN_ATTEMPTS = 4
 """Times that a load warms and opens a model that is removed in between each time."""
 
@@ -337,9 +340,20 @@ class Service:
         return WarmedBatch(tuple(await asyncio.gather(*map(one, request.warms))))
 
     async def _page(self, request: Models) -> ModelsPage:
-        """The models whose source sorts after that of the request."""
-        states = await self.models()
-        return first_page(state.model for state in states if state.model.source > request.after)
+        """The models whose source sorts after that of the request, as many as one message holds.
+
+        Only those are looked at, or a list of thousands would take as many looks at all of them.
+        """
+        published = await self._store.published()
+        later = [item for item in published if item[1].source > request.after]
+        states: list[CachedModel] = []
+        for start in range(0, len(later), LOOKED_AT_ONCE):
+            batch = later[start : start + LOOKED_AT_ONCE]
+            states += [(await self._state(key, manifest)).model for key, manifest in batch]
+            page = first_page(states)
+            if page.next:
+                return page
+        return first_page(states)
 
     async def queue(self, warms: Sequence[Warm], *, uid: int) -> list[QueuedWarm]:
         """Queue warms; they outlive the request and a restart of the daemon.
@@ -547,7 +561,7 @@ class Service:
         return ModelState(manifest, model)
 
     async def _resident(self, records: Iterable[FileRecord]) -> int | None:
-        return await self._residency.resident(map(self._store.cache.path, records))
+        return await self._residency.resident(map(self._store.cache.path_text, records))
 
     async def _warm_queued(self, job: WarmJob) -> None:
         await self.warm(job.warm, lambda _: None, uid=job.uid)

@@ -77,7 +77,7 @@ class RoomMeter:
 
     @property
     def begun(self) -> int:
-        """Number of all claims; what changes it in a survey may count twice, where it is resumed."""
+        """Number of all claims; what changes it in a survey may count twice."""
         return self._space.begun
 
     async def estimate(self) -> RoomUsage | None:

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from craftcache.daemon.administration import Outcome
 
 from .mirror_metrics import mirror_metrics
+from .openapi import answers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -62,6 +63,7 @@ class MetricsRoute:
         app.router.add_get("/metrics", self._get)
         app.middlewares.insert(0, self._counted)
 
+    @answers(media=("text/plain",))
     async def _get(self, _request: web.Request) -> web.Response:
         snapshot = _Snapshot(
             await self._service.status(),
