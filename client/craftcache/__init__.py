@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .aio import AsyncClient
     from .cache.opened import FileInfo
     from .client import Client, default_client
+    from .daemon.events import DaemonEvent
     from .loading.export import Export
     from .wire import Generation, Progress
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "Client",
+    "DaemonEvent",
     "Export",
     "FileInfo",
     "Generation",
@@ -85,6 +87,7 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "aio",
     "Client": "client",
+    "DaemonEvent": "daemon.events",
     "Export": "loading.export",
     "FileInfo": "cache.opened",
     "Generation": "wire",

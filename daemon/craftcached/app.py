@@ -14,24 +14,27 @@ from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
-from .counts import CountedFetcher, Counts
+from .counts import CountedFetcher
 from .database import Database
 from .directory_monitor import DirectoryMonitor, MonitoredDirectory
-from .events import Events
 from .eviction.evictor import Evictor
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
 from .eviction.pins import Pins
 from .fetch import Engine, EngineSettings, SecondAttempt
 from .inspect import Inspector
+from .loop_lag import measuring_lag
 from .residency.residency import Residency
 from .serve.handler import CountedHandler
 from .serve.http import AdminServer
 from .serve.metrics import MetricsRoute
+from .serve.metrics_listener import metrics_listener
 from .serve.peers import Administrators
+from .serve.sight_routes import SightRoutes
 from .serve.sockets import Door, bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
+from .sight import Sight
 from .store.opener import BlobOpener
 from .store.store import Store
 from .systemd import InheritedSockets
@@ -89,8 +92,7 @@ class Daemon:
         self._evictor: Evictor | None = None
         self._watches: Watches | None = None
         self._monitor: DirectoryMonitor
-        self._events = Events()
-        self._counts = Counts()
+        self._sight = Sight.of()
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
@@ -126,10 +128,10 @@ class Daemon:
         return self._warmer.progress() if self._warmer is not None else []
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
-        settings = self._settings
+        settings, events = self._settings, self._sight.events
         cache = CacheDir(settings.cache_dir)
         with _naming("cache_dir", settings.cache_dir):
-            store = await life.enter_async_context(Store(cache, self._events))
+            store = await life.enter_async_context(Store(cache, events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
         inspector = await life.enter_async_context(Inspector())
@@ -152,7 +154,7 @@ class Daemon:
         life.callback(hub.close)
         obtainer = FileAcquirer(
             store=store,
-            fetcher=CountedFetcher(SecondAttempt(engine), self._counts),
+            fetcher=CountedFetcher(SecondAttempt(engine), self._sight.counts),
             inspector=inspector,
         )
         self._warmer = Warmer(
@@ -161,11 +163,12 @@ class Daemon:
             obtainer=obtainer,
             allow=settings.allow,
             deny=settings.deny,
+            events=events,
         )
         handout = BlobOpener(store, settings.serve_dir)
         handout.check()
         residency = await life.enter_async_context(Residency())
-        pins = Pins(store=store, records=records, residency=residency)
+        pins = Pins(store=store, records=records, residency=residency, events=events)
         await life.enter_async_context(pins)
         uses = await life.enter_async_context(LastUse(records))
         self._evictor = Evictor(
@@ -174,12 +177,13 @@ class Daemon:
             pins=pins,
             uses=uses,
             max_bytes=settings.max_bytes,
+            events=events,
         )
         self._watches = Watches(
             store=store,
             inspector=inspector,
             records=records,
-            events=self._events,
+            events=events,
             rules=settings.watches,
         )
         self._monitor = DirectoryMonitor(
@@ -206,7 +210,7 @@ class Daemon:
             uses=uses,
             evictor=self._evictor,
             watches=self._watches,
-            events=self._events,
+            sight=self._sight,
             monitor=self._monitor,
         )
         life.push_async_callback(service.close)
@@ -217,7 +221,8 @@ class Daemon:
         return service
 
     async def _open_sockets(self, life: contextlib.AsyncExitStack, service: Service) -> None:
-        settings = self._settings
+        settings, sight = self._settings, self._sight
+        life.enter_context(sight.processes)
         gid = _gid(settings.admin_group)
         worker_door = self._open_door(
             life, self._inherited.worker, bind_worker_socket, settings.worker_socket_mode, None
@@ -227,13 +232,18 @@ class Daemon:
         )
         workers = WorkerServer(
             worker_door.listener,
-            CountedHandler(service, self._counts),
+            CountedHandler(service, sight.counts, sight.processes, sight.refusals),
             Limits(connections_per_uid=settings.max_clients_per_uid),
+            refusals=sight.refusals,
+            fallbacks=sight.counts.count_fallbacks,
         )
+        metrics = MetricsRoute(service, workers.statistics, sight.counts)
         admin = AdminServer(
             service,
             self._administrators,
-            MetricsRoute(service, workers.statistics, self._counts),
+            metrics,
+            SightRoutes(service, sight, workers.statistics),
+            sight.refusals,
             drain_seconds=settings.drain_seconds,
         )
 
@@ -241,6 +251,11 @@ class Daemon:
             await asyncio.gather(workers.drain(settings.drain_seconds), admin.close())
 
         life.push_async_callback(drain)
+        await life.enter_async_context(measuring_lag(sight.counts.loop_lag))
+        if settings.metrics_listen is not None:
+            listening = metrics_listener(settings.metrics_listen, metrics)
+            port = await life.enter_async_context(listening)
+            log.info("metrics are at http://%s:%d/metrics", settings.metrics_listen.host, port)
         await admin.start(admin_door.listener)
         workers.start()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .settings import SETTINGS
+from .settings import SETTINGS, Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,11 @@ F = TypeVar("F", bound="Callable[..., Any]")
 def mode(text: str) -> int:
     """A file's mode, in octal digits; click shows the function's name."""
     return int(text, 8)
+
+
+def address(text: str) -> Address:
+    """An address like ``host:port``, or an error that says so."""
+    return Address.parse(text)
 
 
 def settings_options(command: F) -> F:
@@ -41,6 +46,8 @@ def _type_of(setting: Setting) -> object:
     match setting.kind:
         case "Path":
             return click.Path(path_type=Path)
+        case "Address":
+            return address
         case "int":
             return mode if setting.is_octal else click.IntRange(int(setting.least))
         case "float":

@@ -37,6 +37,7 @@ from craftcache.wire import (
 )
 
 from .fetch import Priority
+from .overview import Overview
 from .status import ModelState
 from .store.scrub import Scrubber
 from .warm.queue import WarmQueue
@@ -49,16 +50,16 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.daemon.administration import Eviction, QueuedWarm, Verdict
     from craftcache.sources import RemoteSource
-    from craftcache.wire import ModelsPage, Progress, Request
+    from craftcache.wire import Coming, ModelsPage, Progress, Request
 
     from .database import Database, Pin
     from .directory_monitor import DirectoryMonitor
-    from .events import Events
     from .eviction.evictor import Evictor
     from .eviction.last_use import LastUse
     from .eviction.pins import Pins
     from .residency.residency import Residency
     from .settings import Settings
+    from .sight import Sight
     from .store.opener import BlobOpener
     from .store.store import Store
     from .warm.warmer import Warmed, Warmer
@@ -88,12 +89,12 @@ class Service:
         uses: The time at which each model was last used.
         evictor: Frees space in the cache.
         watches: The watched directories, whose generations are published.
-        events: The event stream that subscribers of the admin socket follow.
+        sight: What the daemon sees of itself; told of what is done here.
         monitor: Reports which of the daemon's own directories and sockets are gone.
 
     Attributes:
         watches: The watched directories, whose generations are published.
-        events: The event stream that subscribers of the admin socket follow.
+        started_at: Time of the daemon's start, in seconds since the epoch.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Service:
         uses: LastUse,
         evictor: Evictor,
         watches: Watches,
-        events: Events,
+        sight: Sight,
         monitor: DirectoryMonitor,
     ) -> None:
         self._settings = settings
@@ -122,13 +123,23 @@ class Service:
         self._evictor = evictor
         self._monitor = monitor
         self.watches = watches
-        self.events = events
-        self._started_at = time.time()
+        self._sight = sight
+        self.started_at = time.time()
         self._warming = Warming(
             store=store, warmer=warmer, residency=residency, pins=pins, uses=uses, watches=watches
         )
         self._queue = WarmQueue(records, self._warm_queued)
         self._verifier = Scrubber(store)
+        self._overview = Overview(
+            cache=store.cache,
+            warmer=warmer,
+            queue=self._queue,
+            evictor=evictor,
+            pins=pins,
+            uses=uses,
+            watches=watches,
+            sight=sight,
+        )
 
     async def resume(self) -> None:
         """Take up the warms that were queued before the last stop."""
@@ -270,7 +281,10 @@ class Service:
                     hint="Queue warms of Hub ids and URLs",
                 )
             self._warmer.check_allowed(warm.source)
-        return await self._queue.add(warms)
+        queued = await self._queue.add(warms)
+        for each in queued:
+            self._sight.events.tell("warm_queued", source=each.source, number=each.id)
+        return queued
 
     async def queue_needs(self, generation: Manifest) -> None:
         """Queue a warm of a generation's dependencies, unless all of them are cached."""
@@ -309,7 +323,7 @@ class Service:
         removed = await self._store.remove(key, self._pins.keys)
         for gone in removed.keys:
             await self._uses.forget(gone)
-        log.info("removed %s: %d bytes freed", source.shown, removed.freed)
+        self._sight.events.tell("removed", source=source.shown, freed_bytes=removed.freed)
         return removed.freed
 
     async def pin(self, text: str, *, lock: bool) -> Pin:
@@ -334,7 +348,18 @@ class Service:
             models = [self.manifest(parse(text)) for text in texts]
         else:
             models = await self._store.manifests()
-        return await self._verifier.verify(models)
+        began = time.monotonic()
+        verdicts = await self._verifier.verify(models)
+        outcomes = Counter(verdict.outcome for verdict in verdicts)
+        self._sight.events.tell(
+            "verified",
+            files=len(verdicts),
+            wrong=outcomes["wrong"],
+            missing=outcomes["missing"],
+            whole=not texts,
+            seconds=time.monotonic() - began,
+        )
+        return verdicts
 
     async def models(self) -> list[ModelState]:
         """All published models, by source."""
@@ -355,12 +380,13 @@ class Service:
 
     async def status(self) -> DaemonStatus:
         """The daemon's state at this moment; sizes are in bytes."""
-        manifests = await self._store.manifests()
+        published = await self._store.published()
+        manifests = [manifest for _, manifest in published]
         blobs = {record.path: record.size for manifest in manifests for record in manifest.files}
-        return DaemonStatus(
+        status = DaemonStatus(
             version=VERSION,
             pid=os.getpid(),
-            started_at=self._started_at,
+            started_at=self.started_at,
             cache_dir=str(self._settings.cache_dir),
             socket_dir=str(self._settings.socket_dir),
             models=len(manifests),
@@ -374,6 +400,21 @@ class Service:
             watches=dict(Counter(report.state for report in self.watches.reports())),
             problems=await self._monitor.problems(),
         )
+        return await self._overview.complete(status, published)
+
+    def paths(self, shown: str) -> list[Path]:
+        """Paths of the files of a model that is published under a name as shown to people."""
+        manifest = self._store.manifest(parse(shown))
+        return [self._store.cache.path(record) for record in manifest.files] if manifest else []
+
+    @property
+    def queue_length(self) -> int:
+        """Warms that are queued and not done."""
+        return len(self._queue)
+
+    def coming(self) -> list[Coming]:
+        """What is being brought, oldest first."""
+        return self._warmer.coming()
 
     def manifest(self, source: RemoteSource) -> Manifest:
         """The manifest of a published source.

@@ -34,7 +34,7 @@ from craftcache.watch_rule import WatchRule
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Settings", "Setting", "SETTINGS", "LIVE"]
+__all__ = ["Address", "Settings", "Setting", "SETTINGS", "LIVE"]
 
 PREFIX = "CRAFTCACHE_"
 """Prefix of the variables in the environment."""
@@ -49,6 +49,34 @@ LIVE = frozenset(
     {"admin_group", "allow", "deny", "insecure_hosts", "max_bytes", "private_hosts", "watches"}
 )
 """Settings that a reload puts in force; all others take a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a TCP socket listens.
+
+    Attributes:
+        host: A name or an address, without the brackets that one of IPv6 has before a port.
+        port: From 0 to 65535; 0 lets the system choose.
+    """
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """The address that is written ``host:port`` or ``[::1]:port``.
+
+        Raises:
+            ValueError: It is not written so.
+        """
+        found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):(\d{1,5})", text, re.ASCII)
+        if found is None or int(found[3]) > 65535:
+            raise ValueError("no host:port")
+        return cls(found[1] or found[2], int(found[3]))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def _about(
@@ -163,6 +191,13 @@ class Settings:
     )
     max_clients_per_uid: int = field(
         default=256, metadata=_about("Connections of one user to the worker socket.", least=1)
+    )
+    metrics_listen: Address | None = field(
+        default=None,
+        metadata=_about(
+            "Address for Prometheus to scrape /metrics from, like 127.0.0.1:9464; whoever can "
+            "connect there can read it. They are on craftcache.sock in any case."
+        ),
     )
     drain_seconds: float = field(
         default=4.0,
@@ -345,6 +380,11 @@ def _typed(name: str, value: object, where: str) -> object:
             return in_home(value) if kind == "Path" else value
         case "str", int() if name == "user" and not isinstance(value, bool):
             return str(value)  # a uid, where there is no name for it
+        case "Address", str():
+            try:
+                return Address.parse(value)
+            except ValueError:
+                pass
         case "int", int() if not isinstance(value, bool):
             return _large_enough(name, value, where)
         case "float", int() | float() if not isinstance(value, bool):
@@ -358,6 +398,7 @@ def _typed(name: str, value: object, where: str) -> object:
         "str": "a string",
         "int": "a whole number",
         "float": "a number",
+        "Address": "an address like 127.0.0.1:9464",
         "tuple[WatchRule, ...]": "a list of paths or tables",
     }
     raise ConfigError(

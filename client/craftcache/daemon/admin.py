@@ -8,20 +8,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from craftcache.errors import CraftcacheError, PolicyDenied, Unavailable, from_problem
+from craftcache.errors import CraftcacheError, Unavailable, from_problem
 from craftcache.sources import check_watch_name
 from craftcache.wire.fields import Fields
 
+from .activity import Activity
 from .administration import Eviction, QueuedWarm, Verdict, WatchList, WatchReport
+from .events import EventStream, connection_error
+from .processes import ModelProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
     import httpx
 
     from craftcache.watch_rule import WatchRule
     from craftcache.wire import WarmOptions
+
+    from .events import DaemonEvent
 
 __all__ = ["AdminClient"]
 
@@ -153,6 +158,40 @@ class AdminClient:
         answer = self._request("DELETE", f"/v1/warm/{number}")
         return QueuedWarm.parse(answer)
 
+    def events(self, since: int | None = None) -> Iterator[DaemonEvent]:
+        """Yield what happens in the daemon; goes on after its restart, and says what was missed.
+
+        Args:
+            since: Number of an event, after which to begin; 0 begins with the oldest that the
+                daemon has kept, None with what happens from now on.
+
+        Raises:
+            PolicyDenied: This user may not connect.
+            Unavailable: The daemon cannot be reached.
+        """
+        return EventStream(self._socket()).read(since)
+
+    def async_events(self, since: int | None = None) -> AsyncIterator[DaemonEvent]:
+        """See ``events``; for asyncio."""
+        return EventStream(self._socket()).aread(since)
+
+    def activity(self) -> Activity:
+        """What the daemon does at this moment, and its counters; costs it next to nothing.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        return Activity.parse(self._request("GET", "/v1/activity"))
+
+    def processes(self) -> list[ModelProcess]:
+        """The running processes that were handed models, or wait for some.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("GET", "/v1/processes")
+        return list(map(ModelProcess.parse, answer.children("processes", MAX_ITEMS)))
+
     def put_watch(self, rule: WatchRule) -> None:
         """Watch a directory, or change how it is watched.
 
@@ -217,7 +256,7 @@ class AdminClient:
             with httpx.Client(transport=transport, timeout=timeout) as client:
                 response = client.request(method, f"http://craftcached{path}", json=body)
         except httpx.TransportError as error:
-            raise _connection_error(error, socket) from error
+            raise connection_error(error, socket) from error
         return _answer(response)
 
     def _socket(self) -> Path:
@@ -247,20 +286,6 @@ def _answer(response: httpx.Response) -> Fields:
     raise CraftcacheError(
         f"the daemon answers {response.status_code} {answer.get('title', '')}".rstrip(),
         hint="Are craftcache and craftcached of the same release?",
-    )
-
-
-def _connection_error(error: httpx.TransportError, socket: Path) -> CraftcacheError:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, PermissionError):
-            return PolicyDenied(
-                f"this user may not use {socket}", hint="Ask root, or join the socket's group"
-            )
-        cause = cause.__cause__ or cause.__context__
-    return Unavailable(
-        f"the daemon cannot be reached at {socket} ({error})",
-        hint="Is craftcached running? systemctl status craftcached says so",
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from craftcache.checkpoint.filenames import check_checkpoint
 from craftcache.config import choose_cache_dir
+from craftcache.daemon.transport import time_limit
 from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.sources import (
     FILENAMES,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from craftcache.daemon.admin import AdminClient
     from craftcache.daemon.transport import Call
     from craftcache.plan import Fallback
     from craftcache.sources import Part, Source
@@ -70,6 +72,13 @@ class Operations:
         self.loader = Loader(**self.arguments)
         self._others: dict[Path, Loader] = {}
 
+    @property
+    def admin(self) -> AdminClient:
+        """The client of the daemon's HTTP interface."""
+        from craftcache.daemon.admin import AdminClient
+
+        return AdminClient(self.loader.socket_dir)
+
     def close(self) -> None:
         """Close idle connections; the next call opens new ones."""
         for loader in (self.loader, *self._others.values()):
@@ -86,6 +95,7 @@ class Operations:
         source: PathLike,
         device: str | int | torch.device,
         parts: Sequence[Part],
+        timeout: float | None = None,
         *,
         call: Call,
     ) -> Export:
@@ -94,7 +104,9 @@ class Operations:
         placed = parse_device(device)
         located = export_of(locate(os.fspath(source)), parts)
         names = files_by_part(located, parts)
-        with self.loader.open(located, tuple(names.values()), call) as loaded:
+        with time_limit(call.cancellation, timeout, source=located.shown):
+            loaded = self.loader.open(located, tuple(names.values()), call)
+        with loaded:
             return to_export(located.shown, loaded, tuple(names), placed, started=started)
 
     def load_state_dict(

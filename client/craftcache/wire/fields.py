@@ -134,6 +134,10 @@ class Fields:
             raise self.refusal(f"{key!r} is no number of seconds")
         return float(value)
 
+    def optional_seconds(self, key: str) -> float | None:
+        """Likewise, or None where the key is absent or null."""
+        return None if self.is_null(key) else self.seconds(key)
+
     def moment(self, key: str) -> datetime:
         """A point in time, as RFC 3339 writes it."""
         text = self.text(key, 64)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.daemon.administration import Eviction, KeptModel
 from craftcache.sources import WatchSource, parse
+from craftcached.events import Events
 from craftcached.in_use import is_in_use
 
 from .policy import Blob, EvictionCandidate, plan_eviction, used_bytes
@@ -50,6 +51,7 @@ class Evictor:
         uses: The time of each model's last use.
         max_bytes: Bytes that all models together may take; 0 is no limit.
         clock: Returns the time in seconds since the epoch.
+        events: Told of each model that goes.
 
     Attributes:
         max_bytes: Bytes that all models together may take; may be changed at any time.
@@ -64,6 +66,7 @@ class Evictor:
         uses: LastUse,
         max_bytes: int,
         clock: Callable[[], float] = time.time,
+        events: Events | None = None,
     ) -> None:
         self.max_bytes = max_bytes
         self._store = store
@@ -71,6 +74,7 @@ class Evictor:
         self._pins = pins
         self._uses = uses
         self._clock = clock
+        self._events = events or Events()
         # Held across a whole eviction, from the survey to the last removal: two at once would each
         # free the bytes that are wanted. Taken before the store's writing thread and the database;
         # no other lock is taken inside.
@@ -90,20 +94,23 @@ class Evictor:
             if dry_run:
                 plan = plan_eviction(models, wanted)
                 return self._outcome(plan.victims, plan.freed, models, wanted - plan.freed)
-            return await self._shrink(used_bytes(models) - wanted, handover=0.0)
+            target = used_bytes(models) - wanted
+            return await self._shrink(target, handover=0.0, reason="asked")
 
     async def trim(self) -> None:
         """Evict down to ``max_bytes``, as far as there are models that may be evicted."""
         if self.max_bytes <= 0:
             return
         async with self._turn:
-            outcome = await self._shrink(self.max_bytes, handover=HANDOVER_SECONDS)
+            outcome = await self._shrink(
+                self.max_bytes, handover=HANDOVER_SECONDS, reason="max_bytes"
+            )
         if outcome.kept and outcome.kept != self._told:
             listed = ", ".join(f"{kept.source} ({kept.reason})" for kept in outcome.kept)
             log.warning("%d bytes beyond max_bytes stay: %s", outcome.missing_bytes, listed)
         self._told = outcome.kept
 
-    async def _shrink(self, target: int, *, handover: float) -> Eviction:
+    async def _shrink(self, target: int, *, handover: float, reason: str) -> Eviction:
         """Remove one model after the other, surveying again before each: some come into use."""
         removed: dict[str, EvictionCandidate] = {}
         freed = 0
@@ -120,7 +127,9 @@ class Evictor:
             removed |= {key: going[key] for key in outcome.keys if key in going}
             for key in {victim.key, *outcome.keys}:
                 await self._uses.forget(key)
-            log.info("evicted %s: %d bytes freed", victim.source, outcome.freed)
+            self._events.tell(
+                "evicted", source=victim.source, freed_bytes=outcome.freed, reason=reason
+            )
             freed += outcome.freed
 
     def _outcome(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from craftcache.cache.manifest import manifest_key
 from craftcache.errors import CraftcacheError, NotFound, PolicyDenied
 from craftcached.database import Pin
+from craftcached.events import Events
 
 if TYPE_CHECKING:
     from craftcache.cache.manifest import Manifest
@@ -50,9 +51,18 @@ class Pins:
         store: The published models.
         records: The database that keeps the pins.
         residency: Locks files in memory.
+        events: Told of pins that come and go.
     """
 
-    def __init__(self, *, store: Store, records: Database, residency: Residency) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        records: Database,
+        residency: Residency,
+        events: Events | None = None,
+    ) -> None:
+        self._events = events or Events()
         self._store = store
         self._records = records
         self._residency = residency
@@ -116,7 +126,7 @@ class Pins:
             self._pins[key] = pin
             if not lock:
                 await self._unlock(key)
-        log.info("pinned %s%s", source.shown, ", locked in memory" if lock else "")
+        self._events.tell("pinned", source=source.shown, locked=lock)
         return pin
 
     async def unpin(self, source: RemoteSource) -> None:
@@ -132,7 +142,7 @@ class Pins:
             await self._records.remove_pin(key)
             del self._pins[key]
             await self._unlock(key)
-        log.info("unpinned %s", source.shown)
+        self._events.tell("unpinned", source=source.shown)
 
     async def apply_locks(self) -> None:
         """Lock the current revision of models pinned with a lock; retry failures at later calls."""

@@ -1,8 +1,7 @@
-"""HTTP for watches and events: ``/v1/watches`` and ``/v1/events``."""
+"""HTTP for watches: ``/v1/watches``."""
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,30 +18,26 @@ from .peers import peer_of
 
 if TYPE_CHECKING:
     from craftcache.cache.manifest import Manifest
-    from craftcached.events import Events
     from craftcached.watch import Report, Watches
 
     from .peers import Administrators
 
 __all__ = ["WatchRoutes"]
 
-NDJSON = "application/x-ndjson"
 EXAMPLE = '{"directory": "/runs/a/export", "settle": 10, "marker": null, "gate": null, "keep": 2}'
 ROLLBACK_EXAMPLE = '{"generation": 3}'
 
 
 class WatchRoutes:
-    """Decodes requests and encodes answers; Watches and Events do the work.
+    """Decodes requests and encodes answers; Watches do the work.
 
     Args:
         watches: The daemon's watches.
-        events: The daemon's event stream.
         administrators: The peers that may change watches.
     """
 
-    def __init__(self, watches: Watches, events: Events, administrators: Administrators) -> None:
+    def __init__(self, watches: Watches, administrators: Administrators) -> None:
         self._watches = watches
-        self._events = events
         self._administrators = administrators
 
     def add_to(self, app: web.Application) -> None:
@@ -53,8 +48,6 @@ class WatchRoutes:
         app.router.add_delete("/v1/watches/{name}", self._delete)
         app.router.add_post("/v1/watches/{name}/rollback", self._rollback)
         app.router.add_post("/v1/watches/{name}/resume", self._resume)
-        app.router.add_get("/v1/events", self._stream)
-        app.on_shutdown.append(self._end)
 
     async def _list(self, _request: web.Request) -> web.Response:
         reports = tuple(map(_report, self._watches.reports()))
@@ -93,19 +86,6 @@ class WatchRoutes:
         name = self._administered(request, "resuming it")
         await self._watches.resume(name)
         return web.json_response(self._document(name))
-
-    async def _stream(self, request: web.Request) -> web.StreamResponse:
-        """One line for each event from now on, until the client or the daemon goes away."""
-        response = web.StreamResponse(headers={"Content-Type": NDJSON})
-        with self._events.listening() as events:
-            await response.prepare(request)
-            while (event := await events.get()) is not None:
-                await response.write(json.dumps(event).encode() + b"\n")
-        await response.write_eof()
-        return response
-
-    async def _end(self, _app: web.Application) -> None:
-        self._events.end()
 
     def _document(self, name: str) -> dict[str, Any]:
         return _report(self._watches.report(name)).to_fields()

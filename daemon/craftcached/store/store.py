@@ -39,6 +39,7 @@ from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.full_disk import FULL, storage_full
+from craftcached.events import Events
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import FileRecord, Manifest, Watched
     from craftcache.dependencies import Dependency
     from craftcache.sources import HubSource, RemoteSource, UrlSource
-    from craftcached.events import Events
 
 __all__ = ["Store"]
 
@@ -84,7 +84,7 @@ class Store:
 
     Args:
         cache: The cache directory.
-        events: The event stream, told of files that were set aside as wrong; None tells nobody.
+        events: Told of models that are published, and of files that were set aside as wrong.
 
     Attributes:
         changed: Set when something was published or removed; its one reader clears it.
@@ -95,7 +95,7 @@ class Store:
         self.cache = cache
         self.changed = asyncio.Event()
         self.indexes = Indexes()
-        self._events = events
+        self._events = events or Events()
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
         self._by_source: dict[str, tuple[FileStamp, Manifest]] = {}
         self._lock_fd = -1
@@ -313,8 +313,6 @@ class Store:
             return
         shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
-        if self._events is not None:
-            self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
 
     async def find(self, sha256: str, directory: Path) -> Verified | None:
         """A verified file with that digest, from any published model; None if there is none.
@@ -460,7 +458,7 @@ class Store:
     ) -> Manifest:
         """Publish files of one commit; see craftcache.cache.publish."""
         publish = partial(publish_hub, is_named=is_named, as_need=as_need)
-        return await self._write(publish, self.cache, source, commit, files, origin)
+        return self._told(await self._write(publish, self.cache, source, commit, files, origin))
 
     async def publish_url(
         self,
@@ -470,7 +468,9 @@ class Store:
         as_need: bool = False,
     ) -> Manifest:
         """Publish files of a URL; see craftcache.cache.publish."""
-        return await self._write(publish_url, self.cache, source, files, as_need=as_need)
+        return self._told(
+            await self._write(publish_url, self.cache, source, files, as_need=as_need)
+        )
 
     async def mark_asked_for(self, source: RemoteSource) -> None:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
@@ -484,11 +484,17 @@ class Store:
         self, name: str, watched: Watched, files: Mapping[str, Verified]
     ) -> Manifest:
         """Publish a generation of a watched directory; see craftcache.cache.publish."""
-        return await self._write(publish_generation, self.cache, name, watched, files)
+        return self._told(await self._write(publish_generation, self.cache, name, watched, files))
 
     async def serve_generation(self, name: str, generation: Manifest) -> Manifest:
         """Make a generation the served one; see craftcache.cache.publish."""
         return await self._write(serve_generation, self.cache, name, generation)
+
+    def _told(self, manifest: Manifest) -> Manifest:
+        """Tell that a model was published."""
+        source, revision, size = manifest.source, manifest.revision, manifest.size
+        self._events.tell("published", source=source, revision=revision, size=size)
+        return manifest
 
     async def _write(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``write`` on the writing thread; a cancelled caller waits for its end.
@@ -539,7 +545,11 @@ class Store:
 
     async def set_aside(self, record: FileRecord, stamp: Stamp) -> Path | None:
         """Move a published file with wrong content to quarantine; see removal.set_aside."""
-        return await self._write(set_aside, self.cache, record, stamp)
+        quarantined = await self._write(set_aside, self.cache, record, stamp)
+        if quarantined is not None:
+            now = self.cache.shown(quarantined)
+            self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=now)
+        return quarantined
 
     def _take(self, records: Iterable[FileRecord], directory: Path) -> Verified | None:
         """The first of these files whose hash is right, linked into ``directory``."""

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from craftcache.errors import CraftcacheError, Offline, PolicyDenied, Unavailable
 from craftcache.sources import HubSource, UrlSource, shown_url, wanted_files
+from craftcached.events import Events
 from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
 
 from .allow import is_allowed, is_denied
 from .dependencies import MetNeed, warm_needs
 from .description import Wanted
+from .pace import Pace
 from .progress import SourceProgress
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import Manifest
     from craftcache.dependencies import Dependency
     from craftcache.sources import RemoteSource
-    from craftcache.wire import Progress
+    from craftcache.wire import Coming, Progress
     from craftcached.store.store import Store
 
     from .acquire import FileAcquirer
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from .origins import Origins
 
 __all__ = ["Admission", "Warmer", "Warmed"]
-
-log = logging.getLogger("craftcached")
 
 Admission: TypeAlias = "Callable[[Description], contextlib.AbstractAsyncContextManager[object]]"
 """Makes sure of room for described files before the first byte of them is fetched, and keeps it
@@ -84,9 +83,9 @@ def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
 class Warmer:
     """Makes sources present, verified and published; one instance a daemon.
 
-    The mutable state: the running warms, by source and options, and the patterns of sources that
-    may be fetched. Both change on the event loop between awaits. A warm holds no lock itself; the
-    locks of its files are taken in the order that FileAcquirer states.
+    The mutable state: the running warms, by source and options, how far each has come, and the
+    patterns of sources that may be fetched. All change on the event loop between awaits. A warm
+    holds no lock itself; the locks of its files are taken in the order that FileAcquirer states.
 
     Args:
         store: The store that sources are published in.
@@ -95,6 +94,7 @@ class Warmer:
         allow: Patterns of sources that this node may fetch.
         deny: Patterns of sources that it may not fetch, though ``allow`` has them.
         admission: The step between description and acquisition.
+        events: Told of the beginning and the end of each warm.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Warmer:
         allow: tuple[str, ...],
         deny: tuple[str, ...] = (),
         admission: Admission = admit_all,
+        events: Events | None = None,
     ) -> None:
         self._store = store
         self._origins = origins
@@ -113,6 +114,8 @@ class Warmer:
         self._allow = allow
         self._deny = deny
         self._admission = admission
+        self._events = events or Events()
+        self._paces: set[Pace] = set()
         self._requests: SingleFlight[Warmed, Progress] = SingleFlight()
 
     @property
@@ -123,6 +126,10 @@ class Warmer:
     def progress(self) -> list[Progress]:
         """The last progress of each running warm."""
         return self._requests.latest()
+
+    def coming(self) -> list[Coming]:
+        """What each running warm brings, how fast and for how much longer; oldest first."""
+        return [pace.coming() for pace in sorted(self._paces, key=lambda pace: pace.began)]
 
     def allow(self, patterns: tuple[str, ...], *, deny: tuple[str, ...] = ()) -> None:
         """Use these patterns from now on; running warms are not stopped."""
@@ -173,7 +180,11 @@ class Warmer:
             if manifest.needed_only:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
-        self.check_allowed(source)
+        try:
+            self.check_allowed(source)
+        except PolicyDenied as error:
+            self._tell_failed(source, error, 0.0)
+            raise
         wanted = Wanted(source, names, refresh)
         with contextlib.ExitStack() as stack:
             # Also hurries a background warm of the same source that this request joins.
@@ -250,7 +261,13 @@ class Warmer:
         """Do ``work`` once for all requests with the same ``key``; errors name ``source``."""
 
         async def run(tell: Callable[[Progress], None]) -> Warmed:
-            return await _logged(source, work(SourceProgress(source, tell)))
+            pace = Pace(source.shown)
+            self._paces.add(pace)
+            try:
+                progress = SourceProgress(source, tell).heard_by(pace.heard)
+                return await self._told(source, work(progress))
+            finally:
+                self._paces.discard(pace)
 
         try:
             async with self._requests.join(key, run, report) as warmed:
@@ -293,6 +310,40 @@ class Warmer:
             superseded=known if is_less_needed else None,
         )
 
+    async def _told(self, source: FetchedSource, work: Coroutine[object, object, Warmed]) -> Warmed:
+        """Do ``work``; tell of its beginning and its end, once for all requests that share it."""
+        started = time.monotonic()
+        self._events.tell("warm_started", source=source.shown)
+        try:
+            warmed = await work
+        except CraftcacheError as error:
+            self._tell_failed(source, error, time.monotonic() - started)
+            raise
+        except asyncio.CancelledError:
+            seconds = time.monotonic() - started
+            self._events.tell("warm_cancelled", source=source.shown, seconds=seconds)
+            raise
+        self._events.tell(
+            "warmed",
+            source=source.shown,
+            revision=warmed.manifest.revision,
+            bytes_fetched=warmed.bytes_fetched,
+            bytes_reused=warmed.bytes_reused,
+            seconds=time.monotonic() - started,
+        )
+        return warmed
+
+    def _tell_failed(self, source: FetchedSource, error: CraftcacheError, seconds: float) -> None:
+        self._events.tell(
+            "warm_failed",
+            source=source.shown,
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            retryable=error.retryable,
+            seconds=seconds,
+        )
+
     async def _publish(self, files: VerifiedFiles, *, as_need: bool) -> Manifest:
         """Publish verified files; the manifest, written last, makes them a model."""
         match files.source:
@@ -313,32 +364,6 @@ class Warmer:
                     for name, (verified, _) in files.files.items()
                 }
                 return await self._store.publish_url(source, shown, as_need=as_need)
-
-
-async def _logged(source: FetchedSource, work: Coroutine[object, object, Warmed]) -> Warmed:
-    """Do ``work`` and log its outcome in one line, once for all requests that share it."""
-    started = time.monotonic()
-    try:
-        warmed = await work
-    except CraftcacheError as error:
-        seconds = time.monotonic() - started
-        log.warning(
-            "not warmed %s: %s, %s, %.2f s", source.shown, error.code, error.message, seconds
-        )
-        raise
-    except asyncio.CancelledError:
-        seconds = time.monotonic() - started
-        log.info("not warmed %s: nobody waits for it any more, %.2f s", source.shown, seconds)
-        raise
-    log.info(
-        "warmed %s at %s: %d bytes fetched, %d reused, %.2f s",
-        source.shown,
-        warmed.manifest.revision,
-        warmed.bytes_fetched,
-        warmed.bytes_reused,
-        time.monotonic() - started,
-    )
-    return warmed
 
 
 def _known_commit(wanted: Wanted, known: Manifest | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,13 +44,6 @@ def test_explain(node: Node, commit: str) -> None:
     assert ran.out.startswith("1. ")
     assert "revision:  not known yet" in ran.out
     assert node.hub.count(None, "/org/never/*") == 0
-
-
-def test_status(node: Node) -> None:
-    report = node.run("status", "--json").json
-    assert report["pid"] == node.daemon.pid
-    assert report["cache_dir"] == str(node.daemon.cache_dir)
-    assert re.search(rf"^pid: +{node.daemon.pid}$", node.run("status").out, re.MULTILINE)
 
 
 def test_rm_frees_what_no_other_model_needs(node: Node) -> None:

@@ -235,11 +235,11 @@ def run_all(node: Node, events: IO[str]) -> list[tuple[Example, str]]:
 
 def wait_generation(events: IO[str], number: int) -> None:
     """Read events until that generation is served; each has the keys that the document lists."""
-    listed = dict(re.findall(r"^\| `(\w+)` \| (`name`.*?) \|", sections()[STREAM], re.MULTILINE))
+    listed = dict(re.findall(r"^\| `(\w+)` \| (`\w+`.*?) \|", sections()[STREAM], re.MULTILINE))
     for line in events:
         event = json.loads(line)
         keys = set(re.findall(r"`(\w+)`", listed[event["event"]]))
-        assert set(event) == {"event", "at"} | keys
+        assert set(event) == {"seq", "event", "at"} | keys
         if event.get("generation") == number:
             return
     raise AssertionError("the stream ended")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SIZE = sum(path.stat().st_size for path in EXPORT_FILES.values())
 
+FETCHED = "craftcache_fetched_bytes_total{origin=127.0.0.1,outcome=verified}"
+
 
 def scrape(daemon: DaemonProcess) -> dict[str, float]:
     """Every sample by its name and labels, as in ``name{label=value}``."""
@@ -44,7 +46,7 @@ def test_an_empty_daemon(daemon: DaemonProcess) -> None:
     samples = scrape(daemon)
     assert samples[f"craftcache_build_info{{version={VERSION}}}"] == 1
     assert samples["craftcache_models"] == samples["craftcache_cached_bytes"] == 0
-    assert samples["craftcache_loads_total{result=hit}"] == 0
+    assert samples["craftcache_loads_total{result=hit,served_by=daemon}"] == 0
     assert samples["process_resident_memory_bytes"] > 0
 
 
@@ -55,16 +57,16 @@ def test_what_was_fetched_and_served_is_counted(
         client.load("org/model", device="meta")
         client.load("org/model", device="meta")
         samples = scrape(daemon)
-        assert samples["craftcache_loads_total{result=miss}"] == 1
-        assert samples["craftcache_loads_total{result=hit}"] == 1
+        assert samples["craftcache_loads_total{result=miss,served_by=daemon}"] == 1
+        assert samples["craftcache_loads_total{result=hit,served_by=daemon}"] == 1
         assert samples["craftcache_served_bytes_total"] == 2 * SIZE
-        assert samples["craftcache_fetched_bytes_total"] == SIZE
+        assert samples[FETCHED] == SIZE
         assert samples["craftcache_resumed_bytes_total"] == 0
         assert (samples["craftcache_models"], samples["craftcache_cached_bytes"]) == (1, SIZE)
         assert 0 < samples["craftcache_resident_bytes"] <= SIZE
         assert samples["craftcache_worker_connections"] == 1
         api.warm("org/model")
-    assert scrape(daemon)["craftcache_fetched_bytes_total"] == SIZE
+    assert scrape(daemon)[FETCHED] == SIZE
 
 
 def test_failures_are_counted_by_their_code(
