@@ -130,8 +130,9 @@ def _state(status: DaemonStatus) -> Iterator[Metric]:
     yield _family("cached_bytes", status.bytes)
     yield _family("resident_bytes", status.resident_bytes)
     yield _family("quota_bytes", status.max_bytes)
-    yield _family("disk_free_bytes", status.disk and status.disk.free_bytes)
-    yield _family("disk_size_bytes", status.disk and status.disk.total_bytes)
+    disk = status.disk
+    yield _family("disk_free_bytes", None if disk is None else disk.free_bytes)
+    yield _family("disk_size_bytes", None if disk is None else disk.total_bytes)
     yield _family("quarantined_files", status.quarantined)
     yield _family("problems", len(status.problems))
     yield _family("not_warm_sources", status.not_warm_count)

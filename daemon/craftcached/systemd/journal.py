@@ -82,7 +82,9 @@ class JournalSocket:
             while view:
                 view = view[file.write(view) :]
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            socket.send_fds(self._socket, [b""], [descriptor], 0, self._address)
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))
+            # Not send_fds, which leaves the address out.
+            self._socket.sendmsg([b""], [rights], 0, self._address)
 
 
 def encode_record(record: logging.LogRecord, message: str) -> bytes:
