@@ -77,7 +77,8 @@ async def test_a_slow_listener_is_told_that_it_lost_some_and_holds_nothing_up() 
 
 
 def test_observers_hear_each_event_before_the_next_one() -> None:
-    events, seen = told(2), []
+    events = told(2)
+    seen: list[Event] = []
     events.observe(seen.append)
     events.tell("a")
     events.tell("b")

@@ -60,7 +60,10 @@ def test_rm_frees_what_no_other_model_needs(node: Node) -> None:
     assert node.run("warm", "--check", "org/model").code == 0
 
 
-@pytest.mark.parametrize("command", [("status",), ("rm", "org/model"), ("warm", "--detach", "a/b")])
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("ps",), ("top",), ("events",), ("rm", "org/model"), ("warm", "--detach", "a/b")],
+)
 def test_without_a_daemon_what_needs_one_exits_with_75(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def command_of(node: Node) -> list[str]:
+    """The command, with this node's sockets."""
+    return [str(CRAFTCACHE), "--socket-dir", str(node.daemon.socket_dir)]
+
+
 def stalled(node: Node, repo_id: str) -> Gate:
     """A new model whose language model waits at a gate while it is downloaded."""
     own = saved({"best_state": {"w": torch.rand(1000)}})
@@ -107,7 +112,7 @@ def test_ps_says_which_process_has_which_model(node: Node, commit: str) -> None:
 
 def test_a_process_that_waits_is_listed_and_one_that_has_ended_is_not(node: Node) -> None:
     gate = stalled(node, "org/waited")
-    command = [CRAFTCACHE, "--socket-dir", node.daemon.socket_dir, "load", "org/waited"]
+    command = [*command_of(node), "load", "org/waited"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as loading:
         gate.reached.wait_blocking()
         found = {each["pid"]: each for each in node.run("ps", "--json").json["processes"]}
@@ -135,7 +140,7 @@ def test_top_shows_loads_and_processes(node: Node) -> None:
 @contextmanager
 def listening(node: Node, *arguments: str) -> Iterator[IO[str]]:
     """What ``craftcache events`` prints, until the context is left."""
-    command = [CRAFTCACHE, "--socket-dir", node.daemon.socket_dir, "events", *arguments]
+    command = [*command_of(node), "events", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -1,4 +1,4 @@
-"""``GET /v1/events`` of a running daemon: all that happens, from any number, and across restarts."""
+"""``GET /v1/events`` of a running daemon: all that happens, from any number, over restarts too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tests.support.daemons import EXPORT_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.support.api import Api
     from tests.support.daemons import DaemonProcess
@@ -69,11 +68,8 @@ def test_all_that_happens_is_an_event_with_its_number(api: Api, daemon: DaemonPr
     assert [event["seq"] for event in events] == list(range(first, first + len(events)))
     warmed, failed = events[2], events[4]
     assert (warmed["source"], warmed["bytes_fetched"]) == ("org/model", SIZE)
-    assert (failed["source"], failed["code"], failed["retryable"]) == (
-        "org/none",
-        "NotFound",
-        False,
-    )
+    assert (failed["source"], failed["code"]) == ("org/none", "NotFound")
+    assert not failed["retryable"]
     assert until(daemon, "removed", events[5]["seq"]) == events[6:]
 
 
@@ -99,9 +95,7 @@ def test_a_client_goes_on_after_a_restart_and_is_told_of_what_it_missed(
     assert started.seq == gap.seq + 1
 
 
-def test_what_cannot_be_had_is_said_at_once(base: Path, daemon: DaemonProcess) -> None:
-    with pytest.raises(Unavailable, match="cannot be reached"):
-        next(AdminClient(base / "nowhere").events())
+def test_what_cannot_be_had_is_said_at_once(daemon: DaemonProcess) -> None:
     with pytest.raises(Unavailable, match="no socket directory"):
         AdminClient(None).events()
     with pytest.raises(InvalidSource, match="no number of an event"):
