@@ -192,7 +192,7 @@ PANELS = (
     Panel(
         "Since the last scrub",
         "s",
-        ((f"time() - {gauge('last_scrub_timestamp_seconds')}", "{{instance}}"),),
+        ((gauge("scrub_age_seconds"), "{{instance}}"),),
     ),
     Panel(
         "Event loop lag",
@@ -288,7 +288,7 @@ ALERTS = (
     ),
     Alert(
         "CraftcacheNotScrubbed",
-        f"time() - {name('last_scrub_timestamp_seconds')} > 60 * 86400",
+        f"{name('scrub_age_seconds')} > 60 * 86400",
         "1h",
         "warning",
         "the cache was not hashed again for two months",

@@ -82,7 +82,7 @@ class Overview:
             status: Numbers and places.
             published: All published models, by their manifests' keys.
         """
-        disk, quarantined = await asyncio.to_thread(_measure, self._cache)
+        disk, aside = await asyncio.to_thread(_measure, self._cache)
         stale, not_warm = self._absences({manifest.source for _, manifest in published})
         completed = replace(
             status,
@@ -92,7 +92,9 @@ class Overview:
             recent=tuple(self._recent(published)),
             disk=disk,
             max_bytes=max(self._evictor.max_bytes, 0),
-            quarantined=quarantined,
+            quarantined=len(aside),
+            quarantined_bytes=sum(aside),
+            hashed_since=self._sight.counts.scrubbed_at,
             processes=len(self._sight.processes),
             fallbacks=dict(self._sight.counts.fallbacks),
         )
@@ -152,9 +154,9 @@ def _told(stale: Sequence[NotWarm]) -> Iterator[str]:
             yield f"{what}: the revision of before is served. {each.hint}".rstrip()
 
 
-def _measure(cache: CacheDir) -> tuple[Disk | None, int]:
-    """The disk of the cache directory, and the files in quarantine; what is gone counts as none."""
-    return _disk(cache.root), _files_in(cache.quarantine)
+def _measure(cache: CacheDir) -> tuple[Disk | None, list[int]]:
+    """The disk of the cache directory, and the sizes of the files in quarantine."""
+    return _disk(cache.root), _sizes_in(cache.quarantine)
 
 
 def _disk(directory: Path) -> Disk | None:
@@ -165,8 +167,10 @@ def _disk(directory: Path) -> Disk | None:
     return Disk(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
 
 
-def _files_in(directory: Path) -> int:
+def _sizes_in(directory: Path) -> list[int]:
+    """Sizes of the files in a directory; of one that is gone there are none."""
     try:
-        return len(os.listdir(directory))
+        with os.scandir(directory) as entries:
+            return [entry.stat(follow_symlinks=False).st_size for entry in entries]
     except OSError:
-        return 0
+        return []

@@ -55,7 +55,10 @@ class DaemonStatus:
         recent: The models that were used last, newest first; 16 of ``models`` at most.
         disk: The file system of the cache directory; None where it cannot be asked.
         max_bytes: The setting: bytes that all models together may take; 0 is no limit.
-        quarantined: Number of files in quarantine.
+        quarantined: Number of files that turned out wrong and are kept for a look.
+        quarantined_bytes: Bytes of them.
+        hashed_since: Time since which every cached file has been hashed, in seconds since the
+            epoch; None where that is not known.
         processes: Number of processes that were handed models and still run.
         fallbacks: How often workers have told of loads without the daemon, by reason.
     """
@@ -80,6 +83,8 @@ class DaemonStatus:
     disk: Disk | None = None
     max_bytes: int = 0
     quarantined: int = 0
+    quarantined_bytes: int = 0
+    hashed_since: float | None = None
     processes: int = 0
     fallbacks: Mapping[str, int] = field(default_factory=dict)
 
@@ -132,6 +137,8 @@ class DaemonStatus:
             disk=Disk.parse(disk) if disk else None,
             max_bytes=fields.optional_integer("max_bytes") or 0,
             quarantined=fields.optional_integer("quarantined") or 0,
+            quarantined_bytes=fields.optional_integer("quarantined_bytes") or 0,
+            hashed_since=fields.optional_seconds("hashed_since"),
             processes=fields.optional_integer("processes") or 0,
             fallbacks={} if fields.is_null("fallbacks") else _counts(fields, "fallbacks"),
         )

@@ -66,7 +66,8 @@ METRICS: dict[str, MetricDefinition] = {
         _gauge("quota_bytes", "The setting max_bytes; 0 is no limit."),
         _gauge("disk_free_bytes", "That the daemon may still write.", optional=True),
         _gauge("disk_size_bytes", "Of the file system of the cache.", optional=True),
-        _gauge("quarantined_files", "Files that turned out wrong and wait for a look."),
+        _gauge("quarantined_files", "Turned out wrong, and kept for a look."),
+        _gauge("quarantined_bytes", "Of them."),
         _gauge("problems", "What is wrong, as the status lists it."),
         _gauge("not_warm_sources", "Wanted or here before, and not warm now."),
         _gauge("requests_in_flight", "Sources that are fetched, verified or published."),
@@ -78,7 +79,9 @@ METRICS: dict[str, MetricDefinition] = {
         _gauge("worker_followers", "Workers that follow a watch."),
         _gauge("model_processes", "Processes that were handed models and still run."),
         _gauge(
-            "last_scrub_timestamp_seconds", "When all files had been hashed again.", optional=True
+            "scrub_age_seconds",
+            "Since the last hashing of the file that was hashed longest ago.",
+            optional=True,
         ),
         _counter("loads", "Loads, by who served them and how.", "served_by", "result"),
         _histogram("load_wait_seconds", "From a load's request to its answer.", "result"),

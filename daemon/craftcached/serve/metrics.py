@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -134,16 +135,18 @@ def _state(status: DaemonStatus) -> Iterator[Metric]:
     yield _family("disk_free_bytes", None if disk is None else disk.free_bytes)
     yield _family("disk_size_bytes", None if disk is None else disk.total_bytes)
     yield _family("quarantined_files", status.quarantined)
+    yield _family("quarantined_bytes", status.quarantined_bytes)
     yield _family("problems", len(status.problems))
     yield _family("not_warm_sources", status.not_warm_count)
     yield _family("requests_in_flight", status.requests)
     yield _family("queued_warms", status.queued)
     yield _family("watches", status.watches)
     yield _family("model_processes", status.processes)
+    since = status.hashed_since
+    yield _family("scrub_age_seconds", None if since is None else max(time.time() - since, 0.0))
 
 
 def _counters(counts: Counts) -> Iterator[Metric]:
-    yield _family("last_scrub_timestamp_seconds", counts.scrubbed_at)
     yield _family("loads", counts.loads)
     yield _family("served_bytes", counts.bytes_served)
     yield _family("fetched_bytes", counts.bytes_fetched)
