@@ -5,14 +5,26 @@ A reader of the status need not search the log. What is warm again is forgotten.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from craftcache.wire import NotWarm
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .database import Database
     from .events import Event
 
 __all__ = ["Absences"]
+
+log = logging.getLogger("craftcached")
+
+SAVE_SECONDS: Final = 1.0
+"""Time from a change until it is saved; a crash loses what came in it."""
 
 KEPT: Final = 256
 """Sources that are remembered; of more than that the oldest are forgotten."""
@@ -30,6 +42,7 @@ class Absences:
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._by_source: dict[str, NotWarm] = {}
+        self._has_changed = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._by_source)
@@ -38,12 +51,43 @@ class Absences:
         """Take note of an event."""
         kind, source = event["event"], event.get("source", "")
         if kind in ("warmed", "published"):
-            self._by_source.pop(source, None)
+            if self._by_source.pop(source, None) is not None:
+                self._has_changed.set()
         elif (absence := _absence(event)) is not None:
             self._by_source.pop(source, None)  # the newest stands last
             self._by_source[source] = absence
+            self._has_changed.set()
             if len(self._by_source) > self._kept:
                 del self._by_source[next(iter(self._by_source))]
+
+    @contextlib.asynccontextmanager
+    async def kept_in(self, records: Database) -> AsyncIterator[None]:
+        """A context that begins with what is recorded, and in which changes are recorded."""
+        self._by_source = {each.source: each for each in await records.absences()}
+
+        async def save() -> None:
+            self._has_changed.clear()
+            try:
+                await records.save_absences(list(self._by_source.values()))
+            except asyncio.CancelledError:
+                self._has_changed.set()  # half of it may be done
+                raise
+            except sqlite3.Error as error:
+                log.warning("why models are not warm is not recorded: %s", error)
+
+        async def keep() -> None:
+            while await self._has_changed.wait():
+                await asyncio.sleep(SAVE_SECONDS)
+                await save()
+
+        keeping = asyncio.create_task(keep(), name="absences")
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+            if self._has_changed.is_set():
+                await save()
 
     def newest(self) -> list[NotWarm]:
         """All that are remembered, newest first."""

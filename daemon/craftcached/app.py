@@ -134,6 +134,7 @@ class Daemon:
             store = await life.enter_async_context(Store(cache, events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
+        await life.enter_async_context(self._sight.absences.kept_in(records))
         inspector = await life.enter_async_context(Inspector())
         engine = await life.enter_async_context(
             Engine(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from craftcached.absences import Absences
+from craftcached.database import Database
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def event(kind: str, source: str, **fields: Any) -> dict[str, Any]:
@@ -41,6 +45,22 @@ def test_what_is_warm_again_is_forgotten_and_what_fails_again_is_told_once() -> 
     absences.hear(event("warmed", "org/a"))
     absences.hear(event("published", "org/b"))
     assert len(absences) == 0
+
+
+async def test_a_restart_forgets_none(tmp_path: Path) -> None:
+    absences = Absences()
+    async with Database(tmp_path) as records, absences.kept_in(records):
+        absences.hear(failed("org/a", hint="spell it right"))
+        absences.hear(failed("org/b"))
+        absences.hear(event("warmed", "org/b"))
+        absences.hear(event("removed", "org/c", freed_bytes=1))
+    later = Absences()
+    async with Database(tmp_path) as records, later.kept_in(records):
+        assert later.newest() == absences.newest()
+        later.hear(event("published", "org/a"))
+    last = Absences()
+    async with Database(tmp_path) as records, last.kept_in(records):
+        assert [each.source for each in last.newest()] == ["org/c"]
 
 
 def test_no_more_are_remembered_than_may_be() -> None:

@@ -125,6 +125,14 @@ def test_a_process_that_waits_is_listed_and_one_that_has_ended_is_not(node: Node
         pass
 
 
+def test_a_load_that_takes_too_long_exits_with_75(node: Node) -> None:
+    gate = stalled(node, "org/late")
+    ran = node.run("load", "--timeout", "0.3", "--json", "org/late")
+    gate.open()
+    assert (ran.code, ran.problem["code"]) == (75, "Unavailable")
+    assert ran.problem["retryable"]
+
+
 def test_top_shows_loads_and_processes(node: Node) -> None:
     shown = node.run("top", "--count", "2", "--interval", "0.1")
     assert shown.code == 0, shown.err
