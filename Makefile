@@ -18,7 +18,7 @@ EXTRAS := test,lint
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.installed-for-demo
-BENCHES := load worker_socket inspection fetch
+BENCHES := load worker_socket inspection fetch sight
 # The constraints hold in the environments that pip builds packages in, too.
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 PYTHONS := 3.12 3.13

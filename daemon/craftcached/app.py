@@ -8,6 +8,7 @@ import grp
 import logging
 import os
 import sqlite3
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from craftcache.cache.directory import CacheDir
@@ -252,13 +253,12 @@ class Daemon:
             await asyncio.gather(workers.drain(settings.drain_seconds), admin.close())
 
         life.push_async_callback(drain)
-        await life.enter_async_context(measuring_lag(sight.counts.loop_lag))
-        if settings.metrics_listen is not None:
-            listening = metrics_listener(settings.metrics_listen, metrics)
-            port = await life.enter_async_context(listening)
-            log.info("metrics are at http://%s:%d/metrics", settings.metrics_listen.host, port)
         await admin.start(admin_door.listener)
         workers.start()
+        await life.enter_async_context(measuring_lag(sight.counts.loop_lag))
+        if (address := settings.metrics_listen) is not None:
+            port = await life.enter_async_context(metrics_listener(address, metrics))
+            log.info("metrics are at http://%s/metrics", replace(address, port=port))
 
         async def reopen_worker() -> None:
             worker_door.reopen()

@@ -11,6 +11,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from craftcache.wire.activity import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -49,6 +51,7 @@ _SENTENCES: Final[dict[str, tuple[int, str]]] = {
     "removed": (logging.INFO, "removed %(source)s: %(freed_bytes)d bytes freed"),
     "pinned": (logging.INFO, "pinned %(source)s (locked in memory: %(locked)s)"),
     "unpinned": (logging.INFO, "unpinned %(source)s"),
+    "generation": (logging.INFO, "watch %(name)s: generation %(generation)d is served"),
     "verified": (
         logging.INFO,
         "verified %(files)d files: %(wrong)d wrong, %(missing)d missing, %(seconds).2f s",
@@ -61,8 +64,13 @@ def log_job(event: Event) -> None:
     """Log an event that is the end of a job; an observer of Events."""
     level, sentence = _SENTENCES.get(event["event"], (0, ""))
     if sentence:
-        fields = {key: value for key, value in event.items() if key != "at"}
-        log.log(level, sentence, event, extra=journal_fields(JOB_MESSAGE_ID, fields))
+        fields = {key: _shown(value) for key, value in event.items() if key != "at"}
+        log.log(level, sentence, fields, extra=journal_fields(JOB_MESSAGE_ID, fields))
+
+
+def _shown(value: Any) -> Any:  # noqa: ANN401  # whatever an event says
+    """A value of which no line can be forged: names and messages come from anywhere."""
+    return one_line(value) if isinstance(value, str) else value
 
 
 def journal_fields(message_id: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +117,7 @@ class Refusals:
             uid,
             pid,
             error.code,
-            error.message,
+            _shown(error.message),
             extra=journal_fields(REFUSED_MESSAGE_ID, fields),
         )
 

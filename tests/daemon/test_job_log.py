@@ -64,6 +64,19 @@ def test_a_finished_job_is_one_line_with_the_same_values_as_fields(
     }
 
 
+def test_no_line_can_be_forged_by_a_name(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "craftcached")
+    events = Events()
+    events.observe(log_job)
+    forged = "no such file a\nERROR craftcached: all is lost"
+    failed = {"code": "NotFound", "message": forged, "hint": None, "retryable": False}
+    events.tell("warm_failed", source="org/a", seconds=0.1, **failed)
+    refusals = Refusals()
+    refusals.log("load", NotFound(forged, source="org/a"), uid=1, pid=2)
+    assert len(caplog.messages) == 2
+    assert all("\n" not in message for message in caplog.messages)
+
+
 def test_what_one_user_is_refused_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "craftcached")
     now = 0.0

@@ -10,7 +10,7 @@ from .fields import MAX_REVISION, MAX_SOURCE, TEXT_LIMITS, clipped
 if TYPE_CHECKING:
     from .fields import Fields
 
-__all__ = ["Coming", "NotWarm", "RecentModel", "Disk"]
+__all__ = ["Coming", "NotWarm", "RecentModel", "Disk", "one_line"]
 
 MAX_STATE = 32
 MAX_CODE = 64
