@@ -73,10 +73,10 @@ def test_all_that_happens_is_an_event_with_its_number(api: Api, daemon: DaemonPr
     assert until(daemon, "removed", events[5]["seq"]) == events[6:]
 
 
-@pytest.mark.parametrize("since", ["-1", "x", "", "1.5", "9" * 30, "\u0661"])
-def test_what_is_no_number_is_refused(api: Api, daemon: DaemonProcess, since: str) -> None:
-    answer = api.request("GET", "/events", params={"since": since})
-    assert (answer.status_code, answer.json()["code"]) == (400, "InvalidSource")
+def test_what_is_no_number_is_refused(api: Api) -> None:
+    for since in ("-1", "x", "", "1.5", "9" * 30, "\u0661"):
+        answer = api.request("GET", "/events", params={"since": since})
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidSource"), since
 
 
 def test_a_client_goes_on_after_a_restart_and_is_told_of_what_it_missed(
