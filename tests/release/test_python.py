@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OWN_TESTS = (
     "tests/test_main_job.py",
     "tests/client/test_imports.py",
-    "tests/cli/test_command.py",
+    "tests/client/cli/test_command.py",
     "tests/systemd/test_units.py",
     "tests/release/test_documents.py",
 )
@@ -33,7 +33,9 @@ def unpacked(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (archive,) = dist.glob("craftcache-*.tar.gz")
     directory = tmp_path_factory.mktemp("sdist")
     with tarfile.open(archive) as opened:
-        opened.extractall(directory, filter="data")
+        # The argument of that name came with Python 3.11.4.
+        opened.extraction_filter = getattr(tarfile, "data_filter", None)
+        opened.extractall(directory)
     (root,) = directory.iterdir()
     return root
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["check_sockets", "DaemonReport"]
 
 CONNECT_SECONDS = 2.0
-ANSWER_SECONDS = 3.0
+ANSWER_SECONDS = 10.0
+"""Also for a daemon that systemd starts just now, on a node that is busy."""
 
 START = "systemctl enable --now craftcache.socket, or run craftcached"
 
