@@ -27,9 +27,10 @@ __all__ = ["events"]
 @json_option
 @pass_place
 def events(place: Site, since: int | None, kinds: tuple[str, ...], *, as_json: bool) -> None:
-    """Print what happens: warms, evictions, pins, watches ...; goes on until interrupted.
+    """Print what happens, as it happens: warms, evictions, pins, watches.
 
-    It goes on after a restart of the daemon. Where events are lost, a line `gap` says so.
+    It goes on until interrupted, also after a restart of the daemon. Where events are lost, a line
+    `gap` says so.
     """
     for event in place.client().events(since):
         if kinds and event.kind not in (*kinds, "gap"):

@@ -24,7 +24,8 @@ class Activity:
         started_at: Time of the daemon's start, likewise.
         coming: What is being brought, oldest first.
         queued: Warms that are promised and not done.
-        not_warm: Sources that somebody wanted or had here and that are not warm.
+        not_warm: Sources of which the last that happened is that they failed to warm, or went;
+            some of them may be warm at an earlier revision.
         hits: Loads of what was at hand.
         misses: Loads of what was brought first.
         bytes_served: Bytes of the files that loads were handed.

@@ -50,8 +50,9 @@ class Pace:
         before, _ = self._files.get(progress.file, (0, None))
         self._files[progress.file] = (progress.done, progress.total)
         now = self._clock()
-        if not before:
-            # What an interrupted download had left came before, and says nothing of the rate.
+        # What an interrupted download had left came before, and says nothing of the rate; nor do
+        # bytes that turned out wrong and are fetched again.
+        if not before or progress.done < before:
             self._samples.clear()
         if not self._samples or now - self._samples[-1][0] >= SAMPLE_SECONDS:
             self._samples.append((now, self._done))
@@ -94,4 +95,4 @@ class Pace:
             return None
         began, done = self._samples[0]
         seconds = self._clock() - began
-        return (self._done - done) / seconds if seconds >= SAMPLE_SECONDS else None
+        return max(self._done - done, 0) / seconds if seconds >= SAMPLE_SECONDS else None

@@ -137,7 +137,14 @@ class Warmer:
         self._deny = deny
 
     def check_allowed(self, source: RemoteSource) -> None:
-        """Raise PolicyDenied unless this node may fetch ``source``."""
+        """Raise PolicyDenied unless this node may fetch ``source``; that is told as a failure."""
+        try:
+            self._check_allowed(source)
+        except PolicyDenied as error:
+            self._tell_failed(source, error, 0.0)
+            raise
+
+    def _check_allowed(self, source: RemoteSource) -> None:
         if any(is_denied(source, pattern) for pattern in self._deny):
             raise PolicyDenied(
                 "this node is told not to fetch it",
@@ -180,11 +187,7 @@ class Warmer:
             if manifest.needed_only:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
-        try:
-            self.check_allowed(source)
-        except PolicyDenied as error:
-            self._tell_failed(source, error, 0.0)
-            raise
+        self.check_allowed(source)
         wanted = Wanted(source, names, refresh)
         with contextlib.ExitStack() as stack:
             # Also hurries a background warm of the same source that this request joins.
@@ -333,7 +336,7 @@ class Warmer:
         )
         return warmed
 
-    def _tell_failed(self, source: FetchedSource, error: CraftcacheError, seconds: float) -> None:
+    def _tell_failed(self, source: RemoteSource, error: CraftcacheError, seconds: float) -> None:
         self._events.tell(
             "warm_failed",
             source=source.shown,

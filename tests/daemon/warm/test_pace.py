@@ -48,6 +48,20 @@ def test_what_was_there_from_an_interrupted_download_is_not_counted_as_speed() -
     assert pace.coming().bytes_per_second == 100
 
 
+def test_bytes_that_are_fetched_again_leave_no_rate_below_nothing() -> None:
+    clock = Clock()
+    pace = Pace("org/model", clock)
+    pace.heard(fetching("a", 1, 10_000))
+    clock.now += 1
+    pace.heard(fetching("a", 9000, 10_000))
+    clock.now += 1
+    pace.heard(fetching("a", 100, 10_000))
+    assert pace.coming().bytes_per_second is None
+    clock.now += 1
+    pace.heard(fetching("a", 600, 10_000))
+    assert pace.coming().bytes_per_second == 500
+
+
 def test_a_stalled_download_gets_slower_and_slower() -> None:
     clock = Clock()
     pace = Pace("org/model", clock)
