@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .context import Site, json_option, pass_place
+from .context import Site, json_option, pass_place, until_interrupted
 from .output import print_json_line
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ def events(place: Site, since: int | None, kinds: tuple[str, ...], *, as_json: b
     It goes on until interrupted, also after a restart of the daemon. Where events are lost, a line
     `gap` says so.
     """
-    for event in place.client().events(since):
-        if kinds and event.kind not in (*kinds, "gap"):
-            continue
-        if as_json:
-            print_json_line(event.to_fields())
-        else:
-            click.echo(_line(event))
+    with until_interrupted():
+        for event in place.client().events(since):
+            if kinds and event.kind not in (*kinds, "gap"):
+                continue
+            if as_json:
+                print_json_line(event.to_fields())
+            else:
+                click.echo(_line(event))
 
 
 def _line(event: DaemonEvent) -> str:

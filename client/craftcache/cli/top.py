@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .context import Site, json_option, pass_place
+from .context import Site, json_option, pass_place, until_interrupted
 from .output import print_json_line, size_text, span_text
 from .processes import HEADER, process_rows, processes_of
 from .status import COMING, coming_rows
@@ -46,11 +46,15 @@ def top(place: Site, interval: float, count: int | None, *, as_json: bool) -> No
     Where stdout is no terminal each refresh is printed below the one before; with --json each is
     one line of JSON.
     """
-    admin = place.admin()
-    if as_json:
-        for activity in _refreshes(admin, interval, count):
-            print_json_line(activity.to_fields())
-        return
+    with until_interrupted():
+        if as_json:
+            for activity in _refreshes(place.admin(), interval, count):
+                print_json_line(activity.to_fields())
+        else:
+            _show(place.admin(), interval, count)
+
+
+def _show(admin: AdminClient, interval: float, count: int | None) -> None:
     from rich.console import Console
     from rich.live import Live
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
@@ -178,6 +179,20 @@ def test_events_are_told_again_from_a_number_and_go_on_as_they_happen(node: Node
     )
     with listening(node, "--since", str(events["pinned"]["seq"]), "--kind", "unpinned") as lines:
         assert re.fullmatch(r"\d\d:\d\d:\d\d \d+ unpinned source=org/model\n", next(lines))
+
+
+@pytest.mark.parametrize("command", [("events", "--since", "0"), ("top", "--json")])
+def test_what_goes_on_until_it_is_interrupted_ends_well_then(
+    node: Node, command: tuple[str, ...]
+) -> None:
+    with subprocess.Popen(
+        [*command_of(node), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert (process.returncode, said) == (0, "")
 
 
 def test_both_clients_have_the_events(node: Node) -> None:
