@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     AccessDenied,
     CraftcacheError,
+    DeviceLost,
+    DeviceMemoryFull,
     IntegrityError,
     InvalidSource,
     NotACheckpoint,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from .cache.opened import FileInfo
     from .client import Client, default_client
     from .daemon.events import DaemonEvent
+    from .device.staging import set_staging_limit
     from .loading.export import Export
     from .wire import Generation, Progress
 
@@ -63,6 +66,7 @@ __all__ = [
     "load_state_dict",
     "models",
     "resolve",
+    "set_staging_limit",
     "status",
     "warm",
     "CraftcacheError",
@@ -74,6 +78,8 @@ __all__ = [
     "UnsafeCheckpoint",
     "NotACheckpoint",
     "UnknownDevice",
+    "DeviceMemoryFull",
+    "DeviceLost",
     "UnknownAudioCraft",
     "NotMounted",
     "ResourceLimit",
@@ -92,6 +98,7 @@ _HOMES = {
     "FileInfo": "cache.opened",
     "Generation": "wire",
     "Progress": "wire",
+    "set_staging_limit": "device.staging",
 }
 
 _OF_THE_DEFAULT_CLIENT = frozenset(

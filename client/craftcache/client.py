@@ -87,12 +87,12 @@ class Client:
             device: Device of all tensors; whatever torch.device takes.
             parts: Parts of the pair to load.
             on_progress: Called with each step while files are brought, in this thread.
-            timeout: Seconds after which to give up waiting for the files; the tensors are then
-                made of them however long that takes. None waits until they are there.
+            timeout: Seconds after which to give up, whatever it is at; None for as long as it
+                takes.
 
         Raises:
-            Unavailable: The files were not there in time, among others; a retry may help, and goes
-                on where this one was.
+            Unavailable: It was not loaded in time, among others; a retry may help, and goes on
+                where this one was.
             CraftcacheError: Any of the tree; see craftcache.errors.
         """
         call = Call(on_progress) if on_progress is not None else Call()
@@ -229,7 +229,11 @@ class Client:
         return self._do.explain(source, call=Call())
 
     def close(self) -> None:
-        """Close idle connections; the client stays usable."""
+        """Close idle connections; the client stays usable.
+
+        The page-locked memory through which this process copies to devices is freed; the next
+        load makes it anew. See set_staging_limit.
+        """
         self._do.close()
 
     def __enter__(self) -> Self:

@@ -11,18 +11,19 @@ import sqlite3
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
+from craftcache.cache.cache_format import check_format
 from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
 from .counts import CountedFetcher
-from .database import Database
+from .database import Database, check_version
 from .directory_monitor import DirectoryMonitor, MonitoredDirectory
 from .eviction.evictor import Evictor
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
 from .eviction.pins import Pins
-from .fetch import Engine, EngineSettings, SecondAttempt
+from .fetch import Engine, EngineSettings, Mirrors, SecondAttempt
 from .inspect import Inspector
 from .loop_lag import measuring_lag
 from .residency.residency import Residency
@@ -37,6 +38,7 @@ from .serve.worker import Limits, WorkerServer
 from .service import Service
 from .sight import Sight
 from .store.opener import BlobOpener
+from .store.owner import OwnerCache
 from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
     from craftcache.wire import Progress
 
+    from .scrub import Integrity
     from .settings import Settings
 
 __all__ = ["Daemon"]
@@ -92,8 +95,12 @@ class Daemon:
         self._warmer: Warmer | None = None
         self._evictor: Evictor | None = None
         self._watches: Watches | None = None
+        self._integrity: Integrity | None = None
         self._monitor: DirectoryMonitor
         self._sight = Sight.of()
+        self._mirrors = Mirrors(
+            settings.mirrors, hub_endpoint=settings.hub_endpoint, tell=self._sight.events.tell
+        )
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
@@ -123,6 +130,8 @@ class Daemon:
             self._evictor.max_bytes = settings.max_bytes
         if self._watches is not None:
             self._watches.configure(settings.watches)
+        if self._integrity is not None:
+            self._integrity.configure(settings)
 
     def progress(self) -> list[Progress]:
         """The progress of each source that is being warmed."""
@@ -130,12 +139,19 @@ class Daemon:
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
         settings, events = self._settings, self._sight.events
-        cache = CacheDir(settings.cache_dir)
-        with _naming("cache_dir", settings.cache_dir):
+        cache = CacheDir(settings.own_cache_dir)
+        # Both before anything is made or changed in either.
+        check_format(cache)
+        with _naming("state_dir", settings.state_dir):
+            check_version(settings.state_dir)
+        with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
             store = await life.enter_async_context(Store(cache, events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
         await life.enter_async_context(self._sight.absences.kept_in(records))
+        owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
+        if owner is not None:
+            await owner.follow_all()
         inspector = await life.enter_async_context(Inspector())
         engine = await life.enter_async_context(
             Engine(
@@ -144,19 +160,24 @@ class Daemon:
                     max_connections=settings.max_connections,
                     max_connections_per_host=settings.max_connections_per_host,
                     bandwidth=settings.max_bytes_per_second or None,
+                    uplink=settings.max_uplink_bytes_per_second or None,
                 ),
                 check_url=self._policy.check_url,
                 may_be_private=self._policy.may_be_private,
                 xet=self._xet,
+                mirrors=self._mirrors,
             )
         )
         hub = Hub(
-            endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
+            endpoint=settings.hub_endpoint,
+            token=settings.hub_token,
+            timeout=settings.hub_timeout,
+            mirrors=self._mirrors,
         )
         life.callback(hub.close)
         obtainer = FileAcquirer(
             store=store,
-            fetcher=CountedFetcher(SecondAttempt(engine), self._sight.counts),
+            fetcher=CountedFetcher(SecondAttempt(engine, self._mirrors), self._sight.counts),
             inspector=inspector,
         )
         self._warmer = Warmer(
@@ -165,6 +186,7 @@ class Daemon:
             obtainer=obtainer,
             allow=settings.allow,
             deny=settings.deny,
+            owner=owner,
             events=events,
         )
         handout = BlobOpener(store, settings.serve_dir)
@@ -191,7 +213,7 @@ class Daemon:
         self._monitor = DirectoryMonitor(
             (
                 MonitoredDirectory(
-                    f"the cache directory {settings.cache_dir}",
+                    f"the cache directory {settings.own_cache_dir}",
                     store.is_obstructed,
                     store.check_healable,
                     grace=0.0,  # nothing is made yet
@@ -214,8 +236,11 @@ class Daemon:
             watches=self._watches,
             sight=self._sight,
             monitor=self._monitor,
+            owner=owner,
         )
         life.push_async_callback(service.close)
+        await life.enter_async_context(service.integrity)
+        self._integrity = service.integrity
         await life.enter_async_context(self._watches.running(service.queue_needs))
         await life.enter_async_context(
             Housekeeping(store=store, pins=pins, evictor=self._evictor, uses=uses)
@@ -239,7 +264,7 @@ class Daemon:
             refusals=sight.refusals,
             fallbacks=sight.counts.count_fallbacks,
         )
-        metrics = MetricsRoute(service, workers.statistics, sight.counts)
+        metrics = MetricsRoute(service, workers.statistics, sight.counts, self._mirrors.statistics)
         admin = AdminServer(
             service,
             self._administrators,

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, get_args
 from urllib.parse import urlsplit
 
+from craftcache.daemon.administration import Outcome
 from craftcache.errors import CraftcacheError
 from craftcache.wire import FallbackReason
 
@@ -69,8 +70,6 @@ class Counts:
         quarantined: Files that were set aside as wrong.
         verified: Files that were hashed again on request, by outcome.
         fallbacks: Loads without the daemon that workers have told of, by reason.
-        scrubbed_at: When all files had been hashed again last, in seconds since the epoch; None
-            where that has not been since the start.
         load_wait: Seconds from a load's request to its answer, by result.
         fetch_seconds: Seconds of each download.
         fetch_rate: Bytes a second of each download.
@@ -95,10 +94,9 @@ class Counts:
     bytes_evicted: Counter[str] = field(default_factory=Counter)
     quarantined: int = 0
     verified: Counter[str] = field(
-        default_factory=lambda: Counter(dict.fromkeys(("right", "wrong", "missing"), 0))
+        default_factory=lambda: Counter(dict.fromkeys(get_args(Outcome), 0))
     )
     fallbacks: Counter[str] = field(default_factory=Counter)
-    scrubbed_at: float | None = None
     load_wait: dict[str, Histogram] = field(
         default_factory=partial(_histograms, "hit", "miss", bounds=LOAD_SECONDS)
     )
@@ -125,10 +123,7 @@ class Counts:
             case "quarantined":
                 self.quarantined += 1
             case "verified":
-                right = event["files"] - event["wrong"] - event["missing"]
-                self.verified.update(right=right, wrong=event["wrong"], missing=event["missing"])
-                if event["whole"]:
-                    self.scrubbed_at = event["at"]
+                self.verified.update({outcome: event[outcome] for outcome in get_args(Outcome)})
 
     def count_load(self, result: str, seconds: float) -> None:
         """Count a load that the daemon has served."""

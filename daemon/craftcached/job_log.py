@@ -37,6 +37,11 @@ _WARMED: Final = (
     "%(bytes_fetched)d bytes fetched, %(bytes_reused)d reused, %(seconds).2f s"
 )
 
+_VERIFIED: Final = (
+    "verified %(files)d files: "
+    "%(right)d right, %(mended)d mended, %(wrong)d wrong, %(missing)d missing, %(seconds).2f s"
+)
+
 _SENTENCES: Final[dict[str, tuple[int, str]]] = {
     "warmed": (logging.INFO, _WARMED),
     "warm_failed": (
@@ -54,7 +59,7 @@ _SENTENCES: Final[dict[str, tuple[int, str]]] = {
     "generation": (logging.INFO, "watch %(name)s: generation %(generation)d is served"),
     "verified": (
         logging.INFO,
-        "verified %(files)d files: %(wrong)d wrong, %(missing)d missing, %(seconds).2f s",
+        _VERIFIED,
     ),
 }
 """Level and text of the line of each kind of event that is the end of a job."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from craftcache.file_maps import MAP_CHOICES
+
 from .settings import SETTINGS, Address
 
 if TYPE_CHECKING:
@@ -50,8 +52,12 @@ def _type_of(setting: Setting) -> object:
             return address
         case "int":
             return mode if setting.is_octal else click.IntRange(int(setting.least))
+        case "bool":
+            return click.BOOL
         case "float":
             return click.FloatRange(setting.least)
+        case "MapChoice":
+            return click.Choice(MAP_CHOICES)
     return click.STRING
 
 

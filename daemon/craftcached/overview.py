@@ -82,7 +82,7 @@ class Overview:
             status: Numbers and places.
             published: All published models, by their manifests' keys.
         """
-        disk, aside = await asyncio.to_thread(_measure, self._cache)
+        disk = await asyncio.to_thread(_disk, self._cache.root)
         stale, not_warm = self._absences({manifest.source for _, manifest in published})
         completed = replace(
             status,
@@ -92,9 +92,6 @@ class Overview:
             recent=tuple(self._recent(published)),
             disk=disk,
             max_bytes=max(self._evictor.max_bytes, 0),
-            quarantined=len(aside),
-            quarantined_bytes=sum(aside),
-            hashed_since=self._sight.counts.scrubbed_at,
             processes=len(self._sight.processes),
             fallbacks=dict(self._sight.counts.fallbacks),
         )
@@ -154,23 +151,9 @@ def _told(stale: Sequence[NotWarm]) -> Iterator[str]:
             yield f"{what}: the revision of before is served. {each.hint}".rstrip()
 
 
-def _measure(cache: CacheDir) -> tuple[Disk | None, list[int]]:
-    """The disk of the cache directory, and the sizes of the files in quarantine."""
-    return _disk(cache.root), _sizes_in(cache.quarantine)
-
-
 def _disk(directory: Path) -> Disk | None:
     try:
         status = os.statvfs(directory)
     except OSError:
         return None
     return Disk(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
-
-
-def _sizes_in(directory: Path) -> list[int]:
-    """Sizes of the files in a directory; of one that is gone there are none."""
-    try:
-        with os.scandir(directory) as entries:
-            return [entry.stat(follow_symlinks=False).st_size for entry in entries]
-    except OSError:
-        return []

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.checkpoint.filenames import check_checkpoint
@@ -38,8 +39,10 @@ from craftcache.wire import (
 
 from .fetch import Priority
 from .overview import Overview
+from .scrub import Integrity
+from .scrub.examiner import PublishedModel
 from .status import ModelState
-from .store.scrub import Scrubber
+from .store.removal import Removed
 from .warm.queue import WarmQueue
 from .warming import Warming
 
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from craftcache.cache.manifest import FileRecord, Manifest
-    from craftcache.daemon.administration import Eviction, QueuedWarm, Verdict
+    from craftcache.daemon.administration import Eviction, QueuedWarm
     from craftcache.sources import RemoteSource
     from craftcache.wire import Coming, ModelsPage, Progress, Request
 
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
     from .settings import Settings
     from .sight import Sight
     from .store.opener import BlobOpener
+    from .store.owner import OwnerCache
     from .store.store import Store
     from .warm.warmer import Warmed, Warmer
     from .watch import Watches
@@ -91,10 +95,12 @@ class Service:
         watches: The watched directories, whose generations are published.
         sight: What the daemon sees of itself; told of what is done here.
         monitor: Reports which of the daemon's own directories and sockets are gone.
+        owner: Another daemon's cache that is served from as well; None for none.
 
     Attributes:
         watches: The watched directories, whose generations are published.
         started_at: Time of the daemon's start, in seconds since the epoch.
+        integrity: Keeps what is cached what it was; the caller enters and leaves it.
     """
 
     def __init__(
@@ -112,6 +118,7 @@ class Service:
         watches: Watches,
         sight: Sight,
         monitor: DirectoryMonitor,
+        owner: OwnerCache | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -122,6 +129,7 @@ class Service:
         self._uses = uses
         self._evictor = evictor
         self._monitor = monitor
+        self._owner = owner
         self.watches = watches
         self._sight = sight
         self.started_at = time.time()
@@ -129,7 +137,14 @@ class Service:
             store=store, warmer=warmer, residency=residency, pins=pins, uses=uses, watches=watches
         )
         self._queue = WarmQueue(records, self._warm_queued)
-        self._verifier = Scrubber(store)
+        self.integrity = Integrity(
+            settings=settings,
+            store=store,
+            records=records,
+            mender=self._warming,
+            events=sight.events,
+            is_busy=lambda: warmer.running > 0,
+        )
         self._overview = Overview(
             cache=store.cache,
             warmer=warmer,
@@ -148,7 +163,6 @@ class Service:
     async def close(self) -> None:
         """Stop the queued warms at a point from which the next start goes on."""
         await self._queue.close()
-        self._verifier.close()
 
     def handle_nowait(self, request: Request[AnswerT], peer: object) -> AnswerT | None:  # noqa: ARG002  # whoever asks
         """The answer if it is at hand: see Handler."""
@@ -212,9 +226,11 @@ class Service:
     def _open(self, request: Load) -> Loaded | None:
         """Open the files of a source if all are published and untouched; None otherwise."""
         source = request.source
+        if self._owner is not None and not self._owner.is_followed(source):
+            return None
         manifest = self._store.trusted(source)
         records = manifest.select(source, request.names) if manifest else None
-        if manifest is None or records is None or manifest.needed_only:
+        if manifest is None or records is None or not manifest.is_by_name:
             return None
         opened = self._handout.open(manifest, records)
         if opened is None:
@@ -225,6 +241,7 @@ class Service:
             source.shown,
             manifest.revision,
             tuple(OpenFile(info, blob, index) for info, blob, index in files),
+            map=self._settings.map,
         )
 
     async def _resolve(self, request: Resolve, report: Callable[[Progress], None]) -> Resolved:
@@ -234,12 +251,16 @@ class Service:
         record = warmed.manifest.file(name)
         if record is None:
             raise NotFound(f"no file {name}", source=source.shown, hint="Try again")
-        path = self._store.cache.path(record)
+        cache = self._store.cache
+        path = cache.path(record)
+        if cache.is_owners(record):  # which workers see as their cache directory
+            cache = CacheDir(self._settings.cache_dir, cache.trusted_uids)
+            path = cache.root / record.path.removeprefix(self._store.cache.owner_prefix)
         if isinstance(source, HubSource):
-            tree = self._store.cache.hub_tree(source.repo_id)
+            tree = cache.hub_tree(source.repo_id)
             path = tree.pointer(warmed.manifest.revision, record.filename)
         status = path.stat()
-        return Resolved(self._store.cache.relative(path), status.st_dev, status.st_ino)
+        return Resolved(cache.relative(path), status.st_dev, status.st_ino)
 
     async def warm(self, request: Warm, report: Callable[[Progress], None]) -> Warmed:
         """Warm a source at its newest revision, then its dependencies; see Warming.warm."""
@@ -321,10 +342,22 @@ class Service:
                 hint=f"craftcache watch rm {source.name}",
             )
         removed = await self._store.remove(key, self._pins.keys)
+        removed += await self._remove_superseded(source)
         for gone in removed.keys:
             await self._uses.forget(gone)
         self._sight.events.tell("removed", source=source.shown, freed_bytes=removed.freed)
         return removed.freed
+
+    async def _remove_superseded(self, source: RemoteSource) -> Removed:
+        """Remove the earlier revisions that a removed source left, unless they are pinned."""
+        removed = Removed()
+        if not isinstance(source, HubSource) or source.is_pinned:
+            return removed
+        for key, manifest in await self._store.published():
+            earlier = HubSource(source.repo_id, manifest.revision)
+            if manifest.superseded and key == manifest_key(earlier) and not self._pins.find(key):
+                removed += await self._store.remove(key, self._pins.keys)
+        return removed
 
     async def pin(self, text: str, *, lock: bool) -> Pin:
         """Keep a model from being evicted and removed; see Pins.pin."""
@@ -338,28 +371,23 @@ class Service:
         """Evict models to free ``wanted`` bytes, or down to the quota; see Evictor.evict."""
         return await self._evictor.evict(wanted, dry_run=dry_run)
 
-    async def verify(self, texts: Sequence[str]) -> list[Verdict]:
-        """Hash again all files of these models, or with no names of all models; see Scrubber.
+    async def verify(self, texts: Sequence[str]) -> int:
+        """Have all files of these models hashed again, or with no names of all models.
+
+        Returns:
+            The number of the verification; see Verifications.
 
         Raises:
-            NotFound: One of them is not in the cache; no file was hashed.
+            NotFound: One of them is not in the cache; no file is hashed.
         """
-        if texts:
-            models = [self.manifest(parse(text)) for text in texts]
+        sources = [parse(text) for text in texts]
+        if sources:
+            models = [(manifest_key(source), self.manifest(source)) for source in sources]
         else:
-            models = await self._store.manifests()
-        began = time.monotonic()
-        verdicts = await self._verifier.verify(models)
-        outcomes = Counter(verdict.outcome for verdict in verdicts)
-        self._sight.events.tell(
-            "verified",
-            files=len(verdicts),
-            wrong=outcomes["wrong"],
-            missing=outcomes["missing"],
-            whole=not texts,
-            seconds=time.monotonic() - began,
+            models = await self._store.published()
+        return self.integrity.verifications.start(
+            [PublishedModel(*model) for model in models], [source.shown for source in sources]
         )
-        return verdicts
 
     async def models(self) -> list[ModelState]:
         """All published models, by source."""
@@ -383,6 +411,7 @@ class Service:
         published = await self._store.published()
         manifests = [manifest for _, manifest in published]
         blobs = {record.path: record.size for manifest in manifests for record in manifest.files}
+        quarantined, quarantined_bytes = await self.integrity.quarantine.totals()
         status = DaemonStatus(
             version=VERSION,
             pid=os.getpid(),
@@ -399,6 +428,10 @@ class Service:
             has_token=self._settings.hub_token is not None,
             watches=dict(Counter(report.state for report in self.watches.reports())),
             problems=await self._monitor.problems(),
+            quarantined=quarantined,
+            quarantined_bytes=quarantined_bytes,
+            hashed_since=self.integrity.scrub.hashed_since,
+            has_verity=self.integrity.verity.is_supported,
         )
         return await self._overview.complete(status, published)
 

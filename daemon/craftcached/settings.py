@@ -27,9 +27,12 @@ from craftcache.config import (
     read_config,
 )
 from craftcache.errors import InvalidSource
+from craftcache.file_maps import MAP_CHOICES, MapChoice
 from craftcache.network.token import find_token, read_token
 from craftcache.origins.hub import DEFAULT_ENDPOINT, hub_endpoint
 from craftcache.watch_rule import WatchRule
+
+from .mirror_rule import MirrorRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +48,14 @@ _SERVICE_LINK = re.compile(
 """Variables that Kubernetes sets in every pod for each service of its namespace, such as one of
 the name craftcache or craftcache-metrics."""
 
+_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+"""Words for true and false in the environment."""
+
 LIVE = frozenset(
-    {"admin_group", "allow", "deny", "insecure_hosts", "max_bytes", "private_hosts", "watches"}
+    {
+        *("admin_group", "allow", "deny", "insecure_hosts", "max_bytes", "private_hosts"),
+        *("quarantine_bytes", "quarantine_days", "scrub_days", "watches"),
+    }
 )
 """Settings that a reload puts in force; all others take a restart."""
 
@@ -108,6 +117,20 @@ class Settings:
             shown="AUDIOCRAFT_CACHE_DIR, or /var/cache/craftcache where it exists, or HF_HUB_CACHE",
         )
     )
+    read_only: bool = field(
+        default=False,
+        metadata=_about(
+            "Whether the cache directory is another daemon's: it is served from, verified and "
+            "followed, and never written to."
+        ),
+    )
+    overlay_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "Where a daemon with read_only keeps what is its own, as a cache directory of its own.",
+            shown="overlay in state_dir",
+        ),
+    )
     socket_dir: Path = field(
         metadata=_about(
             "Where both sockets are made.", shown="/run/craftcache, or $XDG_RUNTIME_DIR/craftcache"
@@ -144,6 +167,14 @@ class Settings:
         metadata=_about("The Hub's address.", shown=f"HF_ENDPOINT, or {DEFAULT_ENDPOINT}"),
     )
     hub_token: str | None = field(default=None, repr=False)
+    mirrors: tuple[MirrorRule, ...] = field(
+        default=(),
+        metadata=_about(
+            "Mirror that is asked before the origin that it stands for, like "
+            "'hub=https://mirror.example'; the configuration file can say more of each.",
+            option="--mirror",
+        ),
+    )
     hub_timeout: float = field(
         default=10.0,
         metadata=_about(
@@ -175,6 +206,13 @@ class Settings:
     max_bytes_per_second: int = field(
         default=0, metadata=_about("Bytes of all downloads together; 0 is no limit.")
     )
+    max_uplink_bytes_per_second: int = field(
+        default=0,
+        metadata=_about(
+            "Bytes of all downloads together from origins that have a mirror, for the time that "
+            "it does not serve them; 0 is no limit."
+        ),
+    )
     max_bytes: int = field(
         default=0,
         metadata=_about(
@@ -182,11 +220,36 @@ class Settings:
             "go that were not used for longest and are neither pinned nor in use."
         ),
     )
+    scrub_days: float = field(
+        default=7.0,
+        metadata=_about(
+            "Days within which every cached file is hashed again in the background; 0 does it "
+            "never."
+        ),
+    )
+    quarantine_days: float = field(
+        default=30.0,
+        metadata=_about("Days that a file which turned out wrong is kept; 0 is no limit."),
+    )
+    quarantine_bytes: int = field(
+        default=20_000_000_000,
+        metadata=_about(
+            "Bytes of such files, of which the oldest go first; 0 is no limit. They are not "
+            "counted in max_bytes."
+        ),
+    )
     serve_dir: Path | None = field(
         default=None,
         metadata=_about(
             "A read-only mount of the cache directory, below which files are opened for workers, "
             "so that root in a container cannot write to them."
+        ),
+    )
+    map: MapChoice = field(
+        default="auto",
+        metadata=_about(
+            "Whether workers map cached files: always, never, or auto, that is not on network and "
+            "FUSE file systems, where they are read."
         ),
     )
     max_clients_per_uid: int = field(
@@ -213,6 +276,13 @@ class Settings:
             option="--watch",
         ),
     )
+
+    @property
+    def own_cache_dir(self) -> Path:
+        """The cache directory that the daemon writes to."""
+        if not self.read_only:
+            return self.cache_dir
+        return self.overlay_dir or self.state_dir / "overlay"
 
     def with_live(self, other: Settings) -> Settings:
         """These settings with those of ``other`` that may change while the daemon runs."""
@@ -260,7 +330,9 @@ class Settings:
                 )
         chosen.setdefault("hub_endpoint", hub_endpoint())
         chosen["hub_token"] = _hub_token(environment)
-        return cls(**chosen)
+        settings = cls(**chosen)
+        _check_overlay(settings)
+        return settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +427,8 @@ def _from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {name: value for name, value in arguments.items() if value is not None}
     if (watches := chosen.get("watches")) is not None:
         chosen["watches"] = _watches(list(watches), SETTINGS["watches"].option)
+    if (mirrors := chosen.get("mirrors")) is not None:
+        chosen["mirrors"] = _mirrors(list(mirrors), SETTINGS["mirrors"].option)
     return chosen
 
 
@@ -362,8 +436,10 @@ def _parsed(name: str, text: str) -> object:
     """``text`` as the configuration file would have given it; unchanged where it does not fit."""
     try:
         match SETTINGS[name].kind:
-            case "tuple[str, ...]" | "tuple[WatchRule, ...]":
+            case kind if kind.startswith("tuple"):
                 return [item.strip() for item in text.split(",") if item.strip()]
+            case "bool":
+                return _FLAGS.get(text.lower(), text)
             case "int":
                 return int(text, 8 if SETTINGS[name].is_octal else 10)
             case "float":
@@ -385,6 +461,10 @@ def _typed(name: str, value: object, where: str) -> object:
                 return Address.parse(value)
             except ValueError:
                 pass
+        case "bool", bool():
+            return value
+        case "MapChoice", str() if value in MAP_CHOICES:
+            return value
         case "int", int() if not isinstance(value, bool):
             return _large_enough(name, value, where)
         case "float", int() | float() if not isinstance(value, bool):
@@ -393,13 +473,20 @@ def _typed(name: str, value: object, where: str) -> object:
             return tuple(value)
         case "tuple[WatchRule, ...]", list() if all(isinstance(item, str | dict) for item in value):
             return _watches(value, where)
+        case "tuple[MirrorRule, ...]", list() if all(
+            isinstance(item, str | dict) for item in value
+        ):
+            return _mirrors(value, where)
     wanted = {
         "Path": "a path",
         "str": "a string",
         "int": "a whole number",
         "float": "a number",
         "Address": "an address like 127.0.0.1:9464",
+        "bool": "true or false",
+        "MapChoice": f"one of {', '.join(MAP_CHOICES)}",
         "tuple[WatchRule, ...]": "a list of paths or tables",
+        "tuple[MirrorRule, ...]": "a list of tables",
     }
     raise ConfigError(
         f"{where} must be {wanted.get(kind, 'a list of strings')}, not {value!r}",
@@ -426,6 +513,30 @@ def _watches(items: list[str | dict[str, Any]], where: str) -> tuple[WatchRule, 
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{where} has two of the name {twice}", hint="Give each a name")
     return tuple(rules)
+
+
+def _mirrors(items: list[str | dict[str, Any]], where: str) -> tuple[MirrorRule, ...]:
+    try:
+        return tuple(MirrorRule.parse(item) for item in items)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def _check_overlay(settings: Settings) -> None:
+    """Raise ConfigError where two daemons would write to one directory."""
+    if not settings.read_only:
+        if settings.overlay_dir is not None:
+            raise ConfigError(
+                "overlay_dir is for a daemon with read_only",
+                hint="Set read_only, or leave overlay_dir out",
+            )
+        return
+    own, owners = os.path.realpath(settings.own_cache_dir), os.path.realpath(settings.cache_dir)
+    if Path(own).is_relative_to(owners) or Path(owners).is_relative_to(own):
+        raise ConfigError(
+            f"overlay_dir {own} and the owner's cache directory {owners} are not apart",
+            hint="Give overlay_dir a directory of this node's own, on a local disk",
+        )
 
 
 def _new_socket_dir(environment: Mapping[str, str]) -> Path:

@@ -19,6 +19,7 @@ from .export import export, publish
 from .keep import evict, pin, unpin
 from .load import load
 from .processes import ps
+from .quarantine import quarantine
 from .queue import queue
 from .status import status
 from .top import top
@@ -73,6 +74,7 @@ for command in (
     rm,
     evict,
     verify,
+    quarantine,
     watch,
     follow,
     export,

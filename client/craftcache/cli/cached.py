@@ -152,6 +152,7 @@ def _document(model: CachedModel) -> dict[str, object]:
         "pinned": model.is_pinned,
         "locked": model.is_locked,
         "needed_only": model.is_needed_only,
+        "superseded": model.is_superseded,
         "files": model.files,
         "needs": model.needs,
         "unmet": model.unmet,
@@ -167,6 +168,8 @@ def _pinned(model: CachedModel) -> str:
         return "locked"
     if model.is_pinned:
         return "yes"
+    if model.is_superseded:
+        return "superseded"
     return "needed" if model.is_needed_only else "no"
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from craftcache.daemon.admin import AdminClient
 
 __all__ = [
+    "FAILED",
+    "RETRY_MAY_HELP",
     "Site",
     "pass_place",
     "json_option",

@@ -5,7 +5,8 @@ Workers do not need it; they use the worker socket through craftcache.Client.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from craftcache.errors import CraftcacheError, Unavailable, from_problem
@@ -13,18 +14,26 @@ from craftcache.sources import check_watch_name
 from craftcache.wire.fields import Fields
 
 from .activity import Activity
-from .administration import Eviction, QueuedWarm, Verdict, WatchList, WatchReport
+from .administration import (
+    Eviction,
+    QuarantinedFile,
+    QueuedWarm,
+    Verdict,
+    Verification,
+    WatchList,
+    WatchReport,
+)
 from .events import EventStream, connection_error
 from .processes import ModelProcess
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     import httpx
 
     from craftcache.watch_rule import WatchRule
-    from craftcache.wire import WarmOptions
+    from craftcache.wire import Progress, WarmOptions
 
     from .events import DaemonEvent
 
@@ -35,13 +44,18 @@ MAX_ITEMS = 1_000_000
 
 SOCKET_NAME = "craftcache.sock"
 
+NDJSON = "application/x-ndjson"
+
+MAX_EVENT = 64
+"""Characters of an event's name."""
+
 CONNECT_SECONDS = 5.0
 
 ANSWER_SECONDS = 60.0
 """Timeout of requests that at most unlink files of many gigabytes."""
 
-VERIFY_SECONDS = 6 * 3600.0
-"""Timeout of hashing a whole cache, all of which is read from the disk."""
+STEP_SECONDS = 1800.0
+"""Timeout between two signs of life of a verification: a file may be fetched anew in between."""
 
 LOCK_SECONDS = 1800.0
 """Timeout of locking a model in memory, all of which is read from the disk for that."""
@@ -107,20 +121,77 @@ class AdminClient:
         answer = self._request("POST", "/v1/evict", {"bytes": wanted, "dry_run": dry_run})
         return Eviction.parse(answer)
 
-    def verify(self, sources: Sequence[str] = ()) -> list[Verdict]:
-        """Hash cached files again; wrong ones go to quarantine, to be fetched anew by a warm.
+    def verify(
+        self,
+        sources: Sequence[str] = (),
+        *,
+        report: Callable[[Progress], None] = lambda _: None,
+        tell: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> list[Verdict]:
+        """Hash cached files again; wrong ones go to quarantine and are fetched anew.
+
+        The daemon goes on with it though this caller goes; who asks for the same meanwhile joins.
 
         Args:
             sources: Sources of the models; none stands for all models.
+            report: Called with progress.
+            tell: Called with each event as the daemon says it: progress, results and the end.
+
+        Returns:
+            The verdicts, in the order in which they were found.
 
         Raises:
             NotFound: One of them is not in the cache; no file was hashed.
             PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached, or ended meanwhile.
+        """
+        verdicts = []
+        for event in self._events("POST", "/v1/verify", {"sources": list(sources)}):
+            tell(event.whole)
+            match event.text("event", MAX_EVENT):
+                case "progress":
+                    report(_progress(event))
+                case "result":
+                    verdicts.append(Verdict.parse(event))
+                case "done":
+                    if failure := Verification.parse(event).failure:
+                        raise failure
+                    return verdicts
+        raise Unavailable("the daemon ended in the middle of it", hint="Ask again", retryable=True)
+
+    def start_verifying(self, sources: Sequence[str] = ()) -> Verification:
+        """Have the daemon verify by itself, without waiting for it; see verify."""
+        body = {"sources": list(sources), "wait": False}
+        return Verification.parse(self._request("POST", "/v1/verify", body))
+
+    def verifications(self) -> list[Verification]:
+        """The verifications that run, and the last ones that have ended, oldest first.
+
+        Raises:
             Unavailable: The daemon cannot be reached.
         """
-        body = {"sources": list(sources)}
-        answer = self._request("POST", "/v1/verify", body, seconds=VERIFY_SECONDS)
-        return list(map(Verdict.parse, answer.children("results", MAX_ITEMS)))
+        answer = self._request("GET", "/v1/verify")
+        return list(map(Verification.parse, answer.children("verifications", MAX_ITEMS)))
+
+    def quarantined(self) -> list[QuarantinedFile]:
+        """What turned out wrong and is kept for a look, the oldest first.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("GET", "/v1/quarantine")
+        return list(map(QuarantinedFile.parse, answer.children("files", MAX_ITEMS)))
+
+    def remove_quarantined(self, name: str) -> int:
+        """Remove a file from the quarantine for good; returns the bytes freed.
+
+        Raises:
+            NotFound: There is none of that name.
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("DELETE", f"/v1/quarantine/{quote(name, safe='')}")
+        return answer.integer("freed_bytes")
 
     def queue_warm(self, sources: Sequence[str], options: WarmOptions) -> list[QueuedWarm]:
         """Have the daemon warm ``sources`` by itself, without waiting for it.
@@ -259,6 +330,30 @@ class AdminClient:
             raise connection_error(error, socket) from error
         return _answer(response)
 
+    def _events(self, method: str, path: str, body: object) -> Iterator[Fields]:
+        """The events of an answer that comes line by line."""
+        import httpx
+
+        socket = self._socket()
+        timeout = httpx.Timeout(STEP_SECONDS, connect=CONNECT_SECONDS)
+        transport = httpx.HTTPTransport(uds=str(socket))
+        try:
+            with (
+                httpx.Client(transport=transport, timeout=timeout) as client,
+                client.stream(
+                    method, f"http://craftcached{path}", json=body, headers={"Accept": NDJSON}
+                ) as response,
+            ):
+                if not response.is_success:
+                    response.read()
+                    _answer(response)
+                for line in response.iter_lines():
+                    yield Fields(json.loads(line), _malformed)
+        except httpx.TransportError as error:
+            raise connection_error(error, socket) from error
+        except ValueError as error:
+            raise _malformed("a line of it is no JSON") from error
+
     def _socket(self) -> Path:
         if self._socket_dir is None:
             raise Unavailable(
@@ -287,6 +382,12 @@ def _answer(response: httpx.Response) -> Fields:
         f"the daemon answers {response.status_code} {answer.get('title', '')}".rstrip(),
         hint="Are craftcache and craftcached of the same release?",
     )
+
+
+def _progress(event: Fields) -> Progress:
+    from craftcache.wire import Progress
+
+    return Progress.parse(event)
 
 
 def _malformed(why: str) -> CraftcacheError:

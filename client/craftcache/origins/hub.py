@@ -65,6 +65,7 @@ def describe(
     endpoint: str,
     token: str | None,
     timeout: float,
+    ca: str | None = None,
 ) -> HubFile:
     """Ask the Hub for one file at ``revision`` (one HEAD request).
 
@@ -75,6 +76,7 @@ def describe(
         endpoint: The Hub's address.
         token: Access token, sent to the Hub only; None sends none.
         timeout: Seconds without an answer.
+        ca: Path of the only certificates believed; None for those of all origins.
 
     Raises:
         NotFound: No such repository, revision or file, or a private one that the token may not see.
@@ -84,7 +86,7 @@ def describe(
     """
     url = _file_url(endpoint, source, revision, filename)
     question = _Question(source, filename, revision, has_token=bool(token))
-    found = _describe(question, url, token, timeout)
+    found = _describe(question, url, token, timeout, ca)
     digest = Digest.from_hub_etag(found.etag)
     # The commit becomes a directory's name and the etag a file's: neither is taken on trust.
     if not is_commit(found.commit) or digest is None:
@@ -107,7 +109,7 @@ def describe(
 
 
 def list_files(
-    source: HubSource, *, endpoint: str, token: str | None, timeout: float
+    source: HubSource, *, endpoint: str, token: str | None, timeout: float, ca: str | None = None
 ) -> tuple[str, ...]:
     """Ask the Hub which files a repository has at its revision (one request).
 
@@ -116,6 +118,7 @@ def list_files(
         endpoint: The Hub's address.
         token: Access token, sent to the Hub only; None sends none.
         timeout: Seconds without an answer.
+        ca: As for describe.
 
     Raises:
         CraftcacheError: As for describe.
@@ -126,7 +129,7 @@ def list_files(
     question = _Question(source, "list of files", source.revision, has_token=bool(token))
     url = f"{endpoint}/api/models/{source.repo_id}/revision/{quote(source.revision, safe='')}"
     credentials = authorization(token, source=source.shown)
-    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout) as exchange:
+    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout, ca=ca) as exchange:
         response = exchange.follow("GET", url, {}, credentials)
         if response.status_code != 200:
             raise question.refusal(response)
@@ -205,7 +208,9 @@ class _Question:
         return _from_status(status, response.headers.get("Retry-After"), shown)
 
 
-def _describe(question: _Question, url: str, token: str | None, timeout: float) -> _Found:
+def _describe(
+    question: _Question, url: str, token: str | None, timeout: float, ca: str | None
+) -> _Found:
     """Ask for a file's headers, as far as the Hub's own origin leads."""
     from craftcache.network.exchange import Exchange, location_of
 
@@ -213,7 +218,7 @@ def _describe(question: _Question, url: str, token: str | None, timeout: float) 
     _check_online(source)
     credentials = authorization(token, source=source.shown)
     home, commit, size = origin_of(url), "", None
-    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout) as exchange:
+    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout, ca=ca) as exchange:
         for _ in range(MAX_REDIRECTS + 1):
             response = exchange.ask("HEAD", url, credentials)
             response.close()

@@ -76,6 +76,7 @@ class CachedModel:
         needs: Its dependencies, and whether they are cached.
         unmet: Dependencies that no cache can hold.
         is_needed_only: Whether it is cached only as a dependency of other models.
+        is_superseded: Whether it is an earlier revision, which is the first to go.
     """
 
     source: str
@@ -87,6 +88,7 @@ class CachedModel:
     needs: tuple[DependencyState, ...] = ()
     unmet: tuple[UnmetDependency, ...] = ()
     is_needed_only: bool = False
+    is_superseded: bool = False
 
     @classmethod
     def of(
@@ -113,6 +115,7 @@ class CachedModel:
             ),
             manifest.unmet,
             manifest.needed_only,
+            manifest.superseded,
         )
 
     @property
@@ -135,6 +138,7 @@ class CachedModel:
                 for unmet in self.unmet
             ],
             "is_needed_only": self.is_needed_only,
+            "is_superseded": self.is_superseded,
         }
 
     @classmethod
@@ -150,6 +154,7 @@ class CachedModel:
             needs=_needs(fields),
             unmet=_unmet(fields),
             is_needed_only=fields.optional_flag("is_needed_only"),
+            is_superseded=fields.optional_flag("is_superseded"),
         )
 
 

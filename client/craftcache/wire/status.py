@@ -58,7 +58,8 @@ class DaemonStatus:
         quarantined: Number of files that turned out wrong and are kept for a look.
         quarantined_bytes: Bytes of them.
         hashed_since: Time since which every cached file has been hashed, in seconds since the
-            epoch; None where that is not known.
+            epoch; None where nothing is cached, or the daemon has not looked yet.
+        has_verity: Whether the file system of the cache has fs-verity, which the daemon uses then.
         processes: Number of processes that were handed models and still run.
         fallbacks: How often workers have told of loads without the daemon, by reason.
     """
@@ -85,6 +86,7 @@ class DaemonStatus:
     quarantined: int = 0
     quarantined_bytes: int = 0
     hashed_since: float | None = None
+    has_verity: bool = False
     processes: int = 0
     fallbacks: Mapping[str, int] = field(default_factory=dict)
 
@@ -139,6 +141,7 @@ class DaemonStatus:
             quarantined=fields.optional_integer("quarantined") or 0,
             quarantined_bytes=fields.optional_integer("quarantined_bytes") or 0,
             hashed_since=fields.optional_seconds("hashed_since"),
+            has_verity=fields.optional_flag("has_verity"),
             processes=fields.optional_integer("processes") or 0,
             fallbacks={} if fields.is_null("fallbacks") else _counts(fields, "fallbacks"),
         )

@@ -191,6 +191,7 @@ class Evictor:
                 or max(now - last_uses[key], 0.0) < handover,  # the clock may have been set back
                 needs=manifest.needed_keys,
                 is_needed_only=manifest.needed_only,
+                is_superseded=manifest.superseded,
             )
             for key, manifest in published
         ]
@@ -218,7 +219,7 @@ class Evictor:
 
 def _paths(cache: CacheDir, manifest: Manifest) -> Iterator[Path]:
     """Paths of the files of a model."""
-    return map(cache.path, manifest.files)
+    return (cache.path(each) for each in manifest.files if not cache.is_owners(each))
 
 
 def _is_served_by_watch(source: str) -> bool:

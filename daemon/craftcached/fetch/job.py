@@ -21,6 +21,7 @@ from .faults import BEGIN_AGAIN, Fault, Trouble
 from .journal import Identity, PartRecord
 from .partial_file import Names, PartialFile, find_record, take_over_xet
 from .pieces import Pieces
+from .provenance import evidence, wrong_ranges
 from .ranges import RangedDownload
 from .spans import Span
 from .transfer import host_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from craftcache.digests import Digests
 
     from .context import FetchContext, FetchRequest
-    from .transfer import RangeReply
+    from .reply import RangeReply
     from .xet import Xet
 
 __all__ = ["Job"]
@@ -77,6 +78,7 @@ class Job:
     async def run(self) -> Fetched:
         """Fetch the file; see Fetcher.fetch for what is raised."""
         bench = self._bench
+        bench.mirrors.provenance.begin(self._file)
         try:
             # An administrator may have emptied the cache since the last fetch.
             await bench.threads.run(bench.staging.mkdir, mode=0o700, parents=True, exist_ok=True)
@@ -95,6 +97,7 @@ class Job:
             raise await self._bench.space.error_for(error, self._order, source=source) from error
         finally:
             self._bench.space.release(self._order)
+            bench.mirrors.provenance.end(self._file)
 
     async def _attempt(self) -> Fetched:
         bench = self._bench
@@ -109,8 +112,11 @@ class Job:
             if reply.is_whole_file:
                 return await self._as_one_stream(reply)
             record = self._record_of(reply)
-            # The Xet client checks no validator, so only a digest makes its bytes trustworthy.
+            # The Xet client checks no validator, so only a digest makes its bytes trustworthy. It
+            # knows of no mirrors.
             xet = self._xet if reply.is_xet and self._file.promise.digest else None
+            if self._order.route.has_mirrors:
+                xet = None
             head: list[bytes] = []
             # The first range's bytes are kept, and written once there is a file to write to.
             while xet is None and (chunks := await reply.block()):
@@ -125,11 +131,11 @@ class Job:
     async def _request(self) -> AsyncIterator[RangeReply]:
         """The first request of an attempt that has nothing to resume."""
         order, file = self._order, self._file
-        span = None if self._plain else Span(0, PROBE_BYTES)
+        span = None if self._plain else Span(0, order.route.slice_bytes or PROBE_BYTES)
         async with (
-            self._bench.connections.one(host_of(file.url), order.claimant),
+            self._bench.connections.one(host_of(order.route.address(file.url, 0)), order.claimant),
             self._bench.transfer.open(
-                file, url=file.url, span=span, etag=None, claimant=order.claimant
+                file, order.route, url=file.url, span=span, etag=None, claimant=order.claimant
             ) as reply,
         ):
             # Before the body is read: gigabytes of a wrong file need not come to be refused.
@@ -241,9 +247,27 @@ class Job:
         except IntegrityError as error:
             if reused:  # the bytes of an earlier run may be the wrong ones: begin without them
                 raise Fault(Trouble.CHANGED, error.message) from None
+            await self._keep_evidence(part)
             raise
+        await self._convict(part)
         stamp = await self._bench.syncing.run(part.seal)
         return Fetched(part.path, digests, stamp, etag, self._order.claimant.received, reused)
+
+    async def _keep_evidence(self, part: PartialFile) -> None:
+        """Note what mirrors have sent of a file that is wrong."""
+        provenance, file = self._bench.mirrors.provenance, self._file
+        sent = provenance.sent(file)
+        if any(mirror for mirror, _ in sent):
+            kept = await self._bench.threads.run(evidence, part.descriptor, file.attempt, sent)
+            provenance.keep(file, kept)
+
+    async def _convict(self, part: PartialFile) -> None:
+        """Name what was wrong in earlier attempts, now that the bytes are right."""
+        mirrors, file = self._bench.mirrors, self._file
+        if suspects := mirrors.provenance.take(file):
+            wrong = await self._bench.threads.run(wrong_ranges, part.descriptor, suspects)
+            mirrors.convict(file, wrong)
+            self._bench.repairs.begin(file, self._order.route, wrong)
 
     async def _taken(self, sealed: Fetched) -> Fetched:
         """Give the file a name that no later fetch of its key touches; the last step of all."""
@@ -258,8 +282,11 @@ class Job:
 
     async def _prepare_another(self, fault: Fault) -> None:
         """Wait as the policy says and choose how to try again, or give up."""
+        if fault.trouble is Trouble.ELSEWHERE:  # the mirror that failed is left out now
+            return
         # A changed file is not the network's failure: it has a count and a limit of its own.
         if fault.trouble in BEGIN_AGAIN:
+            self._bench.mirrors.provenance.begin(self._file)
             self._changes += 1
             failures = self._changes
             self._plain |= (

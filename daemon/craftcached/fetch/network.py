@@ -93,6 +93,8 @@ class Network:
         *,
         source: str,
         public_only: bool,
+        ca: str | None = None,
+        answer_seconds: float | None = None,
     ) -> aiohttp.ClientResponse:
         """Make one request; redirects are answers like any other.
 
@@ -102,6 +104,8 @@ class Network:
             headers: Headers of the request.
             source: The source, named in errors.
             public_only: Whether a user chose the address, so that it must be a public one.
+            ca: Path of the only certificates believed; None for those of all origins.
+            answer_seconds: Patience for the head of this answer, where it is another.
 
         Raises:
             Fault: There is no answer; another request may have one.
@@ -116,12 +120,13 @@ class Network:
             self._check_literal(url, source)
         session = self._public if public_only and proxy is None else self._anywhere
         try:
-            async with asyncio.timeout(self._answer_seconds):
+            async with asyncio.timeout(answer_seconds or self._answer_seconds):
                 response = await session.request(
                     method,
                     URL(url, encoded=True),
                     headers=_sent(headers, proxy, url),
                     allow_redirects=False,
+                    ssl=tls_context(ca) if ca else True,
                     proxy=proxy.url if proxy else None,
                     proxy_headers=proxy.headers if proxy else None,
                 )

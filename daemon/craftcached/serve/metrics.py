@@ -11,7 +11,7 @@ import copy
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -23,17 +23,20 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from craftcache.daemon.administration import Outcome
 from craftcached.histogram import Histogram
 
 from .metric_table import METRICS, PREFIX
+from .mirror_metrics import mirror_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
     from craftcache.wire import DaemonStatus
     from craftcached.counts import Counts
+    from craftcached.fetch import MirrorStatistics
     from craftcached.service import Service
 
     from .worker import WorkerStatistics
@@ -53,14 +56,20 @@ class MetricsRoute:
         service: The daemon's service.
         workers: Returns the statistics of the worker socket.
         counts: The daemon's counters; HTTP responses are counted in them too.
+        mirrors: Returns the statistics of the mirrors.
     """
 
     def __init__(
-        self, service: Service, workers: Callable[[], WorkerStatistics], counts: Counts
+        self,
+        service: Service,
+        workers: Callable[[], WorkerStatistics],
+        counts: Counts,
+        mirrors: Callable[[], Sequence[MirrorStatistics]],
     ) -> None:
         self._service = service
         self._workers = workers
         self._counts = counts
+        self._mirrors = mirrors
 
     def add_to(self, app: web.Application) -> None:
         """Add the route, and count the responses of all that ``app`` has."""
@@ -79,6 +88,9 @@ class MetricsRoute:
             sum(warm.failure is not None for warm in self._service.queued()),
             self._workers(),
             copy.deepcopy(self._counts),
+            self._service.integrity.scrub.hashed_bytes,
+            dict(self._service.integrity.scrub.found),
+            self._mirrors(),
         )
         body = await asyncio.to_thread(_encode, snapshot)  # it reads of the process in /proc
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -105,12 +117,18 @@ class _Snapshot(Collector):
         failing: Queued warms that have failed at least once and are tried again.
         workers: Statistics of the worker socket.
         counts: A copy of the counters, which count from the daemon's start.
+        scrubbed_bytes: Bytes that the scrub has hashed since then.
+        scrub_findings: Number of its verdicts since then, by outcome.
+        mirrors: Statistics of the mirrors.
     """
 
     status: DaemonStatus | None
     failing: int
     workers: WorkerStatistics
     counts: Counts
+    scrubbed_bytes: int
+    scrub_findings: Mapping[str, int]
+    mirrors: Sequence[MirrorStatistics]
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
@@ -121,6 +139,10 @@ class _Snapshot(Collector):
         yield _family("worker_requests", self.workers.requests)
         yield _family("worker_followers", self.workers.followers)
         yield from _counters(self.counts)
+        yield _family("scrubbed_bytes", self.scrubbed_bytes)
+        found = {each: self.scrub_findings.get(each, 0) for each in get_args(Outcome)}
+        yield _family("scrub_findings", found)
+        yield from mirror_metrics(self.mirrors)
         yield from _histograms(self.counts)
 
 

@@ -218,6 +218,8 @@ def _linked_blobs(tree: HubTree) -> set[str]:
 
 def _unlink_blob(cache: CacheDir, record: FileRecord) -> int:
     """Remove one name of a blob; returns the bytes that this freed."""
+    if cache.is_owners(record):
+        return 0
     path = cache.path(record)
     try:
         names = path.stat().st_nlink

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
+from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.durable import staging_name
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.placing import TreeObstacle, link_or_copy
@@ -44,6 +45,7 @@ from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
 from .indexes import Indexes
+from .links import mend_links
 from .removal import Removed, remove, remove_unneeded, set_aside, sweep
 
 if TYPE_CHECKING:
@@ -75,8 +77,9 @@ T = TypeVar("T")
 class Store:
     """Publishes, finds and removes what the cache directory holds.
 
-    Use as an async context manager: entering makes the directories, takes the daemon's lock on
-    the cache and clears what a killed predecessor left in staging under names of no use.
+    Use as an async context manager: entering refuses a cache that a newer release wrote, makes the
+    directories, takes the daemon's lock on the cache and clears what a killed predecessor left in
+    staging under names of no use.
 
     Models are published and removed on one thread, one after the other: a publication that is
     under way is finished before the next change, even if its request has been cancelled since.
@@ -108,9 +111,11 @@ class Store:
         self._hashing = Threads(HASHING_THREADS, "hash")
 
     async def __aenter__(self) -> Self:
+        await asyncio.to_thread(check_format, self.cache)
         await asyncio.to_thread(self.cache.create)
         await asyncio.to_thread(_clear_leftovers, self.cache.staging)
         self._lock_fd = _lock(self.cache)
+        await asyncio.to_thread(record_format, self.cache)
         self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
         return self
 
@@ -257,7 +262,7 @@ class Store:
         key = (record.path, record.sha256, anew)
         async with self._hashes.join(key, work, lambda _: None) as found:
             if isinstance(found, Stamp):
-                await self._set_aside_wrong(record, found)
+                await self.quarantine_wrong(record, found)
                 return None
             return found
 
@@ -307,12 +312,49 @@ class Store:
         await self._write(take_over, self.cache, key, manifest)
         return True
 
-    async def _set_aside_wrong(self, record: FileRecord, stamp: Stamp) -> None:
+    async def quarantine_wrong(self, record: FileRecord, stamp: Stamp) -> str | None:
+        """Move a file with wrong content to quarantine, and tell of it.
+
+        Returns:
+            Its place there, as shown to people; None if another file is in its place by now, or if
+            it is in a cache that another daemon owns, where nothing is changed.
+        """
+        if self.cache.is_owners(record):
+            log.error("%s does not hold what its owner's manifest says", record.path)
+            return None
         quarantined = await self.set_aside(record, stamp)
-        if quarantined is None:  # another file was put in its place meanwhile
-            return
+        if quarantined is None:
+            return None
         shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
+        self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
+        return shown
+
+    async def record_stamp(self, sha256: str, stamp: FileStamp) -> None:
+        """Record that a file with this stamp was found to have that digest."""
+        await self._hashing.run(self.cache.stamps.record, sha256, stamp)
+
+    async def is_index_right(self, record: FileRecord) -> bool:
+        """Whether the index of a published file is there and has the digest of its record."""
+        return await asyncio.to_thread(self.cache.read_index, record) is not None
+
+    async def mend_links(self, manifest: Manifest) -> list[FileRecord]:
+        """Put right what leads unmodified programs to a model's files; see links.mend_links."""
+        return await self._write(mend_links, self.cache, manifest)
+
+    def remembered(self, key: str) -> Manifest | None:
+        """The manifest with that key as it was last read in this process; None if it never was."""
+        known = self._by_source.get(key)
+        return known and known[1]
+
+    async def restore_manifest(self, key: str, manifest: Manifest) -> None:
+        """Write a manifest whose file was damaged."""
+        await self._write(self.cache.write_manifest_at, key, manifest)
+
+    async def quarantine_manifest(self, key: str) -> str | None:
+        """Move a damaged manifest to quarantine; returns its place there, as shown to people."""
+        quarantined = await self._write(self.cache.set_aside, self.cache.manifest_path(key))
+        return None if quarantined is None else self.cache.shown(quarantined)
 
     async def find(self, sha256: str, directory: Path) -> Verified | None:
         """A verified file with that digest, from any published model; None if there is none.
@@ -394,6 +436,8 @@ class Store:
         """
         found = await asyncio.to_thread(self._find_index, sha256, size)
         if found is None:
+            if self.cache.index_path(sha256).exists():
+                self._events.tell("index-refused", sha256=sha256)
             return False
         self.indexes.keep(*found)
         return True
@@ -472,13 +516,30 @@ class Store:
             await self._write(publish_url, self.cache, source, files, as_need=as_need)
         )
 
+    async def follow_owner(self, key: str, manifest: Manifest, root: Path) -> None:
+        """Publish a manifest whose files are in another daemon's cache; see OwnerCache."""
+
+        def publish() -> None:
+            link = self.cache.owner
+            if not (link.is_symlink() and os.readlink(link) == os.fspath(root)):
+                link.unlink(missing_ok=True)
+                link.symlink_to(root)
+            self.cache.write_manifest_at(key, manifest)
+
+        await self._write(publish)
+
     async def mark_asked_for(self, source: RemoteSource) -> None:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
         await self._write(mark_asked_for, self.cache, source)
 
-    async def manifest_at(self, key: str) -> Manifest | None:
-        """The current manifest with that key."""
-        return await asyncio.to_thread(self.cache.manifest_at, key, ours=True)
+    async def manifest_at(self, key: str, *, owned: bool = False) -> Manifest | None:
+        """The current manifest with that key.
+
+        Args:
+            key: See craftcache.cache.manifest.manifest_key.
+            owned: Whether one of ours counts too that others may write to.
+        """
+        return await asyncio.to_thread(self.cache.manifest_at, key, ours=not owned, owned=owned)
 
     async def publish_generation(
         self, name: str, watched: Watched, files: Mapping[str, Verified]
@@ -545,11 +606,7 @@ class Store:
 
     async def set_aside(self, record: FileRecord, stamp: Stamp) -> Path | None:
         """Move a published file with wrong content to quarantine; see removal.set_aside."""
-        quarantined = await self._write(set_aside, self.cache, record, stamp)
-        if quarantined is not None:
-            now = self.cache.shown(quarantined)
-            self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=now)
-        return quarantined
+        return await self._write(set_aside, self.cache, record, stamp)
 
     def _take(self, records: Iterable[FileRecord], directory: Path) -> Verified | None:
         """The first of these files whose hash is right, linked into ``directory``."""

@@ -191,7 +191,13 @@ class FileAcquirer:
                 file.filename: (each, file.promise)
                 for file, each in zip(description.files, verified, strict=True)
             }
-            yield VerifiedFiles(description.source, files, description.commit, description.is_named)
+            yield VerifiedFiles(
+                description.source,
+                files,
+                description.commit,
+                description.is_named,
+                description.mirror,
+            )
 
     async def inspect(self, record: FileRecord, progress: SourceProgress) -> None:
         """Inspect a published file if nobody did, and record its index in the manifests.

@@ -102,12 +102,15 @@ class Description:
         files: The wanted ones of its files.
         commit: The repository's commit; empty for a URL, which has no revisions but its content.
         is_named: Whether the origin has just said that the source's own revision is ``commit``.
+        mirror: Address of the commit's files at the mirror that described them in the place of the
+            origin; empty where that did.
     """
 
     source: FetchedSource
     files: tuple[DescribedFile, ...]
     commit: str = ""
     is_named: bool = False
+    mirror: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +122,14 @@ class VerifiedFiles:
         files: Verified files by name, each with the promise that it was verified against.
         commit: As in Description.
         is_named: As in Description.
+        mirror: As in Description.
     """
 
     source: FetchedSource
     files: Mapping[str, tuple[Verified, Promise]]
     commit: str = ""
     is_named: bool = False
+    mirror: str = ""
 
     @property
     def bytes_fetched(self) -> int:

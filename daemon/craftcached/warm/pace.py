@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from craftcache.wire import Progress, State
 
-__all__ = ["Pace"]
+__all__ = ["WarmPace"]
 
 WINDOW_SECONDS = 10.0
 """Time over which the rate is measured: shorter, and it jumps with each stall of one connection."""
@@ -22,7 +22,7 @@ SAMPLE_SECONDS = 0.5
 """Time between two measurements."""
 
 
-class Pace:
+class WarmPace:
     """The files of one warm, from its progress; changes on the event loop only, so has no lock.
 
     Args:

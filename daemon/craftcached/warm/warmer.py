@@ -27,7 +27,7 @@ from craftcached.singleflight import SingleFlight
 from .allow import is_allowed, is_denied
 from .dependencies import MetNeed, warm_needs
 from .description import Wanted
-from .pace import Pace
+from .pace import WarmPace
 from .progress import SourceProgress
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from craftcache.dependencies import Dependency
     from craftcache.sources import RemoteSource
     from craftcache.wire import Coming, Progress
+    from craftcached.store.owner import OwnerCache
     from craftcached.store.store import Store
 
     from .acquire import FileAcquirer
@@ -94,6 +95,7 @@ class Warmer:
         allow: Patterns of sources that this node may fetch.
         deny: Patterns of sources that it may not fetch, though ``allow`` has them.
         admission: The step between description and acquisition.
+        owner: Another daemon's cache that is served from as well; None for none.
         events: Told of the beginning and the end of each warm.
     """
 
@@ -106,6 +108,7 @@ class Warmer:
         allow: tuple[str, ...],
         deny: tuple[str, ...] = (),
         admission: Admission = admit_all,
+        owner: OwnerCache | None = None,
         events: Events | None = None,
     ) -> None:
         self._store = store
@@ -115,7 +118,8 @@ class Warmer:
         self._deny = deny
         self._admission = admission
         self._events = events or Events()
-        self._paces: set[Pace] = set()
+        self._paces: set[WarmPace] = set()
+        self._owner = owner
         self._requests: SingleFlight[Warmed, Progress] = SingleFlight()
 
     @property
@@ -184,7 +188,7 @@ class Warmer:
         # A hit asks no origin, so it is answered whatever the settings allow now.
         if not refresh and (manifest := await self.recheck(source, names, report)):
             # Somebody asks for it by name: it stays, also when no model depends on it any more.
-            if manifest.needed_only:
+            if not manifest.is_by_name:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
@@ -199,6 +203,39 @@ class Warmer:
                 lambda progress: self._warm(wanted, progress),
                 report,
             )
+
+    async def mend(
+        self,
+        source: FetchedSource,
+        filenames: Sequence[str],
+        *,
+        as_need: bool,
+        report: Callable[[Progress], None],
+    ) -> None:
+        """Make files of a published source, and their indexes, what they were; see warm.
+
+        Args:
+            source: The source.
+            filenames: Names of its files.
+            as_need: Whether it is cached as a dependency only, and stays so.
+            report: Called with progress; must not block.
+        """
+        if not as_need:
+            await self.warm(
+                source, filenames, refresh=False, priority=Priority.BACKGROUND, report=report
+            )
+            return
+        names = wanted_files(source, filenames)
+        if await self._store.recheck(source, names) is not None:
+            return
+        self.check_allowed(source)
+        wanted = Wanted(source, names, refresh=False, as_need=True)
+        await self._shared(
+            (source, frozenset(names), "mend"),
+            source,
+            lambda progress: self._warm(wanted, progress),
+            report,
+        )
 
     async def warm_needs(
         self, manifest: Manifest, *, report: Callable[[Progress], None]
@@ -218,6 +255,7 @@ class Warmer:
         Raises:
             UnsafeCheckpoint, NotACheckpoint: One of the files must not be served.
         """
+        await self._follow_owner(source)
         manifest = await self._store.recheck(source, names)
         for record in (manifest.select(source, names) if manifest else None) or ():
             await self._obtainer.inspect(record, SourceProgress(source, report))
@@ -230,6 +268,7 @@ class Warmer:
             CraftcacheError: As for warm; Unavailable and Offline only if it is not cached.
         """
         source = need.parsed
+        await self._follow_owner(source)
         known = self._store.needed(need)
         # A dependency's URL has its hash in its name, so there is never a newer version of it.
         if known is not None and isinstance(source, UrlSource):
@@ -264,7 +303,7 @@ class Warmer:
         """Do ``work`` once for all requests with the same ``key``; errors name ``source``."""
 
         async def run(tell: Callable[[Progress], None]) -> Warmed:
-            pace = Pace(source.shown)
+            pace = WarmPace(source.shown)
             self._paces.add(pace)
             try:
                 progress = SourceProgress(source, tell).heard_by(pace.heard)
@@ -302,7 +341,7 @@ class Warmer:
                 )
             progress.tell(None, 0, None, "publishing")
             # Inside the context: a program that waits for a blob's lock then finds it published.
-            manifest = await self._publish(files, as_need=wanted.as_need)
+            manifest = await self._publish(files, known, as_need=wanted.as_need)
         progress.tell(None, manifest.size, manifest.size, "done")
         # The caller removes dependencies that the new revision dropped; see Warming.warm.
         is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
@@ -347,8 +386,19 @@ class Warmer:
             seconds=seconds,
         )
 
-    async def _publish(self, files: VerifiedFiles, *, as_need: bool) -> Manifest:
+    async def _follow_owner(self, source: RemoteSource) -> None:
+        """Take over what another daemon's cache has of ``source``, where one is followed."""
+        if self._owner is not None:
+            await self._owner.follow(source)
+
+    async def _publish(
+        self, files: VerifiedFiles, known: Manifest | None, *, as_need: bool
+    ) -> Manifest:
         """Publish verified files; the manifest, written last, makes them a model."""
+        if known is not None and self._is_served_in_place(files, known):
+            if known.needed_only and not as_need:
+                await self._store.mark_asked_for(files.source)
+            return self._store.trusted(files.source) or known
         match files.source:
             # In huggingface_hub's tree, so that unmodified programs find them as well.
             case HubSource() as source:
@@ -356,7 +406,7 @@ class Warmer:
                     source,
                     files.commit,
                     files.files,
-                    self._origins.of(source).shown(files.commit),
+                    files.mirror or self._origins.of(source).shown(files.commit),
                     is_named=files.is_named,
                     as_need=as_need,
                 )
@@ -367,6 +417,13 @@ class Warmer:
                     for name, (verified, _) in files.files.items()
                 }
                 return await self._store.publish_url(source, shown, as_need=as_need)
+
+    def _is_served_in_place(self, files: VerifiedFiles, known: Manifest) -> bool:
+        """Whether all files are those of the owner's cache that ``known`` leads to already."""
+        owner = self._store.cache.owner
+        return files.commit in ("", known.revision) and all(
+            verified.file.path.is_relative_to(owner) for verified, _ in files.files.values()
+        )
 
 
 def _known_commit(wanted: Wanted, known: Manifest | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from craftcache.wire import Progress
-from craftcached.warm.pace import Pace
+from craftcached.warm.pace import WarmPace
 
 
 class Clock:
@@ -19,7 +19,7 @@ def fetching(file: str, done: int, total: int | None) -> Progress:
 
 
 def test_nothing_is_said_of_the_rate_before_anything_came() -> None:
-    pace = Pace("org/model", Clock())
+    pace = WarmPace("org/model", Clock())
     coming = pace.coming()
     assert (coming.state, coming.done, coming.total) == ("queued", 0, None)
     assert (coming.bytes_per_second, coming.seconds_left) == (None, None)
@@ -27,7 +27,7 @@ def test_nothing_is_said_of_the_rate_before_anything_came() -> None:
 
 def test_the_rate_and_what_is_left_are_of_all_files_together() -> None:
     clock = Clock()
-    pace = Pace("org/model", clock)
+    pace = WarmPace("org/model", clock)
     for second in range(11):
         clock.now = 100.0 + second
         pace.heard(fetching("a", 1000 + 100 * second, 5000))
@@ -40,7 +40,7 @@ def test_the_rate_and_what_is_left_are_of_all_files_together() -> None:
 
 def test_what_was_there_from_an_interrupted_download_is_not_counted_as_speed() -> None:
     clock = Clock()
-    pace = Pace("org/model", clock)
+    pace = WarmPace("org/model", clock)
     pace.heard(fetching("a", 0, 10_000))
     pace.heard(fetching("a", 9000, 10_000))
     clock.now += 2
@@ -50,7 +50,7 @@ def test_what_was_there_from_an_interrupted_download_is_not_counted_as_speed() -
 
 def test_bytes_that_are_fetched_again_leave_no_rate_below_nothing() -> None:
     clock = Clock()
-    pace = Pace("org/model", clock)
+    pace = WarmPace("org/model", clock)
     pace.heard(fetching("a", 1, 10_000))
     clock.now += 1
     pace.heard(fetching("a", 9000, 10_000))
@@ -64,7 +64,7 @@ def test_bytes_that_are_fetched_again_leave_no_rate_below_nothing() -> None:
 
 def test_a_stalled_download_gets_slower_and_slower() -> None:
     clock = Clock()
-    pace = Pace("org/model", clock)
+    pace = WarmPace("org/model", clock)
     pace.heard(fetching("a", 1, 10_000))
     clock.now += 1
     pace.heard(fetching("a", 1001, 10_000))
@@ -77,7 +77,7 @@ def test_a_stalled_download_gets_slower_and_slower() -> None:
 
 
 def test_after_the_bytes_come_other_states() -> None:
-    pace = Pace("org/model", Clock())
+    pace = WarmPace("org/model", Clock())
     pace.heard(fetching("a", 10, 10))
     pace.heard(Progress("org/model", "a", 10, 10, "inspecting"))
     coming = pace.coming()
@@ -90,7 +90,7 @@ def test_after_the_bytes_come_other_states() -> None:
 
 def test_a_size_that_is_not_known_leaves_the_end_open() -> None:
     clock = Clock()
-    pace = Pace("org/model", clock)
+    pace = WarmPace("org/model", clock)
     pace.heard(fetching("a", 1, None))
     clock.now += 1
     pace.heard(fetching("a", 101, None))
