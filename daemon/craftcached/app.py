@@ -16,16 +16,25 @@ from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
+from .address import Address
+from .budgets import BudgetLimits, Budgets
 from .counts import CountedFetcher
 from .database import Database, check_version
 from .directory_monitor import DirectoryMonitor, MonitoredDirectory
 from .eviction.evictor import Evictor
+from .eviction.holds import Holds
+from .eviction.keepers import Keepers
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
+from .eviction.meter import RoomMeter
 from .eviction.pins import Pins
+from .eviction.survey import Surveyor
 from .fetch import Engine, EngineSettings, Mirrors, SecondAttempt
+from .fetch.disk_space import DiskSpace, existing, free_bytes
+from .host_tokens import HostTokens
 from .inspect import Inspector
 from .loop_lag import measuring_lag
+from .min_free import MinFree
 from .residency.residency import Residency
 from .serve.handler import CountedHandler
 from .serve.http import AdminServer
@@ -42,6 +51,7 @@ from .store.owner import OwnerCache
 from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
+from .warm.admission import FetchAdmission
 from .warm.origins import Hub, Origins
 from .warm.warmer import Warmer
 from .watch import Watches
@@ -94,6 +104,8 @@ class Daemon:
         self._administrators = Administrators(settings.admin_group)
         self._warmer: Warmer | None = None
         self._evictor: Evictor | None = None
+        self._holds: Holds | None = None
+        self._budgets: Budgets | None = None
         self._watches: Watches | None = None
         self._integrity: Integrity | None = None
         self._monitor: DirectoryMonitor
@@ -128,6 +140,12 @@ class Daemon:
             self._warmer.allow(settings.allow, deny=settings.deny)
         if self._evictor is not None:
             self._evictor.max_bytes = settings.max_bytes
+            self._evictor.min_free = MinFree.parse(settings.min_free)
+            self._evictor.evicts_others = settings.evict_others
+        if self._holds is not None:
+            self._holds.max_seconds = settings.max_hold
+        if self._budgets is not None:
+            self._budgets.limits = _budget_limits(settings)
         if self._watches is not None:
             self._watches.configure(settings.watches)
         if self._integrity is not None:
@@ -153,9 +171,11 @@ class Daemon:
         if owner is not None:
             await owner.follow_all()
         inspector = await life.enter_async_context(Inspector())
+        staging = cache.staging / "fetch"
+        space = DiskSpace(lambda: free_bytes(existing(cache.staging)), None, cache.root)
         engine = await life.enter_async_context(
             Engine(
-                cache.staging / "fetch",
+                staging,
                 EngineSettings(
                     max_connections=settings.max_connections,
                     max_connections_per_host=settings.max_connections_per_host,
@@ -164,6 +184,7 @@ class Daemon:
                 ),
                 check_url=self._policy.check_url,
                 may_be_private=self._policy.may_be_private,
+                space=space,
                 xet=self._xet,
                 mirrors=self._mirrors,
             )
@@ -180,35 +201,30 @@ class Daemon:
             fetcher=CountedFetcher(SecondAttempt(engine, self._mirrors), self._sight.counts),
             inspector=inspector,
         )
+        self._budgets = await life.enter_async_context(Budgets(records, _budget_limits(settings)))
         self._warmer = Warmer(
             store=store,
-            origins=Origins(hub, self._policy),
+            origins=Origins(hub, self._policy, HostTokens(settings.tokens_dir)),
             obtainer=obtainer,
             allow=settings.allow,
             deny=settings.deny,
+            admission=FetchAdmission(
+                space=space, store=store, staging=staging, budgets=self._budgets
+            ),
             owner=owner,
             events=events,
         )
         handout = BlobOpener(store, settings.serve_dir)
         handout.check()
         residency = await life.enter_async_context(Residency())
-        pins = Pins(store=store, records=records, residency=residency, events=events)
-        await life.enter_async_context(pins)
-        uses = await life.enter_async_context(LastUse(records))
-        self._evictor = Evictor(
-            store=store,
-            remove=store.remove,
-            pins=pins,
-            uses=uses,
-            max_bytes=settings.max_bytes,
-            events=events,
-        )
+        keepers = await self._open_keepers(life, store, records, residency, space)
         self._watches = Watches(
             store=store,
             inspector=inspector,
             records=records,
             events=events,
             rules=settings.watches,
+            space=space,
         )
         self._monitor = DirectoryMonitor(
             (
@@ -230,9 +246,8 @@ class Daemon:
             records=records,
             handout=handout,
             residency=residency,
-            pins=pins,
-            uses=uses,
-            evictor=self._evictor,
+            keepers=keepers,
+            budgets=self._budgets,
             watches=self._watches,
             sight=self._sight,
             monitor=self._monitor,
@@ -243,9 +258,44 @@ class Daemon:
         self._integrity = service.integrity
         await life.enter_async_context(self._watches.running(service.queue_needs))
         await life.enter_async_context(
-            Housekeeping(store=store, pins=pins, evictor=self._evictor, uses=uses)
+            Housekeeping(
+                store=store,
+                pins=keepers.pins,
+                evictor=keepers.evictor,
+                uses=keepers.uses,
+                holds=keepers.holds,
+            )
         )
         return service
+
+    async def _open_keepers(
+        self,
+        life: contextlib.AsyncExitStack,
+        store: Store,
+        records: Database,
+        residency: Residency,
+        space: DiskSpace,
+    ) -> Keepers:
+        """What keeps models or lets them go; from now on it decides what comes, too."""
+        settings, events = self._settings, self._sight.events
+        pins = Pins(store=store, records=records, residency=residency, events=events)
+        await life.enter_async_context(pins)
+        self._holds = holds = await life.enter_async_context(Holds(records, settings.max_hold))
+        uses = await life.enter_async_context(LastUse(records))
+        surveyor = Surveyor(store=store, pins=pins, holds=holds, uses=uses)
+        self._evictor = space.policy = evictor = Evictor(
+            store=store,
+            surveyor=surveyor,
+            meter=RoomMeter(store.cache, space),
+            remove=store.remove,
+            uses=uses,
+            holds=holds,
+            max_bytes=settings.max_bytes,
+            min_free=MinFree.parse(settings.min_free),
+            events=events,
+        )
+        evictor.evicts_others = settings.evict_others
+        return Keepers(pins, holds, uses, surveyor, evictor)
 
     async def _open_sockets(self, life: contextlib.AsyncExitStack, service: Service) -> None:
         settings, sight = self._settings, self._sight
@@ -281,7 +331,8 @@ class Daemon:
         await admin.start(admin_door.listener)
         workers.start()
         await life.enter_async_context(measuring_lag(sight.counts.loop_lag))
-        if (address := settings.metrics_listen) is not None:
+        if settings.metrics_listen:
+            address = Address.parse(settings.metrics_listen)
             port = await life.enter_async_context(metrics_listener(address, metrics))
             log.info("metrics are at http://%s/metrics", replace(address, port=port))
 
@@ -336,6 +387,15 @@ def _naming(setting: str, directory: Path) -> Iterator[None]:
             hint=f"Make it a directory that uid {os.geteuid()} may write, or choose another",
             retryable=False,
         ) from error
+
+
+def _budget_limits(settings: Settings) -> BudgetLimits:
+    return BudgetLimits(
+        requests=settings.max_requests_per_uid,
+        requests_per_minute=settings.max_requests_per_minute_per_uid,
+        fetched_bytes_per_day=settings.max_daily_bytes_per_uid,
+        queued=settings.max_queued_per_uid,
+    )
 
 
 def _gid(group: str) -> int | None:

@@ -9,7 +9,7 @@ import click
 
 from craftcache.file_maps import MAP_CHOICES
 
-from .settings import SETTINGS, Address
+from .settings import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,11 +24,6 @@ F = TypeVar("F", bound="Callable[..., Any]")
 def mode(text: str) -> int:
     """A file's mode, in octal digits; click shows the function's name."""
     return int(text, 8)
-
-
-def address(text: str) -> Address:
-    """An address like ``host:port``, or an error that says so."""
-    return Address.parse(text)
 
 
 def settings_options(command: F) -> F:
@@ -48,14 +43,14 @@ def _type_of(setting: Setting) -> object:
     match setting.kind:
         case "Path":
             return click.Path(path_type=Path)
-        case "Address":
-            return address
         case "int":
             return mode if setting.is_octal else click.IntRange(int(setting.least))
         case "bool":
             return click.BOOL
         case "float":
             return click.FloatRange(setting.least)
+        case "bool":
+            return click.BOOL
         case "MapChoice":
             return click.Choice(MAP_CHOICES)
     return click.STRING

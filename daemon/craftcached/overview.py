@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import Manifest
     from craftcache.wire import DaemonStatus
 
-    from .eviction.evictor import Evictor
-    from .eviction.last_use import LastUse
-    from .eviction.pins import Pins
+    from .eviction.keepers import Keepers
     from .sight import Sight
     from .warm.queue import WarmQueue
     from .warm.warmer import Warmer
@@ -45,9 +43,7 @@ class Overview:
         cache: The cache directory.
         warmer: Knows what is coming.
         queue: Knows when a failed warm is tried again.
-        evictor: Knows the quota.
-        pins: Know which models stay.
-        uses: Know which models were used last.
+        keepers: Know the quota, which models stay, and which were used last.
         watches: Know how watched directories are.
         sight: Knows what has happened.
     """
@@ -58,18 +54,16 @@ class Overview:
         cache: CacheDir,
         warmer: Warmer,
         queue: WarmQueue,
-        evictor: Evictor,
-        pins: Pins,
-        uses: LastUse,
+        keepers: Keepers,
         watches: Watches,
         sight: Sight,
     ) -> None:
         self._cache = cache
         self._warmer = warmer
         self._queue = queue
-        self._evictor = evictor
-        self._pins = pins
-        self._uses = uses
+        self._evictor = keepers.evictor
+        self._pins = keepers.pins
+        self._uses = keepers.uses
         self._watches = watches
         self._sight = sight
 

@@ -14,6 +14,7 @@ from .output import (
     NOT_KNOWN,
     Branch,
     aligned,
+    moment_text,
     print_columns,
     print_json,
     print_pairs,
@@ -77,7 +78,8 @@ def show(place: Site, source: str, *, as_json: bool) -> None:
             "revision": model.revision,
             "size": size_text(model.size),
             "resident": _resident(model),
-            "pinned": _pinned(model),
+            "pinned": _pinned(model) + _until(model.pinned_until),
+            "held": "no" if model.held_until is None else f"yes{_until(model.held_until)}",
         }
     )
     click.echo()
@@ -153,6 +155,8 @@ def _document(model: CachedModel) -> dict[str, object]:
         "locked": model.is_locked,
         "needed_only": model.is_needed_only,
         "superseded": model.is_superseded,
+        "pinned_until": model.pinned_until,
+        "held_until": model.held_until,
         "files": model.files,
         "needs": model.needs,
         "unmet": model.unmet,
@@ -170,7 +174,13 @@ def _pinned(model: CachedModel) -> str:
         return "yes"
     if model.is_superseded:
         return "superseded"
+    if model.held_until is not None:
+        return "held"
     return "needed" if model.is_needed_only else "no"
+
+
+def _until(moment: float | None) -> str:
+    return "" if moment is None else f" until {moment_text(moment)}"
 
 
 def _print_files(files: Iterable[FileInfo]) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "Branch",
     "NOT_KNOWN",
     "aligned",
+    "moment_text",
     "print_columns",
     "print_json",
     "print_json_line",
@@ -107,6 +108,11 @@ def span_text(seconds: float) -> str:
         if count:
             words.append(f"{count} {name}{'s' if count > 1 and name != 'min' else ''}")
     return " ".join(words[:2])
+
+
+def moment_text(moment: float) -> str:
+    """A time, given in seconds since the epoch, as this machine's clock shows it."""
+    return f"{datetime.fromtimestamp(moment).astimezone():%Y-%m-%d %H:%M}"
 
 
 def short_revision(revision: str) -> str:

@@ -28,6 +28,7 @@ from craftcached.histogram import Histogram
 
 from .metric_table import METRICS, PREFIX
 from .mirror_metrics import mirror_metrics
+from .openapi import answers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -76,6 +77,7 @@ class MetricsRoute:
         app.router.add_get("/metrics", self._get)
         app.middlewares.insert(0, self._counted)
 
+    @answers(media=("text/plain",))
     async def _get(self, _request: web.Request) -> web.Response:
         try:
             status = await self._service.status()

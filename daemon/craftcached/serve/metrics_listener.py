@@ -15,7 +15,7 @@ from craftcache.errors import Unavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from craftcached.settings import Address
+    from craftcached.address import Address
 
     from .metrics import MetricsRoute
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from craftcache.daemon.activity import Activity
+from craftcache.daemon.processes import ModelProcess
 from craftcache.errors import InvalidSource
+
+from .openapi import NDJSON, answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +23,6 @@ if TYPE_CHECKING:
     from .worker import WorkerStatistics
 
 __all__ = ["SightRoutes"]
-
-NDJSON = "application/x-ndjson"
 
 SEQUENCE_HEADER = "Craftcache-Sequence"
 """Number of the newest event when a stream begins: from where to go on if it breaks before any."""
@@ -52,6 +53,7 @@ class SightRoutes:
         app.router.add_get("/v1/events", self._events)
         app.on_shutdown.append(self._end)
 
+    @answers(Activity)
     async def _activity(self, _request: web.Request) -> web.Response:
         counts, sight = self._sight.counts, self._sight
         activity = Activity(
@@ -72,10 +74,12 @@ class SightRoutes:
         )
         return web.json_response(activity.to_fields())
 
+    @answers({"processes": [ModelProcess]})
     async def _processes(self, _request: web.Request) -> web.Response:
         found = await self._sight.processes.all(self._service.paths)
         return web.json_response({"processes": [each.to_fields() for each in found]})
 
+    @answers(media=(NDJSON,), errors=(InvalidSource,))
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """One line for each event, until the client or the daemon goes away."""
         since, events = _since(request), self._sight.events

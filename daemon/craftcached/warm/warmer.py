@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from craftcache.errors import CraftcacheError, Offline, PolicyDenied, Unavailable
@@ -29,6 +29,7 @@ from .dependencies import MetNeed, warm_needs
 from .description import Wanted
 from .pace import WarmPace
 from .progress import SourceProgress
+from .tasks import all_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable, Sequence
@@ -37,18 +38,22 @@ if TYPE_CHECKING:
     from craftcache.dependencies import Dependency
     from craftcache.sources import RemoteSource
     from craftcache.wire import Coming, Progress
+    from craftcached.fetch.disk_space import ModelClaim
     from craftcached.store.owner import OwnerCache
     from craftcached.store.store import Store
 
     from .acquire import FileAcquirer
-    from .description import Description, FetchedSource, VerifiedFiles
+    from .description import DescribedFile, Description, FetchedSource, VerifiedFiles
     from .origins import Origins
 
 __all__ = ["Admission", "Warmer", "Warmed"]
 
-Admission: TypeAlias = "Callable[[Description], contextlib.AbstractAsyncContextManager[object]]"
+Admission: TypeAlias = (
+    "Callable[[Description], contextlib.AbstractAsyncContextManager[ModelClaim | None]]"
+)
 """Makes sure of room for described files before the first byte of them is fetched, and keeps it
-until they are published or given up; raises StorageFull where there can be none."""
+until they are published or given up; raises StorageFull where there can be none. The context's
+value, if any, is settled as soon as they are published: from then on they count as that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class Warmed:
             else None.
         not_refreshed: Names of the dependencies that are cached, but whose origin could not be
             asked for a newer revision.
+        held_until: Time until which it is held, in seconds since the epoch, or None.
     """
 
     manifest: Manifest
@@ -74,6 +80,7 @@ class Warmed:
     resident_bytes: int | None = None
     superseded: Manifest | None = None
     not_refreshed: tuple[str, ...] = ()
+    held_until: float | None = None
 
 
 def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
@@ -170,6 +177,8 @@ class Warmer:
         refresh: bool,
         priority: Priority,
         report: Callable[[Progress], None],
+        for_uid: int | None = None,
+        with_needs: bool = False,
     ) -> Warmed:
         """Make ``filenames`` of ``source`` present; returns once they are published.
 
@@ -180,6 +189,10 @@ class Warmer:
                 was warmed last is used, and the origin is asked only for missing files.
             priority: Which fetches go first when connections are scarce.
             report: Called with progress; must not block.
+            for_uid: User whose budget it counts towards, unless another asked before; None for
+                nobody's.
+            with_needs: Whether the caller brings what it needs after it, so that there must be
+                room for that too.
 
         Raises:
             CraftcacheError: Any of the tree but those of loading.
@@ -192,13 +205,13 @@ class Warmer:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
-        wanted = Wanted(source, names, refresh)
+        wanted = Wanted(source, names, refresh, for_uid=for_uid, with_needs=with_needs)
         with contextlib.ExitStack() as stack:
             # Also hurries a background warm of the same source that this request joins.
             if priority is Priority.WAITED_FOR:
                 stack.enter_context(self._obtainer.waited_for(source))
             return await self._shared(
-                (source, frozenset(names), refresh),
+                (source, frozenset(names), refresh, with_needs),
                 source,
                 lambda progress: self._warm(wanted, progress),
                 report,
@@ -238,10 +251,14 @@ class Warmer:
         )
 
     async def warm_needs(
-        self, manifest: Manifest, *, report: Callable[[Progress], None]
+        self,
+        manifest: Manifest,
+        *,
+        report: Callable[[Progress], None],
+        for_uid: int | None = None,
     ) -> list[MetNeed]:
         """Warm the dependencies of a published model; see dependencies.warm_needs."""
-        return await warm_needs(manifest, lambda need: self._warm_need(need, report))
+        return await warm_needs(manifest, lambda need: self._warm_need(need, report, for_uid))
 
     async def recheck(
         self, source: RemoteSource, names: Sequence[str], report: Callable[[Progress], None]
@@ -261,7 +278,9 @@ class Warmer:
             await self._obtainer.inspect(record, SourceProgress(source, report))
         return manifest
 
-    async def _warm_need(self, need: Dependency, report: Callable[[Progress], None]) -> MetNeed:
+    async def _warm_need(
+        self, need: Dependency, report: Callable[[Progress], None], for_uid: int | None
+    ) -> MetNeed:
         """Warm a dependency at its newest revision.
 
         Raises:
@@ -280,7 +299,8 @@ class Warmer:
             # Which files are needed depends on which the source has: only its origin knows.
             if not need.is_fixed:
                 names = need.choose(await self._origins.of(source).filenames())
-            wanted = Wanted(source, wanted_files(source, names), refresh=True, as_need=True)
+            files = wanted_files(source, names)
+            wanted = Wanted(source, files, refresh=True, as_need=True, for_uid=for_uid)
             return await self._warm(wanted, progress)
 
         try:
@@ -324,6 +344,7 @@ class Warmer:
         # until somebody asks for it by name.
         inspected = not wanted.as_need or (known is not None and not known.needed_only)
         commit = _known_commit(wanted, known)
+        claim: ModelClaim | None = None
         async with contextlib.AsyncExitStack() as held:
             # All files may be here, though not published under this name: then no origin is asked,
             # and the warm works offline.
@@ -334,7 +355,10 @@ class Warmer:
                     wanted.filenames, known=known, refresh=wanted.refresh
                 )
                 # Room is made sure of before the first byte comes, and kept until publication.
-                await held.enter_async_context(self._admission(description))
+                closure = await self._closure(known) if wanted.with_needs and known else ()
+                description = replace(description, for_uid=wanted.for_uid, closure=closure)
+                admission = self._admission(description)
+                claim = await held.enter_async_context(admission)
                 # The files, and the locks of their blobs, are held until publication too.
                 files = await held.enter_async_context(
                     self._obtainer.hold(description, progress, inspected=inspected)
@@ -342,6 +366,8 @@ class Warmer:
             progress.tell(None, 0, None, "publishing")
             # Inside the context: a program that waits for a blob's lock then finds it published.
             manifest = await self._publish(files, known, as_need=wanted.as_need)
+            if claim is not None:
+                claim.settle()
         progress.tell(None, manifest.size, manifest.size, "done")
         # The caller removes dependencies that the new revision dropped; see Warming.warm.
         is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
@@ -385,6 +411,28 @@ class Warmer:
             retryable=error.retryable,
             seconds=seconds,
         )
+
+    async def _closure(self, known: Manifest) -> tuple[DescribedFile, ...]:
+        """The files of what a published model needs and that is not cached, as far as known.
+
+        What a model needs is read in its checkpoints, so of one that was never here it is known
+        only when it is; then each need is admitted by itself.
+        """
+        described = await all_results(map(self._described_need, known.needs))
+        return tuple(file for files in described for file in files)
+
+    async def _described_need(self, need: Dependency) -> tuple[DescribedFile, ...]:
+        try:
+            source = need.parsed
+            if self._store.needed(need) is not None:
+                return ()
+            self.check_allowed(source)
+            origin = self._origins.of(source)
+            names = need.filenames if need.is_fixed else need.choose(await origin.filenames())
+            files = wanted_files(source, names)
+            return (await origin.describe(files, known=None, refresh=True)).files
+        except CraftcacheError:  # raised again when the need is brought
+            return ()
 
     async def _follow_owner(self, source: RemoteSource) -> None:
         """Take over what another daemon's cache has of ``source``, where one is followed."""
