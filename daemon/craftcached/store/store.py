@@ -42,6 +42,7 @@ from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.full_disk import FULL, storage_full
+from craftcached.events import Events
 from craftcached.in_use import is_in_use
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import FileRecord, Manifest, Watched
     from craftcache.dependencies import Dependency
     from craftcache.sources import HubSource, RemoteSource, UrlSource
-    from craftcached.events import Events
 
 __all__ = ["Store"]
 
@@ -101,7 +101,7 @@ class Store:
 
     Args:
         cache: The cache directory.
-        events: The event stream, told of files that were set aside as wrong; None tells nobody.
+        events: Told of models that are published, and of files that were set aside as wrong.
 
     Attributes:
         changed: Set when something was published or removed; its one reader clears it.
@@ -112,7 +112,7 @@ class Store:
         self.cache = cache
         self.changed = asyncio.Event()
         self.indexes = Indexes()
-        self._events = events
+        self._events = events or Events()
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
         self._lock_fd = -1
         self._device = -1
@@ -348,8 +348,7 @@ class Store:
             return None
         shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
-        if self._events is not None:
-            self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
+        self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
         return shown
 
     async def record_stamp(self, sha256: str, stamp: FileStamp) -> None:
@@ -457,7 +456,7 @@ class Store:
         """
         found = await asyncio.to_thread(self._find_index, sha256, size)
         if found is None:
-            if self._events is not None and self.cache.index_path(sha256).exists():
+            if self.cache.index_path(sha256).exists():
                 self._events.tell("index-refused", sha256=sha256)
             return False
         self.indexes.keep(*found)
@@ -525,7 +524,9 @@ class Store:
     ) -> Manifest:
         """Publish files of one commit; see craftcache.cache.publish."""
         publish = partial(publish_hub, is_named=is_named, as_need=as_need)
-        return await self._add(source.repo_id, publish, self.cache, source, commit, files, origin)
+        return self._told(
+            await self._add(source.repo_id, publish, self.cache, source, commit, files, origin)
+        )
 
     async def publish_url(
         self,
@@ -536,7 +537,7 @@ class Store:
     ) -> Manifest:
         """Publish files of a URL; see craftcache.cache.publish."""
         publish = partial(publish_url, as_need=as_need)
-        return await self._add(str(source), publish, self.cache, source, files)
+        return self._told(await self._add(str(source), publish, self.cache, source, files))
 
     async def follow_owner(self, key: str, manifest: Manifest, root: Path) -> None:
         """Publish a manifest whose files are in another daemon's cache; see OwnerCache."""
@@ -567,11 +568,17 @@ class Store:
         self, name: str, watched: Watched, files: Mapping[str, Verified]
     ) -> Manifest:
         """Publish a generation of a watched directory; see craftcache.cache.publish."""
-        return await self._write(publish_generation, self.cache, name, watched, files)
+        return self._told(await self._write(publish_generation, self.cache, name, watched, files))
 
     async def serve_generation(self, name: str, generation: Manifest) -> Manifest:
         """Make a generation the served one; see craftcache.cache.publish."""
         return await self._write(serve_generation, self.cache, name, generation)
+
+    def _told(self, manifest: Manifest) -> Manifest:
+        """Tell that a model was published."""
+        source, revision, size = manifest.source, manifest.revision, manifest.size
+        self._events.tell("published", source=source, revision=revision, size=size)
+        return manifest
 
     async def _add(
         self, source: str, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs
