@@ -134,7 +134,7 @@ def explain(place: Site, source: str, *, as_json: bool) -> None:
 @json_option
 @pass_place
 def status(place: Site, *, as_json: bool) -> None:
-    """Say how the daemon is, and how much of each model is in memory."""
+    """Say how the daemon is, and what of each model is in memory."""
     client = place.client()
     report = asdict(client.status())
     models = client.models()
