@@ -282,6 +282,7 @@ class Conductor:
         if report.memory[1] - report.memory[0] > MEMORY_BYTES:
             report.wrong.append(f"memory grows: {report.memory}")
         with Api(daemon.socket_dir) as api, daemon.client() as client:
+            assert api.request("DELETE", "/watches/run").status_code == 200
             _wait_idle(api)
             report.descriptors = (descriptors, _descriptors(daemon.pid))
             model = api.get(f"/models/org/m{PINNED}")

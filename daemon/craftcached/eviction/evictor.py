@@ -225,7 +225,7 @@ class Evictor:
         if victim.key.startswith(OTHERS):
             freed = await remove_others(self._store, victim.key)
         elif victim.key.startswith(LEFT):
-            freed = await self._store.remove_incoming(victim.key.removeprefix(LEFT))
+            freed = await self._store.remove_underway(victim.key.removeprefix(LEFT))
         else:
             going = {model.key: model for model in plan.victims}
             outcome = await self._remove(victim.key, {model.key for model in models} - going.keys())
