@@ -19,13 +19,13 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
 	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 VENV := .venv
 CONSTRAINTS := constraints.txt
-EXTRAS := test,lint
+EXTRAS := test,schemas,lint
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.installed-for-demo
 SOAK_SECONDS := 600
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
-BENCHES := load worker_socket inspection fetch integrity
+BENCHES := load worker_socket inspection fetch integrity scale sight
 # The constraints hold in the environments that pip builds packages in, too.
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 PYTHONS := 3.12 3.13

@@ -34,6 +34,10 @@ def mounted_read_only(store: Path, place: Path) -> None:
     subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True, capture_output=True)
 
 
+def unmount(place: Path) -> None:
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
 def mounted_by_fuse(store: Path, place: Path) -> None:
     subprocess.run(["bindfs", "-o", "ro", store, place], check=True, capture_output=True)
 
@@ -63,7 +67,7 @@ def at(
                 mount(owner.cache_dir, node / "cache")
             except subprocess.CalledProcessError as error:
                 pytest.skip(f"no mount here: {error.stderr}")
-            stack.callback(subprocess.run, ["umount", "--lazy", node / "cache"], check=True)
+            stack.callback(unmount, node / "cache")
             return stack.enter_context(
                 DaemonProcess(node, "--read-only", "true", HF_ENDPOINT=threaded_hub.endpoint)
             )

@@ -283,7 +283,7 @@ def record_index(cache: CacheDir, sha256: str) -> None:
         OSError: Some of the manifests are unchanged.
     """
     digest = cache.index_digest(sha256)
-    for key, manifest in cache.published(ours=True):
+    for key, manifest in cache.holders(sha256, ours=True):
         files = tuple(
             replace(record, index_sha256=digest) if record.sha256 == sha256 else record
             for record in manifest.files
@@ -299,11 +299,14 @@ def record_index(cache: CacheDir, sha256: str) -> None:
 def take_over(cache: CacheDir, key: str, manifest: Manifest) -> None:
     """Write a manifest anew that others may write to, once all its files are verified.
 
-    The digests of its indexes are found anew, and not taken from it.
+    The digests of its indexes are found anew, and not taken from it. One that was removed or
+    replaced since it was verified stays so.
 
     Raises:
         OSError: The manifest is unchanged.
     """
+    if cache.manifest_at(key, owned=True) != manifest:
+        return
     files = tuple(
         replace(record, index_sha256=cache.index_digest(record.sha256)) for record in manifest.files
     )

@@ -1,8 +1,7 @@
-"""What is cached, what would be loaded, how the daemon is: ls, show, explain, status, rm."""
+"""What is cached, and what would be loaded: ls, show, explain, rm."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from craftcache import FileInfo
     from craftcache.wire import CachedModel
 
-__all__ = ["ls", "show", "explain", "status", "rm"]
+__all__ = ["ls", "show", "explain", "rm"]
 
 
 @click.command()
@@ -130,23 +129,6 @@ def explain(place: Site, source: str, *, as_json: bool) -> None:
     if explanation.files:
         click.echo()
         _print_files(explanation.files)
-
-
-@click.command()
-@json_option
-@pass_place
-def status(place: Site, *, as_json: bool) -> None:
-    """Say how the daemon is, and how much of each model is in memory."""
-    client = place.client()
-    report = asdict(client.status())
-    models = client.models()
-    if as_json:
-        print_json(report | {"resident": {model.source: model.resident_bytes for model in models}})
-        return
-    print_pairs(report)
-    click.echo()
-    rows = [(model.source, _resident(model), size_text(model.size)) for model in models]
-    print_columns(("SOURCE", "RESIDENT", "SIZE"), rows)
 
 
 @click.command()

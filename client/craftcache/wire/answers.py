@@ -97,15 +97,12 @@ class Progress:
     @classmethod
     def parse(cls, fields: Fields) -> Progress:
         """The message with these keys."""
-        state = _STATES.get(fields.text("state", 32))
-        if state is None:
-            raise WireError("'state' is no state")
         return cls(
             source=fields.text("source", MAX_SOURCE, empty=True),
             file=None if fields.is_null("file") else fields.text("file", MAX_FILENAME),
             done=fields.integer("done"),
             total=None if fields.is_null("total") else fields.integer("total"),
-            state=state,
+            state=fields.choice("state", _STATES),
         )
 
 

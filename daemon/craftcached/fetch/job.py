@@ -141,6 +141,8 @@ class Job:
         # Outside the request, whose connection counts against the limits while it is open.
         if xet is not None:
             return await self._by_xet(xet, record)
+        if sum(map(len, head)) == record.identity.size:
+            return await self._as_it_came(record.identity, head)
         # Ask where the first request was redirected to: each range saves that round trip.
         return await self._by_ranges(record, reply.url, head)
 
@@ -189,6 +191,15 @@ class Job:
                 await RangedDownload(order, bench, pieces, assembly, etag=etag, url=url).run()
                 digests = await assembly.finish()
             return await self._sealed(part, digests, etag, reused)
+
+    async def _as_it_came(self, identity: Identity, head: Sequence[bytes]) -> Fetched:
+        """Write a file that the first answer held whole: there is nothing to resume, no journal."""
+        async with self._part(None, identity.size) as part:
+            assembly = Writer(self._order, self._bench, part, total=identity.size)
+            async with assembly.at_work():
+                await assembly.put(0, head)
+                digests = await assembly.finish()
+            return await self._sealed(part, digests, identity.etag, 0)
 
     async def _by_xet(self, xet: Xet, record: PartRecord) -> Fetched:
         """Let huggingface_hub's own client fetch the file, once; if it fails, HTTP is next."""

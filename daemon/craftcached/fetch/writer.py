@@ -102,10 +102,14 @@ class Writer:
         return span
 
     async def finish(self) -> Digests:
-        """Sync all bytes to the disk, once all are written, and return their digests."""
+        """Sync all bytes to the disk, once all are written, and return their digests.
+
+        Without a journal that would say that they are down, the sync that seals the file is enough.
+        """
         self._hash.complete()
         self._syncing.cancel()
-        await self._sync()
+        if self._part.has_journal:
+            await self._sync()
         return await self._hashing
 
     async def _keep_synced(self) -> None:

@@ -8,7 +8,7 @@ huggingface_hub itself leads to. Dependencies that only this model had go with i
 to the sweep: the same checkpoint may be on its way under another name. A file whose content turned
 out wrong loses its name only: its models stay, and lack it.
 
-All calls block. Nothing may be published meanwhile: Store makes them on its one writing thread.
+All calls block. Nothing may be published meanwhile: Store makes them in a turn of their own.
 """
 
 from __future__ import annotations
@@ -199,15 +199,17 @@ def sweep(cache: CacheDir, *, before: float) -> int:
     if len(manifests) < len(keys):
         return 0  # an unreadable manifest, as of another release, may name any of the files
     records = [record for manifest in manifests for record in manifest.files]
+    digests = {record.sha256 for record in records}
     kept = {record.path for record in records}
-    kept |= {cache.relative(cache.index_path(record.sha256)) for record in records}
     freed = 0
-    kept |= {cache.relative(cache.stamps.path(record.sha256)) for record in records}
+    blobs = (path for path in cache.url_blobs() if cache.relative(path) not in kept)
+    derived = (
+        path for path in (*cache.indexes(), *cache.stamps.paths()) if path.stem not in digests
+    )
     cast_by_earlier_releases = (cache.private / "casts").glob("*")
-    derived = (*cache.indexes(), *cache.stamps.paths(), *cast_by_earlier_releases)
-    for path in (*cache.url_blobs(), *derived):
+    for path in (*blobs, *derived, *cast_by_earlier_releases):
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ctime < before and cache.relative(path) not in kept:
+            if path.stat().st_ctime < before:
                 with cache.stamps.keeping(path.name, path):
                     freed += _unlink(path)
     cache.sweep_torch_checkpoints()
