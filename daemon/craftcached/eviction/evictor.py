@@ -315,7 +315,7 @@ class Evictor:
             usage = await self._meter.measure(models)
             if (self._meter.ended, self._meter.begun) == (ended, begun):
                 break
-        in_doubt = self._meter.ended - ended
+        in_doubt = self._meter.in_doubt(ended, models)
         return models, replace(usage, used=usage.used + in_doubt)
 
     def _over_quota(self, usage: RoomUsage) -> int:

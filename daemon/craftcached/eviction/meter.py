@@ -75,6 +75,16 @@ class RoomMeter:
         """Bytes of all claims that have ended; what changes it in a survey may be in it or not."""
         return self._space.ended
 
+    def in_doubt(self, since: int, models: Collection[EvictionCandidate]) -> int:
+        """Bytes of claims that have ended since, and of which it is not known what became of them.
+
+        Args:
+            since: The value of ``ended`` before ``models`` were surveyed.
+            models: All models; what is published among them is counted there.
+        """
+        seen = {blob.inode for model in models for blob in model.blobs}
+        return self._space.in_doubt(since, seen)
+
     @property
     def begun(self) -> int:
         """Number of all claims; one that begins in a survey may count twice, if it is resumed."""
