@@ -237,7 +237,7 @@ class Evictor:
         if victim.key.startswith(OTHERS):
             freed = await remove_others(self._store, victim.key)
         elif victim.key.startswith(LEFT):
-            freed = await self._store.remove_incoming(victim.key.removeprefix(LEFT))
+            freed = await self._store.remove_underway(victim.key.removeprefix(LEFT))
         else:
             going = {model.key: model for model in plan.victims}
             outcome = await self._remove(victim.key, {model.key for model in models} - going.keys())
@@ -315,7 +315,7 @@ class Evictor:
             usage = await self._meter.measure(models)
             if (self._meter.ended, self._meter.begun) == (ended, begun):
                 break
-        in_doubt = self._meter.ended - ended
+        in_doubt = self._meter.in_doubt(ended, models)
         return models, replace(usage, used=usage.used + in_doubt)
 
     def _over_quota(self, usage: RoomUsage) -> int:

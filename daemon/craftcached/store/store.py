@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.durable import staging_name
-from craftcache.cache.incoming import incoming
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.placing import TreeObstacle, link_or_copy
 from craftcache.cache.publish import (
@@ -37,6 +36,7 @@ from craftcache.cache.publish import (
 )
 from craftcache.cache.signed_urls import same_file
 from craftcache.cache.stamps import FileStamp
+from craftcache.cache.underway import underway
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
@@ -49,7 +49,7 @@ from craftcached.threads import Threads
 
 from .indexes import Indexes
 from .links import mend_links
-from .removal import Removed, remove, remove_incoming, remove_unneeded, set_aside, sweep
+from .removal import Removed, remove, remove_underway, remove_unneeded, set_aside, sweep
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -641,13 +641,13 @@ class Store:
         """
         return await self._write(remove, self.cache, key, spared)
 
-    async def incoming(self) -> list[tuple[str, Manifest]]:
-        """Records of what is being published, or was when the daemon was killed; see incoming."""
-        return await asyncio.to_thread(lambda: sorted(incoming(self.cache), key=itemgetter(0)))
+    async def underway(self) -> list[tuple[str, Manifest]]:
+        """Records of what is being published, or was when the daemon was killed; see underway."""
+        return await asyncio.to_thread(lambda: sorted(underway(self.cache), key=itemgetter(0)))
 
-    async def remove_incoming(self, name: str) -> int:
-        """Remove what a kill has left of a publication; see removal.remove_incoming."""
-        return await self._write(remove_incoming, self.cache, name)
+    async def remove_underway(self, name: str) -> int:
+        """Remove what a kill has left of a publication; see removal.remove_underway."""
+        return await self._write(remove_underway, self.cache, name)
 
     async def remove_unneeded(self, removed: Manifest, spared: Collection[str]) -> Removed:
         """Remove the dependencies that a removed model leaves; see removal.remove_unneeded."""

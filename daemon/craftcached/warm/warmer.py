@@ -367,7 +367,7 @@ class Warmer:
             # Inside the context: a program that waits for a blob's lock then finds it published.
             manifest = await self._publish(files, known, as_need=wanted.as_need)
             if claim is not None:
-                claim.settle()
+                claim.settle(frozenset(record.inode for record in manifest.files))
         progress.tell(None, manifest.size, manifest.size, "done")
         # The caller removes dependencies that the new revision dropped; see Warming.warm.
         is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
