@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import (
     AccessDenied,
+    BudgetExceeded,
     CraftcacheError,
     DeviceLost,
     DeviceMemoryFull,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .aio import AsyncClient
     from .cache.opened import FileInfo
     from .client import Client, default_client
+    from .daemon.events import DaemonEvent
     from .device.staging import set_staging_limit
     from .loading.export import Export
     from .wire import Generation, Progress
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "Client",
+    "DaemonEvent",
     "Export",
     "FileInfo",
     "Generation",
@@ -72,6 +75,7 @@ __all__ = [
     "NotFound",
     "AccessDenied",
     "PolicyDenied",
+    "BudgetExceeded",
     "IntegrityError",
     "UnsafeCheckpoint",
     "NotACheckpoint",
@@ -91,6 +95,7 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "aio",
     "Client": "client",
+    "DaemonEvent": "daemon.events",
     "Export": "loading.export",
     "FileInfo": "cache.opened",
     "Generation": "wire",

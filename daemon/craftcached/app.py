@@ -8,6 +8,7 @@ import grp
 import logging
 import os
 import sqlite3
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from craftcache.cache.cache_format import check_format
@@ -15,29 +16,42 @@ from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
-from .counts import CountedFetcher, Counts
+from .address import Address
+from .budgets import BudgetLimits, Budgets
+from .counts import CountedFetcher
 from .database import Database, check_version
 from .directory_monitor import DirectoryMonitor, MonitoredDirectory
-from .events import Events
 from .eviction.evictor import Evictor
+from .eviction.holds import Holds
+from .eviction.keepers import Keepers
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
+from .eviction.meter import RoomMeter
 from .eviction.pins import Pins
+from .eviction.survey import Surveyor
 from .fetch import Engine, EngineSettings, Mirrors, SecondAttempt
+from .fetch.disk_space import DiskSpace, existing, free_bytes
+from .host_tokens import HostTokens
 from .inspect import Inspector
+from .loop_lag import measuring_lag
+from .min_free import MinFree
 from .residency.residency import Residency
 from .serve.handler import CountedHandler
 from .serve.http import AdminServer
 from .serve.metrics import MetricsRoute
+from .serve.metrics_listener import metrics_listener
 from .serve.peers import Administrators
+from .serve.sight_routes import SightRoutes
 from .serve.sockets import Door, bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
+from .sight import Sight
 from .store.opener import BlobOpener
 from .store.owner import OwnerCache
 from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
+from .warm.admission import FetchAdmission
 from .warm.origins import Hub, Origins
 from .warm.warmer import Warmer
 from .watch import Watches
@@ -90,13 +104,14 @@ class Daemon:
         self._administrators = Administrators(settings.admin_group)
         self._warmer: Warmer | None = None
         self._evictor: Evictor | None = None
+        self._holds: Holds | None = None
+        self._budgets: Budgets | None = None
         self._watches: Watches | None = None
         self._integrity: Integrity | None = None
         self._monitor: DirectoryMonitor
-        self._events = Events()
-        self._counts = Counts()
+        self._sight = Sight.of()
         self._mirrors = Mirrors(
-            settings.mirrors, hub_endpoint=settings.hub_endpoint, tell=self._events.tell
+            settings.mirrors, hub_endpoint=settings.hub_endpoint, tell=self._sight.events.tell
         )
 
     async def __aenter__(self) -> Self:
@@ -125,6 +140,12 @@ class Daemon:
             self._warmer.allow(settings.allow, deny=settings.deny)
         if self._evictor is not None:
             self._evictor.max_bytes = settings.max_bytes
+            self._evictor.min_free = MinFree.parse(settings.min_free)
+            self._evictor.evicts_others = settings.evict_others
+        if self._holds is not None:
+            self._holds.max_seconds = settings.max_hold
+        if self._budgets is not None:
+            self._budgets.limits = _budget_limits(settings)
         if self._watches is not None:
             self._watches.configure(settings.watches)
         if self._integrity is not None:
@@ -135,23 +156,26 @@ class Daemon:
         return self._warmer.progress() if self._warmer is not None else []
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
-        settings = self._settings
+        settings, events = self._settings, self._sight.events
         cache = CacheDir(settings.own_cache_dir)
         # Both before anything is made or changed in either.
         check_format(cache)
         with _naming("state_dir", settings.state_dir):
             check_version(settings.state_dir)
         with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
-            store = await life.enter_async_context(Store(cache, self._events))
+            store = await life.enter_async_context(Store(cache, events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
+        await life.enter_async_context(self._sight.absences.kept_in(records))
         owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
         if owner is not None:
             await owner.follow_all()
         inspector = await life.enter_async_context(Inspector())
+        staging = cache.staging / "fetch"
+        space = DiskSpace(lambda: free_bytes(existing(cache.staging)), None, cache.root)
         engine = await life.enter_async_context(
             Engine(
-                cache.staging / "fetch",
+                staging,
                 EngineSettings(
                     max_connections=settings.max_connections,
                     max_connections_per_host=settings.max_connections_per_host,
@@ -160,6 +184,7 @@ class Daemon:
                 ),
                 check_url=self._policy.check_url,
                 may_be_private=self._policy.may_be_private,
+                space=space,
                 xet=self._xet,
                 mirrors=self._mirrors,
             )
@@ -173,36 +198,33 @@ class Daemon:
         life.callback(hub.close)
         obtainer = FileAcquirer(
             store=store,
-            fetcher=CountedFetcher(SecondAttempt(engine, self._mirrors), self._counts),
+            fetcher=CountedFetcher(SecondAttempt(engine, self._mirrors), self._sight.counts),
             inspector=inspector,
         )
+        self._budgets = await life.enter_async_context(Budgets(records, _budget_limits(settings)))
         self._warmer = Warmer(
             store=store,
-            origins=Origins(hub, self._policy),
+            origins=Origins(hub, self._policy, HostTokens(settings.tokens_dir)),
             obtainer=obtainer,
             allow=settings.allow,
             deny=settings.deny,
+            admission=FetchAdmission(
+                space=space, store=store, staging=staging, budgets=self._budgets
+            ),
             owner=owner,
+            events=events,
         )
         handout = BlobOpener(store, settings.serve_dir)
         handout.check()
         residency = await life.enter_async_context(Residency())
-        pins = Pins(store=store, records=records, residency=residency)
-        await life.enter_async_context(pins)
-        uses = await life.enter_async_context(LastUse(records))
-        self._evictor = Evictor(
-            store=store,
-            remove=store.remove,
-            pins=pins,
-            uses=uses,
-            max_bytes=settings.max_bytes,
-        )
+        keepers = await self._open_keepers(life, store, records, residency, space)
         self._watches = Watches(
             store=store,
             inspector=inspector,
             records=records,
-            events=self._events,
+            events=events,
             rules=settings.watches,
+            space=space,
         )
         self._monitor = DirectoryMonitor(
             (
@@ -224,11 +246,10 @@ class Daemon:
             records=records,
             handout=handout,
             residency=residency,
-            pins=pins,
-            uses=uses,
-            evictor=self._evictor,
+            keepers=keepers,
+            budgets=self._budgets,
             watches=self._watches,
-            events=self._events,
+            sight=self._sight,
             monitor=self._monitor,
             owner=owner,
         )
@@ -237,12 +258,48 @@ class Daemon:
         self._integrity = service.integrity
         await life.enter_async_context(self._watches.running(service.queue_needs))
         await life.enter_async_context(
-            Housekeeping(store=store, pins=pins, evictor=self._evictor, uses=uses)
+            Housekeeping(
+                store=store,
+                pins=keepers.pins,
+                evictor=keepers.evictor,
+                uses=keepers.uses,
+                holds=keepers.holds,
+            )
         )
         return service
 
+    async def _open_keepers(
+        self,
+        life: contextlib.AsyncExitStack,
+        store: Store,
+        records: Database,
+        residency: Residency,
+        space: DiskSpace,
+    ) -> Keepers:
+        """What keeps models or lets them go; from now on it decides what comes, too."""
+        settings, events = self._settings, self._sight.events
+        pins = Pins(store=store, records=records, residency=residency, events=events)
+        await life.enter_async_context(pins)
+        self._holds = holds = await life.enter_async_context(Holds(records, settings.max_hold))
+        uses = await life.enter_async_context(LastUse(records))
+        surveyor = Surveyor(store=store, pins=pins, holds=holds, uses=uses)
+        self._evictor = space.policy = evictor = Evictor(
+            store=store,
+            surveyor=surveyor,
+            meter=RoomMeter(store.cache, space),
+            remove=store.remove,
+            uses=uses,
+            holds=holds,
+            max_bytes=settings.max_bytes,
+            min_free=MinFree.parse(settings.min_free),
+            events=events,
+        )
+        evictor.evicts_others = settings.evict_others
+        return Keepers(pins, holds, uses, surveyor, evictor)
+
     async def _open_sockets(self, life: contextlib.AsyncExitStack, service: Service) -> None:
-        settings = self._settings
+        settings, sight = self._settings, self._sight
+        life.enter_context(sight.processes)
         gid = _gid(settings.admin_group)
         worker_door = self._open_door(
             life, self._inherited.worker, bind_worker_socket, settings.worker_socket_mode, None
@@ -252,13 +309,18 @@ class Daemon:
         )
         workers = WorkerServer(
             worker_door.listener,
-            CountedHandler(service, self._counts),
+            CountedHandler(service, sight.counts, sight.processes, sight.refusals),
             Limits(connections_per_uid=settings.max_clients_per_uid),
+            refusals=sight.refusals,
+            fallbacks=sight.counts.count_fallbacks,
         )
+        metrics = MetricsRoute(service, workers.statistics, sight.counts, self._mirrors.statistics)
         admin = AdminServer(
             service,
             self._administrators,
-            MetricsRoute(service, workers.statistics, self._counts, self._mirrors.statistics),
+            metrics,
+            SightRoutes(service, sight, workers.statistics),
+            sight.refusals,
             drain_seconds=settings.drain_seconds,
         )
 
@@ -268,6 +330,11 @@ class Daemon:
         life.push_async_callback(drain)
         await admin.start(admin_door.listener)
         workers.start()
+        await life.enter_async_context(measuring_lag(sight.counts.loop_lag))
+        if settings.metrics_listen:
+            address = Address.parse(settings.metrics_listen)
+            port = await life.enter_async_context(metrics_listener(address, metrics))
+            log.info("metrics are at http://%s/metrics", replace(address, port=port))
 
         async def reopen_worker() -> None:
             worker_door.reopen()
@@ -320,6 +387,15 @@ def _naming(setting: str, directory: Path) -> Iterator[None]:
             hint=f"Make it a directory that uid {os.geteuid()} may write, or choose another",
             retryable=False,
         ) from error
+
+
+def _budget_limits(settings: Settings) -> BudgetLimits:
+    return BudgetLimits(
+        requests=settings.max_requests_per_uid,
+        requests_per_minute=settings.max_requests_per_minute_per_uid,
+        fetched_bytes_per_day=settings.max_daily_bytes_per_uid,
+        queued=settings.max_queued_per_uid,
+    )
 
 
 def _gid(group: str) -> int | None:

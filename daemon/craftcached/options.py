@@ -49,6 +49,8 @@ def _type_of(setting: Setting) -> object:
             return click.BOOL
         case "float":
             return click.FloatRange(setting.least)
+        case "bool":
+            return click.BOOL
         case "MapChoice":
             return click.Choice(MAP_CHOICES)
     return click.STRING

@@ -7,13 +7,15 @@ import logging
 import os
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.checkpoint.filenames import check_checkpoint
+from craftcache.daemon.room import UserReport
 from craftcache.errors import CraftcacheError, InvalidSource, NotFound, PolicyDenied, Unavailable
 from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
 from craftcache.version import VERSION
@@ -38,6 +40,7 @@ from craftcache.wire import (
 )
 
 from .fetch import Priority
+from .overview import Overview
 from .scrub import Integrity
 from .scrub.examiner import PublishedModel
 from .status import ModelState
@@ -47,35 +50,48 @@ from .warming import Warming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.daemon.administration import Eviction, QueuedWarm
+    from craftcache.daemon.room import RoomReport
     from craftcache.sources import RemoteSource
-    from craftcache.wire import ModelsPage, Progress, Request
+    from craftcache.wire import Coming, ModelsPage, Progress, Request
 
-    from .database import Database, Pin
+    from .budgets import BudgetLimits, Budgets
+    from .database import Database, Pin, WarmJob
     from .directory_monitor import DirectoryMonitor
-    from .events import Events
-    from .eviction.evictor import Evictor
-    from .eviction.last_use import LastUse
-    from .eviction.pins import Pins
+    from .eviction.keepers import Keepers
     from .residency.residency import Residency
     from .settings import Settings
+    from .sight import Sight
     from .store.opener import BlobOpener
     from .store.owner import OwnerCache
     from .store.store import Store
     from .warm.warmer import Warmed, Warmer
     from .watch import Watches
 
-__all__ = ["Service"]
+__all__ = ["Asker", "Service"]
 
 log = logging.getLogger("craftcached")
 
 AnswerT = TypeVar("AnswerT")
 
+LOOKED_AT_ONCE = 64
+"""Models of a page that are looked at before it is asked whether the page is full."""
+
 OPEN_ATTEMPTS = 4
 """Times that a load warms and opens a model that is removed in between each time."""
+
+
+class Asker(Protocol):
+    """Who asks on a socket."""
+
+    @property
+    def uid(self) -> int:
+        """User id, as the kernel reports it."""
+        ...
 
 
 class Service:
@@ -88,17 +104,16 @@ class Service:
         records: The database, which keeps the queue of warms.
         handout: Opens published files for workers.
         residency: Reads files into the page cache.
-        pins: The models that are neither evicted nor removed.
-        uses: The time at which each model was last used.
-        evictor: Frees space in the cache.
+        keepers: What keeps models in the cache or lets them go.
+        budgets: What each user may have of the daemon.
         watches: The watched directories, whose generations are published.
-        events: The event stream that subscribers of the admin socket follow.
+        sight: What the daemon sees of itself; told of what is done here.
         monitor: Reports which of the daemon's own directories and sockets are gone.
         owner: Another daemon's cache that is served from as well; None for none.
 
     Attributes:
         watches: The watched directories, whose generations are published.
-        events: The event stream that subscribers of the admin socket follow.
+        started_at: Time of the daemon's start, in seconds since the epoch.
         integrity: Keeps what is cached what it was; the caller enters and leaves it.
     """
 
@@ -111,11 +126,10 @@ class Service:
         records: Database,
         handout: BlobOpener,
         residency: Residency,
-        pins: Pins,
-        uses: LastUse,
-        evictor: Evictor,
+        keepers: Keepers,
+        budgets: Budgets,
         watches: Watches,
-        events: Events,
+        sight: Sight,
         monitor: DirectoryMonitor,
         owner: OwnerCache | None = None,
     ) -> None:
@@ -124,16 +138,24 @@ class Service:
         self._warmer = warmer
         self._handout = handout
         self._residency = residency
-        self._pins = pins
-        self._uses = uses
-        self._evictor = evictor
+        self._pins = keepers.pins
+        self._holds = keepers.holds
+        self._uses = keepers.uses
+        self._surveyor = keepers.surveyor
+        self._evictor = keepers.evictor
+        self._budgets = budgets
         self._monitor = monitor
         self._owner = owner
         self.watches = watches
-        self.events = events
-        self._started_at = time.time()
+        self._sight = sight
+        self.started_at = time.time()
         self._warming = Warming(
-            store=store, warmer=warmer, residency=residency, pins=pins, uses=uses, watches=watches
+            store=store,
+            warmer=warmer,
+            residency=residency,
+            pins=keepers.pins,
+            uses=keepers.uses,
+            watches=watches,
         )
         self._queue = WarmQueue(records, self._warm_queued)
         self.integrity = Integrity(
@@ -141,8 +163,16 @@ class Service:
             store=store,
             records=records,
             mender=self._warming,
-            events=events,
+            events=sight.events,
             is_busy=lambda: warmer.running > 0,
+        )
+        self._overview = Overview(
+            cache=store.cache,
+            warmer=warmer,
+            queue=self._queue,
+            keepers=keepers,
+            watches=watches,
+            sight=sight,
         )
 
     async def resume(self) -> None:
@@ -163,7 +193,7 @@ class Service:
     async def handle(
         self,
         request: Request[AnswerT],
-        peer: object,  # noqa: ARG002  # whoever asks
+        peer: Asker,
         report: Callable[[Progress], None],
     ) -> AnswerT:
         """Answer a request; see Handler, and the method of each kind of request.
@@ -173,14 +203,9 @@ class Service:
         """
         answer: Any
         match request:
-            case Load():
-                answer = await self._load(request, report)
-            case Resolve():
-                answer = await self._resolve(request, report)
-            case Warm():
-                answer = _warmed_model(await self.warm(request, report))
-            case WarmBatch():
-                answer = await self._warm_all(request, report)
+            case Load() | Resolve() | Warm() | WarmBatch():
+                with self.working_for(peer.uid):
+                    answer = await self._work(request, peer.uid, report)
             case Status():
                 answer = await self.status()
             case Models():
@@ -192,7 +217,31 @@ class Service:
                 answer = _generation(request.name, served)
         return cast("AnswerT", answer)
 
-    async def _load(self, request: Load, report: Callable[[Progress], None]) -> Loaded:
+    def working_for(self, uid: int) -> AbstractContextManager[None]:
+        """A context in which a request that takes work is done for a user; see Budgets.request.
+
+        Raises:
+            BudgetExceeded: The user has too many.
+        """
+        return self._budgets.request(uid)
+
+    async def _work(
+        self,
+        request: Load | Resolve | Warm | WarmBatch,
+        uid: int,
+        report: Callable[[Progress], None],
+    ) -> object:
+        match request:
+            case Load():
+                return await self._load(request, uid, report)
+            case Resolve():
+                return await self._resolve(request, uid, report)
+            case Warm():
+                return _warmed_model(await self.warm(request, report, uid=uid))
+            case WarmBatch():
+                return await self._warm_all(request, uid, report)
+
+    async def _load(self, request: Load, uid: int, report: Callable[[Progress], None]) -> Loaded:
         """Open the files of a source; those that are missing are warmed first.
 
         Raises:
@@ -202,17 +251,21 @@ class Service:
         source = request.source
         for name in request.names:
             check_checkpoint(name, source=source.shown)
-        for attempt in range(OPEN_ATTEMPTS):
-            # What was made sure of just now is served, whatever its owner has done since.
-            if loaded := self._open(request, is_fresh=attempt > 0):
-                return loaded
-            try:
-                await self._warming.ensure(source, request.names, Priority.WAITED_FOR, report)
-            except OSError as error:
-                if self._owner is None:
-                    raise
-                # A file of another daemon's cache was removed while it was looked at.
-                log.info("%s: %s; looked for again", source.shown, error)
+        # It stays until it is open: from then on the kernel knows that it is in use.
+        with self._surveyor.needing(manifest_key(source)):
+            for attempt in range(OPEN_ATTEMPTS):
+                # What was made sure of just now is served, whatever its owner has done since.
+                if loaded := self._open(request, is_fresh=attempt > 0):
+                    return loaded
+                try:
+                    await self._warming.ensure(
+                        source, request.names, Priority.WAITED_FOR, report, for_uid=uid
+                    )
+                except OSError as error:
+                    if self._owner is None:
+                        raise
+                    # A file of another daemon's cache was removed while it was looked at.
+                    log.info("%s: %s; looked for again", source.shown, error)
         raise Unavailable(
             "it is removed as often as it is brought",
             source=source.shown,
@@ -245,10 +298,18 @@ class Service:
             map=self._settings.map,
         )
 
-    async def _resolve(self, request: Resolve, report: Callable[[Progress], None]) -> Resolved:
+    async def _resolve(
+        self, request: Resolve, uid: int, report: Callable[[Progress], None]
+    ) -> Resolved:
         """Where a file stands below the cache directory, as huggingface_hub would name it."""
         source, name = request.source, request.name
-        warmed = await self._warming.ensure(source, (name,), Priority.WAITED_FOR, report)
+        with self._surveyor.needing(manifest_key(source)):
+            warmed = await self._warming.ensure(
+                source, (name,), Priority.WAITED_FOR, report, for_uid=uid
+            )
+            return self._resolved(source, name, warmed)
+
+    def _resolved(self, source: RemoteSource, name: str, warmed: Warmed) -> Resolved:
         record = warmed.manifest.file(name)
         if record is None:
             raise NotFound(f"no file {name}", source=source.shown, hint="Try again")
@@ -263,36 +324,67 @@ class Service:
         status = path.stat()
         return Resolved(cache.relative(path), status.st_dev, status.st_ino)
 
-    async def warm(self, request: Warm, report: Callable[[Progress], None]) -> Warmed:
-        """Warm a source at its newest revision, then its dependencies; see Warming.warm."""
-        return await self._warming.warm(request, report)
+    async def warm(
+        self, request: Warm, report: Callable[[Progress], None], *, uid: int | None
+    ) -> Warmed:
+        """Warm a source at its newest revision, then its dependencies, and hold it if asked to.
+
+        Args:
+            request: The warm.
+            report: Called with progress; must not block.
+            uid: The user; None where the daemon does it by itself.
+
+        Raises:
+            PolicyDenied: It may not be held for so long.
+            CraftcacheError: See Warming.warm.
+        """
+        source, seconds = request.source, request.options.hold
+        self._holds.check(source, seconds)
+        with self._surveyor.needing(manifest_key(source)):
+            warmed = await self._warming.warm(request, report, for_uid=uid)
+            if seconds <= 0 or uid is None:
+                return warmed
+            hold = await self._holds.hold(source, uid, seconds)
+        return replace(warmed, held_until=hold.expires_at)
 
     async def _warm_all(
-        self, request: WarmBatch, report: Callable[[Progress], None]
+        self, request: WarmBatch, uid: int, report: Callable[[Progress], None]
     ) -> WarmedBatch:
         """Do all warms at once; the answer has an error in the place of each that failed."""
 
         async def one(warm: Warm) -> WarmedModel | CraftcacheError:
             try:
-                return _warmed_model(await self.warm(warm, report))
+                return _warmed_model(await self.warm(warm, report, uid=uid))
             except CraftcacheError as error:
                 return error
 
         return WarmedBatch(tuple(await asyncio.gather(*map(one, request.warms))))
 
     async def _page(self, request: Models) -> ModelsPage:
-        """The models whose source sorts after that of the request."""
-        states = await self.models()
-        return first_page(state.model for state in states if state.model.source > request.after)
+        """The models whose source sorts after that of the request, as many as one message holds.
 
-    async def queue(self, warms: Sequence[Warm]) -> list[QueuedWarm]:
+        Only those are looked at, or a list of thousands would take as many looks at all of them.
+        """
+        published = await self._store.published()
+        later = [item for item in published if item[1].source > request.after]
+        states: list[CachedModel] = []
+        for start in range(0, len(later), LOOKED_AT_ONCE):
+            batch = later[start : start + LOOKED_AT_ONCE]
+            states += [(await self._state(key, manifest)).model for key, manifest in batch]
+            page = first_page(states)
+            if page.next:
+                return page
+        return first_page(states)
+
+    async def queue(self, warms: Sequence[Warm], *, uid: int) -> list[QueuedWarm]:
         """Queue warms; they outlive the request and a restart of the daemon.
 
         If it raises, none of them was queued.
 
         Raises:
             InvalidSource: One of the sources is a watch, which is not fetched.
-            PolicyDenied: The settings do not allow one of the sources.
+            PolicyDenied: The settings do not allow one of the sources, or so long a hold.
+            BudgetExceeded: The user has too many warms in the queue.
             Unavailable: The queue is full.
         """
         for warm in warms:
@@ -303,7 +395,13 @@ class Service:
                     hint="Queue warms of Hub ids and URLs",
                 )
             self._warmer.check_allowed(warm.source)
-        return await self._queue.add(warms)
+            self._holds.check(warm.source, warm.options.hold)
+        jobs = await self._queue.add(
+            warms, uid, lambda queued: self._budgets.check_queued(uid, queued)
+        )
+        for each in jobs:
+            self._sight.events.tell("warm_queued", source=each.source, number=each.id)
+        return jobs
 
     async def queue_needs(self, generation: Manifest) -> None:
         """Queue a warm of a generation's dependencies, unless all of them are cached."""
@@ -343,7 +441,8 @@ class Service:
         removed += await self._remove_superseded(source)
         for gone in removed.keys:
             await self._uses.forget(gone)
-        log.info("removed %s: %d bytes freed", source.shown, removed.freed)
+            await self._holds.forget(gone)
+        self._sight.events.tell("removed", source=source.shown, freed_bytes=removed.freed)
         return removed.freed
 
     async def _remove_superseded(self, source: RemoteSource) -> Removed:
@@ -357,9 +456,9 @@ class Service:
                 removed += await self._store.remove(key, self._pins.keys)
         return removed
 
-    async def pin(self, text: str, *, lock: bool) -> Pin:
+    async def pin(self, text: str, *, lock: bool, expires_in: float | None = None) -> Pin:
         """Keep a model from being evicted and removed; see Pins.pin."""
-        return await self._pins.pin(parse(text), lock=lock)
+        return await self._pins.pin(parse(text), lock=lock, expires_in=expires_in)
 
     async def unpin(self, text: str) -> None:
         """Allow a model to be evicted and removed again; see Pins.unpin."""
@@ -368,6 +467,31 @@ class Service:
     async def evict(self, wanted: int | None, *, dry_run: bool) -> Eviction:
         """Evict models to free ``wanted`` bytes, or down to the quota; see Evictor.evict."""
         return await self._evictor.evict(wanted, dry_run=dry_run)
+
+    async def room(self) -> RoomReport:
+        """The room of the cache, and what takes it; see Evictor.report."""
+        return await self._evictor.report()
+
+    def users(self) -> list[UserReport]:
+        """What each user has of the daemon, by uid."""
+        budgets = {budget.uid: budget for budget in self._budgets.report()}
+        queued, held = self._queue.users(), Counter(hold.uid for hold in self._holds.all())
+        return [
+            UserReport(
+                uid,
+                requests=budgets[uid].requests if uid in budgets else 0,
+                requests_last_minute=budgets[uid].requests_last_minute if uid in budgets else 0,
+                fetched_bytes_today=budgets[uid].fetched_bytes_today if uid in budgets else 0,
+                queued=queued[uid],
+                held=held[uid],
+            )
+            for uid in sorted({*budgets, *queued, *held})
+        ]
+
+    @property
+    def budget_limits(self) -> BudgetLimits:
+        """What each user may have of the daemon; 0 is no limit."""
+        return self._budgets.limits
 
     async def verify(self, texts: Sequence[str]) -> int:
         """Have all files of these models hashed again, or with no names of all models.
@@ -406,13 +530,14 @@ class Service:
 
     async def status(self) -> DaemonStatus:
         """The daemon's state at this moment; sizes are in bytes."""
-        manifests = await self._store.manifests()
+        published = await self._store.published()
+        manifests = [manifest for _, manifest in published]
         blobs = {record.path: record.size for manifest in manifests for record in manifest.files}
         quarantined, quarantined_bytes = await self.integrity.quarantine.totals()
-        return DaemonStatus(
+        status = DaemonStatus(
             version=VERSION,
             pid=os.getpid(),
-            started_at=self._started_at,
+            started_at=self.started_at,
             cache_dir=str(self._settings.cache_dir),
             socket_dir=str(self._settings.socket_dir),
             models=len(manifests),
@@ -430,6 +555,21 @@ class Service:
             hashed_since=self.integrity.scrub.hashed_since,
             has_verity=self.integrity.verity.is_supported,
         )
+        return await self._overview.complete(status, published)
+
+    def paths(self, shown: str) -> list[Path]:
+        """Paths of the files of a model that is published under a name as shown to people."""
+        manifest = self._store.manifest(parse(shown))
+        return [self._store.cache.path(record) for record in manifest.files] if manifest else []
+
+    @property
+    def queue_length(self) -> int:
+        """Warms that are queued and not done."""
+        return len(self._queue)
+
+    def coming(self) -> list[Coming]:
+        """What is being brought, oldest first."""
+        return self._warmer.coming()
 
     def manifest(self, source: RemoteSource) -> Manifest:
         """The manifest of a published source.
@@ -455,14 +595,16 @@ class Service:
             resident_bytes=await self._resident(manifest.files),
             is_pinned=pin is not None,
             is_locked=pin is not None and pin.is_locked,
+            pinned_until=None if pin is None else pin.expires_at,
+            held_until=self._holds.until(key),
         )
         return ModelState(manifest, model)
 
     async def _resident(self, records: Iterable[FileRecord]) -> int | None:
-        return await self._residency.resident(map(self._store.cache.path, records))
+        return await self._residency.resident(map(self._store.cache.path_text, records))
 
-    async def _warm_queued(self, warm: Warm) -> None:
-        await self.warm(warm, lambda _: None)
+    async def _warm_queued(self, job: WarmJob) -> None:
+        await self.warm(job.warm, lambda _: None, uid=job.uid)
 
 
 def _warmed_model(warmed: Warmed) -> WarmedModel:
@@ -473,6 +615,7 @@ def _warmed_model(warmed: Warmed) -> WarmedModel:
         warmed.bytes_reused,
         resident_bytes=warmed.resident_bytes,
         not_refreshed=warmed.not_refreshed,
+        held_until=warmed.held_until,
     )
 
 

@@ -74,11 +74,19 @@ class Warming:
         report: Callable[[Progress], None],
         *,
         refresh: bool = False,
+        for_uid: int | None = None,
+        with_needs: bool = False,
     ) -> Warmed:
         """Make files of a source present and published; see Warmer.warm."""
         if not isinstance(source, WatchSource):
             return await self._warmer.warm(
-                source, names, refresh=refresh, priority=priority, report=report
+                source,
+                names,
+                refresh=refresh,
+                priority=priority,
+                report=report,
+                for_uid=for_uid,
+                with_needs=with_needs,
             )
         # A watch has no origin to fetch from: its files are published when the directory changes.
         manifest = await self._warmer.recheck(source, names, report)
@@ -128,7 +136,9 @@ class Warming:
             return
         await self._warmer.mend(source, filenames, as_need=as_need, report=_unheard)
 
-    async def warm(self, request: Warm, report: Callable[[Progress], None]) -> Warmed:
+    async def warm(
+        self, request: Warm, report: Callable[[Progress], None], *, for_uid: int | None = None
+    ) -> Warmed:
         """Warm a source at its newest revision, then its dependencies.
 
         Returns:
@@ -140,12 +150,18 @@ class Warming:
         """
         source, options = request.source, request.options
         warmed = await self.ensure(
-            source, request.names, Priority.BACKGROUND, report, refresh=options.refresh
+            source,
+            request.names,
+            Priority.BACKGROUND,
+            report,
+            refresh=options.refresh,
+            for_uid=for_uid,
+            with_needs=not options.pair_only,
         )
         self._uses.note(manifest_key(source))
         try:
             if not options.pair_only and (options.refresh or not self._has_needs(warmed.manifest)):
-                not_refreshed = await self._bring_needs(source, warmed.manifest, report)
+                not_refreshed = await self._bring_needs(source, warmed.manifest, report, for_uid)
                 warmed = replace(warmed, not_refreshed=not_refreshed)
         finally:
             # Only once the new dependencies are published: they may depend on the old ones.
@@ -161,12 +177,17 @@ class Warming:
         return all(self._store.needed(need) is not None for need in manifest.needs)
 
     async def _bring_needs(
-        self, source: RemoteSource, manifest: Manifest, report: Callable[[Progress], None]
+        self,
+        source: RemoteSource,
+        manifest: Manifest,
+        report: Callable[[Progress], None],
+        for_uid: int | None,
     ) -> tuple[str, ...]:
         """Warm a model's dependencies; returns the names of those that could not be refreshed."""
         not_refreshed = []
         try:
-            for met in await self._warmer.warm_needs(manifest, report=report):
+            brought = await self._warmer.warm_needs(manifest, report=report, for_uid=for_uid)
+            for met in brought:
                 needed, failure = met.manifest, met.not_refreshed
                 log.info("%s needs %s at %s", manifest.source, needed.source, needed.revision)
                 if failure is not None:

@@ -1,8 +1,7 @@
-"""What is cached, what would be loaded, how the daemon is: ls, show, explain, status, rm."""
+"""What is cached, and what would be loaded: ls, show, explain, rm."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +14,7 @@ from .output import (
     NOT_KNOWN,
     Branch,
     aligned,
+    moment_text,
     print_columns,
     print_json,
     print_pairs,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from craftcache import FileInfo
     from craftcache.wire import CachedModel
 
-__all__ = ["ls", "show", "explain", "status", "rm"]
+__all__ = ["ls", "show", "explain", "rm"]
 
 
 @click.command()
@@ -78,7 +78,8 @@ def show(place: Site, source: str, *, as_json: bool) -> None:
             "revision": model.revision,
             "size": size_text(model.size),
             "resident": _resident(model),
-            "pinned": _pinned(model),
+            "pinned": _pinned(model) + _until(model.pinned_until),
+            "held": "no" if model.held_until is None else f"yes{_until(model.held_until)}",
         }
     )
     click.echo()
@@ -131,23 +132,6 @@ def explain(place: Site, source: str, *, as_json: bool) -> None:
 
 
 @click.command()
-@json_option
-@pass_place
-def status(place: Site, *, as_json: bool) -> None:
-    """Say how the daemon is, and how much of each model is in memory."""
-    client = place.client()
-    report = asdict(client.status())
-    models = client.models()
-    if as_json:
-        print_json(report | {"resident": {model.source: model.resident_bytes for model in models}})
-        return
-    print_pairs(report)
-    click.echo()
-    rows = [(model.source, _resident(model), size_text(model.size)) for model in models]
-    print_columns(("SOURCE", "RESIDENT", "SIZE"), rows)
-
-
-@click.command()
 @click.argument("source")
 @json_option
 @pass_place
@@ -171,6 +155,8 @@ def _document(model: CachedModel) -> dict[str, object]:
         "locked": model.is_locked,
         "needed_only": model.is_needed_only,
         "superseded": model.is_superseded,
+        "pinned_until": model.pinned_until,
+        "held_until": model.held_until,
         "files": model.files,
         "needs": model.needs,
         "unmet": model.unmet,
@@ -188,7 +174,13 @@ def _pinned(model: CachedModel) -> str:
         return "yes"
     if model.is_superseded:
         return "superseded"
+    if model.held_until is not None:
+        return "held"
     return "needed" if model.is_needed_only else "no"
+
+
+def _until(moment: float | None) -> str:
+    return "" if moment is None else f" until {moment_text(moment)}"
 
 
 def _print_files(files: Iterable[FileInfo]) -> None:

@@ -9,10 +9,11 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from craftcache.errors import CraftcacheError, PolicyDenied, Unavailable, from_problem
+from craftcache.errors import CraftcacheError, Unavailable, from_problem
 from craftcache.sources import check_watch_name
 from craftcache.wire.fields import Fields
 
+from .activity import Activity
 from .administration import (
     Eviction,
     QuarantinedFile,
@@ -22,15 +23,20 @@ from .administration import (
     WatchList,
     WatchReport,
 )
+from .events import EventStream, connection_error
+from .processes import ModelProcess
+from .room import RoomReport, UserReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     import httpx
 
     from craftcache.watch_rule import WatchRule
     from craftcache.wire import Progress, WarmOptions
+
+    from .events import DaemonEvent
 
 __all__ = ["AdminClient"]
 
@@ -77,12 +83,18 @@ class AdminClient:
         answer = self._request("DELETE", f"/v1/models/{quote(source, safe='')}")
         return answer.integer("freed_bytes")
 
-    def pin(self, source: str, *, lock: bool = False) -> None:
+    def pin(
+        self, source: str, *, lock: bool = False, expires_in: float | None = None
+    ) -> float | None:
         """Keep a model of the cache from being evicted and removed.
 
         Args:
             source: The source to keep, at whatever revision.
             lock: Whether to keep it in memory too; returns when all of it is there.
+            expires_in: Seconds after which the pin ends by itself; None for never.
+
+        Returns:
+            Time at which the pin ends by itself, in seconds since the epoch; None for never.
 
         Raises:
             NotFound: It is not in the cache.
@@ -90,7 +102,11 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         path = f"/v1/pins/{quote(source, safe='')}"
-        self._request("PUT", path, {"lock": lock}, seconds=LOCK_SECONDS)
+        body = {"lock": lock, "expires_in": expires_in}
+        answer = self._request("PUT", path, body, seconds=LOCK_SECONDS)
+        if answer.is_null("expires_at"):
+            return None
+        return answer.moment("expires_at").timestamp()
 
     def unpin(self, source: str) -> None:
         """Allow a pinned model to be evicted and removed again.
@@ -188,6 +204,23 @@ class AdminClient:
         answer = self._request("DELETE", f"/v1/quarantine/{quote(name, safe='')}")
         return answer.integer("freed_bytes")
 
+    def room(self) -> RoomReport:
+        """The room of the cache, and what takes it.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        return RoomReport.parse(self._request("GET", "/v1/room"))
+
+    def users(self) -> list[UserReport]:
+        """What each user has of the daemon, and has held.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("GET", "/v1/users")
+        return list(map(UserReport.parse, answer.children("users", MAX_ITEMS)))
+
     def queue_warm(self, sources: Sequence[str], options: WarmOptions) -> list[QueuedWarm]:
         """Have the daemon warm ``sources`` by itself, without waiting for it.
 
@@ -223,6 +256,40 @@ class AdminClient:
         """
         answer = self._request("DELETE", f"/v1/warm/{number}")
         return QueuedWarm.parse(answer)
+
+    def events(self, since: int | None = None) -> Iterator[DaemonEvent]:
+        """Yield what happens in the daemon; goes on after its restart, and says what was missed.
+
+        Args:
+            since: Number of an event, after which to begin; 0 begins with the oldest that the
+                daemon has kept, None with what happens from now on.
+
+        Raises:
+            PolicyDenied: This user may not connect.
+            Unavailable: The daemon cannot be reached.
+        """
+        return EventStream(self._socket()).read(since)
+
+    def async_events(self, since: int | None = None) -> AsyncIterator[DaemonEvent]:
+        """See ``events``; for asyncio."""
+        return EventStream(self._socket()).aread(since)
+
+    def activity(self) -> Activity:
+        """What the daemon does at this moment, and its counters; costs it next to nothing.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        return Activity.parse(self._request("GET", "/v1/activity"))
+
+    def processes(self) -> list[ModelProcess]:
+        """The running processes that were handed models, or wait for some.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("GET", "/v1/processes")
+        return list(map(ModelProcess.parse, answer.children("processes", MAX_ITEMS)))
 
     def put_watch(self, rule: WatchRule) -> None:
         """Watch a directory, or change how it is watched.
@@ -288,7 +355,7 @@ class AdminClient:
             with httpx.Client(transport=transport, timeout=timeout) as client:
                 response = client.request(method, f"http://craftcached{path}", json=body)
         except httpx.TransportError as error:
-            raise _connection_error(error, socket) from error
+            raise connection_error(error, socket) from error
         return _answer(response)
 
     def _events(self, method: str, path: str, body: object) -> Iterator[Fields]:
@@ -311,7 +378,7 @@ class AdminClient:
                 for line in response.iter_lines():
                     yield Fields(json.loads(line), _malformed)
         except httpx.TransportError as error:
-            raise _connection_error(error, socket) from error
+            raise connection_error(error, socket) from error
         except ValueError as error:
             raise _malformed("a line of it is no JSON") from error
 
@@ -349,20 +416,6 @@ def _progress(event: Fields) -> Progress:
     from craftcache.wire import Progress
 
     return Progress.parse(event)
-
-
-def _connection_error(error: httpx.TransportError, socket: Path) -> CraftcacheError:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, PermissionError):
-            return PolicyDenied(
-                f"this user may not use {socket}", hint="Ask root, or join the socket's group"
-            )
-        cause = cause.__cause__ or cause.__context__
-    return Unavailable(
-        f"the daemon cannot be reached at {socket} ({error})",
-        hint="Is craftcached running? systemctl status craftcached says so",
-    )
 
 
 def _malformed(why: str) -> CraftcacheError:

@@ -97,15 +97,12 @@ class Progress:
     @classmethod
     def parse(cls, fields: Fields) -> Progress:
         """The message with these keys."""
-        state = _STATES.get(fields.text("state", 32))
-        if state is None:
-            raise WireError("'state' is no state")
         return cls(
             source=fields.text("source", MAX_SOURCE, empty=True),
             file=None if fields.is_null("file") else fields.text("file", MAX_FILENAME),
             done=fields.integer("done"),
             total=None if fields.is_null("total") else fields.integer("total"),
-            state=state,
+            state=fields.choice("state", _STATES),
         )
 
 
@@ -231,6 +228,8 @@ class WarmedModel:
             not known.
         not_refreshed: Dependencies that are cached, and whose origin could not be asked for a
             newer revision.
+        held_until: Time until which it is not evicted, in seconds since the epoch; None where it
+            is not held.
     """
 
     source: str
@@ -240,6 +239,7 @@ class WarmedModel:
     served_by: ServedBy = "daemon"
     resident_bytes: int | None = None
     not_refreshed: tuple[str, ...] = ()
+    held_until: float | None = None
 
     TYPE: ClassVar[str] = "warmed"
 
@@ -257,6 +257,7 @@ class WarmedModel:
             "not_refreshed": [
                 clipped(name, TEXT_LIMITS[-1]) for name in self.not_refreshed[:MAX_NOT_REFRESHED]
             ],
+            "held_until": self.held_until,
         }
 
     @classmethod
@@ -277,6 +278,7 @@ class WarmedModel:
             not_refreshed=()
             if result.is_null("not_refreshed")
             else result.texts("not_refreshed", MAX_NOT_REFRESHED, MAX_SOURCE),
+            held_until=result.optional_seconds("held_until"),
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from craftcache.errors import from_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from craftcache.errors import CraftcacheError
 
@@ -106,6 +106,21 @@ class Fields:
             raise self.refusal(f"{key!r} is empty")
         return texts
 
+    def strings(self, key: str, least: int, most: int) -> tuple[str, ...]:
+        """A list of ``least`` to ``most`` strings of whatever content."""
+        value = self.whole.get(key)
+        is_list = isinstance(value, list) and least <= len(value) <= most
+        if not is_list or not all(isinstance(item, str) for item in value or ()):
+            raise self.refusal(f"{key!r} is no list of {least} to {most} strings")
+        return tuple(value or ())
+
+    def choice(self, key: str, options: Mapping[str, T]) -> T:
+        """The value of one of ``options``, which the key names."""
+        name = self.whole.get(key)
+        if not isinstance(name, str) or name not in options:
+            raise self.refusal(f"{key!r} is none of {', '.join(options)}")
+        return options[name]
+
     def sha256(self, key: str) -> str:
         """A sha256 in hex."""
         digits = self.text(key, 64)
@@ -133,6 +148,10 @@ class Fields:
         if not 0 <= value <= MAX_INTEGER:
             raise self.refusal(f"{key!r} is no number of seconds")
         return float(value)
+
+    def optional_seconds(self, key: str) -> float | None:
+        """Likewise, or None where the key is absent or null."""
+        return None if self.is_null(key) else self.seconds(key)
 
     def moment(self, key: str) -> datetime:
         """A point in time, as RFC 3339 writes it."""

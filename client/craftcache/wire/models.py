@@ -77,6 +77,8 @@ class CachedModel:
         unmet: Dependencies that no cache can hold.
         is_needed_only: Whether it is cached only as a dependency of other models.
         is_superseded: Whether it is an earlier revision, which is the first to go.
+        pinned_until: Time at which its pin ends by itself, in seconds since the epoch, or None.
+        held_until: Time until which users hold it, in seconds since the epoch, or None.
     """
 
     source: str
@@ -89,6 +91,8 @@ class CachedModel:
     unmet: tuple[UnmetDependency, ...] = ()
     is_needed_only: bool = False
     is_superseded: bool = False
+    pinned_until: float | None = None
+    held_until: float | None = None
 
     @classmethod
     def of(
@@ -100,6 +104,8 @@ class CachedModel:
         resident_bytes: int | None = None,
         is_pinned: bool = False,
         is_locked: bool = False,
+        pinned_until: float | None = None,
+        held_until: float | None = None,
     ) -> CachedModel:
         """The model that a manifest describes, with the files that are intact."""
         return cls(
@@ -116,6 +122,8 @@ class CachedModel:
             manifest.unmet,
             manifest.needed_only,
             manifest.superseded,
+            pinned_until,
+            held_until,
         )
 
     @property
@@ -139,6 +147,8 @@ class CachedModel:
             ],
             "is_needed_only": self.is_needed_only,
             "is_superseded": self.is_superseded,
+            "pinned_until": self.pinned_until,
+            "held_until": self.held_until,
         }
 
     @classmethod
@@ -155,6 +165,8 @@ class CachedModel:
             unmet=_unmet(fields),
             is_needed_only=fields.optional_flag("is_needed_only"),
             is_superseded=fields.optional_flag("is_superseded"),
+            pinned_until=fields.optional_seconds("pinned_until"),
+            held_until=fields.optional_seconds("held_until"),
         )
 
 

@@ -161,6 +161,7 @@ class WarmKeywords(TypedDict, total=False):
     resident: bool
     pair_only: bool
     refresh: bool
+    hold: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +177,15 @@ class WarmOptions:
         pair_only: Whether to leave out the source's dependencies.
         refresh: Whether to ask the origin for a newer revision; without it, the revision that was
             warmed last is used, and only missing files are fetched.
+        hold: Seconds for which it must not be evicted, from the end of the warm on; 0 for none.
+            The daemon bounds it.
     """
 
     filenames: tuple[str, ...] = ()
     resident: bool = False
     pair_only: bool = False
     refresh: bool = True
+    hold: float = 0.0
 
     @classmethod
     def of(cls, keywords: WarmKeywords) -> WarmOptions:
@@ -206,7 +210,8 @@ class WarmOptions:
             for option in fields(cls)
             if isinstance(option.default, bool)
         }
-        return cls(given.filenames(max_files), **flags)
+        hold = 0.0 if given.is_null("hold") else given.seconds("hold")
+        return cls(given.filenames(max_files), **flags, hold=hold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,8 @@ class Engine:
         clock: Returns Unix time in seconds, for the age of partial files.
         boot_id: Id of this boot of the machine; None asks the kernel.
         free: Returns the free bytes of the file system of ``staging``.
+        space: The ledger of the room that files take which are not published yet; None makes one
+            that looks at the disk alone.
         xet: Command line of the process that fetches from Xet storage; None uses HTTP for all.
         mirrors: Who is asked before origins are; None asks origins only.
     """
@@ -84,6 +86,7 @@ class Engine:
         clock: Callable[[], float] = time.time,
         boot_id: str | None = None,
         free: Callable[[], int] | None = None,
+        space: DiskSpace | None = None,
         xet: Sequence[str] | None = None,
         mirrors: Mirrors | None = None,
     ) -> None:
@@ -94,6 +97,7 @@ class Engine:
         self._clock = clock
         self._boot_id = boot_id
         self._free = free or (lambda: free_bytes(staging))
+        self._space = space
         self._xet = xet
         self._mirrors = mirrors or Mirrors()
         self._claimants: dict[str, Claimant] = {}
@@ -175,7 +179,7 @@ class Engine:
             mirrors=self._mirrors,
             repairs=repairs,
             memory=MemoryBudget(settings.memory_bytes),
-            space=DiskSpace(self._free, threads, self._staging),
+            space=self._space or DiskSpace(self._free, threads, self._staging),
             xet=Xet(self._xet, settings.stall_seconds, network.rules) if self._xet else None,
         )
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from craftcache.errors import IntegrityError
+from craftcache.full_disk import FULL
 from craftcache.sources import shown_url
 
 from .faults import BEGIN_AGAIN, Fault, Trouble
@@ -50,6 +51,9 @@ ROOM_AHEAD_BYTES = 64 * 1024 * 1024
 MAX_CHANGES = 4
 """Changes of the file at the origin after which the fetch is given up."""
 
+MAX_FILLINGS = 3
+"""Times that the disk may fill up under a fetch before it is given up."""
+
 PLAIN_AFTER_CHANGES = 2
 """Changes after which the file is asked for in one answer, which cannot mix versions: some names
 belong to several servers that disagree about the validator of the same bytes."""
@@ -73,6 +77,7 @@ class Job:
         self._plain = order.file.promise.size == 0  # there is no range of an empty file
         self._changes = 0
         self._failures = 0
+        self._fillings = 0
         self._xet = bench.xet
 
     async def run(self) -> Fetched:
@@ -91,13 +96,25 @@ class Job:
                 # _part removed that; when patience ends, _prepare_another raises.
                 except Fault as fault:
                     await self._prepare_another(fault)
-        # Network errors are Faults by now, so this is the disk: full, or failing.
-        except OSError as error:
-            source = self._file.source
-            raise await self._bench.space.error_for(error, self._order, source=source) from error
+                # Network errors are Faults by now, so this is the disk: full, or failing.
+                except OSError as error:
+                    await self._make_room(error)
         finally:
-            self._bench.space.release(self._order)
+            self._bench.space.release(self._file.key)
             bench.mirrors.provenance.end(self._file)
+
+    async def _make_room(self, error: OSError) -> None:
+        """Have room made on a full disk, so that the fetch goes on where it was, or give up."""
+        space, key, source = self._bench.space, self._file.key, self._file.source
+        self._fillings += 1
+        may_go_on = self._fillings <= MAX_FILLINGS
+        if may_go_on and await space.recover(key, error, source=source):
+            log.info("%s: the disk was full; room is made, and the fetch goes on", source)
+            return
+        raised = await space.error_for(error, key, source=source)
+        # What could be resumed would only keep the disk full.
+        await self._bench.threads.run(self._names.remove)
+        raise raised from error
 
     async def _attempt(self) -> Fetched:
         bench = self._bench
@@ -124,6 +141,8 @@ class Job:
         # Outside the request, whose connection counts against the limits while it is open.
         if xet is not None:
             return await self._by_xet(xet, record)
+        if sum(map(len, head)) == record.identity.size:
+            return await self._as_it_came(record.identity, head)
         # Ask where the first request was redirected to: each range saves that round trip.
         return await self._by_ranges(record, reply.url, head)
 
@@ -163,7 +182,7 @@ class Job:
         order, bench, present = self._order, self._bench, record.present
         size, etag = record.identity.size, record.identity.etag
         reused = sum(span.size for span in present)
-        async with self._part(record, size - reused) as part:
+        async with self._part(record, size - reused, reused) as part:
             assembly = Writer(order, bench, part, total=size, present=present)
             async with assembly.at_work():
                 if head:
@@ -173,17 +192,26 @@ class Job:
                 digests = await assembly.finish()
             return await self._sealed(part, digests, etag, reused)
 
+    async def _as_it_came(self, identity: Identity, head: Sequence[bytes]) -> Fetched:
+        """Write a file that the first answer held whole: there is nothing to resume, no journal."""
+        async with self._part(None, identity.size) as part:
+            assembly = Writer(self._order, self._bench, part, total=identity.size)
+            async with assembly.at_work():
+                await assembly.put(0, head)
+                digests = await assembly.finish()
+            return await self._sealed(part, digests, identity.etag, 0)
+
     async def _by_xet(self, xet: Xet, record: PartRecord) -> Fetched:
         """Let huggingface_hub's own client fetch the file, once; if it fails, HTTP is next."""
         order, bench, size = self._order, self._bench, record.identity.size
         self._xet = None  # a further attempt goes by HTTP
-        await bench.space.reserve(order, size, source=self._file.source)
+        await bench.space.reserve(self._file.key, size, source=self._file.source, present=0)
         present = 0
 
         def tell(done: int) -> None:
             nonlocal present
             done = min(done, size)
-            bench.space.written(order, done - present)
+            bench.space.written(self._file.key, done - present)
             present = done
             order.report(done, size)
 
@@ -211,7 +239,7 @@ class Job:
                     # Of unknown length, so no space for all of it could be reserved at the start.
                     if total is None:
                         await self._bench.space.keep_ahead(
-                            self._order, ROOM_AHEAD_BYTES, source=self._file.source
+                            self._file.key, ROOM_AHEAD_BYTES, source=self._file.source
                         )
                     elif position > total:
                         raise Fault(Trouble.CHANGED, f"{shown_url(reply.url)} sends too much")
@@ -221,10 +249,12 @@ class Job:
             return await self._sealed(part, digests, reply.etag, 0)
 
     @asynccontextmanager
-    async def _part(self, record: PartRecord | None, needed: int) -> AsyncIterator[PartialFile]:
+    async def _part(
+        self, record: PartRecord | None, needed: int, present: int = 0
+    ) -> AsyncIterator[PartialFile]:
         """The open partial file, with disk space reserved; removed if it cannot be resumed."""
         bench = self._bench
-        await bench.space.reserve(self._order, needed, source=self._file.source)
+        await bench.space.reserve(self._file.key, needed, source=self._file.source, present=present)
         part = PartialFile(self._names, record, bench.boot_id)
         try:
             await bench.threads.run(part.open)
@@ -307,6 +337,8 @@ def _is_worthless_after(error: BaseException) -> bool:
     """Whether nothing of a partial file may be used after ``error``."""
     if isinstance(error, Fault):
         return error.trouble in BEGIN_AGAIN
+    if isinstance(error, OSError) and error.errno in FULL:
+        return False  # Job._make_room decides
     return isinstance(error, IntegrityError | OSError)
 
 

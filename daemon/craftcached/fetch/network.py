@@ -49,6 +49,8 @@ class Network:
         may_be_private: Whether a host and port that a user named may have a private, loopback or
             link-local address.
         rules: Rules for proxies; None reads the environment.
+        resolver: Looks up the names in users' URLs; None asks the system. What is not public of its
+            answers is left out.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Network:
         answer_seconds: float,
         may_be_private: Callable[[str, int], bool] = lambda _host, _port: False,
         rules: ProxyRules | None = None,
+        resolver: AbstractResolver | None = None,
     ) -> None:
+        self._resolver = resolver
         self.rules = rules or ProxyRules()
         self._user_agent = user_agent
         self._connect_seconds = connect_seconds
@@ -72,7 +76,7 @@ class Network:
         async with AsyncExitStack() as stack:
             # Two pools, so that no connection to a private address is lent to a user's URL.
             self._anywhere = await stack.enter_async_context(self._session(None))
-            resolver = PublicResolver(self._may_be_private)
+            resolver = PublicResolver(self._may_be_private, self._resolver)
             self._public = await stack.enter_async_context(self._session(resolver))
             self._resources = stack.pop_all()
         return self

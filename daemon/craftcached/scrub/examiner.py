@@ -229,9 +229,11 @@ class Examiner:
                 if after.ctime_ns == stamp.ctime_ns:
                     await self._store.record_stamp(sha256, FileStamp.of_stamp(stamp))
                 return "right", None
-            quarantined = await self._store.quarantine_wrong(record, stamp)
-            if is_owners:  # it stays where it is, and this node gets a copy of its own
+            if is_owners and after == stamp:
+                # It stays where it is, is served no more, and this node gets a copy of its own.
+                await self._store.forget_stamps(record.sha256)
                 return "wrong", None
+            quarantined = await self._store.quarantine_wrong(record, stamp)
             if quarantined is not None:  # None: another file was put in its place, so hash that
                 return "wrong", quarantined
 

@@ -7,22 +7,43 @@ RFC 9457 problem documents. Usable with ``curl --unix-socket``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import unquote
 
 from aiohttp import web
 
-from craftcache.errors import CraftcacheError, InvalidSource
+from craftcache.cache.manifest import Manifest
+from craftcache.daemon.administration import Eviction, QueuedWarm
+from craftcache.daemon.room import RoomReport, UserReport
+from craftcache.dependencies import DependencyState  # noqa: TC001  # for schema_of
+from craftcache.errors import (
+    AccessDenied,
+    BudgetExceeded,
+    CraftcacheError,
+    IntegrityError,
+    InvalidSource,
+    NotACheckpoint,
+    NotFound,
+    PolicyDenied,
+    StorageFull,
+    Unavailable,
+    UnsafeCheckpoint,
+)
 from craftcache.sources import parse
-from craftcache.wire import Warm, WarmOptions
+from craftcache.wire import DaemonStatus, Warm
+from craftcached.budgets import BudgetLimits
+from craftcached.schemas import inside
 
-from .bodies import MAX_SOURCES, body_fields, source_list
+from .bodies import EvictBody, PinBody, WarmBody, moment_text, takes
 from .http_connections import HttpConnections
 from .integrity_routes import IntegrityRoutes
 from .ndjson import NdjsonStream
+from .openapi import NDJSON, PROBLEM, OpenApiRoute, answers
 from .peers import Administrators, peer_of
 from .watch_routes import WatchRoutes
 
@@ -30,12 +51,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from socket import socket
 
-    from craftcache.cache.manifest import Manifest
-    from craftcache.wire import Progress
+    from craftcache.wire import Progress, WarmOptions
+    from craftcached.job_log import Refusals
     from craftcached.service import Service
     from craftcached.status import ModelState
 
     from .metrics import MetricsRoute
+    from .sight_routes import SightRoutes
 
 __all__ = ["AdminServer"]
 
@@ -50,13 +72,62 @@ FIRST_REQUEST_SECONDS = 0.05
 MODELS = "/v1/models/"
 PINS = "/v1/pins/"
 
-WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "pair_only": false}'
-PIN_EXAMPLE = '{"lock": true}'
-EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
-"""Examples of bodies, shown to a client whose body is not right."""
 
-NDJSON = "application/x-ndjson"
-PROBLEM = "application/problem+json"
+class PublishedKeys(TypedDict):
+    """What is said of a published model beside its manifest."""
+
+    size: int
+    needs: list[NeedKeys]
+    needed_only: bool
+    superseded: bool
+
+
+class NeedKeys(TypedDict):
+    """What is said of a dependency that was just warmed."""
+
+    source: str
+    why: str
+
+
+class WarmedKeys(TypedDict):
+    """What is said of a warm beside the model."""
+
+    bytes_fetched: int
+    bytes_reused: int
+    resident_bytes: int | None
+    not_refreshed: list[str]
+    held_until: str | None
+
+
+class ModelKeys(TypedDict):
+    """What is said of a cached model beside its manifest, at this moment."""
+
+    resident_bytes: int | None
+    pinned: bool
+    locked: bool
+    pinned_until: str | None
+    held_until: str | None
+    needs: list[DependencyState]
+
+
+class PinKeys(TypedDict):
+    """How a model is kept."""
+
+    source: str
+    pinned: bool
+    locked: bool
+    expires_at: str | None
+
+
+class RemovalKeys(TypedDict):
+    """What a removal freed."""
+
+    source: str
+    freed_bytes: int
+
+
+MODEL = (Manifest, PublishedKeys, ModelKeys)
+JOBS = {"jobs": [QueuedWarm]}
 
 
 class AdminServer:
@@ -66,6 +137,8 @@ class AdminServer:
         service: The daemon's service, which does the work.
         administrators: The peers that may do more than warm and read.
         metrics: The route for Prometheus.
+        sight_routes: The routes for what the daemon sees of itself.
+        refusals: Logs the requests that are answered by an error.
         drain_seconds: Time that running requests may take to finish on close.
     """
 
@@ -74,14 +147,17 @@ class AdminServer:
         service: Service,
         administrators: Administrators,
         metrics: MetricsRoute,
+        sight_routes: SightRoutes,
+        refusals: Refusals,
         *,
         drain_seconds: float,
     ) -> None:
         self._service = service
+        self._refusals = refusals
         self._administrators = administrators
         self._connections = HttpConnections()
         app = web.Application(
-            client_max_size=MAX_BODY, middlewares=[self._connections.middleware, _problems]
+            client_max_size=MAX_BODY, middlewares=[self._connections.middleware, self._problems]
         )
         app.router.add_get("/v1/health", self._health)
         app.router.add_get("/v1/status", self._status)
@@ -94,9 +170,13 @@ class AdminServer:
         app.router.add_put(PINS + "{source:.+}", self._pin)
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
-        WatchRoutes(service.watches, service.events, administrators).add_to(app)
+        app.router.add_get("/v1/room", self._room)
+        app.router.add_get("/v1/users", self._users)
+        WatchRoutes(service.watches, administrators).add_to(app)
         IntegrityRoutes(service, administrators).add_to(app)
+        sight_routes.add_to(app)
         metrics.add_to(app)
+        OpenApiRoute().add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.
         self._runner = web.AppRunner(
             app,
@@ -104,6 +184,36 @@ class AdminServer:
             handler_cancellation=True,  # a client that disconnects cancels its request
             shutdown_timeout=drain_seconds / 2,
         )
+
+    @web.middleware
+    async def _problems(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        """Every failure as a problem document."""
+        try:
+            return await handler(request)
+        except CraftcacheError as error:
+            self._log_refusal(request, error)
+            return _problem(error.to_problem())
+        except web.HTTPException as error:
+            refusal = CraftcacheError(
+                error.reason or "refused",
+                hint="Are craftcache and craftcached of the same release?",
+            )
+            self._log_refusal(request, refusal)
+            return _problem(refusal.to_problem() | {"title": error.reason, "status": error.status})
+        except Exception:
+            log.exception("a %s request failed", request.method)
+            return _problem(_own_fault().to_problem())
+
+    def _log_refusal(self, request: web.Request, error: CraftcacheError) -> None:
+        resource = request.match_info.route.resource
+        shown = f"{request.method} {resource.canonical if resource else 'other'}"
+        with contextlib.suppress(CraftcacheError, OSError):  # it may be gone by now
+            peer = peer_of(request.transport)
+            self._refusals.log(shown, error, uid=peer.uid, pid=peer.pid)
 
     async def start(self, listener: socket) -> None:
         """Serve on ``listener``, which stays the caller's to unlink."""
@@ -127,41 +237,66 @@ class AdminServer:
         await asyncio.sleep(FIRST_REQUEST_SECONDS)
         await self._runner.cleanup()
 
+    @answers({"status": str})
     async def _health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
+    @answers(inside("report", DaemonStatus.parse))
     async def _status(self, _request: web.Request) -> web.Response:
-        return web.json_response(asdict(await self._service.status()))
+        status = await self._service.status()
+        return web.json_response(status.to_document())
 
+    @answers({"models": [MODEL]})
     async def _models(self, _request: web.Request) -> web.Response:
         models = await self._service.models()
         return web.json_response({"models": [_state(model) for model in models]})
 
+    @answers(MODEL, errors=(InvalidSource, NotFound))
     async def _model(self, request: web.Request) -> web.Response:
         return web.json_response(_state(await self._service.model(_source(request, MODELS))))
 
+    @answers(RemovalKeys, errors=(InvalidSource, NotFound, PolicyDenied))
     async def _delete(self, request: web.Request) -> web.Response:
         source, shown = self._administered(request, MODELS, "removing it")
         freed = await self._service.remove(source)
-        return web.json_response({"source": shown, "freed_bytes": freed})
+        removal: RemovalKeys = {"source": shown, "freed_bytes": freed}
+        return web.json_response(removal)
 
-    async def _pin(self, request: web.Request) -> web.Response:
+    @answers(PinKeys, errors=(InvalidSource, NotFound, PolicyDenied))
+    @takes(PinBody)
+    async def _pin(self, request: web.Request, body: PinBody) -> web.Response:
         source, shown = self._administered(request, PINS, "pinning it")
-        body = await body_fields(request, PIN_EXAMPLE, is_optional=True)
-        pin = await self._service.pin(source, lock=body.optional_flag("lock"))
-        return web.json_response({"source": shown, "pinned": True, "locked": pin.is_locked})
+        pin = await self._service.pin(source, lock=body.lock, expires_in=body.expires_in)
+        kept: PinKeys = {
+            "source": shown,
+            "pinned": True,
+            "locked": pin.is_locked,
+            "expires_at": moment_text(pin.expires_at),
+        }
+        return web.json_response(kept)
 
+    @answers(PinKeys, errors=(InvalidSource, NotFound, PolicyDenied))
     async def _unpin(self, request: web.Request) -> web.Response:
         source, shown = self._administered(request, PINS, "unpinning it")
         await self._service.unpin(source)
-        return web.json_response({"source": shown, "pinned": False, "locked": False})
+        kept: PinKeys = {"source": shown, "pinned": False, "locked": False, "expires_at": None}
+        return web.json_response(kept)
 
-    async def _evict(self, request: web.Request) -> web.Response:
+    @answers((Eviction, {"dry_run": bool}), errors=(InvalidSource, PolicyDenied))
+    @takes(EvictBody)
+    async def _evict(self, request: web.Request, body: EvictBody) -> web.Response:
         self._administrators.check(peer_of(request.transport), "evicting")
-        body = await body_fields(request, EVICT_EXAMPLE, is_optional=True)
-        dry_run = body.optional_flag("dry_run")
-        eviction = await self._service.evict(body.optional_integer("bytes"), dry_run=dry_run)
-        return web.json_response(eviction.to_fields() | {"dry_run": dry_run})
+        eviction = await self._service.evict(body.bytes, dry_run=body.dry_run)
+        return web.json_response(eviction.to_fields() | {"dry_run": body.dry_run})
+
+    @answers(RoomReport)
+    async def _room(self, _request: web.Request) -> web.Response:
+        return web.json_response((await self._service.room()).to_fields())
+
+    @answers({"users": [UserReport], "limits": BudgetLimits})
+    async def _users(self, _request: web.Request) -> web.Response:
+        users = [user.to_fields() for user in self._service.users()]
+        return web.json_response({"users": users, "limits": asdict(self._service.budget_limits)})
 
     def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
         """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
@@ -170,30 +305,45 @@ class AdminServer:
         self._administrators.check(peer_of(request.transport), what, source=shown)
         return source, shown
 
-    async def _warm(self, request: web.Request) -> web.StreamResponse:
-        body = await body_fields(request, WARM_EXAMPLE)
-        options = WarmOptions.parse(body.renamed("files", "filenames"), MAX_SOURCES)
-        wanted = [_warm_of(source, options) for source in source_list(body)]
-        if not body.optional_flag("wait", default=True):
-            queued = await self._service.queue(list(map(_sound, wanted)))
+    @answers(
+        {"results": [(Manifest, PublishedKeys, WarmedKeys)]},
+        media=(NDJSON,),
+        also={202: JOBS},
+        errors=(
+            *(InvalidSource, PolicyDenied, BudgetExceeded, NotFound, AccessDenied, IntegrityError),
+            *(UnsafeCheckpoint, NotACheckpoint, StorageFull, Unavailable),
+        ),
+    )
+    @takes(WarmBody)
+    async def _warm(self, request: web.Request, body: WarmBody) -> web.StreamResponse:
+        uid = peer_of(request.transport).uid
+        wanted = [_warm_of(source, body.options) for source in body.sources]
+        for warm in wanted:
+            if isinstance(warm, CraftcacheError):
+                self._log_refusal(request, warm)
+        if not body.wait:
+            queued = await self._service.queue(list(map(_sound, wanted)), uid=uid)
             jobs = [warm.to_fields() for warm in queued]
             return web.json_response({"jobs": jobs}, status=202)
-        if NDJSON in request.headers.get("Accept", ""):
-            return await self._stream_warm(request, wanted)
-        return _warm_response(
-            await asyncio.gather(*(self._warm_one(warm, _ignore) for warm in wanted))
-        )
+        with self._service.working_for(uid):
+            if NDJSON in request.headers.get("Accept", ""):
+                return await self._stream_warm(request, wanted, uid)
+            return _warm_response(
+                await asyncio.gather(*(self._warm_one(warm, _ignore, uid) for warm in wanted))
+            )
 
+    @answers(JOBS)
     async def _queued(self, _request: web.Request) -> web.Response:
         return web.json_response({"jobs": [warm.to_fields() for warm in self._service.queued()]})
 
+    @answers(QueuedWarm, errors=(PolicyDenied, NotFound))
     async def _withdraw(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "withdrawing a queued warm")
         withdrawn = await self._service.withdraw_warm(int(request.match_info["number"]))
         return web.json_response(withdrawn.to_fields())
 
     async def _stream_warm(
-        self, request: web.Request, wanted: list[Warm | CraftcacheError]
+        self, request: web.Request, wanted: list[Warm | CraftcacheError], uid: int
     ) -> web.StreamResponse:
         """One line for each step, as it happens; the last line of a source is its result."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
@@ -209,7 +359,7 @@ class AdminServer:
                 steps.end()
 
         async def warm_one(warm: Warm | CraftcacheError) -> None:
-            outcome = await self._warm_one(warm, steps.report)
+            outcome = await self._warm_one(warm, steps.report, uid)
             kind = "problem" if isinstance(outcome, CraftcacheError) else "result"
             steps.conclude({"event": kind} | _document(outcome))
 
@@ -225,24 +375,26 @@ class AdminServer:
         return response
 
     async def _warm_one(
-        self, warm: Warm | CraftcacheError, report: Callable[[Progress], None]
+        self, warm: Warm | CraftcacheError, report: Callable[[Progress], None], uid: int
     ) -> dict[str, Any] | CraftcacheError:
         """The result of a warm as JSON, or its error."""
         if isinstance(warm, CraftcacheError):
             return warm
         try:
-            warmed = await self._service.warm(warm, report)
+            warmed = await self._service.warm(warm, report, uid=uid)
         except CraftcacheError as error:
             return error
         except Exception:
             log.exception("warming %s failed", warm.source.shown)
             return _own_fault()
-        return _published(warmed.manifest) | {
+        beside: WarmedKeys = {
             "bytes_fetched": warmed.bytes_fetched,
             "bytes_reused": warmed.bytes_reused,
             "resident_bytes": warmed.resident_bytes,
             "not_refreshed": list(warmed.not_refreshed),
+            "held_until": moment_text(warmed.held_until),
         }
+        return _published(warmed.manifest) | {**beside}
 
 
 def _warm_of(text: str, options: WarmOptions) -> Warm | CraftcacheError:
@@ -264,26 +416,6 @@ def _ignore(_progress: Progress) -> None:
     """A report that does nothing: nobody is told of the progress."""
 
 
-@web.middleware
-async def _problems(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Every failure as a problem document."""
-    try:
-        return await handler(request)
-    except CraftcacheError as error:
-        return _problem(error.to_problem())
-    except web.HTTPException as error:
-        refusal = CraftcacheError(
-            error.reason or "refused",
-            hint="Are craftcache and craftcached of the same release?",
-        )
-        return _problem(refusal.to_problem() | {"title": error.reason, "status": error.status})
-    except Exception:
-        log.exception("a %s request failed", request.method)
-        return _problem(_own_fault().to_problem())
-
-
 def _own_fault() -> CraftcacheError:
     """The answer to a client where the daemon has a bug; the log has the exception."""
     return CraftcacheError(
@@ -292,7 +424,11 @@ def _own_fault() -> CraftcacheError:
 
 
 def _problem(problem: dict[str, Any]) -> web.Response:
-    return web.json_response(problem, status=problem["status"], content_type=PROBLEM)
+    retry_after = problem.get("retry_after")
+    headers = {} if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
+    return web.json_response(
+        problem, status=problem["status"], content_type=PROBLEM, headers=headers
+    )
 
 
 def _source(request: web.Request, under: str) -> str:
@@ -302,23 +438,27 @@ def _source(request: web.Request, under: str) -> str:
 
 
 def _published(manifest: Manifest) -> dict[str, Any]:
-    needs = [{"source": need.parsed.shown, "why": need.why} for need in manifest.needs]
-    return manifest.to_fields() | {
+    beside: PublishedKeys = {
         "size": manifest.size,
-        "needs": needs,
+        "needs": [{"source": need.parsed.shown, "why": need.why} for need in manifest.needs],
         "needed_only": manifest.needed_only,
         "superseded": manifest.superseded,
     }
+    return manifest.to_fields() | {**beside}
 
 
 def _state(state: ModelState) -> dict[str, Any]:
     model = state.model
-    return _published(state.manifest) | {
+    beside: ModelKeys = {
         "resident_bytes": model.resident_bytes,
         "pinned": model.is_pinned,
         "locked": model.is_locked,
-        "needs": [asdict(need) for need in model.needs],
+        "pinned_until": moment_text(model.pinned_until),
+        "held_until": moment_text(model.held_until),
+        "needs": list(model.needs),
     }
+    needs = [asdict(need) for need in beside["needs"]]
+    return _published(state.manifest) | {**beside, "needs": needs}
 
 
 def _document(outcome: dict[str, Any] | CraftcacheError) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
@@ -35,17 +36,21 @@ from craftcache.cache.publish import (
 )
 from craftcache.cache.signed_urls import same_file
 from craftcache.cache.stamps import FileStamp
+from craftcache.cache.underway import underway
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.full_disk import FULL, storage_full
+from craftcached.events import Events
+from craftcached.in_use import is_in_use
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
 from .indexes import Indexes
 from .links import mend_links
-from .removal import Removed, remove, remove_unneeded, set_aside, sweep
+from .removal import Removed, remove, remove_underway, remove_unneeded, set_aside, sweep
+from .turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -54,7 +59,6 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import FileRecord, Manifest, Watched
     from craftcache.dependencies import Dependency
     from craftcache.sources import HubSource, RemoteSource, UrlSource
-    from craftcached.events import Events
 
 __all__ = ["Store"]
 
@@ -67,8 +71,17 @@ LEFTOVER_SECONDS = 3600.0
 SMALL_FILES_BYTES = 1024 * 1024
 """Disk space that the indexes, manifest and links of one model need at most, about."""
 
+WRITING_THREADS = 8
+"""Threads for publications and other changes of names, which wait for the disk to sync."""
+
 HASHING_THREADS = 4
 """Threads for hashing, which takes seconds a file and must not hold up short disk accesses."""
+
+RECHECKED_AT_ONCE = 64
+"""Models that one thread looks at before others have their turn: some milliseconds."""
+
+RECHECK_PAUSE_SECONDS = 0.02
+"""Pause before each such look, so that requests after a start hardly notice them."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -81,13 +94,14 @@ class Store:
     directories, takes the daemon's lock on the cache and clears what a killed predecessor left in
     staging under names of no use.
 
-    Models are published and removed on one thread, one after the other: a publication that is
-    under way is finished before the next change, even if its request has been cancelled since.
-    That thread takes the place of a lock; its order after other locks is stated in FileAcquirer.
+    Models of different sources are published beside one another, see Turns; what removes names, or
+    changes manifests of other sources, has the cache for itself. A publication that is under way
+    is finished before the next change, even if its request has been cancelled since. The order of
+    turns after other locks is stated in FileAcquirer.
 
     Args:
         cache: The cache directory.
-        events: The event stream, told of files that were set aside as wrong; None tells nobody.
+        events: Told of models that are published, and of files that were set aside as wrong.
 
     Attributes:
         changed: Set when something was published or removed; its one reader clears it.
@@ -98,23 +112,24 @@ class Store:
         self.cache = cache
         self.changed = asyncio.Event()
         self.indexes = Indexes()
-        self._events = events
+        self._events = events or Events()
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
-        self._by_source: dict[str, tuple[FileStamp, Manifest]] = {}
         self._lock_fd = -1
         self._device = -1
         # Guards _lock_fd while heal replaces it. Fetches and publications heal on different
         # threads: without the lock, one would take the other's new hold on the cache for that of
         # another daemon. No other lock is taken inside.
         self._healing = threading.Lock()
-        self._writing = Threads(1, "publish")
+        self._turns = Turns()
+        self._writing = Threads(WRITING_THREADS, "publish")
         self._hashing = Threads(HASHING_THREADS, "hash")
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(check_format, self.cache)
         await asyncio.to_thread(self.cache.create)
-        await asyncio.to_thread(_clear_leftovers, self.cache.staging)
+        predecessor = await asyncio.to_thread(_last_owner, self.cache)
         self._lock_fd = _lock(self.cache)
+        await asyncio.to_thread(_clear_leftovers, self.cache.staging, predecessor)
         await asyncio.to_thread(record_format, self.cache)
         self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
         return self
@@ -200,20 +215,11 @@ class Store:
         return manifest if is_ours else None
 
     def _manifest(self, source: RemoteSource) -> tuple[Manifest | None, bool]:
-        path = self.cache.manifest_path(manifest_key(source))
-        try:
-            status = path.stat()
-        except OSError:
-            self._by_source.pop(path.stem, None)
+        found = self.cache.find_manifest(manifest_key(source))
+        if found is None or found[1].st_uid not in self.cache.trusted_uids:
             return None, False
-        version, is_ours = FileStamp.of(status), self.cache.is_ours(status)
-        known = self._by_source.get(path.stem)
-        if known is not None and known[0] == version:
-            return known[1], is_ours
-        manifest = self.cache.manifest_at(path.stem, owned=True)
-        if manifest is not None:
-            self._by_source[path.stem] = (version, manifest)
-        return manifest, is_ours
+        manifest, status = found
+        return manifest, self.cache.is_ours(status)
 
     def intact(self, source: RemoteSource, filenames: Iterable[str]) -> Manifest | None:
         """The manifest of ``source`` if all ``filenames`` are in it, in place and untouched."""
@@ -295,13 +301,28 @@ class Store:
 
     async def recheck_all(self) -> None:
         """Recheck all published models now, so that later loads do not wait for hashing."""
-        for key, manifest in await self.published():
-            ours = await self.manifest_at(key)
-            if ours is None:
-                await self._take_over(key, manifest)
-                continue
-            for record in ours.files:
-                await self.verify(record)
+        published = await self.published()
+        for start in range(0, len(published), RECHECKED_AT_ONCE):
+            batch = published[start : start + RECHECKED_AT_ONCE]
+            await asyncio.sleep(RECHECK_PAUSE_SECONDS)
+            for key, manifest in await self._hashing.run(self._touched, batch):
+                ours = await self.manifest_at(key)
+                if ours is None:
+                    await self._take_over(key, manifest)
+                    continue
+                for record in ours.files:
+                    await self.verify(record)
+
+    def _touched(self, published: Iterable[tuple[str, Manifest]]) -> list[tuple[str, Manifest]]:
+        """Those of these models that must be looked at again before they are served."""
+        touched = []
+        for key, manifest in published:
+            if self.cache.manifest_at(key, owned=True) is None:
+                continue  # removed meanwhile
+            is_ours = self.cache.manifest_at(key, ours=True) is not None
+            if not is_ours or not all(map(self.cache.is_intact, manifest.files)):
+                touched.append((key, manifest))
+        return touched
 
     async def _take_over(self, key: str, manifest: Manifest) -> bool:
         """Hash all files of a manifest that others may write to; if all are right, make it ours."""
@@ -327,13 +348,16 @@ class Store:
             return None
         shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
-        if self._events is not None:
-            self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
+        self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
         return shown
 
     async def record_stamp(self, sha256: str, stamp: FileStamp) -> None:
         """Record that a file with this stamp was found to have that digest."""
         await self._hashing.run(self.cache.stamps.record, sha256, stamp)
+
+    async def forget_stamps(self, sha256: str) -> None:
+        """Have files of that digest hashed again before they are served."""
+        await self._hashing.run(self.cache.stamps.forget, sha256)
 
     async def is_index_right(self, record: FileRecord) -> bool:
         """Whether the index of a published file is there and has the digest of its record."""
@@ -350,8 +374,7 @@ class Store:
 
     def remembered(self, key: str) -> Manifest | None:
         """The manifest with that key as it was last read in this process; None if it never was."""
-        known = self._by_source.get(key)
-        return known and known[1]
+        return self.cache.remembered_manifest(key)
 
     async def restore_manifest(self, key: str, manifest: Manifest) -> None:
         """Write a manifest whose file was damaged."""
@@ -370,8 +393,8 @@ class Store:
         """
 
         def search() -> Verified | None:
-            published = self.cache.published(ours=True)
-            records = (record for _, manifest in published for record in manifest.files)
+            holders = self.cache.holders(sha256, ours=True)
+            records = (record for _, manifest in holders for record in manifest.files)
             return self._take((record for record in records if record.sha256 == sha256), directory)
 
         return await self._hashing.run(search)
@@ -442,7 +465,7 @@ class Store:
         """
         found = await asyncio.to_thread(self._find_index, sha256, size)
         if found is None:
-            if self._events is not None and self.cache.index_path(sha256).exists():
+            if self.cache.index_path(sha256).exists():
                 self._events.tell("index-refused", sha256=sha256)
             return False
         self.indexes.keep(*found)
@@ -452,8 +475,8 @@ class Store:
         cache = self.cache
         found = cache.vouched_index(sha256)
         if found is None and cache.index_path(sha256).exists():
-            for _ in cache.published(ours=True):  # reading a manifest records its indexes' digests
-                pass
+            # Reading a manifest records its indexes' digests.
+            cache.holders(sha256, ours=True)
             found = cache.vouched_index(sha256)
             if found is None:
                 log.warning("the index of %s is not what was recorded: it is made anew", sha256)
@@ -470,9 +493,11 @@ class Store:
 
         Manifests that name the checkpoint already are changed to record this index.
         """
-        digest = await self._write(self.cache.write_index, sha256, index)
+        digest = await self._add(f"index {sha256}", self.cache.write_index, sha256, index)
         self.indexes.keep(digest, index)
-        await self.record_index(sha256)
+        # One that is being published at this moment finds the index, or is asked about it later.
+        if await asyncio.to_thread(self.cache.holders, sha256, ours=True):
+            await self.record_index(sha256)
 
     async def record_index(self, sha256: str) -> None:
         """Record the digest of a checkpoint's index in all manifests that name the checkpoint."""
@@ -508,7 +533,9 @@ class Store:
     ) -> Manifest:
         """Publish files of one commit; see craftcache.cache.publish."""
         publish = partial(publish_hub, is_named=is_named, as_need=as_need)
-        return await self._write(publish, self.cache, source, commit, files, origin)
+        return self._told(
+            await self._add(source.repo_id, publish, self.cache, source, commit, files, origin)
+        )
 
     async def publish_url(
         self,
@@ -518,7 +545,8 @@ class Store:
         as_need: bool = False,
     ) -> Manifest:
         """Publish files of a URL; see craftcache.cache.publish."""
-        return await self._write(publish_url, self.cache, source, files, as_need=as_need)
+        publish = partial(publish_url, as_need=as_need)
+        return self._told(await self._add(str(source), publish, self.cache, source, files))
 
     async def follow_owner(self, key: str, manifest: Manifest, root: Path) -> None:
         """Publish a manifest whose files are in another daemon's cache; see OwnerCache."""
@@ -549,19 +577,35 @@ class Store:
         self, name: str, watched: Watched, files: Mapping[str, Verified]
     ) -> Manifest:
         """Publish a generation of a watched directory; see craftcache.cache.publish."""
-        return await self._write(publish_generation, self.cache, name, watched, files)
+        return self._told(await self._write(publish_generation, self.cache, name, watched, files))
 
     async def serve_generation(self, name: str, generation: Manifest) -> Manifest:
         """Make a generation the served one; see craftcache.cache.publish."""
         return await self._write(serve_generation, self.cache, name, generation)
 
+    def _told(self, manifest: Manifest) -> Manifest:
+        """Tell that a model was published."""
+        source, revision, size = manifest.source, manifest.revision, manifest.size
+        self._events.tell("published", source=source, revision=revision, size=size)
+        return manifest
+
+    async def _add(
+        self, source: str, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Like _write, beside others that add to the cache; see Turns.adding."""
+        async with self._turns.adding(source):
+            return await self._written(write, *args, **kwargs)
+
     async def _write(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call ``write`` on the writing thread; a cancelled caller waits for its end.
+        """Call ``write`` while nothing else is written; a cancelled caller waits for its end.
 
         Raises:
             StorageFull: There is no disk space for the small files and links that it writes.
         """
+        async with self._turns.changing():
+            return await self._written(write, *args, **kwargs)
 
+    async def _written(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         def heal_and_write() -> T:
             self._heal()
             return write(*args, **kwargs)
@@ -581,6 +625,10 @@ class Store:
         finally:
             self.changed.set()
 
+    async def exclusively(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a change of the cache directory while nothing is published or removed."""
+        return await self._write(change, *args, **kwargs)
+
     async def published(self) -> list[tuple[str, Manifest]]:
         """All published manifests that this user owns, with their keys, by source.
 
@@ -597,6 +645,14 @@ class Store:
             spared: Keys of models that stay, though only this model depends on them.
         """
         return await self._write(remove, self.cache, key, spared)
+
+    async def underway(self) -> list[tuple[str, Manifest]]:
+        """Records of what is being published, or was when the daemon was killed; see underway."""
+        return await asyncio.to_thread(lambda: sorted(underway(self.cache), key=itemgetter(0)))
+
+    async def remove_underway(self, name: str) -> int:
+        """Remove what a kill has left of a publication; see removal.remove_underway."""
+        return await self._write(remove_underway, self.cache, name)
 
     async def remove_unneeded(self, removed: Manifest, spared: Collection[str]) -> Removed:
         """Remove the dependencies that a removed model leaves; see removal.remove_unneeded."""
@@ -631,7 +687,8 @@ class Store:
 
     async def sweep(self, *, before: float) -> int:
         """Remove blobs that no model names; see removal.sweep."""
-        return await self._writing.run(sweep, self.cache, before=before)
+        async with self._turns.changing():
+            return await self._writing.run(sweep, self.cache, before=before)
 
     async def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names.
@@ -647,13 +704,30 @@ def _obstacle(error: TreeObstacle) -> CraftcacheError:
     return CraftcacheError(str(error), hint="Mount what it leads to, or move it away")
 
 
-def _clear_leftovers(staging: Path) -> None:
-    """Remove files of killed writers; what a worker may be fetching by itself is younger."""
+def _clear_leftovers(staging: Path, predecessor: str) -> None:
+    """Remove files of killed writers.
+
+    Those of the daemon before are known by its process id, and by that nobody has them open: in a
+    container a worker may have the same. What else a worker may be fetching by itself is younger.
+
+    Args:
+        staging: The directory.
+        predecessor: Process id of the daemon before; empty where there was none.
+    """
     too_old = time.time() - LEFTOVER_SECONDS
     for path in staging.glob("*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.lstat().st_mtime < too_old:
+        with contextlib.suppress(OSError):
+            is_predecessors = path.name.partition("-")[0] == predecessor
+            is_old = path.lstat().st_mtime < too_old
+            if is_old or (is_predecessors and is_in_use(path) is False):
                 path.unlink()
+
+
+def _last_owner(cache: CacheDir) -> str:
+    """Process id of the daemon that locked the cache last, whether it lives or not."""
+    with contextlib.suppress(OSError):
+        return _lock_path(cache).read_text("ascii", "replace").strip()
+    return ""
 
 
 def _lock_path(cache: CacheDir) -> Path:

@@ -42,12 +42,16 @@ class Wanted:
         filenames: Names of its files; one at least.
         refresh: Whether its origin is asked for a newer revision than the published one.
         as_need: Whether it is warmed as a dependency of another model, not by its own name.
+        for_uid: User for whom it is fetched; None where the daemon does it by itself.
+        with_needs: Whether what it needs is brought after it.
     """
 
     source: FetchedSource
     filenames: tuple[str, ...]
     refresh: bool
     as_need: bool = False
+    for_uid: int | None = None
+    with_needs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,9 @@ class Description:
         files: The wanted ones of its files.
         commit: The repository's commit; empty for a URL, which has no revisions but its content.
         is_named: Whether the origin has just said that the source's own revision is ``commit``.
+        for_uid: As in Wanted.
+        closure: Files of what it needs, as far as that is known already; they are admitted with
+            it, and brought after it.
         mirror: Address of the commit's files at the mirror that described them in the place of the
             origin; empty where that did.
     """
@@ -110,6 +117,8 @@ class Description:
     files: tuple[DescribedFile, ...]
     commit: str = ""
     is_named: bool = False
+    for_uid: int | None = None
+    closure: tuple[DescribedFile, ...] = ()
     mirror: str = ""
 
 

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from craftcache.digests import Promise
 from craftcache.errors import NotFound, Unavailable
-from craftcache.network.locations import MAX_REDIRECTS, REDIRECTS, redirect_target
+from craftcache.network.locations import (
+    MAX_REDIRECTS,
+    REDIRECTS,
+    origin_of,
+    redirect_target,
+)
 from craftcache.origins.etags import strong_etag
 from craftcache.sources import HubSource, UrlSource, shown_url
 from craftcached.fetch import RemoteFile
@@ -173,17 +178,37 @@ class HubOrigin:
         )
 
 
+class UrlTokens(Protocol):
+    """Tokens for the servers of URLs."""
+
+    async def headers(self, url: str, *, source: str) -> dict[str, str]:
+        """HTTP headers with the credentials for the server that ``url`` names."""
+        ...
+
+
+class NoTokens:
+    """No tokens; a UrlTokens."""
+
+    async def headers(self, url: str, *, source: str) -> dict[str, str]:  # noqa: ARG002
+        """None for any server."""
+        return {}
+
+
 class UrlOrigin:
     """A URL at any web server; an Origin.
 
     Args:
         source: The URL.
         policy: Policy on addresses that may be asked, redirect targets included.
+        tokens: Tokens for servers; None for none.
     """
 
-    def __init__(self, source: UrlSource, policy: UrlPolicy) -> None:
+    def __init__(
+        self, source: UrlSource, policy: UrlPolicy, tokens: UrlTokens | None = None
+    ) -> None:
         self._source = source
         self._policy = policy
+        self._tokens = tokens or NoTokens()
 
     async def describe(
         self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
@@ -238,6 +263,7 @@ class UrlOrigin:
             url=url,
             promise=Promise(digest=digest),
             key="url" + hashlib.sha256(url.encode()).hexdigest(),
+            headers=await self._tokens.headers(url, source=self._source.shown),
             public_only=True,
         )
         return DescribedFile(filename, remote, current=record, is_unseen=published is None)
@@ -250,6 +276,8 @@ class UrlOrigin:
             Unavailable: The server does not answer, or redirects too often.
         """
         target, shown = self._source.file_url(filename), self._source.shown
+        asked = origin_of(target)
+        headers = await self._tokens.headers(target, source=shown)
         network = Network(
             user_agent=USER_AGENT,
             connect_seconds=HEAD_SECONDS,
@@ -260,8 +288,10 @@ class UrlOrigin:
             async with network:
                 for _ in range(MAX_REDIRECTS):
                     self._policy.check_url(target)
+                    # The token is for the server that the user's URL names, and no other.
+                    sent = headers if origin_of(target) == asked else {}
                     answer = await network.request(
-                        "HEAD", target, {}, source=shown, public_only=True
+                        "HEAD", target, sent, source=shown, public_only=True
                     )
                     answer.release()
                     if answer.status not in REDIRECTS:
@@ -286,11 +316,13 @@ class Origins:
     Args:
         hub: The Hub.
         policy: Policy on addresses of other servers that may be asked.
+        tokens: Tokens for other servers; None for none.
     """
 
-    def __init__(self, hub: Hub, policy: UrlPolicy) -> None:
+    def __init__(self, hub: Hub, policy: UrlPolicy, tokens: UrlTokens | None = None) -> None:
         self._hub = hub
         self._policy = policy
+        self._tokens = tokens or NoTokens()
 
     def of(self, source: FetchedSource) -> Origin:
         """The origin of ``source``."""
@@ -298,4 +330,4 @@ class Origins:
             case HubSource():
                 return HubOrigin(source, self._hub)
             case UrlSource():
-                return UrlOrigin(source, self._policy)
+                return UrlOrigin(source, self._policy, self._tokens)

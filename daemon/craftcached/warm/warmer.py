@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from craftcache.errors import CraftcacheError, Offline, PolicyDenied, Unavailable
 from craftcache.sources import HubSource, UrlSource, shown_url, wanted_files
+from craftcached.events import Events
 from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
 
 from .allow import is_allowed, is_denied
 from .dependencies import MetNeed, warm_needs
 from .description import Wanted
+from .pace import WarmPace
 from .progress import SourceProgress
+from .tasks import all_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable, Sequence
@@ -35,21 +37,23 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import Manifest
     from craftcache.dependencies import Dependency
     from craftcache.sources import RemoteSource
-    from craftcache.wire import Progress
+    from craftcache.wire import Coming, Progress
+    from craftcached.fetch.disk_space import ModelClaim
     from craftcached.store.owner import OwnerCache
     from craftcached.store.store import Store
 
     from .acquire import FileAcquirer
-    from .description import Description, FetchedSource, VerifiedFiles
+    from .description import DescribedFile, Description, FetchedSource, VerifiedFiles
     from .origins import Origins
 
 __all__ = ["Admission", "Warmer", "Warmed"]
 
-log = logging.getLogger("craftcached")
-
-Admission: TypeAlias = "Callable[[Description], contextlib.AbstractAsyncContextManager[object]]"
+Admission: TypeAlias = (
+    "Callable[[Description], contextlib.AbstractAsyncContextManager[ModelClaim | None]]"
+)
 """Makes sure of room for described files before the first byte of them is fetched, and keeps it
-until they are published or given up; raises StorageFull where there can be none."""
+until they are published or given up; raises StorageFull where there can be none. The context's
+value, if any, is settled as soon as they are published: from then on they count as that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class Warmed:
             else None.
         not_refreshed: Names of the dependencies that are cached, but whose origin could not be
             asked for a newer revision.
+        held_until: Time until which it is held, in seconds since the epoch, or None.
     """
 
     manifest: Manifest
@@ -75,6 +80,7 @@ class Warmed:
     resident_bytes: int | None = None
     superseded: Manifest | None = None
     not_refreshed: tuple[str, ...] = ()
+    held_until: float | None = None
 
 
 def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
@@ -85,9 +91,9 @@ def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
 class Warmer:
     """Makes sources present, verified and published; one instance a daemon.
 
-    The mutable state: the running warms, by source and options, and the patterns of sources that
-    may be fetched. Both change on the event loop between awaits. A warm holds no lock itself; the
-    locks of its files are taken in the order that FileAcquirer states.
+    The mutable state: the running warms, by source and options, how far each has come, and the
+    patterns of sources that may be fetched. All change on the event loop between awaits. A warm
+    holds no lock itself; the locks of its files are taken in the order that FileAcquirer states.
 
     Args:
         store: The store that sources are published in.
@@ -97,6 +103,7 @@ class Warmer:
         deny: Patterns of sources that it may not fetch, though ``allow`` has them.
         admission: The step between description and acquisition.
         owner: Another daemon's cache that is served from as well; None for none.
+        events: Told of the beginning and the end of each warm.
     """
 
     def __init__(
@@ -109,6 +116,7 @@ class Warmer:
         deny: tuple[str, ...] = (),
         admission: Admission = admit_all,
         owner: OwnerCache | None = None,
+        events: Events | None = None,
     ) -> None:
         self._store = store
         self._origins = origins
@@ -116,6 +124,8 @@ class Warmer:
         self._allow = allow
         self._deny = deny
         self._admission = admission
+        self._events = events or Events()
+        self._paces: set[WarmPace] = set()
         self._owner = owner
         self._requests: SingleFlight[Warmed, Progress] = SingleFlight()
 
@@ -128,13 +138,24 @@ class Warmer:
         """The last progress of each running warm."""
         return self._requests.latest()
 
+    def coming(self) -> list[Coming]:
+        """What each running warm brings, how fast and for how much longer; oldest first."""
+        return [pace.coming() for pace in sorted(self._paces, key=lambda pace: pace.began)]
+
     def allow(self, patterns: tuple[str, ...], *, deny: tuple[str, ...] = ()) -> None:
         """Use these patterns from now on; running warms are not stopped."""
         self._allow = patterns
         self._deny = deny
 
     def check_allowed(self, source: RemoteSource) -> None:
-        """Raise PolicyDenied unless this node may fetch ``source``."""
+        """Raise PolicyDenied unless this node may fetch ``source``; that is told as a failure."""
+        try:
+            self._check_allowed(source)
+        except PolicyDenied as error:
+            self._tell_failed(source, error, 0.0)
+            raise
+
+    def _check_allowed(self, source: RemoteSource) -> None:
         if any(is_denied(source, pattern) for pattern in self._deny):
             raise PolicyDenied(
                 "this node is told not to fetch it",
@@ -156,6 +177,8 @@ class Warmer:
         refresh: bool,
         priority: Priority,
         report: Callable[[Progress], None],
+        for_uid: int | None = None,
+        with_needs: bool = False,
     ) -> Warmed:
         """Make ``filenames`` of ``source`` present; returns once they are published.
 
@@ -166,6 +189,10 @@ class Warmer:
                 was warmed last is used, and the origin is asked only for missing files.
             priority: Which fetches go first when connections are scarce.
             report: Called with progress; must not block.
+            for_uid: User whose budget it counts towards, unless another asked before; None for
+                nobody's.
+            with_needs: Whether the caller brings what it needs after it, so that there must be
+                room for that too.
 
         Raises:
             CraftcacheError: Any of the tree but those of loading.
@@ -178,13 +205,13 @@ class Warmer:
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
-        wanted = Wanted(source, names, refresh)
+        wanted = Wanted(source, names, refresh, for_uid=for_uid, with_needs=with_needs)
         with contextlib.ExitStack() as stack:
             # Also hurries a background warm of the same source that this request joins.
             if priority is Priority.WAITED_FOR:
                 stack.enter_context(self._obtainer.waited_for(source))
             return await self._shared(
-                (source, frozenset(names), refresh),
+                (source, frozenset(names), refresh, with_needs),
                 source,
                 lambda progress: self._warm(wanted, progress),
                 report,
@@ -224,10 +251,14 @@ class Warmer:
         )
 
     async def warm_needs(
-        self, manifest: Manifest, *, report: Callable[[Progress], None]
+        self,
+        manifest: Manifest,
+        *,
+        report: Callable[[Progress], None],
+        for_uid: int | None = None,
     ) -> list[MetNeed]:
         """Warm the dependencies of a published model; see dependencies.warm_needs."""
-        return await warm_needs(manifest, lambda need: self._warm_need(need, report))
+        return await warm_needs(manifest, lambda need: self._warm_need(need, report, for_uid))
 
     async def recheck(
         self, source: RemoteSource, names: Sequence[str], report: Callable[[Progress], None]
@@ -247,7 +278,9 @@ class Warmer:
             await self._obtainer.inspect(record, SourceProgress(source, report))
         return manifest
 
-    async def _warm_need(self, need: Dependency, report: Callable[[Progress], None]) -> MetNeed:
+    async def _warm_need(
+        self, need: Dependency, report: Callable[[Progress], None], for_uid: int | None
+    ) -> MetNeed:
         """Warm a dependency at its newest revision.
 
         Raises:
@@ -266,7 +299,8 @@ class Warmer:
             # Which files are needed depends on which the source has: only its origin knows.
             if not need.is_fixed:
                 names = need.choose(await self._origins.of(source).filenames())
-            wanted = Wanted(source, wanted_files(source, names), refresh=True, as_need=True)
+            files = wanted_files(source, names)
+            wanted = Wanted(source, files, refresh=True, as_need=True, for_uid=for_uid)
             return await self._warm(wanted, progress)
 
         try:
@@ -289,7 +323,13 @@ class Warmer:
         """Do ``work`` once for all requests with the same ``key``; errors name ``source``."""
 
         async def run(tell: Callable[[Progress], None]) -> Warmed:
-            return await _logged(source, work(SourceProgress(source, tell)))
+            pace = WarmPace(source.shown)
+            self._paces.add(pace)
+            try:
+                progress = SourceProgress(source, tell).heard_by(pace.heard)
+                return await self._told(source, work(progress))
+            finally:
+                self._paces.discard(pace)
 
         try:
             async with self._requests.join(key, run, report) as warmed:
@@ -304,6 +344,7 @@ class Warmer:
         # until somebody asks for it by name.
         inspected = not wanted.as_need or (known is not None and not known.needed_only)
         commit = _known_commit(wanted, known)
+        claim: ModelClaim | None = None
         async with contextlib.AsyncExitStack() as held:
             # All files may be here, though not published under this name: then no origin is asked,
             # and the warm works offline.
@@ -314,7 +355,10 @@ class Warmer:
                     wanted.filenames, known=known, refresh=wanted.refresh
                 )
                 # Room is made sure of before the first byte comes, and kept until publication.
-                await held.enter_async_context(self._admission(description))
+                closure = await self._closure(known) if wanted.with_needs and known else ()
+                description = replace(description, for_uid=wanted.for_uid, closure=closure)
+                admission = self._admission(description)
+                claim = await held.enter_async_context(admission)
                 # The files, and the locks of their blobs, are held until publication too.
                 files = await held.enter_async_context(
                     self._obtainer.hold(description, progress, inspected=inspected)
@@ -322,6 +366,8 @@ class Warmer:
             progress.tell(None, 0, None, "publishing")
             # Inside the context: a program that waits for a blob's lock then finds it published.
             manifest = await self._publish(files, known, as_need=wanted.as_need)
+            if claim is not None:
+                claim.settle(frozenset(record.inode for record in manifest.files))
         progress.tell(None, manifest.size, manifest.size, "done")
         # The caller removes dependencies that the new revision dropped; see Warming.warm.
         is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
@@ -331,6 +377,62 @@ class Warmer:
             files.bytes_reused,
             superseded=known if is_less_needed else None,
         )
+
+    async def _told(self, source: FetchedSource, work: Coroutine[object, object, Warmed]) -> Warmed:
+        """Do ``work``; tell of its beginning and its end, once for all requests that share it."""
+        started = time.monotonic()
+        self._events.tell("warm_started", source=source.shown)
+        try:
+            warmed = await work
+        except CraftcacheError as error:
+            self._tell_failed(source, error, time.monotonic() - started)
+            raise
+        except asyncio.CancelledError:
+            seconds = time.monotonic() - started
+            self._events.tell("warm_cancelled", source=source.shown, seconds=seconds)
+            raise
+        self._events.tell(
+            "warmed",
+            source=source.shown,
+            revision=warmed.manifest.revision,
+            bytes_fetched=warmed.bytes_fetched,
+            bytes_reused=warmed.bytes_reused,
+            seconds=time.monotonic() - started,
+        )
+        return warmed
+
+    def _tell_failed(self, source: RemoteSource, error: CraftcacheError, seconds: float) -> None:
+        self._events.tell(
+            "warm_failed",
+            source=source.shown,
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            retryable=error.retryable,
+            seconds=seconds,
+        )
+
+    async def _closure(self, known: Manifest) -> tuple[DescribedFile, ...]:
+        """The files of what a published model needs and that is not cached, as far as known.
+
+        What a model needs is read in its checkpoints, so of one that was never here it is known
+        only when it is; then each need is admitted by itself.
+        """
+        described = await all_results(map(self._described_need, known.needs))
+        return tuple(file for files in described for file in files)
+
+    async def _described_need(self, need: Dependency) -> tuple[DescribedFile, ...]:
+        try:
+            source = need.parsed
+            if self._store.needed(need) is not None:
+                return ()
+            self.check_allowed(source)
+            origin = self._origins.of(source)
+            names = need.filenames if need.is_fixed else need.choose(await origin.filenames())
+            files = wanted_files(source, names)
+            return (await origin.describe(files, known=None, refresh=True)).files
+        except CraftcacheError:  # raised again when the need is brought
+            return ()
 
     async def _follow_owner(self, source: RemoteSource) -> None:
         """Take over what another daemon's cache has of ``source``, where one is followed."""
@@ -370,32 +472,6 @@ class Warmer:
         return files.commit in ("", known.revision) and all(
             verified.file.path.is_relative_to(owner) for verified, _ in files.files.values()
         )
-
-
-async def _logged(source: FetchedSource, work: Coroutine[object, object, Warmed]) -> Warmed:
-    """Do ``work`` and log its outcome in one line, once for all requests that share it."""
-    started = time.monotonic()
-    try:
-        warmed = await work
-    except CraftcacheError as error:
-        seconds = time.monotonic() - started
-        log.warning(
-            "not warmed %s: %s, %s, %.2f s", source.shown, error.code, error.message, seconds
-        )
-        raise
-    except asyncio.CancelledError:
-        seconds = time.monotonic() - started
-        log.info("not warmed %s: nobody waits for it any more, %.2f s", source.shown, seconds)
-        raise
-    log.info(
-        "warmed %s at %s: %d bytes fetched, %d reused, %.2f s",
-        source.shown,
-        warmed.manifest.revision,
-        warmed.bytes_fetched,
-        warmed.bytes_reused,
-        time.monotonic() - started,
-    )
-    return warmed
 
 
 def _known_commit(wanted: Wanted, known: Manifest | None) -> str:

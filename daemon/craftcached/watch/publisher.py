@@ -48,7 +48,7 @@ class Publisher:
         self._events = events
         self._held: set[str] = set()
         # Held while a watch's served generation changes, with _held and Watcher.is_held: a rollback
-        # and a new generation must not overtake each other. Taken before the store's writing thread
+        # and a new generation must not overtake each other. Taken before the store's turn
         # and the database; no other lock is taken inside.
         self._moving = asyncio.Lock()
         self._turns: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -153,10 +153,9 @@ class Publisher:
         self._served(watcher, manifest)
 
     def _served(self, watcher: Watcher, manifest: Manifest) -> None:
-        """Log, send the event and wake the waiters: another generation is served."""
+        """Tell, and wake the waiters: another generation is served."""
         name = watcher.rule.name
         number = manifest.watched.generation if manifest.watched else 0
-        log.info("watch %s: generation %d is served", name, number)
         self._events.tell("generation", name=name, generation=number, revision=manifest.revision)
         self.turn(name)
 
