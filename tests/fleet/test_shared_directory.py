@@ -183,7 +183,7 @@ def test_what_the_owners_disk_has_wrong_is_served_to_nobody(
     blob.write_bytes(data)
     node = at()
     loaded(node)
-    assert "does not hold what its owner's manifest says" in node.log
+    assert f"{blob.name} is not what was verified" in node.log
     assert blob.read_bytes() == bytes(data)  # the owner's to find
     assert own_blobs(node)
 
