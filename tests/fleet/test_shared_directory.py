@@ -176,6 +176,7 @@ def test_a_node_follows_updates_and_survives_evictions_and_the_owners_death(
 def test_what_the_owners_disk_has_wrong_is_served_to_nobody(
     owner: DaemonProcess, at: Callable[..., DaemonProcess]
 ) -> None:
+    owner.kill()  # it would find it, too, and put it aside
     blob = blob_of(owner)
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
@@ -196,6 +197,7 @@ def test_rot_at_the_owner_is_found_here_and_left_there(
     before = listing(owner.cache_dir)
     assert verdicts(node) == set()
     assert listing(owner.cache_dir) == before
+    owner.kill()  # it would find it, too, and put it aside
     blob = blob_of(owner)
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
