@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from craftcache.cache.manifest import manifest_key
-from craftcache.sources import WatchSource
+from craftcache.sources import NO_SELECTION, WatchSource
 from craftcache.wire import Progress
 
 from .fetch import Priority
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from craftcache.cache.manifest import FileRecord, Manifest
-    from craftcache.sources import RemoteSource
+    from craftcache.locked import LockedRevision
+    from craftcache.sources import RemoteSource, Selection
     from craftcache.wire import Warm
 
     from .eviction.last_use import LastUse
@@ -69,11 +70,19 @@ class Warming:
         report: Callable[[Progress], None],
         *,
         refresh: bool = False,
+        selection: Selection = NO_SELECTION,
+        lock: LockedRevision | None = None,
     ) -> Warmed:
         """Make files of a source present and published; see Warmer.warm."""
         if not isinstance(source, WatchSource):
             return await self._warmer.warm(
-                source, names, refresh=refresh, priority=priority, report=report
+                source,
+                names,
+                refresh=refresh,
+                priority=priority,
+                report=report,
+                selection=selection,
+                lock=lock,
             )
         # A watch has no origin to fetch from: its files are published when the directory changes.
         manifest = await self._warmer.recheck(source, names, report)
@@ -94,11 +103,19 @@ class Warming:
         """
         source, options = request.source, request.options
         warmed = await self.ensure(
-            source, request.names, Priority.BACKGROUND, report, refresh=options.refresh
+            source,
+            request.names,
+            Priority.BACKGROUND,
+            report,
+            refresh=options.refresh,
+            selection=options.selection,
+            lock=options.lock,
         )
         self._uses.note(manifest_key(source))
         try:
-            if not options.pair_only and (options.refresh or not self._has_needs(warmed.manifest)):
+            # A lock names what the model needs as models of their own, at revisions of theirs.
+            is_alone = options.pair_only or options.lock is not None
+            if not is_alone and (options.refresh or not self._has_needs(warmed.manifest)):
                 not_refreshed = await self._bring_needs(source, warmed.manifest, report)
                 warmed = replace(warmed, not_refreshed=not_refreshed)
         finally:
@@ -106,7 +123,10 @@ class Warming:
             if warmed.superseded is not None:
                 await self._drop_unneeded(warmed.superseded)
         if options.resident:
-            records = warmed.manifest.select(source, request.names) or ()
+            names = request.names
+            if options.selection:
+                names = tuple(filter(options.selection.has, map(_name, warmed.manifest.files)))
+            records = warmed.manifest.select(source, names) or ()
             resident = await self._bring_in(source, records, report)
             warmed = replace(warmed, resident_bytes=resident)
         return warmed
@@ -163,3 +183,7 @@ class Warming:
             size = sum(record.size for record in records)
             log.info("%s: %d of %d bytes in memory", source.shown, found, size)
         return found
+
+
+def _name(record: FileRecord) -> str:
+    return record.filename

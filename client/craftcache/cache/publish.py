@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from craftcache.dependencies import discover
-from craftcache.sources import WatchSource, parse
+from craftcache.sources import NO_SELECTION, WatchSource, parse
 
 from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from craftcache.digests import Digests, HashedFile, Promise
-    from craftcache.sources import HubSource, RemoteSource, UrlSource
+    from craftcache.sources import HubSource, RemoteSource, Selection, UrlSource
 
     from .directory import CacheDir
     from .manifest import Watched
@@ -79,6 +79,7 @@ def publish_hub(
     *,
     is_named: bool,
     as_need: bool = False,
+    selection: Selection = NO_SELECTION,
 ) -> Manifest:
     """Publish files of one commit of a repository.
 
@@ -95,6 +96,7 @@ def publish_hub(
             the ref is moved too. If not, huggingface_hub may have moved the ref on since the
             commit was known.
         as_need: Whether the source is published as a dependency, not because it was asked for.
+        selection: The selection that ``files`` are all files of, if they are one.
 
     Raises:
         IntegrityError: A file was changed after it was verified; nothing is published.
@@ -111,7 +113,9 @@ def publish_hub(
         )
     tree.link_snapshot(commit, etags)
     earlier = _earlier(cache, source)
-    manifest = Manifest.merged(earlier, source, commit, records, as_need=as_need)
+    manifest = Manifest.merged(
+        earlier, source, commit, records, as_need=as_need, selection=selection
+    )
     manifest = _with_closure(cache, source, manifest)
     cache.write_manifest(source, manifest)
     if is_named:

@@ -44,6 +44,18 @@ AT_ONCE = 8
     metavar="NAME",
     help="This file of each source instead of the export's pair; may be given again.",
 )
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="All files of each Hub repository that match, like '*.safetensors'; may be given again.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="None that match; alone it means all other files of the repository.",
+)
 @click.option("--resident", is_flag=True, help="Bring it into memory too, as far as there is room.")
 @click.option(
     "--pair-only",
@@ -86,6 +98,8 @@ def warm(
     wanted = WarmOptions.of(options)
     if check and wanted.resident:
         raise click.UsageError("--check and --resident exclude each other")
+    if check and wanted.selection:
+        raise click.UsageError("--check is for named files; warm --no-refresh asks nobody either")
     if check:
         _check(place, sources, wanted, as_json=as_json)
     elif detach:

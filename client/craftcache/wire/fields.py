@@ -55,6 +55,12 @@ TEXT_LIMITS = (8192, 2048, 512, 64)
 """Characters that texts for people (of problems, and origins) are clipped to, in turn, until the
 message fits; at the last of them every answer does."""
 
+MAX_PATTERNS = 64
+"""Patterns of files in one request, of either kind."""
+
+MAX_PATTERN = 256
+"""Characters of a pattern."""
+
 MAX_REVISION = 256
 """Characters of a revision."""
 
@@ -189,6 +195,10 @@ class Fields:
         if sum(len(name.encode()) for name in names) > MAX_FILENAMES_BYTES:
             raise self.refusal(f"'filenames' holds more than {MAX_FILENAMES_BYTES} bytes")
         return names
+
+    def patterns(self, key: str) -> tuple[str, ...]:
+        """Patterns of files' names; none where the key is absent or null."""
+        return () if self.is_null(key) else self.texts(key, MAX_PATTERNS, MAX_PATTERN)
 
     def error(self) -> CraftcacheError:
         """The object as a problem document."""

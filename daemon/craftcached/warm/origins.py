@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from craftcache.cache.manifest import Manifest
-    from craftcache.origins.hub import HubFile
+    from craftcache.origins.hub import HubFile, Listing
     from craftcache.origins.policy import UrlPolicy
 
     from .description import FetchedSource
@@ -58,7 +58,12 @@ class Origin(Protocol):
     """The origin of one source."""
 
     async def describe(
-        self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
+        self,
+        filenames: Sequence[str],
+        *,
+        known: Manifest | None,
+        refresh: bool,
+        commit: str = "",
     ) -> Description:
         """Describe files of the source, at its newest or at its published revision.
 
@@ -68,6 +73,7 @@ class Origin(Protocol):
             refresh: Whether the newest revision is wanted. Then the other files of ``known`` are
                 described too, as far as the source still has them: a new revision replaces all
                 files of the old one. Otherwise the published revision, where there is one.
+            commit: The commit to describe them at instead, as the revision named it before.
 
         Raises:
             NotFound, AccessDenied, PolicyDenied, Unavailable, Offline: Each names the source.
@@ -76,6 +82,14 @@ class Origin(Protocol):
 
     async def filenames(self) -> tuple[str, ...]:
         """The names of all files that the source has at its revision.
+
+        Raises:
+            CraftcacheError: As for describe.
+        """
+        ...
+
+    async def listing(self, revision: str, /) -> Listing:
+        """All files of the source at a revision, and which commit that is.
 
         Raises:
             CraftcacheError: As for describe.
@@ -123,6 +137,10 @@ class Hub:
         """See craftcache.origins.hub.list_files."""
         return await self._ask(partial(hub_api.list_files, source))
 
+    async def listing(self, source: HubSource, revision: str) -> Listing:
+        """See craftcache.origins.hub.list_revision."""
+        return await self._ask(partial(hub_api.list_revision, source, revision=revision))
+
     async def _ask(self, ask: Callable[..., T]) -> T:
         question = partial(ask, endpoint=self.endpoint, token=self._token, timeout=self._timeout)
         return await asyncio.get_running_loop().run_in_executor(self._threads, question)
@@ -141,14 +159,19 @@ class HubOrigin:
         self._hub = hub
 
     async def describe(
-        self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
+        self,
+        filenames: Sequence[str],
+        *,
+        known: Manifest | None,
+        refresh: bool,
+        commit: str = "",
     ) -> Description:
         """See Origin.describe. Only the first question names the revision, the others its commit.
 
         So all files are of one commit, even if the revision moves between two answers.
         """
         source = self._source
-        revision = source.revision if refresh or known is None else known.revision
+        revision = commit or (source.revision if refresh or known is None else known.revision)
         first = await self._hub.describe(source, filenames[0], revision)
         rest = await all_results(
             self._hub.describe(source, name, first.commit) for name in filenames[1:]
@@ -167,6 +190,10 @@ class HubOrigin:
     async def filenames(self) -> tuple[str, ...]:
         """See Origin.filenames."""
         return await self._hub.filenames(self._source)
+
+    async def listing(self, revision: str, /) -> Listing:
+        """See Origin.listing."""
+        return await self._hub.listing(self._source, revision)
 
     def shown(self, commit: str) -> str:
         """See Origin.shown."""
@@ -213,7 +240,12 @@ class UrlOrigin:
         self._policy = policy
 
     async def describe(
-        self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
+        self,
+        filenames: Sequence[str],
+        *,
+        known: Manifest | None,
+        refresh: bool,
+        commit: str = "",  # noqa: ARG002  # a URL has none
     ) -> Description:
         """See Origin.describe. The server is asked only about files that are published already.
 
@@ -232,7 +264,18 @@ class UrlOrigin:
         Raises:
             NotFound: Always.
         """
-        raise NotFound(
+        raise self._unlisted()
+
+    async def listing(self, _revision: str, /) -> Listing:
+        """See Origin.listing. A web server lists nothing.
+
+        Raises:
+            NotFound: Always.
+        """
+        raise self._unlisted()
+
+    def _unlisted(self) -> NotFound:
+        return NotFound(
             "a URL does not say which files it has",
             source=self._source.shown,
             hint="Name each file that is needed of it",
