@@ -36,6 +36,7 @@ from .store.opener import BlobOpener
 from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
+from .warm.bundles import BundleImporter
 from .warm.origins import Hub, Origins
 from .warm.warmer import Warmer
 from .watch import Watches
@@ -155,13 +156,21 @@ class Daemon:
             fetcher=CountedFetcher(SecondAttempt(engine), self._counts),
             inspector=inspector,
         )
+        origins = Origins(hub, self._policy)
         self._warmer = Warmer(
             store=store,
-            origins=Origins(hub, self._policy),
+            origins=origins,
             obtainer=obtainer,
             allow=settings.allow,
             deny=settings.deny,
         )
+        bundles = BundleImporter(
+            store=store,
+            obtainer=obtainer,
+            origins=origins,
+            check_allowed=self._warmer.check_allowed,
+        )
+        life.callback(bundles.close)
         handout = BlobOpener(store, settings.serve_dir)
         handout.check()
         residency = await life.enter_async_context(Residency())
@@ -208,6 +217,7 @@ class Daemon:
             watches=self._watches,
             events=self._events,
             monitor=self._monitor,
+            bundles=bundles,
         )
         life.push_async_callback(service.close)
         await life.enter_async_context(self._watches.running(service.queue_needs))

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .settings import Settings
     from .store.opener import BlobOpener
     from .store.store import Store
+    from .warm.bundles import BundleImporter
     from .warm.warmer import Warmed, Warmer
     from .watch import Watches
 
@@ -90,10 +91,12 @@ class Service:
         watches: The watched directories, whose generations are published.
         events: The event stream that subscribers of the admin socket follow.
         monitor: Reports which of the daemon's own directories and sockets are gone.
+        bundles: Imports models that come in a file.
 
     Attributes:
         watches: The watched directories, whose generations are published.
         events: The event stream that subscribers of the admin socket follow.
+        bundles: Imports models that come in a file.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Service:
         watches: Watches,
         events: Events,
         monitor: DirectoryMonitor,
+        bundles: BundleImporter,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -123,6 +127,7 @@ class Service:
         self._monitor = monitor
         self.watches = watches
         self.events = events
+        self.bundles = bundles
         self._started_at = time.time()
         self._warming = Warming(
             store=store, warmer=warmer, residency=residency, pins=pins, uses=uses, watches=watches

@@ -9,6 +9,7 @@ import click
 from craftcache.inherited import put_right, unwind_on_sigterm
 from craftcache.version import VERSION
 
+from .bundle import bundle, lock
 from .cached import explain, ls, rm, show, status
 from .context import Commands, Site
 from .demo import demo
@@ -65,6 +66,8 @@ for command in (
     unpin,
     rm,
     evict,
+    lock,
+    bundle,
     verify,
     watch,
     follow,

@@ -12,10 +12,17 @@ from craftcache.errors import CraftcacheError, PolicyDenied, Unavailable, from_p
 from craftcache.sources import check_watch_name
 from craftcache.wire.fields import Fields
 
-from .administration import Eviction, QueuedWarm, Verdict, WatchList, WatchReport
+from .administration import (
+    Eviction,
+    ImportedModel,
+    QueuedWarm,
+    Verdict,
+    WatchList,
+    WatchReport,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import httpx
@@ -37,6 +44,9 @@ ANSWER_SECONDS = 60.0
 
 VERIFY_SECONDS = 6 * 3600.0
 """Timeout of hashing a whole cache, all of which is read from the disk."""
+
+UPLOAD_BYTES = 1024 * 1024
+"""Bytes of a bundle that are read and sent at once."""
 
 LOCK_SECONDS = 1800.0
 """Timeout of locking a model in memory, all of which is read from the disk for that."""
@@ -153,6 +163,26 @@ class AdminClient:
         answer = self._request("DELETE", f"/v1/warm/{number}")
         return QueuedWarm.parse(answer)
 
+    def import_bundle(self, file: Path) -> list[ImportedModel]:
+        """Send a bundle to the daemon, which verifies and publishes its models.
+
+        Args:
+            file: The bundle, as ``craftcache bundle create`` wrote it.
+
+        Raises:
+            IntegrityError: It is damaged; nothing was imported.
+            UnsafeCheckpoint: Loading one of its files would run code; nothing was imported.
+            PolicyDenied: The settings do not allow one of its models, or this user is no
+                administrator.
+            StorageFull: There is no room for it.
+            Unavailable: The daemon cannot be reached.
+            OSError: The file cannot be read.
+        """
+        with file.open("rb") as stream:
+            chunks = iter(lambda: stream.read(UPLOAD_BYTES), b"")
+            answer = self._request("POST", "/v1/bundles", content=chunks, seconds=VERIFY_SECONDS)
+        return list(map(ImportedModel.parse, answer.children("models", MAX_ITEMS)))
+
     def put_watch(self, rule: WatchRule) -> None:
         """Watch a directory, or change how it is watched.
 
@@ -206,7 +236,13 @@ class AdminClient:
         return WatchReport.parse(self._request("POST", path))
 
     def _request(
-        self, method: str, path: str, body: object = None, *, seconds: float = ANSWER_SECONDS
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        content: Iterable[bytes] | None = None,
+        seconds: float = ANSWER_SECONDS,
     ) -> Fields:
         import httpx
 
@@ -215,7 +251,8 @@ class AdminClient:
         transport = httpx.HTTPTransport(uds=str(socket))
         try:
             with httpx.Client(transport=transport, timeout=timeout) as client:
-                response = client.request(method, f"http://craftcached{path}", json=body)
+                url = f"http://craftcached{path}"
+                response = client.request(method, url, json=body, content=content)
         except httpx.TransportError as error:
             raise _connection_error(error, socket) from error
         return _answer(response)

@@ -25,6 +25,7 @@ __all__ = [
     "QueuedWarm",
     "KeptModel",
     "Eviction",
+    "ImportedModel",
     "Outcome",
     "Verdict",
     "WatchedGeneration",
@@ -132,6 +133,34 @@ class Eviction:
                 KeptModel(kept.text("source", MAX_SOURCE), kept.text("reason", MAX_TEXT))
                 for kept in fields.children("kept", MAX_MODELS)
             ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedModel:
+    """A model that came in a bundle.
+
+    Attributes:
+        source: The model, as shown to people.
+        revision: Revision that is served from now on.
+        size: Bytes of its files.
+    """
+
+    source: str
+    revision: str
+    size: int
+
+    def to_fields(self) -> dict[str, Any]:
+        """The model as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, fields: Fields) -> ImportedModel:
+        """The model with these keys."""
+        return cls(
+            fields.text("source", MAX_SOURCE),
+            fields.text("revision", MAX_REVISION),
+            fields.integer("size"),
         )
 
 

@@ -20,6 +20,7 @@ from craftcache.sources import parse
 from craftcache.wire import Warm, WarmOptions
 
 from .bodies import body_fields
+from .bundle_routes import BundleRoutes
 from .http_connections import HttpConnections
 from .ndjson import NdjsonStream
 from .peers import Administrators, peer_of
@@ -99,6 +100,7 @@ class AdminServer:
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
         app.router.add_post("/v1/verify", self._verify)
+        BundleRoutes(service.bundles, administrators).add_to(app)
         WatchRoutes(service.watches, service.events, administrators).add_to(app)
         metrics.add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.

@@ -224,6 +224,17 @@ class FileAcquirer:
         if record.index_sha256 not in self._store.indexes:
             await self._store.record_index(record.sha256)
 
+    async def inspect_verified(
+        self, source: RemoteSource, filename: str, verified: Verified
+    ) -> None:
+        """Inspect a verified file of a source that is to be published.
+
+        Raises:
+            UnsafeCheckpoint: Loading it would run code.
+        """
+        progress = SourceProgress(source, lambda _: None)
+        await self._inspect(progress, filename, verified, is_named=False)
+
     @contextlib.asynccontextmanager
     async def _hold_file(
         self,

@@ -17,6 +17,7 @@ from craftcache.sources import Selection
 from tests.support.command import Node, run
 from tests.support.daemons import EXPORT_FILES
 from tests.support.pickles import Op, archive
+from tests.support.trees import hub_tree
 
 if TYPE_CHECKING:
     from tests.support.hub import Repo, TestHub
@@ -65,24 +66,6 @@ def snapshot(cache: Path, repo: str, *patterns: str, endpoint: str, offline: boo
     return done.stdout.strip()
 
 
-def tree(cache: Path, repo: str) -> dict[str, object]:
-    """All of a repository's part of a cache: modes and bytes of files, targets of links.
-
-    Without ``trees/``: there snapshot_download remembers the Hub's answers for its own user alone.
-    """
-    root = cache / f"models--{repo.replace('/', '--')}"
-    found: dict[str, object] = {}
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        if name.startswith("trees/"):
-            continue
-        if path.is_symlink():
-            found[name] = os.readlink(path)
-        elif path.is_file():
-            found[name] = (path.stat().st_mode & 0o777, path.read_bytes())
-    return found
-
-
 def files_of(node: Node, source: str) -> set[str]:
     return {file["filename"] for file in node.run("show", source, "--json").json["files"]}
 
@@ -104,7 +87,7 @@ def test_a_selection_is_what_huggingface_hub_would_have_left(
     mine = node.daemon.cache_dir
     theirs = tmp_path / "theirs"
     snapshot(theirs, repo.repo_id, *WANTED, endpoint=node.hub.endpoint, offline=False)
-    assert tree(mine, repo.repo_id) == tree(theirs, repo.repo_id)
+    assert hub_tree(mine, repo.repo_id) == hub_tree(theirs, repo.repo_id)
     found = snapshot(mine, repo.repo_id, *WANTED, endpoint="", offline=True)
     there = {path.name: path.read_bytes() for path in Path(found).iterdir()}
     assert there == {
@@ -169,7 +152,7 @@ def test_a_selection_is_evicted_and_queued_like_any_model(node: Node, repo: Repo
     assert removed["freed_bytes"] == sum(
         len(data) for data in {d for n, d in TRANSFORMERS.items() if n.endswith(".json")}
     )
-    assert tree(node.daemon.cache_dir, repo.repo_id) == {}
+    assert hub_tree(node.daemon.cache_dir, repo.repo_id) == {}
 
 
 def test_the_pair_is_warmed_beside_a_selection(node: Node, repo: Repo) -> None:
@@ -214,7 +197,7 @@ def test_without_the_daemon_a_selection_is_the_same(threaded_hub: TestHub, tmp_p
     assert ran.code == 0, ran.err
     assert ran.json["results"][0]["served_by"] == "origin"
     snapshot(theirs, "org/whole", "*.json", "ggml/*", endpoint=threaded_hub.endpoint, offline=False)
-    assert tree(mine, "org/whole") == tree(theirs, "org/whole")
+    assert hub_tree(mine, "org/whole") == hub_tree(theirs, "org/whole")
     asked = threaded_hub.count(None, "*")
     again = run(*arguments, "--no-refresh", **environment)
     assert again.json["results"][0]["served_by"] == "cache"
