@@ -22,6 +22,7 @@ from .eviction.evictor import Evictor
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
 from .eviction.pins import Pins
+from .eviction.prune import Pruner
 from .fetch import Engine, EngineSettings, SecondAttempt
 from .inspect import Inspector
 from .residency.residency import Residency
@@ -184,6 +185,13 @@ class Daemon:
             uses=uses,
             max_bytes=settings.max_bytes,
         )
+        evictor = self._evictor
+        pruner = Pruner(
+            survey=evictor.survey,
+            remove=store.remove,
+            is_kept=lambda key: pins.find(key) is not None,
+            uses=uses,
+        )
         self._watches = Watches(
             store=store,
             inspector=inspector,
@@ -218,6 +226,7 @@ class Daemon:
             events=self._events,
             monitor=self._monitor,
             bundles=bundles,
+            pruner=pruner,
         )
         life.push_async_callback(service.close)
         await life.enter_async_context(self._watches.running(service.queue_needs))

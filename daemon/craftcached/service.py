@@ -14,6 +14,7 @@ from craftcache.cache.manifest import manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.checkpoint.filenames import check_checkpoint
 from craftcache.errors import CraftcacheError, InvalidSource, NotFound, PolicyDenied, Unavailable
+from craftcache.model_filter import ModelFilter, ModelTraits, are_met
 from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
 from craftcache.version import VERSION
 from craftcache.wire import (
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from craftcache.cache.manifest import FileRecord, Manifest
-    from craftcache.daemon.administration import Eviction, QueuedWarm, Verdict
+    from craftcache.daemon.administration import Eviction, Pruning, QueuedWarm, Verdict
     from craftcache.sources import RemoteSource
     from craftcache.wire import ModelsPage, Progress, Request
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from .eviction.evictor import Evictor
     from .eviction.last_use import LastUse
     from .eviction.pins import Pins
+    from .eviction.prune import Pruner
     from .residency.residency import Residency
     from .settings import Settings
     from .store.opener import BlobOpener
@@ -92,6 +94,7 @@ class Service:
         events: The event stream that subscribers of the admin socket follow.
         monitor: Reports which of the daemon's own directories and sockets are gone.
         bundles: Imports models that come in a file.
+        pruner: Removes models that were chosen by filters.
 
     Attributes:
         watches: The watched directories, whose generations are published.
@@ -115,6 +118,7 @@ class Service:
         events: Events,
         monitor: DirectoryMonitor,
         bundles: BundleImporter,
+        pruner: Pruner,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -124,6 +128,7 @@ class Service:
         self._pins = pins
         self._uses = uses
         self._evictor = evictor
+        self._pruner = pruner
         self._monitor = monitor
         self.watches = watches
         self.events = events
@@ -329,6 +334,36 @@ class Service:
         """Evict models to free ``wanted`` bytes, or down to the quota; see Evictor.evict."""
         return await self._evictor.evict(wanted, dry_run=dry_run)
 
+    async def prune(self, filters: Sequence[str], *, dry_run: bool) -> Pruning:
+        """Remove the models that all filters mean and nothing needs; see Pruner.prune.
+
+        Raises:
+            InvalidSource: There is no filter, or one that is none.
+        """
+        conditions = [ModelFilter.parse(text) for text in filters]
+        if not conditions:
+            raise InvalidSource(
+                "no filter says which models are meant",
+                hint="Send one like 'accessed>30d'; DELETE /v1/models/{source} removes one model",
+            )
+        now = time.time()
+        chosen = [
+            key
+            for key, manifest in await self._store.published()
+            # A watch keeps as many of its generations as its rule says.
+            if manifest.watched is None and are_met(conditions, self._traits(key, manifest), now)
+        ]
+        return await self._pruner.prune(chosen, dry_run=dry_run)
+
+    def _traits(self, key: str, manifest: Manifest) -> ModelTraits:
+        return ModelTraits(
+            manifest.source,
+            manifest.size,
+            self._pins.find(key) is not None,
+            manifest.published_at.timestamp(),
+            self._uses.last(key) or None,
+        )
+
     async def verify(self, texts: Sequence[str]) -> list[Verdict]:
         """Hash again all files of these models, or with no names of all models; see Scrubber.
 
@@ -404,6 +439,7 @@ class Service:
             resident_bytes=await self._resident(manifest.files),
             is_pinned=pin is not None,
             is_locked=pin is not None and pin.is_locked,
+            last_used_at=self._uses.last(key) or None,
         )
         return ModelState(manifest, model)
 

@@ -18,6 +18,7 @@ from .environment import env, run
 from .export import export, publish
 from .keep import evict, pin, unpin
 from .load import load
+from .prune import prune
 from .queue import queue
 from .verify import verify
 from .warm import warm
@@ -66,6 +67,7 @@ for command in (
     unpin,
     rm,
     evict,
+    prune,
     lock,
     bundle,
     verify,

@@ -15,6 +15,7 @@ from craftcache.wire.fields import Fields
 from .administration import (
     Eviction,
     ImportedModel,
+    Pruning,
     QueuedWarm,
     Verdict,
     WatchList,
@@ -111,6 +112,21 @@ class AdminClient:
         """
         answer = self._request("POST", "/v1/evict", {"bytes": wanted, "dry_run": dry_run})
         return Eviction.parse(answer)
+
+    def prune(self, filters: Sequence[str], *, dry_run: bool = False) -> Pruning:
+        """Remove the models that all filters mean, and that nothing needs, uses, pins or holds.
+
+        Args:
+            filters: See craftcache.model_filter; one at least.
+            dry_run: Whether nothing is removed, and the answer says what would be.
+
+        Raises:
+            InvalidSource: One of the filters is none.
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        body = {"filters": list(filters), "dry_run": dry_run}
+        return Pruning.parse(self._request("POST", "/v1/prune", body))
 
     def verify(self, sources: Sequence[str] = ()) -> list[Verdict]:
         """Hash cached files again; wrong ones go to quarantine, to be fetched anew by a warm.

@@ -26,6 +26,7 @@ __all__ = [
     "KeptModel",
     "Eviction",
     "ImportedModel",
+    "Pruning",
     "Outcome",
     "Verdict",
     "WatchedGeneration",
@@ -129,6 +130,37 @@ class Eviction:
             fields.texts("removed", MAX_MODELS, MAX_SOURCE),
             fields.integer("freed_bytes"),
             fields.integer("missing_bytes"),
+            tuple(
+                KeptModel(kept.text("source", MAX_SOURCE), kept.text("reason", MAX_TEXT))
+                for kept in fields.children("kept", MAX_MODELS)
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """The result of removing models by filters; for a dry run, what it would be.
+
+    Attributes:
+        removed: Sources of the models, as shown to people, in the order of their removal.
+        freed_bytes: Bytes freed on the disk.
+        kept: Models that the filters mean and that stayed, with the reason.
+    """
+
+    removed: tuple[str, ...]
+    freed_bytes: int
+    kept: tuple[KeptModel, ...]
+
+    def to_fields(self) -> dict[str, Any]:
+        """The pruning as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Pruning:
+        """The pruning with these keys."""
+        return cls(
+            fields.texts("removed", MAX_MODELS, MAX_SOURCE),
+            fields.integer("freed_bytes"),
             tuple(
                 KeptModel(kept.text("source", MAX_SOURCE), kept.text("reason", MAX_TEXT))
                 for kept in fields.children("kept", MAX_MODELS)

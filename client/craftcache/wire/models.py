@@ -76,6 +76,10 @@ class CachedModel:
         needs: Its dependencies, and whether they are cached.
         unmet: Dependencies that no cache can hold.
         is_needed_only: Whether it is cached only as a dependency of other models.
+        published_at: When its revision was published, in seconds since the epoch; None where that
+            is not known.
+        last_used_at: When it was last loaded or warmed, in seconds since the epoch; None where that
+            is not known.
     """
 
     source: str
@@ -87,6 +91,8 @@ class CachedModel:
     needs: tuple[DependencyState, ...] = ()
     unmet: tuple[UnmetDependency, ...] = ()
     is_needed_only: bool = False
+    published_at: float | None = None
+    last_used_at: float | None = None
 
     @classmethod
     def of(
@@ -98,6 +104,7 @@ class CachedModel:
         resident_bytes: int | None = None,
         is_pinned: bool = False,
         is_locked: bool = False,
+        last_used_at: float | None = None,
     ) -> CachedModel:
         """The model that a manifest describes, with the files that are intact."""
         return cls(
@@ -113,6 +120,8 @@ class CachedModel:
             ),
             manifest.unmet,
             manifest.needed_only,
+            published_at=manifest.published_at.timestamp(),
+            last_used_at=last_used_at,
         )
 
     @property
@@ -135,6 +144,8 @@ class CachedModel:
                 for unmet in self.unmet
             ],
             "is_needed_only": self.is_needed_only,
+            "published_at": self.published_at,
+            "last_used_at": self.last_used_at,
         }
 
     @classmethod
@@ -150,6 +161,8 @@ class CachedModel:
             needs=_needs(fields),
             unmet=_unmet(fields),
             is_needed_only=fields.optional_flag("is_needed_only"),
+            published_at=_optional_seconds(fields, "published_at"),
+            last_used_at=_optional_seconds(fields, "last_used_at"),
         )
 
 
@@ -176,6 +189,11 @@ class ModelsPage:
         """The message with these keys."""
         models = tuple(map(CachedModel.parse, fields.children("models", MAX_MODELS)))
         return cls(models, fields.text("next", MAX_SOURCE, empty=True))
+
+
+def _optional_seconds(fields: Fields, key: str) -> float | None:
+    """A time, which a daemon of an earlier release does not send."""
+    return None if fields.is_null(key) else fields.seconds(key)
 
 
 def _needs(fields: Fields) -> tuple[DependencyState, ...]:

@@ -92,6 +92,10 @@ class Evictor:
                 return self._outcome(plan.victims, plan.freed, models, wanted - plan.freed)
             return await self._shrink(used_bytes(models) - wanted, handover=0.0)
 
+    async def survey(self) -> list[EvictionCandidate]:
+        """All models as the policy sees them."""
+        return await self._survey()
+
     async def trim(self) -> None:
         """Evict down to ``max_bytes``, as far as there are models that may be evicted."""
         if self.max_bytes <= 0:

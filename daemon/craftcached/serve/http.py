@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -18,6 +19,7 @@ from aiohttp import web
 from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.sources import parse
 from craftcache.wire import Warm, WarmOptions
+from craftcache.wire.fields import MAX_SOURCE
 
 from .bodies import body_fields
 from .bundle_routes import BundleRoutes
@@ -51,6 +53,9 @@ FIRST_REQUEST_SECONDS = 0.05
 MAX_SOURCES = 256
 """Sources of one warm."""
 
+MAX_FILTERS = 64
+"""Filters of one pruning."""
+
 MODELS = "/v1/models/"
 PINS = "/v1/pins/"
 
@@ -58,6 +63,7 @@ WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "pair
 PIN_EXAMPLE = '{"lock": true}'
 VERIFY_EXAMPLE = '{"sources": ["org/name"]}'
 EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
+PRUNE_EXAMPLE = '{"filters": ["accessed>30d", "size>1GB"], "dry_run": true}'
 """Examples of bodies, shown to a client whose body is not right."""
 
 NDJSON = "application/x-ndjson"
@@ -99,6 +105,7 @@ class AdminServer:
         app.router.add_put(PINS + "{source:.+}", self._pin)
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
+        app.router.add_post("/v1/prune", self._prune)
         app.router.add_post("/v1/verify", self._verify)
         BundleRoutes(service.bundles, administrators).add_to(app)
         WatchRoutes(service.watches, service.events, administrators).add_to(app)
@@ -168,6 +175,14 @@ class AdminServer:
         dry_run = body.optional_flag("dry_run")
         eviction = await self._service.evict(body.optional_integer("bytes"), dry_run=dry_run)
         return web.json_response(eviction.to_fields() | {"dry_run": dry_run})
+
+    async def _prune(self, request: web.Request) -> web.Response:
+        self._administrators.check(peer_of(request.transport), "pruning")
+        body = await body_fields(request, PRUNE_EXAMPLE)
+        dry_run = body.optional_flag("dry_run")
+        filters = body.texts("filters", MAX_FILTERS, MAX_SOURCE)
+        pruning = await self._service.prune(filters, dry_run=dry_run)
+        return web.json_response(pruning.to_fields() | {"dry_run": dry_run})
 
     async def _verify(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "verifying")
@@ -340,7 +355,13 @@ def _state(state: ModelState) -> dict[str, Any]:
         "pinned": model.is_pinned,
         "locked": model.is_locked,
         "needs": [asdict(need) for need in model.needs],
+        "last_used_at": _shown_time(model.last_used_at),
     }
+
+
+def _shown_time(seconds: float | None) -> str | None:
+    """A time as RFC 3339 writes it, in UTC."""
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _document(outcome: dict[str, Any] | CraftcacheError) -> dict[str, Any]:
