@@ -24,6 +24,7 @@ from .eviction.maintenance import Housekeeping
 from .eviction.pins import Pins
 from .eviction.prune import Pruner
 from .fetch import Engine, EngineSettings, SecondAttempt
+from .fetch.measured_rate import MeasuredFetcher
 from .inspect import Inspector
 from .residency.residency import Residency
 from .serve.handler import CountedHandler
@@ -39,6 +40,7 @@ from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
 from .warm.bundles import BundleImporter
 from .warm.origins import Hub, Origins
+from .warm.planner import Planner
 from .warm.warmer import Warmer
 from .watch import Watches
 
@@ -152,9 +154,10 @@ class Daemon:
             endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
         )
         life.callback(hub.close)
+        fetcher = MeasuredFetcher(CountedFetcher(SecondAttempt(engine), self._counts))
         obtainer = FileAcquirer(
             store=store,
-            fetcher=CountedFetcher(SecondAttempt(engine), self._counts),
+            fetcher=fetcher,
             inspector=inspector,
         )
         origins = Origins(hub, self._policy)
@@ -227,6 +230,8 @@ class Daemon:
             monitor=self._monitor,
             bundles=bundles,
             pruner=pruner,
+            planner=Planner(store=store, origins=origins, check_allowed=self._warmer.check_allowed),
+            fetcher=fetcher,
         )
         life.push_async_callback(service.close)
         await life.enter_async_context(self._watches.running(service.queue_needs))

@@ -7,13 +7,16 @@ import logging
 import os
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.checkpoint.filenames import check_checkpoint
+from craftcache.daemon.planning import PlannedRoom, WarmPlan
 from craftcache.errors import CraftcacheError, InvalidSource, NotFound, PolicyDenied, Unavailable
+from craftcache.full_disk import free_bytes
 from craftcache.model_filter import ModelFilter, ModelTraits, are_met
 from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
 from craftcache.version import VERSION
@@ -37,6 +40,7 @@ from craftcache.wire import (
     first_page,
 )
 
+from .eviction.policy import used_bytes
 from .fetch import Priority
 from .status import ModelState
 from .store.scrub import Scrubber
@@ -59,11 +63,13 @@ if TYPE_CHECKING:
     from .eviction.last_use import LastUse
     from .eviction.pins import Pins
     from .eviction.prune import Pruner
+    from .fetch.measured_rate import MeasuredFetcher
     from .residency.residency import Residency
     from .settings import Settings
     from .store.opener import BlobOpener
     from .store.store import Store
     from .warm.bundles import BundleImporter
+    from .warm.planner import Planner
     from .warm.warmer import Warmed, Warmer
     from .watch import Watches
 
@@ -95,6 +101,8 @@ class Service:
         monitor: Reports which of the daemon's own directories and sockets are gone.
         bundles: Imports models that come in a file.
         pruner: Removes models that were chosen by filters.
+        planner: Says what a warm would bring.
+        fetcher: Knows how fast this node fetches.
 
     Attributes:
         watches: The watched directories, whose generations are published.
@@ -119,6 +127,8 @@ class Service:
         monitor: DirectoryMonitor,
         bundles: BundleImporter,
         pruner: Pruner,
+        planner: Planner,
+        fetcher: MeasuredFetcher,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -129,6 +139,8 @@ class Service:
         self._uses = uses
         self._evictor = evictor
         self._pruner = pruner
+        self._planner = planner
+        self._fetcher = fetcher
         self._monitor = monitor
         self.watches = watches
         self.events = events
@@ -290,6 +302,31 @@ class Service:
             await self._queue.add([Warm(parse(generation.source))])
         except Unavailable as error:  # the generation is served all the same
             log.warning("what %s needs is not fetched: %s", generation.source, error)
+
+    async def plan(self, warms: Sequence[Warm]) -> WarmPlan:
+        """What these warms would take; see Planner.plan."""
+        models = tuple(await self._planner.plan(warms))
+        plan = WarmPlan(models, await self._room(), self._fetcher.bytes_per_second)
+        lacking = [plan.fetch_bytes - plan.room.free_bytes]
+        if plan.room.max_bytes > 0:
+            lacking.append(plan.room.used_bytes + plan.fetch_bytes - plan.room.max_bytes)
+        wanted = max(lacking)
+        if not plan.fetch_bytes or wanted <= 0:
+            return plan
+        eviction = await self._evictor.evict(wanted, dry_run=True)
+        room = replace(
+            plan.room,
+            evicted=eviction.removed,
+            freed_bytes=eviction.freed_bytes,
+            missing_bytes=eviction.missing_bytes,
+        )
+        return replace(plan, room=room)
+
+    async def _room(self) -> PlannedRoom:
+        """The room of the cache as it is."""
+        free = await asyncio.to_thread(free_bytes, self._store.cache.staging)
+        used = used_bytes(await self._evictor.survey())
+        return PlannedRoom(free, used, self._evictor.max_bytes, (), 0, 0)
 
     def queued(self) -> list[QueuedWarm]:
         """The queued warms that are not done, oldest first."""

@@ -18,6 +18,7 @@ from .environment import env, run
 from .export import export, publish
 from .keep import evict, pin, unpin
 from .load import load
+from .plan import plan
 from .prune import prune
 from .queue import queue
 from .verify import verify
@@ -57,6 +58,7 @@ def main(context: click.Context, socket_dir: Path | None, cache_dir: Path | None
 
 for command in (
     warm,
+    plan,
     queue,
     load,
     ls,

@@ -21,6 +21,7 @@ from .administration import (
     WatchList,
     WatchReport,
 )
+from .planning import WarmPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,6 +46,9 @@ ANSWER_SECONDS = 60.0
 
 VERIFY_SECONDS = 6 * 3600.0
 """Timeout of hashing a whole cache, all of which is read from the disk."""
+
+PLAN_SECONDS = 300.0
+"""Timeout of asking the Hub about hundreds of files."""
 
 UPLOAD_BYTES = 1024 * 1024
 """Bytes of a bundle that are read and sent at once."""
@@ -158,6 +162,21 @@ class AdminClient:
         body = {"sources": list(sources), "files": flags.pop("filenames"), **flags, "wait": False}
         answer = self._request("POST", "/v1/warm", body)
         return list(map(QueuedWarm.parse, answer.children("jobs", MAX_ITEMS)))
+
+    def plan(self, sources: Sequence[str], options: WarmOptions) -> WarmPlan:
+        """What a warm of ``sources`` would take: bytes, room, tensors and time. Fetches nothing.
+
+        Args:
+            sources: Sources that would be warmed.
+            options: Options of the warms.
+
+        Raises:
+            CraftcacheError: Any that the warm of one of them would raise before its first byte.
+            Unavailable: The daemon cannot be reached.
+        """
+        flags = options.to_fields()
+        body = {"sources": list(sources), "files": flags.pop("filenames"), **flags}
+        return WarmPlan.parse(self._request("POST", "/v1/plan", body, seconds=PLAN_SECONDS))
 
     def queued_warms(self) -> list[QueuedWarm]:
         """The warms that are queued and not done yet, oldest first.

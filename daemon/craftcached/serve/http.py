@@ -60,6 +60,7 @@ MODELS = "/v1/models/"
 PINS = "/v1/pins/"
 
 WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "pair_only": false}'
+PLAN_EXAMPLE = '{"sources": ["org/name"]}'
 PIN_EXAMPLE = '{"lock": true}'
 VERIFY_EXAMPLE = '{"sources": ["org/name"]}'
 EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
@@ -100,6 +101,7 @@ class AdminServer:
         app.router.add_get(MODELS + "{source:.+}", self._model)
         app.router.add_delete(MODELS + "{source:.+}", self._delete)
         app.router.add_post("/v1/warm", self._warm)
+        app.router.add_post("/v1/plan", self._plan)
         app.router.add_get("/v1/warm", self._queued)
         app.router.add_delete("/v1/warm/{number:[0-9]{1,18}}", self._withdraw)
         app.router.add_put(PINS + "{source:.+}", self._pin)
@@ -211,6 +213,13 @@ class AdminServer:
         return _warm_response(
             await asyncio.gather(*(self._warm_one(warm, _ignore) for warm in wanted))
         )
+
+    async def _plan(self, request: web.Request) -> web.Response:
+        body = await body_fields(request, PLAN_EXAMPLE)
+        options = WarmOptions.parse(body.renamed("files", "filenames"), MAX_SOURCES)
+        warms = [_sound(_warm_of(source, options)) for source in _sources(body)]
+        plan = await self._service.plan(warms)
+        return web.json_response(plan.to_fields())
 
     async def _queued(self, _request: web.Request) -> web.Response:
         return web.json_response({"jobs": [warm.to_fields() for warm in self._service.queued()]})

@@ -11,6 +11,7 @@
     tasks                  several coroutines at once
     queue                  queued warms, which survive a restart
     locked                 what a lock asks of a warm
+    planner                what a warm would take
     bundles                models that come in a file, with their lock
     allow                  which sources this node fetches
 

@@ -316,6 +316,23 @@ class UrlOrigin:
         """The strong ETag that the server gives now, unquoted; None where it gives none.
 
         Raises:
+            CraftcacheError: As for _header.
+        """
+        return strong_etag(await self._header(filename, "ETag"))
+
+    async def size(self, filename: str) -> int | None:
+        """The length that the server gives now, in bytes; None where it gives none.
+
+        Raises:
+            CraftcacheError: As for _header.
+        """
+        length = await self._header(filename, "Content-Length") or ""
+        return int(length) if length.isascii() and length.isdecimal() else None
+
+    async def _header(self, filename: str, name: str) -> str | None:
+        """A header of the server's answer to a HEAD request; None where it has none.
+
+        Raises:
             PolicyDenied: The target of a redirect may not be asked.
             Unavailable: The server does not answer, or redirects too often.
         """
@@ -335,7 +352,7 @@ class UrlOrigin:
                     )
                     answer.release()
                     if answer.status not in REDIRECTS:
-                        return strong_etag(answer.headers.get("ETag")) if answer.ok else None
+                        return answer.headers.get(name) if answer.ok else None
                     target = redirect_target(target, location_of(answer), source=shown)
         except Fault as fault:
             raise Unavailable(
@@ -361,6 +378,10 @@ class Origins:
     def __init__(self, hub: Hub, policy: UrlPolicy) -> None:
         self._hub = hub
         self._policy = policy
+
+    async def size(self, source: UrlSource, filename: str) -> int | None:
+        """The size of a URL's file, in bytes; see UrlOrigin.size."""
+        return await UrlOrigin(source, self._policy).size(filename)
 
     def of(self, source: FetchedSource) -> Origin:
         """The origin of ``source``."""
