@@ -155,7 +155,8 @@ class Client:
             sources: URLs and Hub ids.
             on_progress: Called with each step, in this thread.
             options: Attributes of WarmOptions: ``filenames`` to fetch, ``resident`` to read them
-                into memory, ``pair_only`` to leave out dependencies ...
+                into memory, ``pair_only`` to leave out dependencies, ``refresh=False`` to take
+                the revision that was warmed last.
 
         Raises:
             CraftcacheError: The first failure, with the others as its notes. Sources that were

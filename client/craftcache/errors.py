@@ -1,7 +1,8 @@
 """Every error that craftcache raises, on either side of the socket.
 
 One tree, so that one ``except`` catches all of it and the class says whose it is to mend, which is
-its ``blame``, and so whether a worker goes another way when the daemon answers with it::
+its ``blame``. ``wire.answers.Problem.of`` reads it where the daemon answers with an error, and the
+worker's ``loading.loader.Loader.handle`` goes on alone or raises::
 
     error                  what is wrong                            blame           then the worker
     CraftcacheError        any fault of the daemon's own            daemon          goes on alone
@@ -19,10 +20,11 @@ its ``blame``, and so whether a worker goes another way when the daemon answers 
     ├── StorageFull        the disk lacks ``missing_bytes``         administrator   raises it
     ├── Offline            a fetch is needed and forbidden          caller          raises it
     ├── Unavailable        the origin is away, a retry may help     origin          raises it
-    └── ProtocolMismatch   the two sides share no version           administrator   goes on alone
+    └── ProtocolMismatch   the two sides share no version           administrator   goes on alone †
 
 (*) but for a Hub id, where this process has a token of its own: it may read what the daemon may
 not.
+† decided by ``daemon.client.DaemonClient.handle``, whatever its blame.
 To *go on alone* is to use what stands verified in a cache or what this process hashes itself, and
 then to fetch, as far as ``fallback`` allows. A ``ResourceLimit`` is raised where it is met: the
 daemon's does not bind the worker, and the worker's own is no reason to try again in another way.

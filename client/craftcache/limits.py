@@ -24,7 +24,7 @@ _TORCHS_WORDS = ("can't allocate memory", "not enough memory")
 """How torch's allocator for the CPU says it, in a RuntimeError."""
 
 DEFAULT_STACK_BYTES = 8 << 20
-"""Of a thread where nothing limits it, as on Linux."""
+"""Length of a thread's stack where nothing limits it, as on Linux."""
 
 _NO_THREAD = "can't start new thread"
 """How Python says it, in a RuntimeError."""

@@ -1,4 +1,4 @@
-"""The resolution order: the places where a load looks for the files of a source, in order.
+"""The ways to a source's files: the places where a load looks for them, in order.
 
 A plan depends on the source and the settings only. So it is the same for a load, which takes the
 steps in order until one has the files, and for ``explain``, which reports the outcome of each.

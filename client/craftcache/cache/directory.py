@@ -45,6 +45,7 @@ from .durable import make_directory, staging_name, sync_directory, write_file
 from .hub_cache import LOCK_SECONDS, HubTree
 from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
 from .ownership import make_ours
+from .paths import real_path
 from .placing import link_or_copy, move_away
 from .stamps import FileStamp, Stamps
 
@@ -292,13 +293,13 @@ class CacheDir:
         daemon's configured user or this process's, and no other user may write to them.
         """
         try:
-            resolved = path.resolve(strict=True)
-            root = self.root.resolve(strict=True)
+            resolved = real_path(path)
+            root = real_path(self.root)
             if not resolved.is_relative_to(root):
                 return False
             steps = (resolved, *(p for p in resolved.parents if p.is_relative_to(root)))
             return all(self.is_ours(os.lstat(step)) for step in steps)
-        except (OSError, RuntimeError):  # pathlib raises RuntimeError for a circle of links
+        except OSError:
             return False
 
     def is_ours(self, status: os.stat_result) -> bool:

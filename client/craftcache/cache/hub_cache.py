@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from .durable import beside, file_mode, make_directory, staging_name, sync_directory, write_file
 from .ownership import make_ours
+from .paths import real_path
 from .placing import TreeObstacle, link_or_copy, move_away, put_in_place
 from .stamps import FileStamp
 
@@ -137,7 +138,7 @@ class HubTree:
         """
         path = self.blob(etag)
         try:
-            if not self._is_within(path.resolve(strict=True)):
+            if not self._is_within(real_path(path)):
                 return None
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):

@@ -244,7 +244,8 @@ class Manifest:
             source: The source that the manifest is for.
             commit: The revision; None for a source that has none but its files.
             records: New, or in place of those of the same name.
-            as_need: Whether it is published for others' sake. Once asked for by name, it stays so.
+            as_need: Whether it is published only because another model needs it. A source that was
+                once asked for by name stays ``needed_only=False``.
             selection: The selection that all ``records`` together are, if they are one.
         """
         keeps = known is not None and commit in (None, known.revision)

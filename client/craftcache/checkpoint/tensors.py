@@ -347,7 +347,7 @@ def _build_tensors(
 ) -> list[torch.Tensor]:
     """The tensors of an index; those of one storage share it.
 
-    None is a view in autograd's sense: each is made upon its storage, as torch.load makes it.
+    No tensor is a view in autograd's sense: each is made upon its storage, as torch.load makes it.
     """
     dtypes = _dtypes(index)
     storages = index.storages

@@ -99,8 +99,8 @@ def load(
 
 
 def _readers_reason(fd: int, source: str | None) -> NotACheckpoint | None:
-    """What our own reader finds wrong with a file, which torch says in words of its own makers."""
-    from .reader import read_index  # of what fails alone
+    """The reason that our own reader gives for a damaged file, which is clearer than torch's."""
+    from .reader import read_index  # imported only after a failure
 
     try:
         with recognized(fd):
@@ -213,7 +213,7 @@ class _FilledDefaultdicts:
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[dict[Any, Any], Any]] = {}
-        """By id, which stays theirs because they are kept here."""
+        """The stand-ins by ``id()``; keeping them here prevents an id from being used again."""
 
     def make(self, factory: Any = None) -> dict[Any, Any]:  # noqa: ANN401  a pickle's argument
         """A plain dict, remembered with the factory it should have had."""

@@ -63,7 +63,9 @@ def make(lm: Path, compression: str, directory: Path, *, as_json: bool) -> None:
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("repo_id", metavar="ORG/NAME")
 @click.option("--private", is_flag=True, help="If the repository is made, make it private.")
-@click.option("--message", default="Upload export", show_default=True, help="Of the commit.")
+@click.option(
+    "--message", default="Upload export", show_default=True, help="Message of the commit."
+)
 @json_option
 def publish(directory: Path, repo_id: str, message: str, *, private: bool, as_json: bool) -> None:
     """Check an export and upload it to the Hub.

@@ -34,7 +34,7 @@ def watch() -> None:
 
 @watch.command()
 @click.argument("directory")
-@click.option("--name", help="Of the watch; the run's directory by default.")
+@click.option("--name", help="Name of the watch; the run's directory by default.")
 @click.option(
     "--settle",
     type=float,

@@ -1,6 +1,6 @@
 """The closure of a model: what AudioCraft looks for beyond the files that hold the model itself.
 
-    needs       what is needed, and what of it cannot be warmed
+    dependency  what is needed, and what of it cannot be warmed
     table       what AudioCraft names only in its code
     discover    from the indexes of verified files to their closure
 

@@ -44,8 +44,8 @@ class Exchange:
 
     Args:
         source: As errors name it.
-        read_seconds: Without a byte, after which an answer counts as lost.
-        connect_seconds: For a connection, its TLS handshake included.
+        read_seconds: Seconds without a byte after which an answer counts as lost.
+        connect_seconds: Seconds allowed for a connection, its TLS handshake included.
         check_url: Called with each URL before it is asked; raises for one that must not be.
     """
 

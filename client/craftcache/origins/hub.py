@@ -216,7 +216,7 @@ class _Question:
     has_token: bool
 
     def refusal(self, response: httpx.Response) -> CraftcacheError:
-        """What an answer means that is none, by the Hub's own code for it."""
+        """The error for a response that refuses, by the Hub's own code for it."""
         shown, status = self.source.shown, response.status_code
         match response.headers.get("X-Error-Code"):
             case "GatedRepo":

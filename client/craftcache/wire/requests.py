@@ -184,7 +184,8 @@ class WarmKeywords(TypedDict, total=False):
 class WarmOptions:
     """The options of a warm.
 
-    A new option is one line here: encoders and the database go by the names of the attributes.
+    A new option is an attribute here and a key of WarmKeywords: encoders and the database go by
+    their names. ``Warming.warm`` in the daemon and ``FallbackHandler`` without it act on it.
 
     Attributes:
         filenames: Files of the source; none stands for the export's pair.

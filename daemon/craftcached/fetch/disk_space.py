@@ -53,7 +53,8 @@ class DiskSpace:
     async def keep_ahead(self, holder: object, size: int, *, source: str) -> None:
         """Reserve ``size`` bytes anew for ``holder``, once it has written half of them.
 
-        So half of them are always left for others by one that does not know how much will come.
+        For a body of unknown length, which reserves as it goes: it never writes beyond what it has
+        reserved, and reserves seldom.
 
         Raises:
             StorageFull: They are not there.

@@ -1,7 +1,8 @@
 """The engine: brings remote files into staging, hashed as they come and durable before it says so.
 
 A file's bytes go to ``<staging>/<key>.part``, a name that no reader of the cache looks for; see
-:mod:`.part` for its life. An engine carries out any number of orders at once within common limits.
+:mod:`.partial_file` for its life. An engine fetches any number of files at once within common
+limits.
 """
 
 from __future__ import annotations

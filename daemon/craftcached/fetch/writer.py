@@ -95,6 +95,8 @@ class Writer:
         self._hash.keep(offset, chunks)
         self._hash.written_to(self._present.end_of_run(self._hash.position))
         self._order.report(self._present_bytes, self._total)
+        # Until the bytes of an earlier run are read again the hash is far behind by nature, which
+        # is no reason to hold up the network.
         if self._hash.position >= self._resumed_to:
             await self._hash.wait_near(MAX_LAG_BYTES)
         return span

@@ -147,7 +147,7 @@ class Inspector:
         return await asyncio.to_thread(_verdict, kind, found, os.fstat(file).st_size)
 
     async def _run(self, file: int, result: int) -> int:
-        """How the process ended that was given these two files."""
+        """Run the child on these two files; returns its return code."""
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "-c", _START, *_roots()),
             *map(str, (file, result, self._cpu_seconds, os.getpid())),
@@ -211,11 +211,11 @@ def _opened(path: Path, source: str) -> Iterator[int]:
 
 
 def _no_verdict(status: int) -> Exception:
-    """What the end of a process means that said nothing.
+    """The error for a child that gave no verdict.
 
     Args:
-        status: As asyncio has it: of an exit, or a signal's number, negative. Where nobody may know
-            it (SIGCHLD is ignored), it is 255.
+        status: The return code as asyncio gives it: the exit status, or minus the number of the
+            signal. Where nobody may know it (SIGCHLD is ignored), it is 255.
     """
     if status == -signal.SIGXCPU:
         return NotACheckpoint("inspecting it takes more computing than any checkpoint needs")

@@ -27,8 +27,8 @@ __all__ = ["MachineMemory", "Residency", "has_room"]
 
 T = TypeVar("T")
 
-RESERVE = 10
-"""A tenth of memory stays available, whatever is brought in."""
+RESERVE_DIVISOR = 10
+"""Part of the memory that stays available, whatever is brought in: a tenth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,11 @@ def has_room(memory: MachineMemory, taken: int) -> bool:
     """Whether a tenth of memory is available beside ``taken`` bytes.
 
     Args:
-        memory: Now.
-        taken: Bytes that are counted as available and shall not be: pages that were read in and
-            could be reclaimed, which is what reading more than fits would do to them.
+        memory: The memory at this moment.
+        taken: Bytes to subtract from what is available: pages that were read in, which the kernel
+            would reclaim again if more were read than fits.
     """
-    return memory.available - taken >= memory.total // RESERVE
+    return memory.available - taken >= memory.total // RESERVE_DIVISOR
 
 
 class Residency:

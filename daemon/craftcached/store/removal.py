@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.durable import sync_directory
+from craftcache.cache.paths import real_path
 from craftcache.digests import Stamp
 from craftcache.sources import HubSource, parse
 
@@ -102,7 +103,7 @@ def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
     try:
         if Stamp.of(name.stat()) != stamp:
             return None
-        path = name.resolve(strict=True)
+        path = real_path(name)
     except FileNotFoundError:
         return None
     quarantined = cache.set_aside(path)
@@ -220,7 +221,7 @@ def _unlink_blob(cache: CacheDir, record: FileRecord) -> int:
     path = cache.path(record)
     try:
         names = path.stat().st_nlink
-        shared = path.resolve() if path.is_symlink() else None
+        shared = real_path(path) if path.is_symlink() else None
         with cache.stamps.keeping(record.sha256, path):
             path.unlink()
     except FileNotFoundError:

@@ -280,8 +280,8 @@ class Store:
     async def believed(self, source: RemoteSource) -> Manifest | None:
         """The manifest of ``source`` as something that more may be built on.
 
-        One that others may write to is that once all that it names has been hashed, and it has been
-        written anew; None where it cannot be.
+        One that others may write to is verified first: all files that it names are hashed, and it
+        is written anew. None if that fails.
         """
         manifest, is_ours = self._manifest(source)
         if manifest is None or is_ours:
@@ -407,7 +407,7 @@ class Store:
         cache = self.cache
         found = cache.vouched_index(sha256)
         if found is None and cache.index_path(sha256).exists():
-            for _ in cache.published(ours=True):  # each tells what it vouches for
+            for _ in cache.published(ours=True):  # reading a manifest records its indexes' digests
                 pass
             found = cache.vouched_index(sha256)
             if found is None:

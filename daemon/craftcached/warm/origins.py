@@ -102,7 +102,7 @@ class Origin(Protocol):
 
 
 class Hub:
-    """The Hugging Face Hub, asked through huggingface_hub; close it after its last use.
+    """The Hugging Face Hub, asked over HTTP on threads of its own; close it after its last use.
 
     Args:
         endpoint: URL of the Hub.

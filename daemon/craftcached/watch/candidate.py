@@ -2,8 +2,7 @@
 
     copy and hash -> inspect -> gate -> publish -> serve
 
-Until the last of these steps nothing is different for anybody, and a state that fails at any of
-them never is.
+Workers see nothing new before the last step. A pair that fails at any of them is never served.
 """
 
 from __future__ import annotations

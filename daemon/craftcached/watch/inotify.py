@@ -118,8 +118,8 @@ class Attention:
     """The places whose changes one listener is told of.
 
     Args:
-        inotify: What tells of them.
-        limit: Why there is none, where there is none.
+        inotify: The shared reader of inotify events; None if it could not be opened.
+        limit: The error of opening it; None if it is open.
         hint: Called, from another thread, whenever something may have changed.
     """
 

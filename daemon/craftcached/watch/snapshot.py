@@ -41,7 +41,7 @@ class Target:
 
     Attributes:
         root: Part of the path in which links are followed, because the administrator named it.
-        steps: From there on, where they are not.
+        steps: Path components below ``root``, none of which may be a link.
     """
 
     root: str
@@ -89,7 +89,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The files that one look at a directory found.
+    """The state of a directory at one moment.
 
     Attributes:
         directory: Device and inode of the directory; None where there is none.
@@ -110,7 +110,7 @@ class Snapshot:
 
     @property
     def essence(self) -> Snapshot:
-        """The look without what stands beside the pair: what a copy must find unchanged."""
+        """The snapshot without the files beside the pair: what a copy must find unchanged."""
         return replace(self, beside=(), others="")
 
     @property

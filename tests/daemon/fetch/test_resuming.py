@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -199,11 +200,19 @@ async def test_what_cannot_be_swept_holds_up_neither_the_start_nor_the_rest(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     staging = tmp_path / "staging"
-    for key in "bdf":
-        (staging / f"{key}.part" / "taken").mkdir(parents=True)
+    (staging / "d.part" / "left" / "by others").mkdir(parents=True)
+    for key in "bf":
+        (staging / f"{key}.part").mkdir()
+        mount = ["mount", "-t", "tmpfs", "none", str(staging / f"{key}.part")]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            pytest.skip("what cannot be removed is a mount here, which needs root")
     for key in "ace":
         (staging / f"{key}.part").symlink_to("nowhere")
         (staging / f"{key}.journal").write_text("{}")
-    async with rig_at(tmp_path) as rig:
-        assert rig.left == ["b.part", "d.part", "f.part"]
-    assert caplog.text.count("Is a directory") == 3
+    try:
+        async with rig_at(tmp_path) as rig:
+            assert rig.left == ["b.part", "f.part"]
+    finally:
+        for key in "bf":
+            subprocess.run(["umount", str(staging / f"{key}.part")], check=True)
+    assert caplog.text.count("Device or resource busy") == 2

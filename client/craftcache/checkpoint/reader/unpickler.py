@@ -30,7 +30,7 @@ _MAX_OPCODES: Final = 8_000_000
 """Most steps of one pickle; one of 100,000 tensors takes 4 million."""
 
 _MAX_COPIED: Final = 64 * 1024 * 1024
-"""Items and characters that calls may be given in all, beyond the one that each is."""
+"""Items and characters of all arguments of all calls together."""
 
 _STOPPED: Final = -1
 
@@ -63,10 +63,10 @@ class Unpickler:
         self._load_storage = load_storage
         self._memo: list[Any] = []
         self._sparse_memo: dict[int, Any] = {}
-        """What picklers, which number what they keep one after another, do not write."""
+        """Memo entries out of sequence, which no real pickler writes."""
         self._stack: list[Any] = []
         self._stacks: list[list[Any]] = []
-        """Those below each mark."""
+        """The stacks below each mark, innermost last."""
         self._result: object = None
         self._copied = 0
         self._keys = Keys()
