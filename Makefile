@@ -5,7 +5,7 @@
 # make audiocraft   those with AudioCraft 1.3.0 itself, which it installs twice: in .venv-audiocraft
 #                with today's libraries, and in .venv-audiocraft-pinned with those that it asks for
 # make check   linters, types and the border between the two packages
-# make bench   the benchmarks
+# make bench   the benchmarks, and docs/charts/ from what they find
 #
 # Each works alone from a fresh clone: it makes .venv and installs what it needs, once. Set PYTHON
 # to choose the interpreter (3.11 or newer).
@@ -78,8 +78,13 @@ check: $(INSTALLED)
 	$(BIN)/mypy --explicit-package-bases tests
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) $(VENV)/.charts
 	for name in $(BENCHES); do $(BIN)/python -m tests.bench.$$name || exit; done
+	$(BIN)/python -m tests.bench.charts
+
+$(VENV)/.charts: pyproject.toml $(CONSTRAINTS) | $(INSTALLED)
+	$(PIP) install --editable '.[bench]'
+	touch $@
 
 clean:
 	rm -rf .venv .venv-lowest .venv-python* .venv-audiocraft $(PINNED)
