@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OWN_TESTS = (
     "tests/test_main_job.py",
     "tests/client/test_imports.py",
-    "tests/cli/test_command.py",
+    "tests/client/cli/test_command.py",
     "tests/systemd/test_units.py",
     "tests/release/test_documents.py",
 )

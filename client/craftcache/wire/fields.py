@@ -49,7 +49,8 @@ MAX_WATCH_NAME = 128
 """Characters of a watch's name."""
 
 MAX_FILENAMES_BYTES = 8 * 1024
-"""UTF-8 bytes of all filenames of a request, so that any answer about them fits in a message."""
+"""UTF-8 bytes of all filenames of a request, so that any answer about them fits in a message; and
+of all its patterns of either kind."""
 
 TEXT_LIMITS = (8192, 2048, 512, 64)
 """Characters that texts for people (of problems, and origins) are clipped to, in turn, until the
@@ -198,7 +199,10 @@ class Fields:
 
     def patterns(self, key: str) -> tuple[str, ...]:
         """Patterns of files' names; none where the key is absent or null."""
-        return () if self.is_null(key) else self.texts(key, MAX_PATTERNS, MAX_PATTERN)
+        patterns = () if self.is_null(key) else self.texts(key, MAX_PATTERNS, MAX_PATTERN)
+        if sum(len(pattern.encode()) for pattern in patterns) > MAX_FILENAMES_BYTES:
+            raise self.refusal(f"{key!r} holds more than {MAX_FILENAMES_BYTES} bytes")
+        return patterns
 
     def error(self) -> CraftcacheError:
         """The object as a problem document."""

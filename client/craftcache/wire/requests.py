@@ -7,6 +7,7 @@ built, once in each process, so whoever has a request can rely on it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar
 
@@ -57,6 +58,12 @@ __all__ = [
 ]
 
 AnswerT = TypeVar("AnswerT", covariant=True)
+
+MAX_ASKED = 8 * 1024
+"""UTF-8 bytes of all patterns of a request."""
+
+MAX_LOCK = 48 * 1024
+"""Bytes of a lock in a request, so that it fits in a message: about 200 files."""
 
 _LISTS = ("filenames", "include", "exclude")
 """Options of a warm that are lists."""
@@ -409,6 +416,18 @@ def _check_selection(options: WarmOptions, source: RemoteSource) -> None:
             "its files are either named, selected by patterns or locked",
             source=source.shown,
             hint="A name is a pattern too: include it",
+        )
+    if sum(len(pattern.encode()) for pattern in options.include + options.exclude) > MAX_ASKED:
+        raise InvalidSource(
+            "its patterns are too many or too long for one request",
+            source=source.shown,
+            hint="Use wildcards, or warm it in several calls",
+        )
+    if options.lock and len(json.dumps(lock_fields(options.lock))) > MAX_LOCK:
+        raise InvalidSource(
+            f"the lock of its {len(options.lock.files)} files is too long for one request",
+            source=source.shown,
+            hint="Carry them in a bundle: craftcache bundle create",
         )
     if options.lock and isinstance(source, WatchSource):
         raise InvalidSource(

@@ -86,7 +86,7 @@ class Planner:
         known = self._store.trusted(source)
         are_needs_known = options.pair_only or options.lock is not None or known is not None
         if known is not None and (records := _published(known, wanted)) is not None:
-            files = tuple(here.of_record(record) for record in records)
+            files = await here.of_records(records)
             return PlannedModel(source.shown, known.revision, None, files, are_needs_known)
         self._check_allowed(source)
         description = await self._describe(wanted, known)
@@ -96,7 +96,7 @@ class Planner:
     async def _needed(self, need: Dependency, here: _KnownFiles) -> PlannedModel:
         source, known = need.parsed, self._store.needed(need)
         if known is not None:
-            files = tuple(map(here.of_record, known.files))
+            files = await here.of_records(known.files)
             return PlannedModel(source.shown, known.revision, need.why, files, True)
         self._check_allowed(source)
         names = need.filenames
@@ -148,8 +148,11 @@ class _KnownFiles:
     store: Store
     records: Mapping[str, FileRecord]
 
-    def of_record(self, record: FileRecord) -> PlannedFile:
-        """A published file."""
+    async def of_records(self, records: Iterable[FileRecord]) -> tuple[PlannedFile, ...]:
+        """Published files."""
+        return await asyncio.to_thread(lambda: tuple(map(self._of_record, records)))
+
+    def _of_record(self, record: FileRecord) -> PlannedFile:
         is_here = self.store.cache.is_intact(record)
         tensors = self._tensors(record.filename, record.size, record if is_here else None)
         return PlannedFile(record.filename, record.size, is_here, tensors)

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from craftcache.bundle import LockFile
 from craftcache.errors import CraftcacheError, InvalidSource
+from craftcache.locked import LockedRevision, LockEntry
+from craftcache.sources import parse
+from craftcache.wire import Warm, WarmOptions
 from tests.support.command import Node, run
 from tests.support.dependencies import CODEC, CODEC_FILES, PAIR, REFERRING, T5_FILES
 from tests.support.hub import Data
@@ -229,3 +232,13 @@ def test_a_lock_with_one_wrong_value_is_refused_or_means_no_other_place(
         for entry in model.lock.files:
             assert ".." not in entry.filename.split("/")
             assert not entry.filename.startswith("/")
+
+
+def test_what_is_too_much_for_one_request_is_said() -> None:
+    entries = tuple(LockEntry(f"shard-{n}.bin", "a" * 64, 1, "a" * 64) for n in range(500))
+    with pytest.raises(InvalidSource, match="too long for one request"):
+        Warm(parse("org/model"), WarmOptions(lock=LockedRevision("c" * 40, entries)))
+    with pytest.raises(InvalidSource, match="too many or too long"):
+        Warm(parse("org/model"), WarmOptions(include=("x" * 250,) * 60))
+    with pytest.raises(InvalidSource, match="cannot be locked"):
+        Warm(parse("watch:run"), WarmOptions(lock=LockedRevision("c" * 40, entries[:1])))
