@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol
 
 from craftcache.cache.durable import staging_name
-from craftcache.digests import READ_BYTES, HashedFile, Hasher, Stamp
+from craftcache.digests import HashedFile, Hasher, Stamp
 from craftcache.errors import IntegrityError
 from craftcache.full_disk import FULL, free_bytes, storage_full
 
@@ -40,6 +40,9 @@ __all__ = ["Readable", "Unpacked", "unpack", "write_bundle"]
 
 LOCK_NAME = "models.lock"
 BLOBS = "blobs/"
+
+READ_BYTES = 256 * 1024
+"""Bytes read at once: few enough for the processor's cache, as each is copied twice by tarfile."""
 
 HEADER_BYTES = 4096
 """Bytes beside its content that a member of a bundle may have: one header, and padding."""

@@ -29,6 +29,9 @@ __all__ = ["BundleImporter"]
 
 log = logging.getLogger("craftcached")
 
+READ_AT_ONCE = 1024 * 1024
+"""Bytes that the thread is handed at once; they come in pieces of some 64 KiB."""
+
 AT_ONCE = 2
 """Bundles that are unpacked at once; a further one waits."""
 
@@ -169,6 +172,12 @@ class _Body:
             self._waiting.cancel()
 
     async def _next(self, size: int) -> bytes:
+        """As much as is worth a change of threads."""
         if self._is_ended:
             raise IntegrityError("the bundle is withdrawn")
-        return await self._read(size)
+        wanted = min(size, READ_AT_ONCE)
+        pieces: list[bytes] = []
+        while wanted > 0 and (piece := await self._read(wanted)):
+            pieces.append(piece)
+            wanted -= len(piece)
+        return b"".join(pieces)
