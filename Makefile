@@ -6,6 +6,9 @@
 #                with today's libraries, and in .venv-audiocraft-pinned with those that it asks for
 # make check   linters, types and the border between the two packages
 # make bench   the benchmarks, and docs/charts/ from what they find
+# make gpu     what needs a GPU, tests and benchmark, in one JSON document; without one a dry run. It
+#              installs nothing: it takes torch and pytest of the Python that is there, and wheels
+#              from the directory wheels/
 #
 # Each works alone from a fresh clone: it makes .venv and installs what it needs, once. Set PYTHON
 # to choose the interpreter (3.11 or newer).
@@ -18,7 +21,8 @@ EXTRAS := test,lint
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.installed-for-demo
-BENCHES := load worker_socket inspection fetch
+GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
+BENCHES := load worker_socket inspection fetch integrity
 # The constraints hold in the environments that pip builds packages in, too.
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 PYTHONS := 3.12 3.13
@@ -31,7 +35,7 @@ WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cac
 PINNED := .venv-audiocraft-pinned
 PINNED_PIP := $(PINNED)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check bench clean
+.PHONY: demo test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check bench gpu clean
 
 demo: $(FOR_DEMO)
 	$(BIN)/craftcache demo $(SOURCE)
@@ -85,6 +89,9 @@ bench: $(INSTALLED) $(VENV)/.charts
 $(VENV)/.charts: pyproject.toml $(CONSTRAINTS) | $(INSTALLED)
 	$(PIP) install --editable '.[bench]'
 	touch $@
+
+gpu:
+	@$(GPU_PYTHON) -m tests.gpu $(ARGS)
 
 clean:
 	rm -rf .venv .venv-lowest .venv-python* .venv-audiocraft $(PINNED)

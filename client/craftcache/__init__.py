@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     AccessDenied,
     CraftcacheError,
+    DeviceLost,
+    DeviceMemoryFull,
     IntegrityError,
     InvalidSource,
     NotACheckpoint,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .aio import AsyncClient
     from .cache.opened import FileInfo
     from .client import Client, default_client
+    from .device.staging import set_staging_limit
     from .loading.export import Export
     from .wire import Generation, Progress
 
@@ -61,6 +64,7 @@ __all__ = [
     "load_state_dict",
     "models",
     "resolve",
+    "set_staging_limit",
     "status",
     "warm",
     "CraftcacheError",
@@ -72,6 +76,8 @@ __all__ = [
     "UnsafeCheckpoint",
     "NotACheckpoint",
     "UnknownDevice",
+    "DeviceMemoryFull",
+    "DeviceLost",
     "UnknownAudioCraft",
     "NotMounted",
     "ResourceLimit",
@@ -89,6 +95,7 @@ _HOMES = {
     "FileInfo": "cache.opened",
     "Generation": "wire",
     "Progress": "wire",
+    "set_staging_limit": "device.staging",
 }
 
 _OF_THE_DEFAULT_CLIENT = frozenset(

@@ -173,7 +173,7 @@ class AsyncClient:
         return await self._run(partial(self._do.explain, source))
 
     async def close(self) -> None:
-        """Cancel all calls that run and close idle connections; the client stays usable."""
+        """Cancel all calls that run, and do what Client.close does; the client stays usable."""
         running = self.withdraw()
         await asyncio.gather(*map(asyncio.wrap_future, running), return_exceptions=True)
         threads, self._threads = self._threads, _new_threads()

@@ -203,7 +203,11 @@ class Client:
         return self._do.explain(source, call=Call())
 
     def close(self) -> None:
-        """Close idle connections; the client stays usable."""
+        """Close idle connections; the client stays usable.
+
+        The page-locked memory through which this process copies to devices is freed; the next
+        load makes it anew. See set_staging_limit.
+        """
         self._do.close()
 
     def __enter__(self) -> Self:

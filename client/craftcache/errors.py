@@ -14,6 +14,8 @@ worker's ``loading.loader.Loader.handle`` goes on alone or raises::
     ├── UnsafeCheckpoint   loading it would run code                publisher       raises it
     ├── NotACheckpoint     the file is no torch checkpoint          publisher       raises it
     ├── UnknownDevice      torch has no such device                 caller          raises it
+    ├── DeviceMemoryFull   the device has no room for it            caller          raises it
+    ├── DeviceLost         the device or its driver failed          administrator   raises it
     ├── UnknownAudioCraft  install() does not know its version      caller          raises it
     ├── NotMounted         the file is not under this cache         caller          raises it
     ├── ResourceLimit      memory, open files, threads: too few     process         goes on alone
@@ -56,6 +58,8 @@ __all__ = [
     "UnsafeCheckpoint",
     "NotACheckpoint",
     "UnknownDevice",
+    "DeviceMemoryFull",
+    "DeviceLost",
     "UnknownAudioCraft",
     "NotMounted",
     "ResourceLimit",
@@ -205,6 +209,49 @@ class UnknownDevice(CraftcacheError, ValueError):
     http_status = 400
 
 
+class DeviceMemoryFull(CraftcacheError):
+    """The device has no room for it; what was taken for it was given back.
+
+    Attributes:
+        needed_bytes: Size in bytes of what was to be placed there, all of it.
+        free_bytes: Free memory of the device afterwards; None where it cannot be told.
+    """
+
+    blame = "caller"
+    http_status = 507
+    retryable_by_default = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        needed_bytes: int = 0,
+        free_bytes: int | None = None,
+        source: str | None = None,
+        hint: str | None = None,
+        retryable: bool | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(
+            message, source=source, hint=hint, retryable=retryable, retry_after=retry_after
+        )
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+    def to_problem(self) -> dict[str, Any]:
+        """See CraftcacheError.to_problem; carries the two sizes as well."""
+        sizes = {"needed_bytes": self.needed_bytes, "free_bytes": self.free_bytes}
+        return super().to_problem() | {
+            name: size for name, size in sizes.items() if size is not None
+        }
+
+
+class DeviceLost(CraftcacheError):
+    """The device or its driver failed while it was copied to."""
+
+    blame = "administrator"
+
+
 class UnknownAudioCraft(CraftcacheError):
     """The installed AudioCraft is of a version that cannot be patched; nothing was changed."""
 
@@ -287,6 +334,8 @@ _BY_CODE: dict[str, type[CraftcacheError]] = {
         UnsafeCheckpoint,
         NotACheckpoint,
         UnknownDevice,
+        DeviceMemoryFull,
+        DeviceLost,
         UnknownAudioCraft,
         NotMounted,
         ResourceLimit,
@@ -314,6 +363,10 @@ def from_problem(problem: Mapping[str, Any]) -> CraftcacheError:
     }
     if cls is StorageFull:
         details["missing_bytes"] = int(_number(problem.get("missing_bytes")) or 0)
+    elif cls is DeviceMemoryFull:
+        details["needed_bytes"] = int(_number(problem.get("needed_bytes")) or 0)
+        free = _number(problem.get("free_bytes"))
+        details["free_bytes"] = None if free is None else int(free)
     detail = _text(problem.get("detail"))
     return cls("unknown error" if detail is None else detail, **details)
 

@@ -10,12 +10,13 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Self
 
+from craftcache.cache.cache_format import check_format
 from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
 from .counts import CountedFetcher, Counts
-from .database import Database
+from .database import Database, check_version
 from .directory_monitor import DirectoryMonitor, MonitoredDirectory
 from .events import Events
 from .eviction.evictor import Evictor
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
     from craftcache.wire import Progress
 
+    from .scrub import Integrity
     from .settings import Settings
 
 __all__ = ["Daemon"]
@@ -92,6 +94,7 @@ class Daemon:
         self._warmer: Warmer | None = None
         self._evictor: Evictor | None = None
         self._watches: Watches | None = None
+        self._integrity: Integrity | None = None
         self._monitor: DirectoryMonitor
         self._events = Events()
         self._counts = Counts()
@@ -124,6 +127,8 @@ class Daemon:
             self._evictor.max_bytes = settings.max_bytes
         if self._watches is not None:
             self._watches.configure(settings.watches)
+        if self._integrity is not None:
+            self._integrity.configure(settings)
 
     def progress(self) -> list[Progress]:
         """The progress of each source that is being warmed."""
@@ -132,6 +137,10 @@ class Daemon:
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
         settings = self._settings
         cache = CacheDir(settings.cache_dir)
+        # Both before anything is made or changed in either.
+        check_format(cache)
+        with _naming("state_dir", settings.state_dir):
+            check_version(settings.state_dir)
         with _naming("cache_dir", settings.cache_dir):
             store = await life.enter_async_context(Store(cache, self._events))
         with _naming("state_dir", settings.state_dir):
@@ -234,6 +243,8 @@ class Daemon:
             fetcher=fetcher,
         )
         life.push_async_callback(service.close)
+        await life.enter_async_context(service.integrity)
+        self._integrity = service.integrity
         await life.enter_async_context(self._watches.running(service.queue_needs))
         await life.enter_async_context(
             Housekeeping(store=store, pins=pins, evictor=self._evictor, uses=uses)

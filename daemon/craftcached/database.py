@@ -17,19 +17,29 @@ from typing import TYPE_CHECKING, Self
 
 import aiosqlite
 
-from craftcache.errors import InvalidSource
+from craftcache.errors import InvalidSource, Unavailable
 from craftcache.sources import parse
 from craftcache.watch_rule import WatchRule
 from craftcache.wire import Warm, WarmOptions, WireError
 from craftcache.wire.fields import Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["Pin", "Database", "WarmJob"]
+__all__ = ["Database", "Hashing", "Pin", "WarmJob", "check_version"]
 
 log = logging.getLogger("craftcached")
+
+FILENAME = "craftcached.sqlite"
+
+_HEADER_BYTES = 100
+_MAGIC = b"SQLite format 3\0"
+_MAX_VERSION = 1000
+"""Beyond it, a number is no version of ours but rot in the file's header; it is written anew."""
+
+_VERSION_AT = 60
+"""Place of ``user_version`` in the file, see SQLite's own description of its format."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS queued_warms (
@@ -55,7 +65,17 @@ CREATE TABLE IF NOT EXISTS watches (
 CREATE TABLE IF NOT EXISTS held_watches (
     name TEXT PRIMARY KEY
 );
+CREATE TABLE IF NOT EXISTS hashings (
+    path TEXT PRIMARY KEY,
+    sha256 TEXT NOT NULL,
+    hashed_at REAL NOT NULL,
+    is_broken INTEGER NOT NULL
+);
 """
+
+VERSION = 1
+"""The version of the tables, SQLite's ``user_version``; 0 is that of release 0.1.0. A later release
+raises it only where an earlier one could do harm with what it finds."""
 
 EARLIER_WARMS = "warm_jobs"
 """Name of the table in which earlier releases keep their queue, with a column for each option."""
@@ -91,6 +111,50 @@ class Pin:
     pinned_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Hashing:
+    """The last time that a published file was hashed again.
+
+    Attributes:
+        path: Path of the file, relative to the cache directory.
+        sha256: Digest that it was published with, in hex.
+        hashed_at: Time of it, in seconds since the epoch.
+        is_broken: Whether the file was wrong or missing then, and could not be mended.
+    """
+
+    path: str
+    sha256: str
+    hashed_at: float
+    is_broken: bool
+
+
+def check_version(state_dir: Path) -> None:
+    """Refuse a database that a later release wrote; reads only.
+
+    Raises:
+        Unavailable: A later release wrote it.
+        OSError: It cannot be read.
+    """
+    path = state_dir / FILENAME
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    except FileNotFoundError:
+        return
+    if header.startswith(_MAGIC) and len(header) == _HEADER_BYTES:
+        _refuse_newer(path, int.from_bytes(header[_VERSION_AT : _VERSION_AT + 4], "big"))
+
+
+def _refuse_newer(path: Path, version: int) -> None:
+    if VERSION < version <= _MAX_VERSION:
+        raise Unavailable(
+            f"a newer release wrote {path}: it has version {version}, and this one knows {VERSION};"
+            " nothing in it was changed",
+            hint="Install that release again, or give this one another state_dir",
+            retryable=False,
+        )
+
+
 class Database:
     """The database; use as an async context manager.
 
@@ -103,7 +167,7 @@ class Database:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._path = state_dir / "craftcached.sqlite"
+        self._path = state_dir / FILENAME
         self._connection: aiosqlite.Connection
 
     async def __aenter__(self) -> Self:
@@ -215,6 +279,29 @@ class Database:
         await self._connection.execute("DELETE FROM uses WHERE key = ?", (key,))
         await self._connection.commit()
 
+    async def hashings(self) -> list[Hashing]:
+        """The last hashing of each file that was hashed again since it came."""
+        rows = await self._connection.execute_fetchall(
+            "SELECT path, sha256, hashed_at, is_broken FROM hashings"
+        )
+        return [Hashing(row[0], row[1], row[2], bool(row[3])) for row in rows]
+
+    async def save_hashing(self, hashing: Hashing) -> None:
+        """Save a hashing; it replaces the one before of the same path."""
+        await self._connection.execute(
+            "INSERT OR REPLACE INTO hashings (path, sha256, hashed_at, is_broken)"
+            " VALUES (?, ?, ?, ?)",
+            (hashing.path, hashing.sha256, hashing.hashed_at, hashing.is_broken),
+        )
+        await self._connection.commit()
+
+    async def forget_hashings(self, paths: Iterable[str]) -> None:
+        """Delete the hashings of files that are not published any more."""
+        await self._connection.executemany(
+            "DELETE FROM hashings WHERE path = ?", [(path,) for path in paths]
+        )
+        await self._connection.commit()
+
     async def watch_rules(self) -> list[WatchRule]:
         """The rules of all watches that were added through the admin socket."""
         rows = await self._connection.execute_fetchall("SELECT rule FROM watches")
@@ -255,8 +342,13 @@ async def _open(path: Path) -> aiosqlite.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = await aiosqlite.connect(path)
     try:
+        # Once more, and before anything is written: the newest pages may stand in the log yet.
+        ((version,),) = await connection.execute_fetchall("PRAGMA user_version")
+        _refuse_newer(path, version)
         await connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
         await _take_over(connection)
+        if version != VERSION:
+            await connection.execute(f"PRAGMA user_version = {VERSION}")
     except BaseException:
         await connection.close()  # its thread would keep the process from ending
         raise

@@ -42,8 +42,10 @@ from craftcache.wire import (
 
 from .eviction.policy import used_bytes
 from .fetch import Priority
+from .scrub import Integrity
+from .scrub.examiner import PublishedModel
 from .status import ModelState
-from .store.scrub import Scrubber
+from .store.removal import Removed
 from .warm.queue import WarmQueue
 from .warming import Warming
 
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from craftcache.cache.manifest import FileRecord, Manifest
-    from craftcache.daemon.administration import Eviction, Pruning, QueuedWarm, Verdict
+    from craftcache.daemon.administration import Eviction, Pruning, QueuedWarm
     from craftcache.sources import RemoteSource
     from craftcache.wire import ModelsPage, Progress, Request
 
@@ -108,6 +110,7 @@ class Service:
         watches: The watched directories, whose generations are published.
         events: The event stream that subscribers of the admin socket follow.
         bundles: Imports models that come in a file.
+        integrity: Keeps what is cached what it was; the caller enters and leaves it.
     """
 
     def __init__(
@@ -150,7 +153,14 @@ class Service:
             store=store, warmer=warmer, residency=residency, pins=pins, uses=uses, watches=watches
         )
         self._queue = WarmQueue(records, self._warm_queued)
-        self._verifier = Scrubber(store)
+        self.integrity = Integrity(
+            settings=settings,
+            store=store,
+            records=records,
+            mender=self._warming,
+            events=events,
+            is_busy=lambda: warmer.running > 0,
+        )
 
     async def resume(self) -> None:
         """Take up the warms that were queued before the last stop."""
@@ -159,7 +169,6 @@ class Service:
     async def close(self) -> None:
         """Stop the queued warms at a point from which the next start goes on."""
         await self._queue.close()
-        self._verifier.close()
 
     def handle_nowait(self, request: Request[AnswerT], peer: object) -> AnswerT | None:  # noqa: ARG002  # whoever asks
         """The answer if it is at hand: see Handler."""
@@ -225,7 +234,7 @@ class Service:
         source = request.source
         manifest = self._store.trusted(source)
         records = manifest.select(source, request.names) if manifest else None
-        if manifest is None or records is None or manifest.needed_only:
+        if manifest is None or records is None or not manifest.is_by_name:
             return None
         opened = self._handout.open(manifest, records)
         if opened is None:
@@ -354,10 +363,22 @@ class Service:
                 hint=f"craftcache watch rm {source.name}",
             )
         removed = await self._store.remove(key, self._pins.keys)
+        removed += await self._remove_superseded(source)
         for gone in removed.keys:
             await self._uses.forget(gone)
         log.info("removed %s: %d bytes freed", source.shown, removed.freed)
         return removed.freed
+
+    async def _remove_superseded(self, source: RemoteSource) -> Removed:
+        """Remove the earlier revisions that a removed source left, unless they are pinned."""
+        removed = Removed()
+        if not isinstance(source, HubSource) or source.is_pinned:
+            return removed
+        for key, manifest in await self._store.published():
+            earlier = HubSource(source.repo_id, manifest.revision)
+            if manifest.superseded and key == manifest_key(earlier) and not self._pins.find(key):
+                removed += await self._store.remove(key, self._pins.keys)
+        return removed
 
     async def pin(self, text: str, *, lock: bool) -> Pin:
         """Keep a model from being evicted and removed; see Pins.pin."""
@@ -401,17 +422,23 @@ class Service:
             self._uses.last(key) or None,
         )
 
-    async def verify(self, texts: Sequence[str]) -> list[Verdict]:
-        """Hash again all files of these models, or with no names of all models; see Scrubber.
+    async def verify(self, texts: Sequence[str]) -> int:
+        """Have all files of these models hashed again, or with no names of all models.
+
+        Returns:
+            The number of the verification; see Verifications.
 
         Raises:
-            NotFound: One of them is not in the cache; no file was hashed.
+            NotFound: One of them is not in the cache; no file is hashed.
         """
-        if texts:
-            models = [self.manifest(parse(text)) for text in texts]
+        sources = [parse(text) for text in texts]
+        if sources:
+            models = [(manifest_key(source), self.manifest(source)) for source in sources]
         else:
-            models = await self._store.manifests()
-        return await self._verifier.verify(models)
+            models = await self._store.published()
+        return self.integrity.verifications.start(
+            [PublishedModel(*model) for model in models], [source.shown for source in sources]
+        )
 
     async def models(self) -> list[ModelState]:
         """All published models, by source."""
@@ -434,6 +461,7 @@ class Service:
         """The daemon's state at this moment; sizes are in bytes."""
         manifests = await self._store.manifests()
         blobs = {record.path: record.size for manifest in manifests for record in manifest.files}
+        quarantined, quarantined_bytes = await self.integrity.quarantine.totals()
         return DaemonStatus(
             version=VERSION,
             pid=os.getpid(),
@@ -450,6 +478,10 @@ class Service:
             has_token=self._settings.hub_token is not None,
             watches=dict(Counter(report.state for report in self.watches.reports())),
             problems=await self._monitor.problems(),
+            quarantined=quarantined,
+            quarantined_bytes=quarantined_bytes,
+            hashed_since=self.integrity.scrub.hashed_since,
+            has_verity=self.integrity.verity.is_supported,
         )
 
     def manifest(self, source: RemoteSource) -> Manifest:

@@ -46,7 +46,10 @@ _SERVICE_LINK = re.compile(
 the name craftcache or craftcache-metrics."""
 
 LIVE = frozenset(
-    {"admin_group", "allow", "deny", "insecure_hosts", "max_bytes", "private_hosts", "watches"}
+    {
+        *("admin_group", "allow", "deny", "insecure_hosts", "max_bytes", "private_hosts"),
+        *("quarantine_bytes", "quarantine_days", "scrub_days", "watches"),
+    }
 )
 """Settings that a reload puts in force; all others take a restart."""
 
@@ -152,6 +155,24 @@ class Settings:
         metadata=_about(
             "Bytes of all cached models together, each blob once; 0 is no limit. Beyond it, those "
             "go that were not used for longest and are neither pinned nor in use."
+        ),
+    )
+    scrub_days: float = field(
+        default=7.0,
+        metadata=_about(
+            "Days within which every cached file is hashed again in the background; 0 does it "
+            "never."
+        ),
+    )
+    quarantine_days: float = field(
+        default=30.0,
+        metadata=_about("Days that a file which turned out wrong is kept; 0 is no limit."),
+    )
+    quarantine_bytes: int = field(
+        default=20_000_000_000,
+        metadata=_about(
+            "Bytes of such files, of which the oldest go first; 0 is no limit. They are not "
+            "counted in max_bytes."
         ),
     )
     serve_dir: Path | None = field(

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from craftcache.cache.manifest import manifest_key
-from craftcache.sources import NO_SELECTION, WatchSource
+from craftcache.errors import NotFound, Unavailable
+from craftcache.sources import NO_SELECTION, WatchSource, parse
 from craftcache.wire import Progress
 
 from .fetch import Priority
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["Warming"]
 
 log = logging.getLogger("craftcached")
+
+
+def _unheard(_progress: Progress) -> None:
+    """A report that does nothing: nobody is told of the progress."""
 
 
 class Warming:
@@ -90,6 +95,47 @@ class Warming:
             self._watches.take_again(source)
             raise self._watches.absence(source)
         return Warmed(manifest, 0, manifest.size)
+
+    async def mend(self, key: str, manifest: Manifest, filename: str) -> None:
+        """Have a file of a published model, and its index, be what it was, from its origin.
+
+        Args:
+            key: Key of the model's manifest.
+            manifest: The manifest.
+            filename: Name of the file.
+
+        Raises:
+            CraftcacheError: See Warmer.warm. NotFound also where the origin is not known.
+        """
+        source = parse(manifest.source)
+        if manifest_key(source) != key:
+            raise NotFound(
+                "its address had a part that is not kept, so it cannot be fetched anew",
+                source=manifest.source,
+                hint="Warm it again by its whole address",
+            )
+        await self.publish_anew(source, (filename,), as_need=manifest.needed_only)
+        now = self._store.manifest(source)
+        record = now.file(filename) if now is not None else None
+        if record is None or not self._store.cache.is_intact(record):
+            raise Unavailable(
+                f"{filename} was brought anew, and is gone or touched again",
+                source=source.shown,
+                hint="See who changes files in the cache",
+            )
+
+    async def publish_anew(
+        self, source: RemoteSource, filenames: tuple[str, ...], *, as_need: bool
+    ) -> None:
+        """Publish files of a source at the revision that it has, or anew where it has none.
+
+        Raises:
+            CraftcacheError: See Warmer.warm.
+        """
+        if isinstance(source, WatchSource):
+            await self.ensure(source, filenames, Priority.BACKGROUND, _unheard)
+            return
+        await self._warmer.mend(source, filenames, as_need=as_need, report=_unheard)
 
     async def warm(self, request: Warm, report: Callable[[Progress], None]) -> Warmed:
         """Warm a source at its newest revision, then its dependencies.

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from craftcache.daemon.administration import (
     Eviction,
     KeptModel,
+    QuarantinedFile,
     QueuedWarm,
     Verdict,
+    Verification,
     WatchedGeneration,
     WatchList,
     WatchReport,
@@ -67,8 +69,28 @@ VALUES = st.one_of(
         NAMES,
         NAMES,
         DIGESTS,
-        st.sampled_from(["right", "wrong", "missing"]),
+        st.sampled_from(["right", "mended", "wrong", "missing"]),
+        st.sampled_from(["file", "index", "link", "manifest"]),
         st.none() | NAMES,
+    ),
+    st.builds(
+        Verification,
+        SIZES,
+        st.lists(NAMES, max_size=3).map(tuple),
+        st.floats(0, 2**40),
+        st.none() | st.floats(0, 2**40),
+        SIZES,
+        SIZES,
+        SIZES,
+        SIZES,
+        st.dictionaries(NAMES, SIZES, max_size=3),
+    ),
+    st.builds(
+        QuarantinedFile,
+        NAMES,
+        SIZES,
+        st.floats(0, 2**40),
+        st.lists(NAMES, max_size=3).map(tuple),
     ),
     st.builds(
         WatchList, st.lists(REPORTS, max_size=3).map(tuple), st.lists(RULES, max_size=3).map(tuple)
@@ -95,7 +117,8 @@ def test_a_failure_arrives_as_the_error_that_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"outcome": "odd"}, {"sha256": "0"}, {"filename": 1}, {"source": None}]
+    "change",
+    [{"outcome": "odd"}, {"part": "odd"}, {"sha256": "0"}, {"filename": 1}, {"source": None}],
 )
 def test_what_is_malformed_is_refused(change: dict[str, Any]) -> None:
     verdict = Verdict("org/model", "f", "0" * 64, "right")

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 import craftcache
 from craftcache import errors
 from craftcache.config import ConfigError
-from craftcache.errors import CraftcacheError, IntegrityError, StorageFull, from_problem
+from craftcache.errors import (
+    CraftcacheError,
+    DeviceMemoryFull,
+    IntegrityError,
+    StorageFull,
+    from_problem,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +50,9 @@ def any_error(draw: st.DrawFn) -> CraftcacheError:
     }
     if cls is StorageFull:
         details["missing_bytes"] = draw(st.integers(0, 2**63))
+    if cls is DeviceMemoryFull:
+        details["needed_bytes"] = draw(st.integers(0, 2**63))
+        details["free_bytes"] = draw(st.none() | st.integers(0, 2**63))
     return cls(draw(st.text()), **details)
 
 
@@ -73,7 +82,10 @@ def test_an_error_of_the_settings_is_one_of_ours_and_the_same_after_a_pickle() -
     assert_same_error(pickle.loads(pickle.dumps(error)), error)
 
 
-@given(st.dictionaries(st.sampled_from([*StorageFull("x").to_problem(), "hint", "source"]), JSON))
+MEMBERS = {*StorageFull("x").to_problem(), *DeviceMemoryFull("x", free_bytes=0).to_problem()}
+
+
+@given(st.dictionaries(st.sampled_from(sorted({*MEMBERS, "hint", "source"})), JSON))
 def test_any_object_with_a_code_is_some_error(document: dict[str, Any]) -> None:
     error = from_problem(document)
     assert isinstance(error.message, str)
@@ -88,7 +100,7 @@ def test_every_class_is_public_and_complete(cls: type[CraftcacheError]) -> None:
     assert getattr(craftcache, cls.__name__) is cls
     assert error.code == cls.__name__
     assert str(error) == "org/name: it went wrong. Mend it"
-    assert error.retryable == (cls.__name__ == "Unavailable")
+    assert error.retryable == (cls.__name__ in {"DeviceMemoryFull", "Unavailable"})
     assert 400 <= error.to_problem()["status"] < 600
 
 

@@ -43,7 +43,7 @@ LOAD = """
 import os, sys
 {}
 import craftcache
-client = craftcache.Client(socket_dir=sys.argv[1], cache_dir=sys.argv[2])
+client = craftcache.Client(socket_dir=sys.argv[1], cache_dir=sys.argv[2], fallback=sys.argv[4])
 export = client.load("org/model")
 with open(sys.argv[3], "w") as file:
     file.write(f"{{export.served_by}} {{len(export.lm['best_state'])}}")
@@ -56,11 +56,11 @@ def test_a_worker_without_standard_streams_loads(
 ) -> None:
     said = tmp_path / "said"
     program = LOAD.format(f"[os.close(number) for number in {closed}]")
-    for served_by in ("daemon", "cache"):
+    for served_by, fallback in (("daemon", "none"), ("cache", "cache")):
         subprocess.run(
             [
                 *(sys.executable, "-c", program),
-                *(str(daemon.socket_dir), str(daemon.cache_dir), str(said)),
+                *(str(daemon.socket_dir), str(daemon.cache_dir), str(said), fallback),
             ],
             check=True,
         )

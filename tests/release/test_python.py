@@ -33,7 +33,9 @@ def unpacked(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (archive,) = dist.glob("craftcache-*.tar.gz")
     directory = tmp_path_factory.mktemp("sdist")
     with tarfile.open(archive) as opened:
-        opened.extractall(directory, filter="data")
+        # The argument of that name came with Python 3.11.4.
+        opened.extraction_filter = getattr(tarfile, "data_filter", None)
+        opened.extractall(directory)
     (root,) = directory.iterdir()
     return root
 

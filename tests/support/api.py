@@ -54,7 +54,13 @@ class Api:
     ) -> Iterator[Iterator[dict[str, Any]]]:
         """A warm that streams what happens; leaving the context early goes away in the middle."""
         body = {"sources": list(sources), "files": list(files)}
-        with self._client.stream("POST", "/warm", json=body, headers=NDJSON) as response:
+        with self.streaming("POST", "/warm", body) as events:
+            yield events
+
+    @contextmanager
+    def streaming(self, method: str, path: str, body: object) -> Iterator[Iterator[dict[str, Any]]]:
+        """Likewise for any request."""
+        with self._client.stream(method, path, json=body, headers=NDJSON) as response:
             assert response.status_code == 200
             assert response.headers["Content-Type"] == NDJSON["Accept"]
             yield map(json.loads, response.iter_lines())

@@ -114,6 +114,6 @@ def _load_first(
     """The first load_state_dict of a model that a loader built: adopt tensors, draw the rest."""
     del vars(model)["load_state_dict"]
     with deferral:
-        keys = adopt(model, state_dict, strict=strict, assign=assign)
+        keys = adopt(model, state_dict, strict=strict, assign=assign, overwritten=deferral.forget)
     deferral.draw()
     return keys

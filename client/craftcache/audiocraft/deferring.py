@@ -23,7 +23,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode  # documented; it has no other home
 from torch.utils._pytree import tree_flatten
 
-from craftcache.checkpoint.tensors import is_whole, storage_of
+from craftcache.checkpoint.storages import is_whole, storage_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,6 +70,10 @@ class Deferral(TorchDispatchMode):
     def note(self, tensor: torch.Tensor, draw: Callable[[torch.Tensor], object]) -> None:
         """Note that ``draw`` is to fill all of ``tensor``, and each element alike."""
         self._waiting[storage_of(tensor)] = _Fill(tensor.dtype, draw)
+
+    def forget(self, tensor: torch.Tensor) -> None:
+        """Drop the note of a tensor that is overwritten as a whole, unseen by this."""
+        self._waiting.pop(storage_of(tensor), None)
 
     def draw(self) -> None:
         """Fill what still waits."""

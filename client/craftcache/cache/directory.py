@@ -41,6 +41,7 @@ from craftcache.config import daemon_uid
 from craftcache.digests import Digests, HashedFile, Stamp
 from craftcache.sources import url_digest
 
+from .cache_format import newer_format
 from .durable import make_directory, staging_name, sync_directory, write_file
 from .hub_cache import LOCK_SECONDS, HubTree
 from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
@@ -308,14 +309,18 @@ class CacheDir:
         return status.st_uid in self.trusted_uids and not others_may_write
 
     def is_writable(self) -> bool:
-        """Whether this process's own user owns the cache, or may still create it."""
+        """Whether this process's own user owns the cache, or may still create it.
+
+        One that a newer release wrote is not written to.
+        """
         path = self.root
         while not path.exists():
             if path == path.parent:
                 return False
             path = path.parent
         owned = path != self.root or path.stat().st_uid == os.geteuid()
-        return owned and os.access(path, os.W_OK | os.X_OK)
+        may_write = owned and os.access(path, os.W_OK | os.X_OK)
+        return may_write and newer_format(self) is None
 
     @contextlib.contextmanager
     def lock(self, name: str, *, seconds: float = LOCK_SECONDS) -> Iterator[bool]:
@@ -403,16 +408,22 @@ class CacheDir:
 
         Under a name without a hash, torch.hub would get whichever file came last with that name.
         """
-        digest, name = url_digest(url), urlsplit(url).path.rpartition("/")[2]
-        is_its_hash = digest is not None and blob.name.startswith(digest.hex)
-        if not is_its_hash or len(name.encode()) > NAME_MAX:
+        link = self.torch_link(url, blob.name)
+        if link is None:
             return
-        link = self._torch_checkpoints / name
         make_directory(link.parent)
         staged = self.staging / staging_name()
         os.symlink(os.path.relpath(blob, link.parent), staged)
         os.replace(staged, link)  # of two files with such a name, the one that was published last
         sync_directory(link.parent)
+
+    def torch_link(self, url: str, sha256: str) -> Path | None:
+        """Path of torch.hub's link to a file from ``url``; None if its name has not its hash."""
+        digest, name = url_digest(url), urlsplit(url).path.rpartition("/")[2]
+        is_its_hash = digest is not None and sha256.startswith(digest.hex)
+        if not is_its_hash or len(name.encode()) > NAME_MAX:
+            return None
+        return self._torch_checkpoints / name
 
     def sweep_torch_checkpoints(self) -> None:
         """Remove torch.hub's links whose file is gone."""

@@ -22,6 +22,7 @@ moment at which a model exists for craftcache. Format, version 1::
      "unmet": [{"what": "...", "why": "...", "hint": "..."}],
      "needed_only": true,                                    if cached as a dependency only
      "selections": [{"include": ["*.json"], "exclude": []}],    only if files were selected so
+     "superseded": true,                                     if a newer revision took its place
      "watched": {"directory": "/runs/a/export", "generation": 3},   of a watch only
      "checksum": "<64 hex>"}          over all else, see craftcache.cache.sealed
 
@@ -70,6 +71,7 @@ __all__ = [
     "Watched",
     "Manifest",
     "ManifestError",
+    "is_newer",
     "manifest_key",
     "files_revision",
     "now",
@@ -178,6 +180,8 @@ class Manifest:
         needed_only: Whether it was never asked for by name: it is cached as a dependency, and is
             removed with the last model that depends on it.
         selections: Selections of which the revision's files are all in ``files``.
+        superseded: Whether it is an earlier revision of a source that has moved on since, and was
+            not asked for by its own name: the first to go when room is wanted.
     """
 
     source: str
@@ -189,6 +193,7 @@ class Manifest:
     unmet: tuple[UnmetDependency, ...] = ()
     needed_only: bool = False
     selections: tuple[Selection, ...] = ()
+    superseded: bool = False
 
     def file(self, filename: str) -> FileRecord | None:
         """The record of ``filename``, or None where the manifest has no such file."""
@@ -209,6 +214,11 @@ class Manifest:
                 return None
             records.append(record)
         return tuple(records)
+
+    @property
+    def is_by_name(self) -> bool:
+        """Whether it was asked for by its own name, and not kept for another reason alone."""
+        return not (self.needed_only or self.superseded)
 
     @property
     def size(self) -> int:
@@ -279,7 +289,7 @@ class Manifest:
             record["verified_at"] = _shown_time(record["verified_at"])
         if self.watched is None:
             del fields["watched"]
-        for key in ("needed_only", "selections"):
+        for key in ("needed_only", "selections", "superseded"):
             if not fields[key]:
                 del fields[key]
         return fields
@@ -311,11 +321,27 @@ class Manifest:
                 unmet=tuple(_unmet(item) for item in _list(raw.get("unmet", []))),
                 needed_only=_flag(raw.get("needed_only", False)),
                 selections=tuple(_selection(item) for item in _list(raw.get("selections", []))),
+                superseded=_flag(raw.get("superseded", False)),
             )
         except ManifestError:
             raise
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ManifestError(f"malformed manifest: {error!r}") from error
+
+
+def is_newer(data: bytes) -> bool:
+    """Whether a manifest is of a later version than this release reads, and not just damaged.
+
+    A later version has the same checksum over whatever it says.
+    """
+    try:
+        raw = json.loads(data)
+        if type(raw["version"]) is not int or raw["version"] <= VERSION:
+            return False
+        check_seal(raw)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def manifest_key(source: RemoteSource) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from craftcache.dependencies import discover
-from craftcache.sources import NO_SELECTION, WatchSource, parse
+from craftcache.sources import NO_SELECTION, HubSource, WatchSource, parse
 
 from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from craftcache.digests import Digests, HashedFile, Promise
-    from craftcache.sources import HubSource, RemoteSource, Selection, UrlSource
+    from craftcache.sources import RemoteSource, Selection, UrlSource
 
     from .directory import CacheDir
     from .manifest import Watched
@@ -117,10 +117,35 @@ def publish_hub(
         earlier, source, commit, records, as_need=as_need, selection=selection
     )
     manifest = _with_closure(cache, source, manifest)
+    if earlier is not None and earlier.revision != commit and not source.is_pinned:
+        _keep_superseded(cache, source, earlier)
     cache.write_manifest(source, manifest)
     if is_named:
         tree.move_ref(source.revision, commit)
+    _forget_superseded(cache, HubSource(source.repo_id, commit))
     return manifest
+
+
+def _keep_superseded(cache: CacheDir, source: HubSource, earlier: Manifest) -> None:
+    """Publish the revision that a newer one is about to take the place of, under its commit.
+
+    Its snapshot stays for programs that name it, so its bytes are counted and can be removed. What
+    it needs is not kept for its sake.
+    """
+    pinned = HubSource(source.repo_id, earlier.revision)
+    if cache.manifest_at(manifest_key(pinned), ours=True) is None:
+        kept = replace(
+            earlier, source=pinned.shown, needs=(), unmet=(), needed_only=False, superseded=True
+        )
+        cache.write_manifest(pinned, kept)
+
+
+def _forget_superseded(cache: CacheDir, pinned: HubSource) -> None:
+    """Remove the manifest of a superseded revision that has become the current one again."""
+    key = manifest_key(pinned)
+    manifest = cache.manifest_at(key, ours=True)
+    if manifest is not None and manifest.superseded:
+        cache.manifest_path(key).unlink(missing_ok=True)
 
 
 def publish_url(
@@ -155,7 +180,7 @@ def publish_url(
 
 
 def mark_asked_for(cache: CacheDir, source: RemoteSource) -> Manifest | None:
-    """Record that a model, so far cached as a dependency only, was asked for by name.
+    """Record that a dependency, or a superseded revision, was asked for by its own name.
 
     Its checkpoints are inspected by now, so its own dependencies are recorded too.
 
@@ -163,8 +188,9 @@ def mark_asked_for(cache: CacheDir, source: RemoteSource) -> Manifest | None:
         OSError: The manifest is unchanged.
     """
     manifest = _earlier(cache, source)
-    if manifest is not None and manifest.needed_only:
-        manifest = replace(_with_closure(cache, source, manifest), needed_only=False)
+    if manifest is not None and not manifest.is_by_name:
+        closed = _with_closure(cache, source, manifest)
+        manifest = replace(closed, needed_only=False, superseded=False)
         cache.write_manifest(source, manifest)
     return manifest
 
@@ -244,7 +270,7 @@ def record_index(cache: CacheDir, sha256: str) -> None:
         if files == manifest.files:
             continue
         changed = replace(manifest, files=files)
-        if not manifest.needs and not manifest.unmet and not manifest.needed_only:
+        if not manifest.needs and not manifest.unmet and manifest.is_by_name:
             changed = _with_closure(cache, parse(manifest.source), changed)
         cache.write_manifest_at(key, changed)
 

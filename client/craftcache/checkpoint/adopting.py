@@ -3,8 +3,9 @@
 AudioCraft copies every weight out of the checkpoint that it has just read, and drops the
 checkpoint. Here a parameter or buffer takes the place in memory of the tensor that it would have
 copied, where both have one dtype and device; a mapped file is then not read before a weight is
-used. Where they differ the value is copied, and the pages of the file are given back at once. The
-module's own load_state_dict does all the rest, so its hooks, its checks and its errors are torch's.
+used. Where they differ the value is copied, and the pages of the file are given back at once; to
+devices several are copied at once, straight from the file. The module's own load_state_dict does
+all the rest, so its hooks, its checks and its errors are torch's.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
-from .tensors import is_whole, release, storage_of
+from craftcache.device.link import find_link
+
+from .device_copies import CopyingMode, DeviceCopies
+from .mapped import release
+from .storages import is_whole, storage_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from torch.multiprocessing.reductions import StorageWeakRef
+
+    from craftcache.device.link import DeviceLink
 
 __all__ = ["adopt"]
 
@@ -29,26 +35,53 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Subclasses may have no storage."""
 
 
+def _ignore(_: torch.Tensor) -> None:
+    """Nobody is told."""
+
+
 def adopt(
-    module: torch.nn.Module, state: Mapping[str, Any], *, strict: bool = True, assign: bool = False
+    module: torch.nn.Module,
+    state: Mapping[str, Any],
+    *,
+    strict: bool = True,
+    assign: bool = False,
+    overwritten: Callable[[torch.Tensor], object] = _ignore,
+    link_to: Callable[[torch.device], DeviceLink | None] = find_link,
 ) -> Any:  # noqa: ANN401  # torch's named tuple of missing and unexpected keys
     """``module.load_state_dict(state, strict, assign)``, which may keep tensors of ``state``.
 
     Parameters and buffers stay the objects that they are, so that what is tied stays tied. The
     tensors of ``state`` must not be used afterwards.
 
+    Args:
+        module: Module that takes the values.
+        state: Tensors by name.
+        strict: As load_state_dict has it.
+        assign: As load_state_dict has it.
+        overwritten: Called with each tensor of the module that is overwritten, as a whole, by
+            other means than torch's operators in this thread, before it is.
+        link_to: Returns the way to a device; None where plain copies have to do.
+
     Raises:
         RuntimeError: As load_state_dict does.
+        DeviceMemoryFull, DeviceLost: A copy to a device failed.
     """
-    with _Adopting(module, state):
+    with DeviceCopies(link_to) as copies, _Adopting(module, state, copies, overwritten):
         return module.load_state_dict(state, strict=strict, assign=assign)
 
 
-class _Adopting(TorchFunctionMode):
+class _Adopting(CopyingMode):
     """While it is entered, ``copy_`` into a tensor of the module takes the source over instead."""
 
-    def __init__(self, module: torch.nn.Module, state: Mapping[str, Any]) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        state: Mapping[str, Any],
+        copies: DeviceCopies,
+        overwritten: Callable[[torch.Tensor], object],
+    ) -> None:
+        super().__init__(copies)
+        self._overwritten = overwritten
         # What one entry of the state shares with another, a hook may yet convert in place for it.
         self._given = {
             storage for storage, users in _users(state.values()).items() if len(users) == 1
@@ -59,24 +92,23 @@ class _Adopting(TorchFunctionMode):
         }
         self._adopted: set[StorageWeakRef] = set()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        _: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        if func is not torch.Tensor.copy_ or len(args) != 2:
-            return func(*args, **(kwargs or {}))
-        target, source = args
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> bool:
+        """See CopyingMode.copy; takes ``source`` over where it can."""
         if self._can_adopt(target, source):
             self._adopted.add(storage_of(source))
             target.data = source.detach()
-            return target
-        func(target, source, **(kwargs or {}))
+            return True
+        if target.layout is not torch.strided or not is_whole(target):
+            return False
+        if not super().copy(target, source):
+            return False
+        self._overwritten(target)
+        return True
+
+    def copied(self, source: torch.Tensor) -> None:
+        """See CopyingMode.copied."""
         if source.layout is torch.strided and storage_of(source) not in self._adopted:
             release(source)
-        return target
 
     def _can_adopt(self, target: torch.Tensor, source: torch.Tensor) -> bool:
         """Whether nothing but the place in memory tells ``source`` from a copy of it."""

@@ -20,6 +20,7 @@ from .keep import evict, pin, unpin
 from .load import load
 from .plan import plan
 from .prune import prune
+from .quarantine import quarantine
 from .queue import queue
 from .verify import verify
 from .warm import warm
@@ -73,6 +74,7 @@ for command in (
     lock,
     bundle,
     verify,
+    quarantine,
     watch,
     follow,
     export,

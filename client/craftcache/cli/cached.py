@@ -205,6 +205,7 @@ def _document(model: CachedModel) -> dict[str, object]:
         "needed_only": model.is_needed_only,
         "published_at": _moment(model.published_at),
         "last_used_at": _moment(model.last_used_at),
+        "superseded": model.is_superseded,
         "files": model.files,
         "needs": model.needs,
         "unmet": model.unmet,
@@ -235,6 +236,8 @@ def _pinned(model: CachedModel) -> str:
         return "locked"
     if model.is_pinned:
         return "yes"
+    if model.is_superseded:
+        return "superseded"
     return "needed" if model.is_needed_only else "no"
 
 

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from craftcache import AsyncClient, Client
     from craftcache.daemon.admin import AdminClient
 
-__all__ = ["Site", "pass_place", "json_option", "Commands", "show_error", "exit_code"]
+__all__ = [
+    "FAILED",
+    "RETRY_MAY_HELP",
+    "Site",
+    "pass_place",
+    "json_option",
+    "Commands",
+    "show_error",
+    "exit_code",
+]
 
 FAILED = 1
 RETRY_MAY_HELP = 75

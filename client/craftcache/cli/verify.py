@@ -1,35 +1,99 @@
-"""``verify``: hash again what is cached."""
+"""``verify``: hash again what is cached, and have mended what is wrong."""
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from .context import Site, json_option, pass_place
+from .context import FAILED, RETRY_MAY_HELP, Site, json_option, pass_place
 from .output import print_columns, print_json
+from .progress import make_display
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from craftcache.daemon.administration import Verdict
 
 __all__ = ["verify"]
 
-FAILED = 1
+MENDED = 3
+"""Exit code where something was wrong, and all of it is right again."""
 
 
 @click.command()
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.option("--all", "everything", is_flag=True, help="All models, as without any SOURCE.")
+@click.option("--detach", is_flag=True, help="Leave it to the daemon and do not wait.")
+@click.option(
+    "--ndjson", is_flag=True, help="Print what happens as it happens, one JSON object a line."
+)
 @json_option
 @pass_place
-def verify(place: Site, sources: tuple[str, ...], *, as_json: bool) -> None:
+def verify(
+    place: Site,
+    sources: tuple[str, ...],
+    *,
+    everything: bool,
+    detach: bool,
+    ndjson: bool,
+    as_json: bool,
+) -> None:
     """Hash every file of each cached SOURCE again, or of all.
 
-    A wrong one goes to quarantine; the next warm or load fetches it anew. Exits with 1 if any is
-    wrong or missing.
+    What is wrong goes to quarantine and is fetched anew. The daemon goes on though this command is
+    ended; asked again meanwhile, it is joined.
+
+    Exit codes: 0 all is right; 3 something was wrong or missing, and all of it is mended; 1 some of
+    it is not mended; 75 likewise, and a retry may help.
     """
-    files = place.admin().verify(sources)
+    if everything and sources:
+        raise click.UsageError("--all stands for every SOURCE")
+    if detach and ndjson:
+        raise click.UsageError("--detach and --ndjson exclude each other")
+    if detach:
+        started = place.admin().start_verifying(sources)
+        if as_json:
+            print_json(started.to_fields())
+        else:
+            click.echo(f"verification {started.id}: {started.files} files")
+        return
+    tell = _print_line if ndjson else _ignore
+    with make_display(quiet=as_json or ndjson) as display:
+        verdicts = place.admin().verify(sources, report=display.report, tell=tell)
     if as_json:
-        print_json({"results": files})
-    else:
-        rows = [(file.source, file.filename, file.outcome) for file in files]
-        print_columns(("SOURCE", "FILE", "OUTCOME"), rows)
-        for file in files:
-            if file.quarantined:
-                click.echo(f"{file.source}: {file.filename} is {file.quarantined} now", err=True)
-    if any(file.outcome != "right" for file in files):
-        raise SystemExit(FAILED)
+        print_json({"results": [verdict.to_fields() for verdict in verdicts]})
+    elif not ndjson:
+        _print(verdicts)
+    if code := _exit_code(verdicts):
+        raise SystemExit(code)
+
+
+def _exit_code(verdicts: Sequence[Verdict]) -> int:
+    unsound = [verdict for verdict in verdicts if not verdict.is_sound]
+    if unsound:
+        may_help = all(each.failure is not None and each.failure.retryable for each in unsound)
+        return RETRY_MAY_HELP if may_help else FAILED
+    return MENDED if any(verdict.outcome == "mended" for verdict in verdicts) else 0
+
+
+def _print(verdicts: Sequence[Verdict]) -> None:
+    rows = [
+        (verdict.source, verdict.filename, verdict.part, verdict.outcome) for verdict in verdicts
+    ]
+    print_columns(("SOURCE", "FILE", "PART", "OUTCOME"), rows)
+    for verdict in verdicts:
+        about = f"{verdict.source}: {verdict.filename}"
+        if verdict.quarantined:
+            click.echo(f"{about} was wrong, and is {verdict.quarantined} now", err=True)
+        if verdict.failure:
+            click.echo(f"{about} is not mended: {verdict.failure.message}", err=True)
+
+
+def _print_line(event: dict[str, Any]) -> None:
+    click.echo(json.dumps(event))
+
+
+def _ignore(_event: dict[str, Any]) -> None:
+    """Print nothing yet."""

@@ -5,7 +5,8 @@ Workers do not need it; they use the worker socket through craftcache.Client.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from craftcache.errors import CraftcacheError, PolicyDenied, Unavailable, from_problem
@@ -16,21 +17,23 @@ from .administration import (
     Eviction,
     ImportedModel,
     Pruning,
+    QuarantinedFile,
     QueuedWarm,
     Verdict,
+    Verification,
     WatchList,
     WatchReport,
 )
 from .planning import WarmPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import httpx
 
     from craftcache.watch_rule import WatchRule
-    from craftcache.wire import WarmOptions
+    from craftcache.wire import Progress, WarmOptions
 
 __all__ = ["AdminClient"]
 
@@ -39,16 +42,24 @@ MAX_ITEMS = 1_000_000
 
 SOCKET_NAME = "craftcache.sock"
 
+NDJSON = "application/x-ndjson"
+
+MAX_EVENT = 64
+"""Characters of an event's name."""
+
 CONNECT_SECONDS = 5.0
 
 ANSWER_SECONDS = 60.0
 """Timeout of requests that at most unlink files of many gigabytes."""
 
-VERIFY_SECONDS = 6 * 3600.0
-"""Timeout of hashing a whole cache, all of which is read from the disk."""
+STEP_SECONDS = 1800.0
+"""Timeout between two signs of life of a verification: a file may be fetched anew in between."""
 
 PLAN_SECONDS = 300.0
 """Timeout of asking the Hub about hundreds of files."""
+
+IMPORT_SECONDS = 6 * 3600.0
+"""Timeout of importing a bundle, all of which is hashed and written."""
 
 UPLOAD_BYTES = 1024 * 1024
 """Bytes of a bundle that are read and sent at once."""
@@ -132,20 +143,77 @@ class AdminClient:
         body = {"filters": list(filters), "dry_run": dry_run}
         return Pruning.parse(self._request("POST", "/v1/prune", body))
 
-    def verify(self, sources: Sequence[str] = ()) -> list[Verdict]:
-        """Hash cached files again; wrong ones go to quarantine, to be fetched anew by a warm.
+    def verify(
+        self,
+        sources: Sequence[str] = (),
+        *,
+        report: Callable[[Progress], None] = lambda _: None,
+        tell: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> list[Verdict]:
+        """Hash cached files again; wrong ones go to quarantine and are fetched anew.
+
+        The daemon goes on with it though this caller goes; who asks for the same meanwhile joins.
 
         Args:
             sources: Sources of the models; none stands for all models.
+            report: Called with progress.
+            tell: Called with each event as the daemon says it: progress, results and the end.
+
+        Returns:
+            The verdicts, in the order in which they were found.
 
         Raises:
             NotFound: One of them is not in the cache; no file was hashed.
             PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached, or ended meanwhile.
+        """
+        verdicts = []
+        for event in self._events("POST", "/v1/verify", {"sources": list(sources)}):
+            tell(event.whole)
+            match event.text("event", MAX_EVENT):
+                case "progress":
+                    report(_progress(event))
+                case "result":
+                    verdicts.append(Verdict.parse(event))
+                case "done":
+                    if failure := Verification.parse(event).failure:
+                        raise failure
+                    return verdicts
+        raise Unavailable("the daemon ended in the middle of it", hint="Ask again", retryable=True)
+
+    def start_verifying(self, sources: Sequence[str] = ()) -> Verification:
+        """Have the daemon verify by itself, without waiting for it; see verify."""
+        body = {"sources": list(sources), "wait": False}
+        return Verification.parse(self._request("POST", "/v1/verify", body))
+
+    def verifications(self) -> list[Verification]:
+        """The verifications that run, and the last ones that have ended, oldest first.
+
+        Raises:
             Unavailable: The daemon cannot be reached.
         """
-        body = {"sources": list(sources)}
-        answer = self._request("POST", "/v1/verify", body, seconds=VERIFY_SECONDS)
-        return list(map(Verdict.parse, answer.children("results", MAX_ITEMS)))
+        answer = self._request("GET", "/v1/verify")
+        return list(map(Verification.parse, answer.children("verifications", MAX_ITEMS)))
+
+    def quarantined(self) -> list[QuarantinedFile]:
+        """What turned out wrong and is kept for a look, the oldest first.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("GET", "/v1/quarantine")
+        return list(map(QuarantinedFile.parse, answer.children("files", MAX_ITEMS)))
+
+    def remove_quarantined(self, name: str) -> int:
+        """Remove a file from the quarantine for good; returns the bytes freed.
+
+        Raises:
+            NotFound: There is none of that name.
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("DELETE", f"/v1/quarantine/{quote(name, safe='')}")
+        return answer.integer("freed_bytes")
 
     def queue_warm(self, sources: Sequence[str], options: WarmOptions) -> list[QueuedWarm]:
         """Have the daemon warm ``sources`` by itself, without waiting for it.
@@ -215,7 +283,7 @@ class AdminClient:
         """
         with file.open("rb") as stream:
             chunks = iter(lambda: stream.read(UPLOAD_BYTES), b"")
-            answer = self._request("POST", "/v1/bundles", content=chunks, seconds=VERIFY_SECONDS)
+            answer = self._request("POST", "/v1/bundles", content=chunks, seconds=IMPORT_SECONDS)
         return list(map(ImportedModel.parse, answer.children("models", MAX_ITEMS)))
 
     def put_watch(self, rule: WatchRule) -> None:
@@ -292,6 +360,30 @@ class AdminClient:
             raise _connection_error(error, socket) from error
         return _answer(response)
 
+    def _events(self, method: str, path: str, body: object) -> Iterator[Fields]:
+        """The events of an answer that comes line by line."""
+        import httpx
+
+        socket = self._socket()
+        timeout = httpx.Timeout(STEP_SECONDS, connect=CONNECT_SECONDS)
+        transport = httpx.HTTPTransport(uds=str(socket))
+        try:
+            with (
+                httpx.Client(transport=transport, timeout=timeout) as client,
+                client.stream(
+                    method, f"http://craftcached{path}", json=body, headers={"Accept": NDJSON}
+                ) as response,
+            ):
+                if not response.is_success:
+                    response.read()
+                    _answer(response)
+                for line in response.iter_lines():
+                    yield Fields(json.loads(line), _malformed)
+        except httpx.TransportError as error:
+            raise _connection_error(error, socket) from error
+        except ValueError as error:
+            raise _malformed("a line of it is no JSON") from error
+
     def _socket(self) -> Path:
         if self._socket_dir is None:
             raise Unavailable(
@@ -320,6 +412,12 @@ def _answer(response: httpx.Response) -> Fields:
         f"the daemon answers {response.status_code} {answer.get('title', '')}".rstrip(),
         hint="Are craftcache and craftcached of the same release?",
     )
+
+
+def _progress(event: Fields) -> Progress:
+    from craftcache.wire import Progress
+
+    return Progress.parse(event)
 
 
 def _connection_error(error: httpx.TransportError, socket: Path) -> CraftcacheError:

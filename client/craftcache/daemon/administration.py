@@ -29,6 +29,9 @@ __all__ = [
     "Pruning",
     "Outcome",
     "Verdict",
+    "VerdictPart",
+    "Verification",
+    "QuarantinedFile",
     "WatchedGeneration",
     "WatchReport",
     "WatchList",
@@ -42,9 +45,14 @@ MAX_NAMES = 256
 MAX_TEXT = 64 * 1024
 """Characters that a text for people may have."""
 
-Outcome: TypeAlias = Literal["right", "wrong", "missing"]
+Outcome: TypeAlias = Literal["right", "mended", "wrong", "missing"]
+"""What is found of something cached; ``mended`` was wrong or missing and is right again."""
+
+VerdictPart: TypeAlias = Literal["file", "index", "link", "manifest"]
+"""What a verdict is about: a file's bytes, or what leads to them."""
 
 _OUTCOMES: dict[str, Outcome] = {outcome: outcome for outcome in get_args(Outcome)}
+_PARTS: dict[str, VerdictPart] = {part: part for part in get_args(VerdictPart)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,36 +206,150 @@ class ImportedModel:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of hashing one cached file again.
+    """The result of verifying one cached file, or what leads to it.
 
     Attributes:
-        source: The model, as shown to people.
-        filename: The file's name inside it.
-        sha256: Digest that it was published with, in hex.
-        outcome: ``right``, ``wrong`` (another digest, or unreadable) or ``missing``.
+        source: The model, as shown to people; of a manifest that names none, its path.
+        filename: The file's name inside it; of a manifest, its path.
+        sha256: Digest that the file was published with, in hex; of a manifest, its key.
+        outcome: See Outcome.
+        part: What it is about. Indexes, links and manifests have a verdict only where they were
+            not right.
         quarantined: Path of a wrong file in quarantine, relative to the cache directory; else None.
+        failure: Why it is not mended; None where it is, or need not be.
     """
 
     source: str
     filename: str
     sha256: str
     outcome: Outcome
+    part: VerdictPart = "file"
     quarantined: str | None = None
+    failure: CraftcacheError | None = None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the right bytes are there now."""
+        return self.outcome in ("right", "mended")
 
     def to_fields(self) -> dict[str, Any]:
         """The verdict as a JSON object."""
-        return asdict(self)
+        return {
+            "source": self.source,
+            "filename": self.filename,
+            "sha256": self.sha256,
+            "outcome": self.outcome,
+            "part": self.part,
+            "quarantined": self.quarantined,
+            "failure": self.failure.to_problem() if self.failure else None,
+        }
 
     @classmethod
     def parse(cls, fields: Fields) -> Verdict:
-        """The verdict with these keys."""
+        """The verdict with these keys; earlier releases tell of files alone."""
         outcome = fields.text("outcome", 32)
+        part = fields.optional_text("part", 32) or "file"
+        failure = fields.optional_child("failure")
         return cls(
             fields.text("source", MAX_SOURCE),
             fields.text("filename", MAX_FILENAME),
             fields.sha256("sha256"),
             fields.checked(lambda: _OUTCOMES[outcome], "outcome"),
+            fields.checked(lambda: _PARTS[part], "part"),
             fields.optional_text("quarantined", MAX_PATH),
+            failure.error() if failure else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A verification that runs, or has run, in the daemon; it does not end with its caller.
+
+    Attributes:
+        id: Number of the verification, from the daemon's start.
+        sources: The models that were named; none stands for all.
+        started_at: Time of its start, in seconds since the epoch.
+        ended_at: Time of its end; None while it runs.
+        files: Number of files that it has to hash.
+        bytes: Bytes of them.
+        files_done: Number of those that are done.
+        bytes_done: Bytes of those that are done.
+        found: Number of verdicts, by outcome.
+        failure: Why it was given up; None where it was not.
+    """
+
+    id: int
+    sources: tuple[str, ...]
+    started_at: float
+    ended_at: float | None
+    files: int
+    bytes: int
+    files_done: int
+    bytes_done: int
+    found: Mapping[str, int]
+    failure: CraftcacheError | None = None
+
+    def to_fields(self) -> dict[str, Any]:
+        """The verification as a JSON object."""
+        return {
+            "id": self.id,
+            "sources": list(self.sources),
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "files": self.files,
+            "bytes": self.bytes,
+            "files_done": self.files_done,
+            "bytes_done": self.bytes_done,
+            "found": dict(self.found),
+            "failure": self.failure.to_problem() if self.failure else None,
+        }
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Verification:
+        """The verification with these keys."""
+        found, failure = fields.child("found"), fields.optional_child("failure")
+        return cls(
+            fields.integer("id"),
+            fields.texts("sources", MAX_MODELS, MAX_SOURCE),
+            fields.seconds("started_at"),
+            None if fields.is_null("ended_at") else fields.seconds("ended_at"),
+            fields.integer("files"),
+            fields.integer("bytes"),
+            fields.integer("files_done"),
+            fields.integer("bytes_done"),
+            {outcome: found.integer(outcome) for outcome in found.whole},
+            failure.error() if failure else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedFile:
+    """A file, or directory, that turned out wrong and is kept for a look.
+
+    Attributes:
+        name: Name of it in the quarantine; it begins with the name that it had.
+        size: Bytes of it.
+        since: Time when it was moved there, in seconds since the epoch.
+        sources: Published models that have a file of the name that it had, as shown to people.
+    """
+
+    name: str
+    size: int
+    since: float
+    sources: tuple[str, ...] = ()
+
+    def to_fields(self) -> dict[str, Any]:
+        """The file as a JSON object."""
+        return asdict(self) | {"sources": list(self.sources)}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> QuarantinedFile:
+        """The file with these keys."""
+        return cls(
+            fields.text("name", MAX_FILENAME),
+            fields.integer("size"),
+            fields.seconds("since"),
+            fields.texts("sources", MAX_MODELS, MAX_SOURCE),
         )
 
 

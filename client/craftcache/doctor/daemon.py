@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["check_sockets", "DaemonReport"]
 
 CONNECT_SECONDS = 2.0
-ANSWER_SECONDS = 3.0
+ANSWER_SECONDS = 10.0
+"""Also for a daemon that systemd starts just now, on a node that is busy."""
 
 START = "systemctl enable --now craftcache.socket, or run craftcached"
 
@@ -121,6 +122,8 @@ class DaemonReport:
             yield _check_version(self.status.version)
             yield _check_cache_dir(choose_cache_dir(cache_dir), Path(self.status.cache_dir))
             yield _check_token(has_token=self.status.has_token)
+            yield _check_verity(has_verity=self.status.has_verity)
+            yield _check_quarantine(self.status.quarantined, self.status.quarantined_bytes)
             for problem in self.status.problems:
                 remedy = "Give it back, or restart the daemon with another; nothing else is needed"
                 yield Finding("directories", "problem", problem, remedy)
@@ -156,4 +159,27 @@ def _check_token(*, has_token: bool) -> Finding:
         "ok",
         "the daemon has no Hub token: public repositories only",
         "For gated and private ones: install -Dm600 token /etc/credstore/hf-token, restart",
+    )
+
+
+def _check_verity(*, has_verity: bool) -> Finding:
+    if has_verity:
+        message = "the cache's file system has it: the kernel checks published files at each read"
+        return Finding("fs-verity", "ok", message)
+    return Finding(
+        "fs-verity",
+        "ok",
+        "the cache's file system has none: rot is found by the scrub, within scrub_days",
+        "tune2fs -O verity DEVICE, for ext4 on a kernel that has fs-verity; nothing needs it",
+    )
+
+
+def _check_quarantine(count: int, size: int) -> Finding:
+    if not count:
+        return Finding("quarantine", "ok", "nothing turned out wrong")
+    return Finding(
+        "quarantine",
+        "warning",
+        f"{count} files of {size / 1e9:.1f} GB turned out wrong: the disk may be failing",
+        "craftcache quarantine ls says which, and of when; craftcache quarantine rm removes them",
     )

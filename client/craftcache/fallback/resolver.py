@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from craftcache.cache.cache_format import newer_format
 from craftcache.cache.directory import CacheDir
 from craftcache.cache.hub_cache import LOCK_SECONDS
 from craftcache.cache.manifest import manifest_key
@@ -157,10 +158,13 @@ class Resolver:
         """
         shared, own = self._caches[0], self._caches[-1]
         cache = shared if shared.is_writable() and not is_private else own
-        with contextlib.suppress(OSError):
-            cache.create()
-        if os.access(cache.staging, os.W_OK | os.X_OK):
-            return cache
+        if (newer := newer_format(cache)) is not None:
+            log.warning("nothing is kept in %s, which a newer release wrote: %s", cache.root, newer)
+        else:
+            with contextlib.suppress(OSError):
+                cache.create()
+            if os.access(cache.staging, os.W_OK | os.X_OK):
+                return cache
         directory = tempfile.TemporaryDirectory(prefix="craftcache-")
         passing = CacheDir(Path(stack.enter_context(directory)))
         passing.create()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,13 @@ import httpx
 from craftcache.cache.durable import staging_name
 from craftcache.daemon.transport import shut
 from craftcache.digests import HashedFile, Hasher, Promise, Stamp
-from craftcache.errors import AccessDenied, CraftcacheError, NotFound, Unavailable
+from craftcache.errors import (
+    AccessDenied,
+    CraftcacheError,
+    IntegrityError,
+    NotFound,
+    Unavailable,
+)
 from craftcache.full_disk import storage_full
 from craftcache.network.content_encoding import check_uncompressed
 from craftcache.network.exchange import Exchange
@@ -34,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Download", "Downloaded", "download"]
 
+log = logging.getLogger("craftcache")
+
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 """Time without a byte after which a stream counts as dead."""
@@ -50,12 +59,14 @@ class Download:
         url: URL of the file; may redirect.
         promise: Size and digest that the origin promised, as far as it did.
         headers: Credentials, for the URL's own origin only.
+        attempt: Number of the attempt, from 1; a later one goes past caches on the way.
     """
 
     source: str
     url: str
     promise: Promise
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,9 @@ def download(
 ) -> Downloaded:
     """Fetch one file.
 
+    Wrong bytes are fetched once more, from the beginning, before they are an error: over a new
+    connection, and past caches on the way.
+
     Args:
         wanted: The file to fetch.
         staging: Directory that it is written to.
@@ -97,7 +111,12 @@ def download(
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(path.unlink, missing_ok=True)
         try:
-            downloaded = _stream(wanted, path, check_url, report, cancellation)
+            try:
+                downloaded = _stream(wanted, path, check_url, report, cancellation)
+            except IntegrityError as error:
+                path.unlink(missing_ok=True)
+                again = replace(wanted, attempt=wanted.attempt + 1)
+                downloaded = _second(again, path, error.message, check_url, report, cancellation)
         except CraftcacheError as error:
             error.source = wanted.source
             raise
@@ -108,6 +127,25 @@ def download(
             raise storage_full(staging, needed, source=wanted.source, error=error) from error
         cleanup.pop_all()
     return downloaded
+
+
+def _second(
+    wanted: Download,
+    path: Path,
+    first: str,
+    check_url: Callable[[str], None],
+    report: Callable[[int, int | None], None],
+    cancellation: Cancellation,
+) -> Downloaded:
+    """The second attempt; its error says what was seen in both."""
+    log.warning("%s: %s; it is fetched once more", wanted.source, first)
+    try:
+        return _stream(wanted, path, check_url, report, cancellation)
+    except IntegrityError as error:
+        seen = error.message
+        outcome = "with the same result" if seen == first else f"after a first time: {first}"
+        error.message = f"{seen}; fetched twice, the second time past caches on the way, {outcome}"
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +195,8 @@ def _ask(wanted: Download, check_url: Callable[[str], None]) -> _Answer:
         check_url=check_url,
     )
     try:
-        return _Answer(exchange, exchange.follow("GET", wanted.url, {}, wanted.headers))
+        headers = {"Cache-Control": "no-cache"} if wanted.attempt > 1 else {}
+        return _Answer(exchange, exchange.follow("GET", wanted.url, headers, wanted.headers))
     except BaseException:
         exchange.close()
         raise

@@ -6,20 +6,28 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from craftcache.errors import InvalidSource, NotACheckpoint, UnknownDevice, UnsafeCheckpoint
+from craftcache.errors import (
+    CraftcacheError,
+    InvalidSource,
+    NotACheckpoint,
+    UnknownDevice,
+    UnsafeCheckpoint,
+)
 from craftcache.limits import limits_named
 from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
 from craftcache.torch_import import require_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
     from craftcache.cache.opened import FileInfo, OpenFile, ServedBy
     from craftcache.checkpoint.index import Index
+    from craftcache.device.link import DeviceLink
     from craftcache.sources import Source
     from craftcache.wire import Loaded
 
@@ -137,29 +145,50 @@ def export_of(source: Source, parts: Sequence[Part]) -> Source:
     return source
 
 
-def to_object(file: OpenFile, device: torch.device, *, source: str) -> object:
+def to_object(
+    file: OpenFile, device: torch.device, *, source: str, check: Callable[[], None]
+) -> object:
     """The object that ``torch.load`` would return for an open file, on ``device``.
+
+    Args:
+        file: The file.
+        device: Device of all tensors.
+        source: The source as shown to people.
+        check: Raises what is to end the load; called now and then while a device is copied to.
 
     Raises:
         UnsafeCheckpoint, NotACheckpoint: The file has no index, and torch refuses it.
         ResourceLimit: The memory that it takes is more than this process may have.
+        DeviceMemoryFull, DeviceLost: It could not be copied to the device.
     """
     with limits_named(source):
         from craftcache.checkpoint.tensors import build
 
+        link = _link_to(device, check)
         index = _index(file, source)
+        if index is None and link is not None:
+            index = _described(file)
         if index is None:
             return _load_by_torch(file, device, source)
-        return build(index, file.descriptor, device=device, mapped=file.mapped, source=source)
+        return build(
+            index, file.descriptor, device=device, mapped=file.mapped, source=source, link=link
+        )
 
 
-def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, source: str) -> None:
+def copy_into(
+    file: OpenFile,
+    module: torch.nn.Module,
+    key: str | None,
+    *,
+    source: str,
+    check: Callable[[], None],
+) -> None:
     """Copy the state dict under ``key`` of an open file into ``module``; see tensors.copy_into.
 
     Raises:
         InvalidSource: There is no state dict under ``key``.
         RuntimeError: As load_state_dict does.
-        UnsafeCheckpoint, NotACheckpoint: See to_object.
+        UnsafeCheckpoint, NotACheckpoint, DeviceMemoryFull, DeviceLost: See to_object.
     """
     with limits_named(source):
         require_torch()
@@ -173,7 +202,13 @@ def copy_into(file: OpenFile, module: torch.nn.Module, key: str | None, *, sourc
             tensors.load_state_dict(loaded, module, key=key, source=source)
         else:
             tensors.copy_into(
-                index, file.descriptor, module, key=key, mapped=file.mapped, source=source
+                index,
+                file.descriptor,
+                module,
+                key=key,
+                mapped=file.mapped,
+                source=source,
+                link_to=partial(_link_to, check=check),
             )
 
 
@@ -184,6 +219,7 @@ def to_export(
     device: torch.device,
     *,
     started: float,
+    check: Callable[[], None],
 ) -> Export:
     """Load all parts onto ``device``.
 
@@ -193,13 +229,16 @@ def to_export(
         parts: The parts that the files are.
         device: Device of all tensors.
         started: Time when the load began, by time.perf_counter, in seconds.
+        check: See to_object.
 
     Raises:
         CraftcacheError: See to_object.
     """
     resolved = time.perf_counter()
     files = dict(zip(parts, loaded.files, strict=True))
-    objects = {part: to_object(file, device, source=source) for part, file in files.items()}
+    objects = {
+        part: to_object(file, device, source=source, check=check) for part, file in files.items()
+    }
     return Export(
         source=source,
         revision=loaded.revision,
@@ -223,6 +262,29 @@ def _index(file: OpenFile, source: str) -> Index | None:
     except InvalidIndex as error:
         log.warning("%s: %s is loaded without its index: %s", source, file.info.filename, error)
         return None
+
+
+def _link_to(device: torch.device, check: Callable[[], None]) -> DeviceLink | None:
+    """The way to a device; None to the CPU and where plain copies have to do."""
+    if device.type in ("cpu", "meta"):
+        return None
+    from craftcache.device.link import find_link
+
+    return find_link(device, check)
+
+
+def _described(file: OpenFile) -> Index | None:
+    """An index of a file that has none, where our own reader can make one: it is read in parallel.
+
+    The reader allows no more than torch's weights-only rules do.
+    """
+    from craftcache.checkpoint.reader import read_index
+
+    try:
+        index = read_index(file.descriptor)
+    except (CraftcacheError, ValueError, EOFError):  # torch says what is wrong with it
+        return None
+    return index if index.reason is None else None
 
 
 def _load_by_torch(file: OpenFile, device: torch.device, source: str) -> object:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from craftcache.checkpoint.filenames import check_checkpoint
 from craftcache.config import choose_cache_dir
+from craftcache.device.staging import process_ring
 from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.sources import (
     FILENAMES,
@@ -71,9 +72,10 @@ class Operations:
         self._others: dict[Path, Loader] = {}
 
     def close(self) -> None:
-        """Close idle connections; the next call opens new ones."""
+        """Close idle connections and free page-locked memory; the next call makes new ones."""
         for loader in (self.loader, *self._others.values()):
             loader.close()
+        process_ring.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.arguments
@@ -95,7 +97,14 @@ class Operations:
         located = export_of(locate(os.fspath(source)), parts)
         names = files_by_part(located, parts)
         with self.loader.open(located, tuple(names.values()), call) as loaded:
-            return to_export(located.shown, loaded, tuple(names), placed, started=started)
+            return to_export(
+                located.shown,
+                loaded,
+                tuple(names),
+                placed,
+                started=started,
+                check=call.cancellation.check,
+            )
 
     def load_state_dict(
         self,
@@ -114,7 +123,8 @@ class Operations:
             check_checkpoint(name, source=source.shown)
         with self._loader_of(cache_dir).open(source, (name,), call) as loaded:
             [file] = loaded.files
-            return to_object(file, placed, source=source.shown)
+            check = call.cancellation.check
+            return to_object(file, placed, source=source.shown, check=check)
 
     def load_into(
         self,
@@ -130,7 +140,8 @@ class Operations:
         name = files_by_part(located, (part,))[part]
         with self.loader.open(located, (name,), call) as loaded:
             [file] = loaded.files
-            copy_into(file, module, key, source=located.shown)
+            check = call.cancellation.check
+            copy_into(file, module, key, source=located.shown, check=check)
 
     def resolve(self, source: PathLike, filename: str, *, call: Call) -> Path:
         """See Client.resolve."""

@@ -18,12 +18,16 @@ _QUOTES = "\"'"
 
 
 def find_token() -> str | None:
-    """The token of this process's user, as huggingface_hub finds it; None where there is none."""
+    """The token of this process's user, as huggingface_hub finds it; None where there is none.
+
+    A file of tokens that this user may not read, as where ``HOME`` is another user's, is none.
+    """
     from huggingface_hub import get_token
     from huggingface_hub.constants import HF_TOKEN_PATH
 
     token = None
-    with contextlib.suppress(UnicodeError):  # of a file in an encoding that it does not expect
+    # UnicodeError: a file in an encoding that huggingface_hub does not expect.
+    with contextlib.suppress(UnicodeError, PermissionError):
         token = _cleaned(get_token() or "")
     if token is None or not token.isascii():
         with contextlib.suppress(OSError):

@@ -80,6 +80,7 @@ class CachedModel:
             is not known.
         last_used_at: When it was last loaded or warmed, in seconds since the epoch; None where that
             is not known.
+        is_superseded: Whether it is an earlier revision, which is the first to go.
     """
 
     source: str
@@ -93,6 +94,7 @@ class CachedModel:
     is_needed_only: bool = False
     published_at: float | None = None
     last_used_at: float | None = None
+    is_superseded: bool = False
 
     @classmethod
     def of(
@@ -120,6 +122,7 @@ class CachedModel:
             ),
             manifest.unmet,
             manifest.needed_only,
+            is_superseded=manifest.superseded,
             published_at=manifest.published_at.timestamp(),
             last_used_at=last_used_at,
         )
@@ -146,6 +149,7 @@ class CachedModel:
             "is_needed_only": self.is_needed_only,
             "published_at": self.published_at,
             "last_used_at": self.last_used_at,
+            "is_superseded": self.is_superseded,
         }
 
     @classmethod
@@ -163,6 +167,7 @@ class CachedModel:
             is_needed_only=fields.optional_flag("is_needed_only"),
             published_at=_optional_seconds(fields, "published_at"),
             last_used_at=_optional_seconds(fields, "last_used_at"),
+            is_superseded=fields.optional_flag("is_superseded"),
         )
 
 

@@ -42,6 +42,11 @@ class DaemonStatus:
         has_token: Whether it has a token for files of the Hub that are not public.
         watches: Number of watched directories by state.
         problems: The daemon's own directories that were removed and cannot be made anew, and why.
+        quarantined: Number of files that turned out wrong and are kept for a look.
+        quarantined_bytes: Bytes of them.
+        hashed_since: Time since which every cached file has been hashed, in seconds since the
+            epoch; None where nothing is cached, or the daemon has not looked yet.
+        has_verity: Whether the file system of the cache has fs-verity, which the daemon uses then.
     """
 
     version: str
@@ -57,6 +62,10 @@ class DaemonStatus:
     has_token: bool
     watches: Mapping[str, int]
     problems: tuple[str, ...] = ()
+    quarantined: int = 0
+    quarantined_bytes: int = 0
+    hashed_since: float | None = None
+    has_verity: bool = False
 
     TYPE: ClassVar[str] = "status_report"
 
@@ -87,6 +96,10 @@ class DaemonStatus:
             problems=()
             if fields.is_null("problems")
             else fields.texts("problems", MAX_PROBLEMS, MAX_PROBLEM),
+            quarantined=fields.optional_integer("quarantined") or 0,
+            quarantined_bytes=fields.optional_integer("quarantined_bytes") or 0,
+            hashed_since=None if fields.is_null("hashed_since") else fields.seconds("hashed_since"),
+            has_verity=fields.optional_flag("has_verity"),
         )
 
 

@@ -186,6 +186,7 @@ class Evictor:
                 or max(now - last_uses[key], 0.0) < handover,  # the clock may have been set back
                 needs=manifest.needed_keys,
                 is_needed_only=manifest.needed_only,
+                is_superseded=manifest.superseded,
             )
             for key, manifest in published
         ]

@@ -1,10 +1,10 @@
 """The eviction policy: which models are removed to free bytes, as a pure function.
 
-Whole models are removed, least recently used first. Pinned models stay. A model's dependencies are
-removed after it: at once if they were cached only as dependencies of removed models, else when
-they are the least recently used. A blob that several models share is freed with the last of them,
-so it is counted once. A model stays if its removal would unlink a blob that is in use, because that
-would free nothing.
+Whole models are removed, superseded revisions first, then the least recently used. Pinned models
+stay. A model's dependencies are removed after it: at once if they were cached only as dependencies
+of removed models, else when they are the least recently used. A blob that several models share is
+freed with the last of them, so it is counted once. A model stays if its removal would unlink a blob
+that is in use, because that would free nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Blob", "EvictionCandidate", "Plan", "plan_eviction", "used_bytes"]
+__all__ = ["Blob", "EvictionCandidate", "Plan", "eviction_rank", "plan_eviction", "used_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class EvictionCandidate:
         is_kept: Whether it stays in any case: pinned, or just being handed over.
         needs: Keys of its dependencies.
         is_needed_only: Whether it is cached only as a dependency of other models.
+        is_superseded: Whether it is an earlier revision of a source that has moved on since.
     """
 
     key: str
@@ -57,6 +58,7 @@ class EvictionCandidate:
     is_kept: bool = False
     needs: frozenset[str] = frozenset()
     is_needed_only: bool = False
+    is_superseded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,11 @@ class Plan:
 
     victims: tuple[EvictionCandidate, ...]
     freed: int
+
+
+def eviction_rank(model: EvictionCandidate) -> tuple[bool, float, str]:
+    """The order in which models go: superseded ones first, then those unused for longest."""
+    return not model.is_superseded, model.last_use, model.key
 
 
 def used_bytes(models: Iterable[EvictionCandidate]) -> int:
@@ -92,8 +99,8 @@ def plan_eviction(models: Iterable[EvictionCandidate], wanted: int) -> Plan:
 
 
 def _needers_first(models: Iterable[EvictionCandidate]) -> list[EvictionCandidate]:
-    """Least recently used first, but dependencies after all models that depend on them."""
-    by_age = sorted(models, key=lambda model: (model.last_use, model.key))
+    """In the order of eviction_rank, but dependencies after all models that depend on them."""
+    by_age = sorted(models, key=eviction_rank)
     by_key = {model.key: model for model in by_age}
     seen: set[str] = set()
     latest_first: list[EvictionCandidate] = []

@@ -18,7 +18,7 @@ from craftcache.errors import PolicyDenied
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LockedFile", "lower_io_priority", "read_in", "resident_bytes"]
+__all__ = ["LockedFile", "lower_io_priority", "read_in", "resident_bytes", "resident_share"]
 
 WINDOW = 32 * 1024 * 1024
 """Bytes that the disk is asked for ahead of those that are being read."""
@@ -75,6 +75,23 @@ def resident_bytes(descriptor: int) -> int | None:
     if pages is None and _is_told_the_truth(descriptor):
         pages = _mincore(descriptor, size)
     return None if pages is None else min(pages * PAGESIZE, size)
+
+
+def resident_share(descriptor: int, offset: int, length: int) -> float | None:
+    """Share of a part of an open file that is in memory; None where the kernel does not say.
+
+    Args:
+        descriptor: Descriptor of the file.
+        offset: Beginning of the part, in bytes, at the border of a page.
+        length: Its bytes; the file may end before.
+    """
+    length = min(length, os.fstat(descriptor).st_size - offset)
+    if length <= 0:
+        return None
+    pages = _cachestat(descriptor, offset, length)
+    if pages is None and _is_told_the_truth(descriptor):
+        pages = _mincore(descriptor, length, offset)
+    return None if pages is None else pages / -(-length // PAGESIZE)
 
 
 def lower_io_priority() -> None:
@@ -154,12 +171,15 @@ class LockedFile:
                 raise _lock_error(length)
 
 
-def _cachestat(descriptor: int) -> int | None:
-    """Pages in memory; None where the kernel is older than 6.5 or does not permit the question."""
-    whole = _CachestatRange(0, 0)
+def _cachestat(descriptor: int, offset: int = 0, length: int = 0) -> int | None:
+    """Pages in memory; None where the kernel is older than 6.5 or does not permit the question.
+
+    A length of 0 reaches to the end of the file.
+    """
+    part = _CachestatRange(offset, length)
     found = _Cachestat()
     status = _libc.syscall(
-        _CACHESTAT, descriptor, ctypes.byref(whole), ctypes.byref(found), ctypes.c_uint(0)
+        _CACHESTAT, descriptor, ctypes.byref(part), ctypes.byref(found), ctypes.c_uint(0)
     )
     return found.cache if status == 0 else None
 
@@ -171,8 +191,8 @@ def _is_told_the_truth(descriptor: int) -> bool:
     return os.access(f"/proc/self/fd/{descriptor}", os.W_OK, effective_ids=True)
 
 
-def _mincore(descriptor: int, size: int) -> int | None:
-    address = _map(descriptor, size)
+def _mincore(descriptor: int, size: int, offset: int = 0) -> int | None:
+    address = _map(descriptor, size, offset)
     if address is None:
         return 0
     try:
@@ -184,11 +204,11 @@ def _mincore(descriptor: int, size: int) -> int | None:
         _libc.munmap(address, size)
 
 
-def _map(descriptor: int, size: int) -> int | None:
+def _map(descriptor: int, size: int, offset: int = 0) -> int | None:
     """The address of a shared read-only map; None of an empty file, which has none."""
     if size == 0:
         return None
-    address: int | None = _libc.mmap(None, size, PROT_READ, MAP_SHARED, descriptor, 0)
+    address: int | None = _libc.mmap(None, size, PROT_READ, MAP_SHARED, descriptor, offset)
     if address == _MAP_FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

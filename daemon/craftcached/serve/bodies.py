@@ -10,7 +10,10 @@ from craftcache.wire.fields import Fields
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["body_fields"]
+__all__ = ["MAX_SOURCES", "body_fields", "source_list"]
+
+MAX_SOURCES = 256
+"""Sources of one request."""
 
 
 async def body_fields(request: web.Request, example: str, *, is_optional: bool = False) -> Fields:
@@ -35,3 +38,17 @@ async def body_fields(request: web.Request, example: str, *, is_optional: bool =
     except (ValueError, RecursionError):
         body = None
     return Fields(body, refuse)
+
+
+def source_list(body: Fields, *, is_optional: bool = False) -> list[str]:
+    """The sources that a body names, each of them once; they are not parsed yet.
+
+    Raises:
+        InvalidSource: It names none, though it must, or something else.
+    """
+    if is_optional and not body.whole.get("sources"):
+        return []
+    sources = body.items("sources", MAX_SOURCES)
+    if not sources or not all(isinstance(source, str) for source in sources):
+        raise body.refusal(f"'sources' is no list of 1 to {MAX_SOURCES} strings")
+    return list(dict.fromkeys(sources))

@@ -21,9 +21,10 @@ from craftcache.sources import parse
 from craftcache.wire import Warm, WarmOptions
 from craftcache.wire.fields import MAX_SOURCE
 
-from .bodies import body_fields
+from .bodies import MAX_SOURCES, body_fields, source_list
 from .bundle_routes import BundleRoutes
 from .http_connections import HttpConnections
+from .integrity_routes import IntegrityRoutes
 from .ndjson import NdjsonStream
 from .peers import Administrators, peer_of
 from .watch_routes import WatchRoutes
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from craftcache.cache.manifest import Manifest
     from craftcache.wire import Progress
-    from craftcache.wire.fields import Fields
     from craftcached.service import Service
     from craftcached.status import ModelState
 
@@ -50,9 +50,6 @@ MAX_BODY = 256 * 1024
 FIRST_REQUEST_SECONDS = 0.05
 """Time for a client that has just connected to send its request, before the daemon stops."""
 
-MAX_SOURCES = 256
-"""Sources of one warm."""
-
 MAX_FILTERS = 64
 """Filters of one pruning."""
 
@@ -62,7 +59,6 @@ PINS = "/v1/pins/"
 WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "pair_only": false}'
 PLAN_EXAMPLE = '{"sources": ["org/name"]}'
 PIN_EXAMPLE = '{"lock": true}'
-VERIFY_EXAMPLE = '{"sources": ["org/name"]}'
 EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
 PRUNE_EXAMPLE = '{"filters": ["accessed>30d", "size>1GB"], "dry_run": true}'
 """Examples of bodies, shown to a client whose body is not right."""
@@ -108,9 +104,9 @@ class AdminServer:
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
         app.router.add_post("/v1/prune", self._prune)
-        app.router.add_post("/v1/verify", self._verify)
         BundleRoutes(service.bundles, administrators).add_to(app)
         WatchRoutes(service.watches, service.events, administrators).add_to(app)
+        IntegrityRoutes(service, administrators).add_to(app)
         metrics.add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.
         self._runner = web.AppRunner(
@@ -186,13 +182,6 @@ class AdminServer:
         pruning = await self._service.prune(filters, dry_run=dry_run)
         return web.json_response(pruning.to_fields() | {"dry_run": dry_run})
 
-    async def _verify(self, request: web.Request) -> web.Response:
-        self._administrators.check(peer_of(request.transport), "verifying")
-        body = await body_fields(request, VERIFY_EXAMPLE, is_optional=True)
-        sources = _sources(body, is_optional=True)
-        verdicts = await self._service.verify(sources)
-        return web.json_response({"results": [verdict.to_fields() for verdict in verdicts]})
-
     def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
         """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
         source = _source(request, under)
@@ -203,7 +192,7 @@ class AdminServer:
     async def _warm(self, request: web.Request) -> web.StreamResponse:
         body = await body_fields(request, WARM_EXAMPLE)
         options = WarmOptions.parse(body.renamed("files", "filenames"), MAX_SOURCES)
-        wanted = [_warm_of(source, options) for source in _sources(body)]
+        wanted = [_warm_of(source, options) for source in source_list(body)]
         if not body.optional_flag("wait", default=True):
             queued = await self._service.queue(list(map(_sound, wanted)))
             jobs = [warm.to_fields() for warm in queued]
@@ -217,7 +206,7 @@ class AdminServer:
     async def _plan(self, request: web.Request) -> web.Response:
         body = await body_fields(request, PLAN_EXAMPLE)
         options = WarmOptions.parse(body.renamed("files", "filenames"), MAX_SOURCES)
-        warms = [_sound(_warm_of(source, options)) for source in _sources(body)]
+        warms = [_sound(_warm_of(source, options)) for source in source_list(body)]
         plan = await self._service.plan(warms)
         return web.json_response(plan.to_fields())
 
@@ -338,22 +327,13 @@ def _source(request: web.Request, under: str) -> str:
     return text if "://" in text else unquote(text)
 
 
-def _sources(body: Fields, *, is_optional: bool = False) -> list[str]:
-    """The sources that a body names, each of them once; they are not parsed yet."""
-    if is_optional and not body.whole.get("sources"):
-        return []
-    sources = body.items("sources", MAX_SOURCES)
-    if not sources or not all(isinstance(source, str) for source in sources):
-        raise body.refusal(f"'sources' is no list of 1 to {MAX_SOURCES} strings")
-    return list(dict.fromkeys(sources))
-
-
 def _published(manifest: Manifest) -> dict[str, Any]:
     needs = [{"source": need.parsed.shown, "why": need.why} for need in manifest.needs]
     return manifest.to_fields() | {
         "size": manifest.size,
         "needs": needs,
         "needed_only": manifest.needed_only,
+        "superseded": manifest.superseded,
     }
 
 

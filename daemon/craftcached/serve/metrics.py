@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from craftcache.daemon.administration import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -56,6 +59,8 @@ class MetricsRoute:
             sum(warm.failure is not None for warm in self._service.queued()),
             self._workers(),
             _copied(self._counts),
+            self._service.integrity.scrub.hashed_bytes,
+            dict(self._service.integrity.scrub.found),
         )
         body = await asyncio.to_thread(_encode, snapshot)  # it reads of the process in /proc
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -91,12 +96,16 @@ class _Snapshot(Collector):
         failing: Queued warms that have failed at least once and are tried again.
         workers: Statistics of the worker socket.
         counts: A copy of the counters, which count from the daemon's start.
+        scrubbed_bytes: Bytes that the scrub has hashed since then.
+        scrub_findings: Number of its verdicts since then, by outcome.
     """
 
     status: DaemonStatus
     failing: int
     workers: WorkerStatistics
     counts: Counts
+    scrubbed_bytes: int
+    scrub_findings: Mapping[str, int]
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
@@ -124,6 +133,15 @@ class _Snapshot(Collector):
         )
         by_state = {(state,): count for state, count in status.watches.items()}
         yield _gauge("watches", "Watched directories.", by_state, "state")
+        yield _gauge(
+            "quarantined_files", "Turned out wrong, and kept for a look.", _one(status.quarantined)
+        )
+        yield _gauge("quarantined_bytes", "Of them.", _one(status.quarantined_bytes))
+        yield _gauge(
+            "scrub_age_seconds",
+            "Since the last hashing of the cached file that was hashed longest ago.",
+            _one(time.time() - status.hashed_since if status.hashed_since is not None else 0.0),
+        )
         yield _gauge("worker_connections", "Workers connected.", _one(workers.connections))
         yield _gauge("worker_requests", "Requests of workers under way.", _one(workers.requests))
         yield _gauge("worker_followers", "Workers that follow a watch.", _one(workers.followers))
@@ -147,6 +165,13 @@ class _Snapshot(Collector):
         )
         yield _counter(
             "fetch_failures", "Downloads given up.", _by_one(counts.fetch_failures), "code"
+        )
+        yield _counter("scrubbed_bytes", "Hashed by the scrub.", _one(self.scrubbed_bytes))
+        yield _counter(
+            "scrub_findings",
+            "What the scrub found of files, indexes, links and manifests.",
+            {(outcome,): self.scrub_findings.get(outcome, 0) for outcome in get_args(Outcome)},
+            "outcome",
         )
         yield _counter(
             "worker_failures",

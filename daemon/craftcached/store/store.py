@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
+from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.durable import staging_name
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.placing import TreeObstacle, link_or_copy
@@ -44,6 +45,7 @@ from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
 from .indexes import Indexes
+from .links import mend_links
 from .removal import Removed, remove, remove_unneeded, set_aside, sweep
 
 if TYPE_CHECKING:
@@ -76,8 +78,9 @@ T = TypeVar("T")
 class Store:
     """Publishes, finds and removes what the cache directory holds.
 
-    Use as an async context manager: entering makes the directories, takes the daemon's lock on
-    the cache and clears what a killed predecessor left in staging under names of no use.
+    Use as an async context manager: entering refuses a cache that a newer release wrote, makes the
+    directories, takes the daemon's lock on the cache and clears what a killed predecessor left in
+    staging under names of no use.
 
     Models are published and removed on one thread, one after the other: a publication that is
     under way is finished before the next change, even if its request has been cancelled since.
@@ -109,9 +112,11 @@ class Store:
         self._hashing = Threads(HASHING_THREADS, "hash")
 
     async def __aenter__(self) -> Self:
+        await asyncio.to_thread(check_format, self.cache)
         await asyncio.to_thread(self.cache.create)
         await asyncio.to_thread(_clear_leftovers, self.cache.staging)
         self._lock_fd = _lock(self.cache)
+        await asyncio.to_thread(record_format, self.cache)
         self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
         return self
 
@@ -258,7 +263,7 @@ class Store:
         key = (record.path, record.sha256, anew)
         async with self._hashes.join(key, work, lambda _: None) as found:
             if isinstance(found, Stamp):
-                await self._set_aside_wrong(record, found)
+                await self.quarantine_wrong(record, found)
                 return None
             return found
 
@@ -308,14 +313,46 @@ class Store:
         await self._write(take_over, self.cache, key, manifest)
         return True
 
-    async def _set_aside_wrong(self, record: FileRecord, stamp: Stamp) -> None:
+    async def quarantine_wrong(self, record: FileRecord, stamp: Stamp) -> str | None:
+        """Move a file with wrong content to quarantine, and tell of it.
+
+        Returns:
+            Its place there, as shown to people; None if another file is in its place by now.
+        """
         quarantined = await self.set_aside(record, stamp)
-        if quarantined is None:  # another file was put in its place meanwhile
-            return
+        if quarantined is None:
+            return None
         shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
         if self._events is not None:
             self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
+        return shown
+
+    async def record_stamp(self, sha256: str, stamp: FileStamp) -> None:
+        """Record that a file with this stamp was found to have that digest."""
+        await self._hashing.run(self.cache.stamps.record, sha256, stamp)
+
+    async def is_index_right(self, record: FileRecord) -> bool:
+        """Whether the index of a published file is there and has the digest of its record."""
+        return await asyncio.to_thread(self.cache.read_index, record) is not None
+
+    async def mend_links(self, manifest: Manifest) -> list[FileRecord]:
+        """Put right what leads unmodified programs to a model's files; see links.mend_links."""
+        return await self._write(mend_links, self.cache, manifest)
+
+    def remembered(self, key: str) -> Manifest | None:
+        """The manifest with that key as it was last read in this process; None if it never was."""
+        known = self._by_source.get(key)
+        return known and known[1]
+
+    async def restore_manifest(self, key: str, manifest: Manifest) -> None:
+        """Write a manifest whose file was damaged."""
+        await self._write(self.cache.write_manifest_at, key, manifest)
+
+    async def quarantine_manifest(self, key: str) -> str | None:
+        """Move a damaged manifest to quarantine; returns its place there, as shown to people."""
+        quarantined = await self._write(self.cache.set_aside, self.cache.manifest_path(key))
+        return None if quarantined is None else self.cache.shown(quarantined)
 
     async def find(self, sha256: str, directory: Path) -> Verified | None:
         """A verified file with that digest, from any published model; None if there is none.
@@ -399,6 +436,8 @@ class Store:
         """
         found = await asyncio.to_thread(self._find_index, sha256, size)
         if found is None:
+            if self._events is not None and self.cache.index_path(sha256).exists():
+                self._events.tell("index-refused", sha256=sha256)
             return False
         self.indexes.keep(*found)
         return True
@@ -480,9 +519,14 @@ class Store:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
         await self._write(mark_asked_for, self.cache, source)
 
-    async def manifest_at(self, key: str) -> Manifest | None:
-        """The current manifest with that key."""
-        return await asyncio.to_thread(self.cache.manifest_at, key, ours=True)
+    async def manifest_at(self, key: str, *, owned: bool = False) -> Manifest | None:
+        """The current manifest with that key.
+
+        Args:
+            key: See craftcache.cache.manifest.manifest_key.
+            owned: Whether one of ours counts too that others may write to.
+        """
+        return await asyncio.to_thread(self.cache.manifest_at, key, ours=not owned, owned=owned)
 
     async def publish_generation(
         self, name: str, watched: Watched, files: Mapping[str, Verified]

@@ -176,7 +176,7 @@ class Warmer:
         # A hit asks no origin, so it is answered whatever the settings allow now.
         if (manifest := await self._published(wanted, report)) is not None:
             # Somebody asks for it by name: it stays, also when no model depends on it any more.
-            if manifest.needed_only and not wanted.as_need:
+            if not (manifest.is_by_name or wanted.as_need):
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
@@ -190,6 +190,39 @@ class Warmer:
                 lambda progress: self._warm_wanted(wanted, progress),
                 report,
             )
+
+    async def mend(
+        self,
+        source: FetchedSource,
+        filenames: Sequence[str],
+        *,
+        as_need: bool,
+        report: Callable[[Progress], None],
+    ) -> None:
+        """Make files of a published source, and their indexes, what they were; see warm.
+
+        Args:
+            source: The source.
+            filenames: Names of its files.
+            as_need: Whether it is cached as a dependency only, and stays so.
+            report: Called with progress; must not block.
+        """
+        if not as_need:
+            await self.warm(
+                source, filenames, refresh=False, priority=Priority.BACKGROUND, report=report
+            )
+            return
+        names = wanted_files(source, filenames)
+        if await self._store.recheck(source, names) is not None:
+            return
+        self.check_allowed(source)
+        wanted = Wanted(source, names, refresh=False, as_need=True)
+        await self._shared(
+            (source, frozenset(names), "mend"),
+            source,
+            lambda progress: self._warm(wanted, progress),
+            report,
+        )
 
     async def warm_needs(
         self, manifest: Manifest, *, report: Callable[[Progress], None]

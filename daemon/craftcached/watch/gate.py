@@ -52,7 +52,10 @@ async def ask_gate(command: str, candidate: Path, name: str) -> str:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-        return "" if status == 0 else f"the gate refused it (exit status {status}){_last(said)}"
+        if status == 0:
+            return ""
+        last = await asyncio.to_thread(_last, said)
+        return f"the gate refused it (exit status {status}){last}"
 
 
 def _last(said: IO[bytes]) -> str:

@@ -60,6 +60,11 @@ def test_a_need_that_the_hub_has_no_more_is_no_outage(
     assert api.warm(url).json()["code"] == "NotFound"
 
 
+def current(api: Api) -> set[str]:
+    """What is cached, but for revisions that a newer one took the place of."""
+    return {source for source, model in listed(api).items() if not model["superseded"]}
+
+
 @pytest.mark.parametrize("who", ["nobody", "another model", "a user", "a pin"])
 def test_what_a_new_revision_no_longer_needs_goes_when_nobody_else_needs_it(
     api: Api, threaded_hub: TestHub, who: str
@@ -78,7 +83,7 @@ def test_what_a_new_revision_no_longer_needs_goes_when_nobody_else_needs_it(
     assert CODEC_ID in listed(api)
     repo.commit(PAIR)
     assert api.warm("org/model").status_code == 200
-    left = set(listed(api)) - {"org/other"}
+    left = current(api) - {"org/other"}
     assert left == {"org/model", "t5-base"} | ({CODEC_ID} if who != "nobody" else set())
 
 
@@ -91,4 +96,4 @@ def test_it_goes_even_if_what_the_new_revision_needs_cannot_be_had(
     api.warm("org/model")
     repo.commit({**REFERRING, "state_dict.bin": WORDS["state_dict.bin"]})
     assert api.warm("org/model").json()["code"] == "NotFound"  # there is no such codec
-    assert set(listed(api)) == {"org/model"}
+    assert current(api) == {"org/model"}

@@ -15,12 +15,12 @@ from craftcache.errors import IntegrityError, NotACheckpoint
 from tests.support.checkpoints import assert_same, saved
 from tests.support.clients import FILENAMES, expected, tree_of
 from tests.support.daemons import EXPORT, EXPORT_FILES
-from tests.support.hub import Data
+from tests.support.hub import Data, FlipBit
 
 if TYPE_CHECKING:
     from craftcache import Client
     from craftcache.wire import Progress
-    from tests.support.hub import Repo, TestHub
+    from tests.support.hub import Repo, Request, TestHub
 
 
 def test_what_it_publishes_is_what_huggingface_hub_would_have_written(
@@ -144,3 +144,23 @@ def test_a_signed_query_is_in_no_error_and_no_manifest(
     (manifest,) = CacheDir(alone.cache_dir).manifests()
     for text in (str(caught.value), repr(caught.value), caplog.text, str(manifest)):
         assert "secret" not in text
+
+
+def test_what_a_cache_on_the_way_holds_wrong_is_passed_by(
+    alone: Client, threaded_hub: TestHub, export_repo: Repo
+) -> None:
+    def is_first(request: Request) -> bool:
+        return request.headers.get("Cache-Control") != "no-cache"
+
+    threaded_hub.inject(FlipBit(9), origin="cdn", when=is_first, times=None)
+    assert_same(alone.load("org/model").lm, expected("state_dict.bin"))
+    assert len(threaded_hub.matching("*/state_dict.bin", origin="cdn")) == 2
+
+
+def test_wrong_bytes_are_an_error_that_says_how_often_and_what(
+    alone: Client, threaded_hub: TestHub, export_repo: Repo
+) -> None:
+    threaded_hub.inject(FlipBit(9), origin="cdn", times=None)
+    with pytest.raises(IntegrityError, match=r"fetched twice, .* with the same result") as caught:
+        alone.load("org/model")
+    assert caught.value.source == "org/model"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import codecs
 import gzip
 import logging
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -266,6 +269,31 @@ def test_a_token_in_the_environment_is_read_as_it_was_meant(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", written.decode())
     assert find_token() == TOKEN
+
+
+ASK_AS_NOBODY = """
+import os
+from huggingface_hub import get_token  # imported while this user may read the libraries
+from craftcache.network.token import find_token
+os.setgroups([])
+os.setuid(65534)
+print(find_token())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_token_that_this_user_may_not_read_is_none(tmp_path: Path) -> None:
+    """As where HOME is another user's."""
+    (tmp_path / "token").write_text(TOKEN)
+    tmp_path.chmod(0o700)
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK_AS_NOBODY],
+        env=os.environ | {"HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.stdout == "None\n", asked.stderr
 
 
 def test_an_empty_token_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,10 @@ class Node:
 
 @pytest.fixture
 def node(inspected: Path, threaded_hub: TestHub, export_repo: Repo) -> Iterator[Node]:
-    """A daemon whose Hub has the document's model, and is away for the other one."""
+    """A daemon whose Hub has the document's model, and is away for the other one.
+
+    A file that turned out wrong stands in its quarantine.
+    """
     if shutil.which("curl") is None:
         pytest.skip("there is no curl")
     threaded_hub.repo("facebook/musicgen-small").commit(EXPORT_FILES)
@@ -198,6 +201,9 @@ def node(inspected: Path, threaded_hub: TestHub, export_repo: Repo) -> Iterator[
         )
         node = Node(stack.enter_context(daemon), inspected / "export")
         node.export.mkdir()
+        quarantine = inspected / "cache" / ".craftcache" / "quarantine"
+        quarantine.mkdir()
+        (quarantine / "61c78a39-1795765201.tmp").write_bytes(b"no checkpoint")
         node.write_generation(1.0)
         yield node
 
@@ -248,7 +254,7 @@ def run_all(node: Node, events: IO[str]) -> list[tuple[Example, str]]:
 
 def wait_generation(events: IO[str], number: int) -> None:
     """Read events until that generation is served; each has the keys that the document lists."""
-    listed = dict(re.findall(r"^\| `(\w+)` \| (`name`.*?) \|", sections()[STREAM], re.MULTILINE))
+    listed = dict(re.findall(r"^\| `([\w-]+)` \| (`.*?`) \|", sections()[STREAM], re.MULTILINE))
     for line in events:
         event = json.loads(line)
         keys = set(re.findall(r"`(\w+)`", listed[event["event"]]))

@@ -20,11 +20,11 @@ from craftcache.errors import NotFound
 from craftcache.sources import HubSource, UrlSource, WatchSource
 from craftcached.events import Events
 from craftcached.store.opener import BlobOpener
-from craftcached.store.scrub import Scrubber
 from craftcached.store.store import Store
 from craftcached.watch.generations import Generations
 from tests.support.clients import as_root
 from tests.support.indexes import index_without_tensors
+from tests.support.scrubbing import bench
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -248,12 +248,11 @@ async def test_another_name_for_a_file_costs_no_hash(store: Store) -> None:
     assert store.cache.is_intact(record)
 
 
-async def test_what_is_verified_on_demand_is_known_afterwards(store: Store) -> None:
+async def test_what_is_verified_on_demand_is_known_afterwards(store: Store, tmp_path: Path) -> None:
     manifest = await publish(store, ONE)
     restore(store.cache.path(only(manifest)))
-    verifier = Scrubber(store)
-    (verdict,) = await verifier.verify([manifest])
-    verifier.close()
+    async with bench(tmp_path, store) as parts:
+        (verdict,) = await parts.verify([(manifest_key(ONE), manifest)])
     assert verdict.outcome == "right"
     assert store.cache.is_intact(only(manifest))
 

@@ -35,6 +35,7 @@ def leftovers(daemon: DaemonProcess) -> set[str]:
         for path in daemon.cache_dir.rglob("*")
         if path.is_file()
         and path.suffix not in (".lock", ".TAG")
+        and path.name != "format.json"
         and path.parent.name not in ("index", "stamps")
     }
 

@@ -15,9 +15,9 @@ from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
 from craftcache.digests import Stamp, hash_stamped
 from craftcache.sources import UrlSource
-from craftcached.store.scrub import Scrubber
 from craftcached.store.store import Store
 from tests.support.indexes import index_without_tensors
+from tests.support.scrubbing import bench
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -125,14 +125,14 @@ async def test_a_good_file_in_the_place_of_a_wrong_one_is_not_set_aside(store: S
 
 
 async def test_a_model_that_is_removed_while_others_are_verified_lacks_nothing(
-    store: Store,
+    store: Store, tmp_path: Path
 ) -> None:
     await publish(store, ONE, staged(store))
-    models = [*await store.manifests(), await publish(store, OTHER, staged(store, b"another"))]
+    await publish(store, OTHER, staged(store, b"another"))
+    models = await store.published()
     await store.remove(manifest_key(ONE))
-    verifier = Scrubber(store)
-    verdicts = await verifier.verify(models)
-    verifier.close()
+    async with bench(tmp_path, store) as parts:
+        verdicts = await parts.verify(models)
     assert [(each.source, each.outcome) for each in verdicts] == [(OTHER.url, "right")]
 
 

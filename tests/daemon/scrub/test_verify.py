@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from tests.support.checkpoints import assert_same
 from tests.support.daemons import EXPORT, EXPORT_FILES
-from tests.support.hub import OnDisk
+from tests.support.hub import Gate, OnDisk, Stall, Status
 
 if TYPE_CHECKING:
     from tests.support.api import Api
@@ -60,32 +60,48 @@ def test_what_is_right_stays(api: Api, lm: Path) -> None:
     assert lm.stat().st_ino == before
 
 
-def test_a_wrong_file_goes_to_quarantine_and_is_fetched_anew_when_it_is_wanted(
+def test_a_wrong_file_goes_to_quarantine_and_is_fetched_anew(
     api: Api, daemon: DaemonProcess, lm: Path, threaded_hub: TestHub
 ) -> None:
     wrong = spoil(lm)
     results = verify(api)
     assert results["org/model", CODEC]["outcome"] == "right"
     found = results["org/model", LM]
-    assert found["outcome"] == "wrong"
+    assert (found["outcome"], found["failure"]) == ("mended", None)
     assert (daemon.cache_dir / found["quarantined"]).read_bytes() == wrong
     assert Path(found["quarantined"]).is_relative_to(".craftcache/quarantine")
+    assert threaded_hub.bytes_sent(f"*/{LM}", origin="cdn") == 2 * EXPORT_FILES[LM].stat().st_size
+    own = hf_hub_download("org/model", LM, cache_dir=daemon.cache_dir, local_files_only=True)
+    assert Path(own).read_bytes() == EXPORT_FILES[LM].read_bytes()
+    with daemon.client() as client:
+        export = client.load("org/model")
+        assert_same(export.lm, torch.load(EXPORT / LM, weights_only=True))
+        assert export.served_by == "daemon"
+    assert verify(api)["org/model", LM]["outcome"] == "right"
+
+
+def test_a_wrong_file_is_not_served_though_its_origin_is_away(
+    api: Api, daemon: DaemonProcess, lm: Path, threaded_hub: TestHub
+) -> None:
+    away = threaded_hub.inject(Status(503), path="*", origin="hub", method=None, times=None)
+    spoil(lm)
+    found = verify(api)["org/model", LM]
+    assert (found["outcome"], found["failure"]["code"]) == ("wrong", "Unavailable")
+    assert found["failure"]["retryable"]
     with pytest.raises(LocalEntryNotFoundError):
         hf_hub_download("org/model", LM, cache_dir=daemon.cache_dir, local_files_only=True)
     assert verify(api)["org/model", LM]["outcome"] == "missing"
-    with daemon.client() as client:
-        assert_same(client.load("org/model").lm, torch.load(EXPORT / LM, weights_only=True))
-    assert threaded_hub.bytes_sent(f"*/{LM}", origin="cdn") == 2 * EXPORT_FILES[LM].stat().st_size
-    assert verify(api)["org/model", LM]["outcome"] == "right"
+    away.left = 0
+    assert verify(api)["org/model", LM]["outcome"] == "mended"
 
 
 def test_what_no_longer_is_a_file_is_wrong_too(api: Api, daemon: DaemonProcess, lm: Path) -> None:
     lm.unlink()
     lm.mkdir()
     found = verify(api, "org/model")["org/model", LM]
-    assert found["outcome"] == "wrong"
+    assert found["outcome"] == "mended"
     assert (daemon.cache_dir / found["quarantined"]).is_dir()
-    assert not lm.exists()
+    assert lm.is_file()
 
 
 def test_a_wrong_file_that_is_a_link_takes_what_it_leads_to_along(
@@ -97,7 +113,7 @@ def test_a_wrong_file_that_is_a_link_takes_what_it_leads_to_along(
     lm.symlink_to(os.path.relpath(shared, lm.parent))
     assert verify(api)["org/model", LM]["outcome"] == "right"
     spoil(shared)
-    assert verify(api)["org/model", LM]["outcome"] == "wrong"
+    assert verify(api)["org/model", LM]["outcome"] == "mended"
     assert not shared.exists()
     assert not lm.is_symlink()
 
@@ -112,7 +128,7 @@ def test_a_file_that_two_models_share_is_wrong_for_both(
     with daemon.client() as client:
         spoil(client.resolve(urls[0], CODEC))
     results = verify(api)
-    assert {results[url, CODEC]["outcome"] for url in urls} == {"wrong"}
+    assert {results[url, CODEC]["outcome"] for url in urls} == {"mended"}
     assert {results[url, LM]["outcome"] for url in urls} == {"right"}
     assert len({results[url, CODEC]["quarantined"] for url in urls}) == 1
 
@@ -123,3 +139,27 @@ def test_a_model_that_is_not_cached_is_named_before_anything_is_done(api: Api, l
     assert (response.status_code, response.json()["source"]) == (404, "org/none")
     assert lm.is_file()
     assert api.request("POST", "/verify", json={"sources": "org/model"}).status_code == 400
+
+
+def test_it_runs_on_when_its_caller_goes_and_is_joined_by_who_asks_again(
+    api: Api, daemon: DaemonProcess, lm: Path, threaded_hub: TestHub
+) -> None:
+    spoil(lm)
+    gate = Gate()
+    threaded_hub.inject(Stall(gate, after=1000), path=f"*/{LM}", origin="cdn")
+    body = {"sources": ["org/model"]}
+    with api.streaming("POST", "/verify", body) as events:
+        first = next(events)
+        gate.reached.wait_blocking()
+    (running,) = api.get("/verify")["verifications"]
+    assert (running["id"], running["ended_at"]) == (first["id"], None)
+    joined = api.request("POST", "/verify", json=body | {"wait": False})
+    assert (joined.status_code, joined.json()["id"]) == (202, first["id"])
+    gate.open()
+    ended = verify(api, "org/model")
+    assert ended["org/model", LM]["outcome"] == "mended"
+    shown = api.get(f"/verify/{first['id']}")
+    assert shown["found"] == {"right": 1, "mended": 1}
+    assert (shown["files_done"], shown["failure"]) == (2, None)
+    assert len(api.get("/verify")["verifications"]) == 1
+    assert api.request("GET", "/verify/99").status_code == 404

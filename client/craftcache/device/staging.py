@@ -1,0 +1,225 @@
+"""The page-locked buffers through which a process copies to devices.
+
+To lock memory takes as long as to fill it several times, so the buffers are kept from one load to
+the next: a few, of one size, made when they are first needed, and given back by ``close``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+from craftcache.errors import ResourceLimit
+
+from .pieces import PAGE_BYTES, SMALL_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .accelerator import Accelerator, PinnedBuffer
+
+__all__ = ["StagingRing", "process_ring", "set_staging_limit"]
+
+BUFFER_BYTES: Final = 8 * 1024 * 1024
+"""Size of a buffer: long enough that starting its copy costs little, short enough that several
+threads have something to do with a small model. A power of two: torch rounds up to one."""
+
+LEAST_BYTES: Final = 4 * SMALL_BYTES
+"""Size of the smallest ring: one buffer, which holds whole small storages."""
+
+DEFAULT_BYTES: Final = 256 * 1024 * 1024
+"""Page-locked memory of a process, unless it is set; what 16 threads need."""
+
+_LOOK_SECONDS: Final = 0.1
+"""While others have all buffers: time after which whoever waits looks whether it still should."""
+
+
+class StagingRing:
+    """Buffers to take and to give back; thread-safe, fork-safe.
+
+    A buffer is with one taker at a time, and is given back when no device reads from it any more.
+    Whoever has one already must not wait for another: with one each, all get on.
+
+    Args:
+        limit_bytes: Page-locked memory at most, in use and idle.
+        buffer_bytes: Size of a buffer, where there is memory for several.
+    """
+
+    def __init__(
+        self, limit_bytes: int = DEFAULT_BYTES, *, buffer_bytes: int = BUFFER_BYTES
+    ) -> None:
+        self._most_bytes = buffer_bytes
+        self.set_limit(limit_bytes)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        # Guards what follows. Nothing blocks and no other lock is taken while it is held.
+        self._changed = threading.Condition()
+        self._idle: list[tuple[str, PinnedBuffer]] = []
+        """Buffers that nobody has, with their kind of device; the last one was used last."""
+        self._count = 0
+        """Buffers that there are or that are being made."""
+        self._era = 0
+        """Number of times that all were given up; buffers of an earlier era are not kept."""
+        self._taken: dict[int, tuple[str, int]] = {}
+        """Kind and era of each buffer that somebody has, by its id."""
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Set the page-locked memory at most; buffers that are there keep to it when next used.
+
+        Raises:
+            ValueError: It is too little for one buffer.
+        """
+        if limit_bytes < LEAST_BYTES:
+            raise ValueError(f"{limit_bytes} bytes are too few: at least {LEAST_BYTES} are needed")
+        self.buffer_bytes = min(self._most_bytes, limit_bytes // PAGE_BYTES * PAGE_BYTES)
+        self.limit = limit_bytes // self.buffer_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Page-locked memory of all buffers, in use and idle."""
+        self._look_where_we_are()
+        return self._count * self.buffer_bytes
+
+    @property
+    def idle(self) -> int:
+        """Buffers that nobody has."""
+        self._look_where_we_are()
+        return len(self._idle)
+
+    def take(self, accelerator: Accelerator, check: Callable[[], bool]) -> PinnedBuffer | None:
+        """A buffer, as soon as there is one.
+
+        Args:
+            accelerator: What will copy from it.
+            check: Says whether it is still wanted; called now and then while this waits.
+
+        Returns:
+            None if it is not wanted any more.
+
+        Raises:
+            ResourceLimit: The system gives no page-locked memory, and there is no buffer.
+        """
+        while check():
+            if (buffer := self.take_nowait(accelerator)) is not None:
+                return buffer
+            with self._changed:
+                if not self._idle and self._count >= self.limit:
+                    self._changed.wait(_LOOK_SECONDS)
+        return None
+
+    def take_nowait(self, accelerator: Accelerator) -> PinnedBuffer | None:
+        """A buffer that is idle or may be made; None if others have as many as there may be.
+
+        Raises:
+            ResourceLimit: See take.
+        """
+        self._look_where_we_are()
+        with self._changed:
+            taken = accelerator.kind, self._era
+            for position in reversed(range(len(self._idle))):
+                if self._idle[position][0] == accelerator.kind:
+                    _, buffer = self._idle.pop(position)
+                    self._taken[id(buffer)] = taken
+                    return buffer
+            useless = [self._idle.pop(0)[1]] if self._idle and self._is_full() else []
+            self._count -= len(useless)
+            if self._is_full():
+                return None
+            self._count += 1
+        _free(useless)
+        made = self._make(accelerator)
+        if made is not None:
+            with self._changed:
+                self._taken[id(made)] = taken
+        return made
+
+    def _is_full(self) -> bool:
+        return self._count >= self.limit
+
+    def _make(self, accelerator: Accelerator) -> PinnedBuffer | None:
+        try:
+            return accelerator.pin(self.buffer_bytes)
+        except BaseException as error:
+            with self._changed:
+                self._count -= 1
+                makes_do = isinstance(error, ResourceLimit) and self._count > 0
+                if makes_do:
+                    self.limit = min(self.limit, self._count)
+                self._changed.notify_all()
+            if makes_do:
+                return None
+            raise
+
+    def give_back(self, buffer: PinnedBuffer, *, clean: bool = True) -> None:
+        """Take a buffer back from who took it.
+
+        Args:
+            buffer: The buffer.
+            clean: Whether it is certain that no device reads from it; otherwise it is not kept.
+        """
+        self._look_where_we_are()
+        with self._changed:
+            kind, era = self._taken.pop(id(buffer), ("", -1))
+            if era < 0:  # taken before a fork
+                _of_parents.append(buffer)
+            elif (
+                clean
+                and era == self._era
+                and self._count <= self.limit
+                and len(buffer.view) <= self.buffer_bytes
+            ):
+                self._idle.append((kind, buffer))
+            else:
+                self._count -= 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Give the page-locked memory back to the system; what is in use is not kept afterwards.
+
+        The next load makes new buffers.
+        """
+        self._look_where_we_are()
+        with self._changed:
+            self._era += 1
+            useless = [buffer for _, buffer in self._idle]
+            self._idle.clear()
+            self._count -= len(useless)
+            self._changed.notify_all()
+        _free(useless)
+
+    def _look_where_we_are(self) -> None:
+        """In a forked child, leave the parent's buffers alone: the device copies from them yet."""
+        if self._process != os.getpid():
+            _of_parents.extend(buffer for _, buffer in self._idle)
+            self._begin()
+
+
+_of_parents: Final[list[PinnedBuffer]] = []
+"""In a forked child: buffers of the parent's, kept, for to free them here is not ours to do."""
+
+
+def _free(buffers: list[PinnedBuffer]) -> None:
+    """Let go of buffers; empties the list."""
+    returns = {buffer.return_memory for buffer in buffers}
+    buffers.clear()
+    for return_memory in returns:
+        return_memory()
+
+
+process_ring: Final = StagingRing()
+"""The ring of this process."""
+
+
+def set_staging_limit(limit_bytes: int) -> None:
+    """Set how much memory this process may lock to copy to devices through, in bytes.
+
+    256 MiB at first. It is locked when a load to a device needs it, kept for the next one, and
+    freed by Client.close. With less, fewer threads read at a time.
+
+    Raises:
+        ValueError: It is less than 256 KiB.
+    """
+    process_ring.set_limit(limit_bytes)

@@ -1,0 +1,8 @@
+"""What is cached hashed again, in the background and on demand, and mended.
+
+Begin with schedule (which file is due), then examiner (what is looked at, and what becomes of it).
+"""
+
+from .integrity import Integrity
+
+__all__ = ["Integrity"]

@@ -1,0 +1,179 @@
+"""The scrub: all that is cached hashed again within ``scrub_days``, one file after the other.
+
+It goes on where it was after a restart: when each file was hashed last stands in the database. It
+also looks at what leads to the files, and keeps the quarantine within its limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING, Self
+
+from .examiner import PublishedModel, published_files
+from .hashing import FileHasher, Paced
+from .schedule import ScheduledFile, next_turn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from craftcache.daemon.administration import Verdict
+    from craftcached.database import Database
+    from craftcached.store.quarantine import Quarantine
+    from craftcached.store.store import Store
+
+    from .examiner import Examiner, PublishedFile
+    from .schedule import ScrubTurn
+
+__all__ = ["Scrub"]
+
+log = logging.getLogger("craftcached")
+
+DAY_SECONDS = 86400.0
+
+LOOK_SECONDS = 60.0
+"""Longest time between two looks at what is due, as models come and go."""
+
+STRUCTURE_SECONDS = 3600.0
+"""Time between two looks at manifests and links, which takes some reads and stats a model."""
+
+FAILURE_SECONDS = 600.0
+"""Pause after a failure that is the daemon's own, or the system's."""
+
+
+class Scrub:
+    """The daemon's scrub; an async context manager, which works until it is left.
+
+    Args:
+        store: The published models.
+        records: The database, in which the time of each file's last hashing stands.
+        examiner: Examines and mends.
+        quarantine: Kept within its limits.
+        days: Days within which all is hashed again; 0 never does it.
+        is_busy: Returns whether other work, such as a fetch, goes first at this moment.
+        clock: Returns the time in seconds since the epoch.
+
+    Attributes:
+        hashed_since: Time since which every cached file has been hashed, in seconds since the
+            epoch; None where nothing is cached, or nobody has looked yet.
+        found: Number of verdicts since the start, by outcome.
+        hashed_bytes: Bytes that were hashed since the start.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        records: Database,
+        examiner: Examiner,
+        quarantine: Quarantine,
+        days: float,
+        is_busy: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.hashed_since: float | None = None
+        self.found: dict[str, int] = {}
+        self.hashed_bytes = 0
+        self._days = days
+        self._configured = asyncio.Event()
+        self._store = store
+        self._records = records
+        self._examiner = examiner
+        self._quarantine = quarantine
+        self._is_busy = is_busy
+        self._clock = clock
+        self._hasher = FileHasher()
+        self._structure_at = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._hasher.close()
+
+    def configure(self, days: float) -> None:
+        """Have all hashed again within so many days from now on; 0 never does it."""
+        self._days = days
+        self._configured.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                pause = await self.step()
+            except Exception:
+                log.exception("the scrub pauses")
+                pause = FAILURE_SECONDS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._configured.wait()
+            self._configured.clear()
+
+    async def step(self) -> float:
+        """Do what is due next, at most one file; returns the seconds until the next step."""
+        await self._quarantine.trim()
+        if self._days <= 0:
+            return LOOK_SECONDS
+        if self._clock() >= self._structure_at + STRUCTURE_SECONDS:
+            await self._examine_structure()
+            self._structure_at = self._clock()
+        files, scheduled = await self._survey()
+        for file in files.values():
+            await self._examiner.protect(file.record)
+        self.hashed_since = min((file.hashed_at for file in scheduled), default=None)
+        now = self._clock()
+        turn = next_turn(scheduled, now, self._days * DAY_SECONDS)
+        if turn is None or turn.at > now:
+            return min(LOOK_SECONDS, turn.at - now) if turn else LOOK_SECONDS
+        await self._examine(files[turn.file.path], turn)
+        return 0.0
+
+    async def _examine(self, file: PublishedFile, turn: ScrubTurn) -> None:
+        pace = Paced(turn.bytes_per_second, lambda: turn.is_patient and self._is_busy())
+        self._count(await self._examiner.examine(file, self._hasher, pace))
+        self.hashed_bytes += file.record.size
+
+    async def _examine_structure(self) -> None:
+        self._count(await self._examiner.examine_manifests())
+        for key, manifest in await self._store.published():
+            self._count(await self._examiner.examine_links(PublishedModel(key, manifest)))
+
+    def _count(self, verdicts: list[Verdict]) -> None:
+        for verdict in verdicts:
+            self.found[verdict.outcome] = self.found.get(verdict.outcome, 0) + 1
+
+    async def _survey(self) -> tuple[dict[str, PublishedFile], list[ScheduledFile]]:
+        """All published files by path, and when each was hashed last."""
+        models = [PublishedModel(*each) for each in await self._store.published()]
+        files = {file.record.path: file for file in published_files(models)}
+        hashings = {each.path: each for each in await self._records.hashings()}
+        if gone := hashings.keys() - files.keys():
+            await self._records.forget_hashings(gone)
+        now, scheduled = self._clock(), []
+        for path, file in files.items():
+            # It was hashed when it came, too; a clock that was set back must not delay it.
+            came = max(_verified_at(file), 0.0)
+            last = hashings.get(path)
+            if last is None or last.sha256 != file.record.sha256 or last.hashed_at < came:
+                scheduled.append(ScheduledFile(path, file.record.size, min(came, now)))
+            else:
+                at = min(last.hashed_at, now)
+                scheduled.append(ScheduledFile(path, file.record.size, at, last.is_broken))
+        return files, scheduled
+
+
+def _verified_at(file: PublishedFile) -> float:
+    """Time of the last hashing that the manifests of a file tell of."""
+    records = (
+        record
+        for model in file.models
+        for record in model.manifest.files
+        if record.path == file.record.path
+    )
+    return max(record.verified_at.timestamp() for record in records)

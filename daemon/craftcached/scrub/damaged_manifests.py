@@ -1,0 +1,119 @@
+"""Manifests that cannot be read any more, and what can still be told of their models."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from craftcache.cache.manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
+from craftcache.cache.manifest import is_newer as is_of_newer_release
+from craftcache.errors import CraftcacheError
+from craftcache.sources import check_filename, parse
+
+if TYPE_CHECKING:
+    from craftcache.cache.directory import CacheDir
+    from craftcache.sources import RemoteSource
+    from craftcached.store.store import Store
+
+__all__ = ["DamagedManifest", "find_damaged"]
+
+log = logging.getLogger("craftcached")
+
+_SOURCE = re.compile(r'"source":\s*("(?:[^"\\]|\\.)*")')
+_FILENAME = re.compile(r'"filename":\s*("(?:[^"\\]|\\.)*")')
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedManifest:
+    """A manifest that cannot be read.
+
+    Attributes:
+        key: Key that its file is named by.
+        path: Path of the file, relative to the cache directory.
+        source: The source that it is of; None where that cannot be told for certain.
+        filenames: Names of the source's files, as far as they can be told.
+        as_need: Whether the model was cached as a dependency only, as far as that can be told.
+        is_restored: Whether it was written again as it was, from memory.
+        quarantined: Place in quarantine of one that nothing can be told of; else None.
+    """
+
+    key: str
+    path: str
+    source: RemoteSource | None = None
+    filenames: tuple[str, ...] = ()
+    as_need: bool = False
+    is_restored: bool = False
+    quarantined: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The source as shown to people; the path where it is not known."""
+        return self.source.shown if self.source else self.path
+
+
+async def find_damaged(store: Store) -> list[DamagedManifest]:
+    """All damaged manifests; those that are known are restored, and hopeless ones set aside.
+
+    Raises:
+        OSError: One of them cannot be written or set aside.
+    """
+    return [
+        await _treated(store, damaged)
+        for damaged in await asyncio.to_thread(lambda: list(_damaged(store.cache)))
+    ]
+
+
+async def _treated(store: Store, damaged: DamagedManifest) -> DamagedManifest:
+    known = store.remembered(damaged.key)
+    if known is not None:
+        await store.restore_manifest(damaged.key, known)
+        return DamagedManifest(damaged.key, damaged.path, parse(known.source), is_restored=True)
+    if damaged.source is not None:
+        return damaged
+    log.error("%s cannot be read, and says not what it was of", damaged.path)
+    quarantined = await store.quarantine_manifest(damaged.key)
+    return DamagedManifest(damaged.key, damaged.path, quarantined=quarantined)
+
+
+def _damaged(cache: CacheDir) -> list[DamagedManifest]:
+    found = []
+    for key in cache.manifest_keys():
+        path = cache.manifest_path(key)
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_uid not in cache.trusted_uids:
+                    continue
+                data = file.read(MAX_BYTES)
+        except IsADirectoryError:
+            data = b""
+        except OSError:  # removed just now
+            continue
+        try:
+            Manifest.parse(data, key)
+        except ManifestError:
+            if not is_of_newer_release(data):
+                found.append(_described(cache, key, data.decode("utf-8", "replace")))
+    return found
+
+
+def _described(cache: CacheDir, key: str, text: str) -> DamagedManifest:
+    """What the text of a damaged manifest still says; its key tells whether that is true."""
+    path = cache.relative(cache.manifest_path(key))
+    for spelled in _SOURCE.findall(text):
+        try:
+            source = parse(json.loads(spelled))
+            if manifest_key(source) != key:
+                continue
+            names = [
+                check_filename(json.loads(name), source=source.shown)
+                for name in dict.fromkeys(_FILENAME.findall(text))
+            ]
+        except (CraftcacheError, ValueError):
+            continue
+        return DamagedManifest(key, path, source, tuple(names), '"needed_only": true' in text)
+    return DamagedManifest(key, path)

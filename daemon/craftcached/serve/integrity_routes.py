@@ -1,0 +1,118 @@
+"""HTTP for verifying again and for the quarantine: ``/v1/verify`` and ``/v1/quarantine``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from craftcache.daemon.administration import Verdict
+
+from .bodies import body_fields, source_list
+from .ndjson import NdjsonStream
+from .peers import peer_of
+
+if TYPE_CHECKING:
+    from craftcache.daemon.administration import Verification
+    from craftcache.wire import Progress
+    from craftcached.service import Service
+
+    from .peers import Administrators
+
+__all__ = ["IntegrityRoutes"]
+
+VERIFY_EXAMPLE = '{"sources": ["org/name"], "wait": true}'
+NDJSON = "application/x-ndjson"
+QUARANTINE = "/v1/quarantine/"
+
+
+class IntegrityRoutes:
+    """Decodes requests and encodes answers; the service and its Integrity do the work.
+
+    Args:
+        service: The daemon's service.
+        administrators: The peers that may verify, and remove from the quarantine.
+    """
+
+    def __init__(self, service: Service, administrators: Administrators) -> None:
+        self._service = service
+        self._verifications = service.integrity.verifications
+        self._quarantine = service.integrity.quarantine
+        self._administrators = administrators
+
+    def add_to(self, app: web.Application) -> None:
+        """Serve them as part of ``app``."""
+        app.router.add_post("/v1/verify", self._verify)
+        app.router.add_get("/v1/verify", self._verify_list)
+        app.router.add_get("/v1/verify/{number:[0-9]{1,18}}", self._verify_show)
+        app.router.add_get("/v1/quarantine", self._quarantine_list)
+        app.router.add_delete(QUARANTINE + "{name:.+}", self._quarantine_remove)
+
+    async def _verify(self, request: web.Request) -> web.StreamResponse:
+        self._administrators.check(peer_of(request.transport), "verifying")
+        body = await body_fields(request, VERIFY_EXAMPLE, is_optional=True)
+        number = await self._service.verify(source_list(body, is_optional=True))
+        if not body.optional_flag("wait", default=True):
+            state, _ = self._verifications.find(number)
+            return web.json_response(state.to_fields(), status=202)
+        if NDJSON in request.headers.get("Accept", ""):
+            return await self._stream(request, number)
+        return web.json_response(_report(*await self._verifications.wait(number)))
+
+    async def _verify_list(self, _request: web.Request) -> web.Response:
+        states = [state.to_fields() for state in self._verifications.all()]
+        return web.json_response({"verifications": states})
+
+    async def _verify_show(self, request: web.Request) -> web.Response:
+        number = int(request.match_info["number"])
+        return web.json_response(_report(*self._verifications.find(number)))
+
+    async def _stream(self, request: web.Request, number: int) -> web.StreamResponse:
+        """One line for each step and each verdict, as it comes; the last line is the end."""
+        response = web.StreamResponse(headers={"Content-Type": NDJSON})
+        await response.prepare(request)
+        steps = NdjsonStream()
+
+        def listen(news: Progress | Verdict) -> None:
+            if isinstance(news, Verdict):
+                steps.conclude({"event": "result"} | news.to_fields())
+            else:
+                steps.report(news)
+
+        with self._verifications.listening(number, listen):
+            state, _ = self._verifications.find(number)
+            steps.conclude({"event": "verifying"} | state.to_fields())
+            self._verifications.when_ended(number, steps.end)
+            async for batch in steps.batches():
+                await response.write(_lines(batch))
+        state, _ = self._verifications.find(number)
+        await response.write(_lines([{"event": "done"} | state.to_fields()]))
+        await response.write_eof()
+        return response
+
+    async def _quarantine_list(self, _request: web.Request) -> web.Response:
+        files = await self._quarantine.files()
+        return web.json_response(
+            {
+                "files": [file.to_fields() for file in files],
+                "bytes": sum(file.size for file in files),
+                "max_bytes": self._quarantine.max_bytes,
+                "days": self._quarantine.days,
+            }
+        )
+
+    async def _quarantine_remove(self, request: web.Request) -> web.Response:
+        self._administrators.check(peer_of(request.transport), "removing it from the quarantine")
+        name = unquote(request.raw_path.partition(QUARANTINE)[2].partition("?")[0])
+        freed = await self._quarantine.remove(name)
+        return web.json_response({"name": name, "freed_bytes": freed})
+
+
+def _report(state: Verification, verdicts: list[Verdict]) -> dict[str, Any]:
+    return state.to_fields() | {"results": [verdict.to_fields() for verdict in verdicts]}
+
+
+def _lines(events: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)

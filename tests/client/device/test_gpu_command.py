@@ -1,0 +1,78 @@
+"""The command for a machine with a GPU, run dry."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gpu.verdict import verdict
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.timeout(300)
+def test_it_runs_dry_and_prints_one_document() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.gpu", "--dry-run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    document = json.loads(ran.stdout)
+    assert (ran.returncode, ran.stderr) == (0, ""), document
+    assert document["dry_run"]
+    assert document["tests"]["passed"] > 10
+    assert not document["tests"]["failed"]
+    assert document["verdict"]["wrong_tensors"] == 0
+    assert document["verdict"]["compared_tensors"] > 500
+    assert "skipped" not in document["bench"]
+    loaders = {timing["loader"] for timing in document["bench"]["timings"]}
+    assert loaders == {
+        "craftcache",
+        "craftcache load_into float16",
+        "craftcache load_into float32",
+        "craftcache past the page cache",
+        "link",
+        "safetensors",
+        "torch.load",
+        "torch.load(mmap=True).to",
+    }
+    assert document["verdict"]["models"] == {}  # such figures mean nothing
+
+
+def timings(**seconds: float) -> dict[str, Any]:
+    return {
+        "timings": [
+            {
+                "model": "m",
+                "state": "hot",
+                "loader": loader.replace("_", " ", 1),
+                "seconds": value,
+                "gigabytes_per_second": 2 / value,
+            }
+            for loader, value in seconds.items()
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "enough"), [(0.05, [True, True, True]), (0.1, [False, False, False])]
+)
+def test_what_is_enough_is_what_was_asked_for(ours: float, enough: list[bool]) -> None:
+    bench = timings(craftcache=ours, link=0.04)
+    bench["timings"].append({**bench["timings"][0], "loader": "torch.load", "seconds": 0.5})
+    told = verdict(bench)["models"]["m"]
+    names = ("of_link", "gigabytes_per_second", "times_torch_load")
+    assert [told[name]["is_enough"] for name in names] == enough
+    assert told["load_into_times_load"] == {"value": None, "is_enough": None}
+
+
+def test_without_figures_nothing_is_said() -> None:
+    assert verdict({}) == {"wrong_tensors": 0, "compared_tensors": 0, "models": {}}

@@ -1,0 +1,176 @@
+"""The scrub, step by step: what it hashes when, also after a restart, and what it finds."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from craftcache.cache.manifest import manifest_key
+from craftcache.cache.publish import Verified
+from craftcache.daemon.administration import QuarantinedFile
+from craftcache.digests import hash_stamped
+from craftcache.sources import UrlSource
+from craftcached.scrub.hashing import PATIENT_BYTES_PER_SECOND, FileHasher, Paced
+from craftcached.store.quarantine import DAY_SECONDS, overdue
+from tests.support.scrubbing import Bench, bench
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from craftcache.cache.manifest import FileRecord
+
+DAYS = 7.0
+HALF = DAYS * DAY_SECONDS / 2
+NAMES = ("one", "two", "three")
+
+
+@asynccontextmanager
+async def filled(base: Path) -> AsyncIterator[tuple[Bench, dict[str, FileRecord]]]:
+    """A bench whose cache holds three models of one file each, hashed now."""
+    async with bench(base) as parts:
+        records = {}
+        for name in NAMES:
+            source, came = UrlSource(f"https://host/{name}.json"), parts.store.cache.staging / name
+            came.write_bytes(name.encode())
+            verified = Verified(hash_stamped(came), None, 0, 0)
+            manifest = await parts.store.publish_url(
+                source, {f"{name}.json": (verified, source.url)}
+            )
+            await parts.store.discard(verified)
+            (records[name],) = manifest.files
+        parts.now = max(record.verified_at.timestamp() for record in records.values())
+        yield parts, records
+
+
+def rot(path: Path) -> None:
+    """Change a byte as a failing disk does: nothing else tells of it, not even the ctime."""
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+async def hashed(parts: Bench) -> dict[str, float]:
+    """When each file was hashed again, by the beginning of its path."""
+    return {each.path: each.hashed_at for each in await parts.records.hashings()}
+
+
+async def test_each_file_is_hashed_once_when_half_the_time_is_over(base: Path) -> None:
+    async with filled(base) as (parts, records):
+        scrub = parts.scrub(DAYS)
+        assert 0 < await scrub.step() <= 60
+        assert await hashed(parts) == {}
+        parts.now += HALF + 2
+        for _ in NAMES:
+            assert await scrub.step() == 0.0
+        assert await hashed(parts) == {record.path: parts.now for record in records.values()}
+        assert await scrub.step() > 0
+        assert scrub.hashed_since == parts.now
+        assert scrub.found == {"right": 3}
+
+
+async def test_a_scrub_goes_on_where_it_was_before_a_restart(base: Path) -> None:
+    async with filled(base) as (parts, records):
+        parts.now += HALF + 2
+        seen = set()
+        for number in range(1, 4):
+            assert await parts.scrub(DAYS).step() == 0.0  # another one each time
+            seen = set(await hashed(parts))
+            assert len(seen) == number
+            parts.now += 1
+        assert seen == {record.path for record in records.values()}
+        assert await parts.scrub(DAYS).step() > 0
+
+
+async def test_rot_goes_to_quarantine_at_once_and_is_tried_again_soon(base: Path) -> None:
+    async with filled(base) as (parts, records):
+        path = parts.store.cache.path(records["two"])
+        rot(path)
+        parts.now += HALF + 2
+        scrub = parts.scrub(DAYS)
+        for _ in NAMES:
+            await scrub.step()
+        assert scrub.found == {"right": 2, "wrong": 1}
+        assert not path.exists()
+        (file,) = await parts.quarantine.files()
+        assert file.name.startswith(records["two"].sha256)
+        assert file.sources == ("https://host/two.json",)
+        assert 0 < await scrub.step() <= 60
+        parts.now += 601
+        assert await scrub.step() == 0.0
+        assert scrub.found == {"right": 2, "wrong": 1, "missing": 1}
+
+
+async def test_what_is_removed_is_forgotten(base: Path) -> None:
+    async with filled(base) as (parts, records):
+        parts.now += HALF + 2
+        scrub = parts.scrub(DAYS)
+        for _ in NAMES:
+            await scrub.step()
+        await parts.store.remove(manifest_key(UrlSource("https://host/one.json")))
+        await scrub.step()
+        assert set(await hashed(parts)) == {records[name].path for name in ("two", "three")}
+
+
+async def test_no_days_are_no_scrub(base: Path) -> None:
+    async with filled(base) as (parts, records):
+        rot(parts.store.cache.path(records["one"]))
+        parts.now += 100 * HALF
+        assert await parts.scrub(0.0).step() > 0
+        assert await hashed(parts) == {}
+
+
+async def test_a_clock_that_was_set_back_delays_nothing(base: Path) -> None:
+    async with filled(base) as (parts, _):
+        parts.now += HALF + 2
+        scrub = parts.scrub(DAYS)
+        for _ in NAMES:
+            await scrub.step()
+        parts.now -= 10 * HALF
+        assert await scrub.step() > 0
+        assert scrub.hashed_since is not None
+        assert scrub.hashed_since <= parts.now
+
+
+async def test_other_work_goes_first(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(10 * 1024 * 1024))
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    hasher = FileHasher()
+    is_busy = False
+    rate = 64 * 1024 * 1024
+    assert await hasher.hash(
+        file, Paced(rate, lambda: is_busy, clock=lambda: 0.0, sleep=sleep)
+    ) == (hash_stamped(file).digests.sha256)
+    assert slept[-1] == pytest.approx(10 / 64)
+    is_busy = True
+    await hasher.hash(file, Paced(rate, lambda: is_busy, clock=lambda: 0.0, sleep=sleep))
+    assert slept[-1] == pytest.approx(10 * 1024 * 1024 / PATIENT_BYTES_PER_SECOND)
+    hasher.close()
+
+
+async def test_the_quarantine_is_kept_within_a_time_and_a_size(base: Path) -> None:
+    files = [QuarantinedFile(str(day), 10, day * DAY_SECONDS) for day in (3, 1, 2)]
+    now = 4 * DAY_SECONDS
+
+    def going(days: float, max_bytes: int) -> list[str]:
+        return [file.name for file in overdue(files, now, days=days, max_bytes=max_bytes)]
+
+    assert going(0, 0) == []
+    assert going(2.5, 0) == ["1"]
+    assert going(0, 20) == ["1"]
+    assert going(0, 25) == ["1"]
+    assert going(0, 1) == ["1", "2", "3"]
+    async with filled(base) as (parts, records):
+        rot(parts.store.cache.path(records["one"]))
+        await parts.verify(await parts.store.published())
+        assert await parts.quarantine.totals() == (1, 3)
+        parts.quarantine.max_bytes = 2
+        await parts.scrub(0.0).step()
+        assert await parts.quarantine.totals() == (0, 0)
