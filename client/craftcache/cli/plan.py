@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from craftcache.daemon.planning import PlannedModel, WarmPlan
     from craftcache.wire import WarmKeywords
 
-__all__ = ["plan"]
+__all__ = ["free_memory", "plan"]
 
 DOES_NOT_FIT = 1
 """Exit code where the disk or the device has too little room."""
@@ -81,7 +81,7 @@ def plan(
     little room.
     """
     planned = place.admin().plan(sources, WarmOptions.of(options))
-    memory = device_memory if device is None or device_memory else _free_memory(device)
+    memory = device_memory if device is None or device_memory else free_memory(device)
     needed = sum(planned.tensor_bytes.values())
     fits = None if memory is None else needed <= memory
     if as_json:
@@ -164,7 +164,7 @@ def _tensors(planned: WarmPlan) -> str:
     return f"{size_text(total)} ({listed})" if listed else "none"
 
 
-def _free_memory(device: str) -> int:
+def free_memory(device: str) -> int:
     """Bytes of a CUDA device's memory that are free now.
 
     Raises:

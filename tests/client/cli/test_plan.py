@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from craftcache.cli.plan import free_memory
+from craftcache.errors import UnknownDevice
 from tests.support.checkpoints import saved
 from tests.support.command import SIZE, Node
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
@@ -98,9 +100,13 @@ def test_the_tensors_fit_a_device_or_do_not(node: Node) -> None:
     small = node.run("plan", "org/model", "--device-memory", "1MB", "--json")
     assert (small.code, small.json["fits_device"], small.json["device_bytes"]) == (1, False, 10**6)
     assert node.run("plan", "org/model", "--device-memory", "much").code == 2
-    if not torch.cuda.is_available():
-        absent = node.run("plan", "org/model", "--device", "cuda:0", "--json")
-        assert absent.problem["code"] == "UnknownDevice"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("device", ["cuda:0", "cpu", "no such"])
+def test_what_is_no_device_here_is_said(device: str) -> None:
+    with pytest.raises(UnknownDevice, match=device):
+        free_memory(device)
 
 
 def test_what_a_model_needs_is_planned_with_it(node: Node) -> None:
