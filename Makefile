@@ -6,6 +6,8 @@
 #                with today's libraries, and in .venv-audiocraft-pinned with those that it asks for
 # make check   linters, types and the border between the two packages
 # make bench   the benchmarks, and docs/charts/ from what they find
+# make soak    ten minutes of 32 clients of three users, with the daemon killed every few seconds; as
+#              root, so that there are three users; make soak SOAK_SECONDS=60
 # make gpu     what needs a GPU, tests and benchmark, in one JSON document; without one a dry run. It
 #              installs nothing: it takes torch and pytest of the Python that is there, and wheels
 #              from the directory wheels/
@@ -17,12 +19,13 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
 	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 VENV := .venv
 CONSTRAINTS := constraints.txt
-EXTRAS := test,lint
+EXTRAS := test,schemas,lint
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.installed-for-demo
+SOAK_SECONDS := 600
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
-BENCHES := load worker_socket inspection fetch integrity
+BENCHES := load worker_socket inspection fetch integrity scale
 # The constraints hold in the environments that pip builds packages in, too.
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 PYTHONS := 3.12 3.13
@@ -35,7 +38,7 @@ WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cac
 PINNED := .venv-audiocraft-pinned
 PINNED_PIP := $(PINNED)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check bench gpu clean
+.PHONY: demo soak test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check bench gpu clean
 
 demo: $(FOR_DEMO)
 	$(BIN)/craftcache demo $(SOURCE)
@@ -89,6 +92,9 @@ bench: $(INSTALLED) $(VENV)/.charts
 $(VENV)/.charts: pyproject.toml $(CONSTRAINTS) | $(INSTALLED)
 	$(PIP) install --editable '.[bench]'
 	touch $@
+
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS)
 
 gpu:
 	@$(GPU_PYTHON) -m tests.gpu $(ARGS)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import (
     AccessDenied,
+    BudgetExceeded,
     CraftcacheError,
     DeviceLost,
     DeviceMemoryFull,
@@ -72,6 +73,7 @@ __all__ = [
     "NotFound",
     "AccessDenied",
     "PolicyDenied",
+    "BudgetExceeded",
     "IntegrityError",
     "UnsafeCheckpoint",
     "NotACheckpoint",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CraftcacheError
+from .file_maps import MAP_CHOICES, MapChoice
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,6 +32,7 @@ __all__ = [
     "choose_cache_dir",
     "choose_socket_dir",
     "choose_insecure_hosts",
+    "choose_map",
     "default_hub_cache",
     "daemon_uid",
     "in_home",
@@ -133,6 +135,20 @@ def choose_insecure_hosts() -> frozenset[str]:
         _say_once(f"insecure_hosts in {path} is not a list of strings")
         return frozenset()
     return frozenset(hosts)
+
+
+def choose_map() -> MapChoice | None:
+    """Whether this process maps cached files: ``CRAFTCACHE_MAP``, then ``map`` in the file.
+
+    None where neither says it: then it is the daemon's to say, where that serves the files.
+    """
+    chosen = os.environ.get("CRAFTCACHE_MAP") or _setting("map")
+    for choice in MAP_CHOICES:
+        if chosen == choice:
+            return choice
+    if chosen is not None:
+        _say_once(f"map is {chosen!r}, not one of {', '.join(MAP_CHOICES)}")
+    return None
 
 
 def default_hub_cache() -> Path:

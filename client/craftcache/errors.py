@@ -10,6 +10,7 @@ worker's ``loading.loader.Loader.handle`` goes on alone or raises::
     ├── NotFound           no such repository, revision, file       caller          raises it (*)
     ├── AccessDenied       gated or private, token missing          caller          raises it (*)
     ├── PolicyDenied       this node does not allow it              administrator   raises it
+    ├── BudgetExceeded     the user had its share, a retry may help administrator   raises it
     ├── IntegrityError     the bytes are not what was promised      origin          raises it
     ├── UnsafeCheckpoint   loading it would run code                publisher       raises it
     ├── NotACheckpoint     the file is no torch checkpoint          publisher       raises it
@@ -54,6 +55,7 @@ __all__ = [
     "NotFound",
     "AccessDenied",
     "PolicyDenied",
+    "BudgetExceeded",
     "IntegrityError",
     "UnsafeCheckpoint",
     "NotACheckpoint",
@@ -179,6 +181,17 @@ class PolicyDenied(CraftcacheError):
 
     blame = "administrator"
     http_status = 403
+
+
+class BudgetExceeded(CraftcacheError):
+    """The user has had what one user may have of this node's daemon; ``retry_after`` says when not.
+
+    The settings limit requests, bytes fetched on a day, and queued warms.
+    """
+
+    blame = "administrator"
+    http_status = 429
+    retryable_by_default = True
 
 
 class IntegrityError(CraftcacheError):
@@ -330,6 +343,7 @@ _BY_CODE: dict[str, type[CraftcacheError]] = {
         NotFound,
         AccessDenied,
         PolicyDenied,
+        BudgetExceeded,
         IntegrityError,
         UnsafeCheckpoint,
         NotACheckpoint,

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import click
 
+from craftcache.config import config_path
 from craftcache.errors import CraftcacheError
 from craftcache.inherited import put_right
 from craftcache.version import VERSION
@@ -28,7 +29,7 @@ from craftcache.version import VERSION
 from .log_writer import LogWriter
 from .options import settings_options
 from .process import run
-from .settings import Settings
+from .settings import Settings, settings_faults
 from .systemd import InheritedSockets, JournalFormatter, Notifier, is_journal
 
 __all__ = ["main"]
@@ -46,6 +47,11 @@ MAX_FILES = 65536
 @click.option(
     "--config", "config_file", type=Path, help="Configuration file, instead of its usual places."
 )
+@click.option(
+    "--check-config",
+    is_flag=True,
+    help="Only say whether the settings are right, or all that is wrong with them; starts nothing.",
+)
 @settings_options
 @click.option(
     "--log-level",
@@ -53,7 +59,9 @@ MAX_FILES = 65536
     default="info",
     show_default=True,
 )
-def main(config_file: Path | None, log_level: str, **arguments: object) -> None:
+def main(
+    config_file: Path | None, log_level: str, *, check_config: bool, **arguments: object
+) -> None:
     """Keep AudioCraft exports downloaded, verified and hot, and serve them to workers.
 
     Settings come from the command line, then CRAFTCACHE_* in the environment, then
@@ -64,10 +72,13 @@ def main(config_file: Path | None, log_level: str, **arguments: object) -> None:
     The token for gated and private repositories comes from systemd's credential hf-token, from
     HF_TOKEN or from the file that HF_TOKEN_PATH names.
     """
+    given = {name: value for name, value in arguments.items() if value not in (None, ())}
+    if check_config:
+        _check_config(given, config_file)
+        return
     put_right()
     _raise_limit_of_files()
     faulthandler.enable(STDERR)  # where it hung, when the service manager's watchdog aborts it
-    given = {name: value for name, value in arguments.items() if value not in (None, ())}
     with LogWriter(STDERR) as writer:
         _log_to(writer, log_level)
         try:
@@ -84,6 +95,16 @@ def main(config_file: Path | None, log_level: str, **arguments: object) -> None:
         except Exception:
             log.exception("ended by a fault of its own")  # where nobody need read it
             sys.exit(1)
+
+
+def _check_config(arguments: dict[str, object], config_file: Path | None) -> None:
+    """Say what is wrong with the settings, one line each; exit status 1 if anything is."""
+    faults = settings_faults(arguments, config_file=config_file)
+    for fault in faults:
+        click.echo(f"{fault.message}. {fault.hint}", err=True)
+    if faults:
+        sys.exit(1)
+    click.echo(f"the settings are right; the file is {config_file or config_path() or 'none'}")
 
 
 def _raise_limit_of_files() -> None:

@@ -8,6 +8,7 @@ import grp
 import logging
 import os
 import sqlite3
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from craftcache.cache.cache_format import check_format
@@ -15,18 +16,26 @@ from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
+from .budgets import BudgetLimits, Budgets
 from .counts import CountedFetcher, Counts
 from .database import Database, check_version
 from .directory_monitor import DirectoryMonitor, MonitoredDirectory
 from .events import Events
 from .eviction.evictor import Evictor
+from .eviction.holds import Holds
+from .eviction.keepers import Keepers
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
+from .eviction.meter import RoomMeter
 from .eviction.pins import Pins
 from .eviction.prune import Pruner
-from .fetch import Engine, EngineSettings, SecondAttempt
+from .eviction.survey import Surveyor
+from .fetch import Engine, EngineSettings, Mirrors, SecondAttempt
+from .fetch.disk_space import DiskSpace, existing, free_bytes
 from .fetch.measured_rate import MeasuredFetcher
+from .host_tokens import HostTokens
 from .inspect import Inspector
+from .min_free import MinFree
 from .residency.residency import Residency
 from .serve.handler import CountedHandler
 from .serve.http import AdminServer
@@ -36,9 +45,11 @@ from .serve.sockets import Door, bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
 from .store.opener import BlobOpener
+from .store.owner import OwnerCache
 from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
+from .warm.admission import FetchAdmission
 from .warm.bundles import BundleImporter
 from .warm.origins import Hub, Origins
 from .warm.planner import Planner
@@ -93,11 +104,16 @@ class Daemon:
         self._administrators = Administrators(settings.admin_group)
         self._warmer: Warmer | None = None
         self._evictor: Evictor | None = None
+        self._holds: Holds | None = None
+        self._budgets: Budgets | None = None
         self._watches: Watches | None = None
         self._integrity: Integrity | None = None
         self._monitor: DirectoryMonitor
         self._events = Events()
         self._counts = Counts()
+        self._mirrors = Mirrors(
+            settings.mirrors, hub_endpoint=settings.hub_endpoint, tell=self._events.tell
+        )
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
@@ -125,6 +141,12 @@ class Daemon:
             self._warmer.allow(settings.allow, deny=settings.deny)
         if self._evictor is not None:
             self._evictor.max_bytes = settings.max_bytes
+            self._evictor.min_free = MinFree.parse(settings.min_free)
+            self._evictor.evicts_others = settings.evict_others
+        if self._holds is not None:
+            self._holds.max_seconds = settings.max_hold
+        if self._budgets is not None:
+            self._budgets.limits = _budget_limits(settings)
         if self._watches is not None:
             self._watches.configure(settings.watches)
         if self._integrity is not None:
@@ -136,73 +158,81 @@ class Daemon:
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
         settings = self._settings
-        cache = CacheDir(settings.cache_dir)
+        cache = CacheDir(settings.own_cache_dir)
         # Both before anything is made or changed in either.
         check_format(cache)
         with _naming("state_dir", settings.state_dir):
             check_version(settings.state_dir)
-        with _naming("cache_dir", settings.cache_dir):
+        with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
             store = await life.enter_async_context(Store(cache, self._events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
+        owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
+        if owner is not None:
+            await owner.follow_all()
         inspector = await life.enter_async_context(Inspector())
+        staging = cache.staging / "fetch"
+        space = DiskSpace(lambda: free_bytes(existing(cache.staging)), None, cache.root)
         engine = await life.enter_async_context(
             Engine(
-                cache.staging / "fetch",
+                staging,
                 EngineSettings(
                     max_connections=settings.max_connections,
                     max_connections_per_host=settings.max_connections_per_host,
                     bandwidth=settings.max_bytes_per_second or None,
+                    uplink=settings.max_uplink_bytes_per_second or None,
                 ),
                 check_url=self._policy.check_url,
                 may_be_private=self._policy.may_be_private,
+                space=space,
                 xet=self._xet,
+                mirrors=self._mirrors,
             )
         )
         hub = Hub(
-            endpoint=settings.hub_endpoint, token=settings.hub_token, timeout=settings.hub_timeout
+            endpoint=settings.hub_endpoint,
+            token=settings.hub_token,
+            timeout=settings.hub_timeout,
+            mirrors=self._mirrors,
         )
         life.callback(hub.close)
-        fetcher = MeasuredFetcher(CountedFetcher(SecondAttempt(engine), self._counts))
+        attempt = SecondAttempt(engine, self._mirrors)
+        fetcher = MeasuredFetcher(CountedFetcher(attempt, self._counts))
         obtainer = FileAcquirer(
             store=store,
             fetcher=fetcher,
             inspector=inspector,
         )
-        origins = Origins(hub, self._policy)
+        self._budgets = await life.enter_async_context(Budgets(records, _budget_limits(settings)))
+        origins = Origins(hub, self._policy, HostTokens(settings.tokens_dir))
         self._warmer = Warmer(
             store=store,
             origins=origins,
             obtainer=obtainer,
             allow=settings.allow,
             deny=settings.deny,
+            admission=FetchAdmission(
+                space=space, store=store, staging=staging, budgets=self._budgets
+            ),
+            owner=owner,
         )
+        handout = BlobOpener(store, settings.serve_dir)
+        handout.check()
+        residency = await life.enter_async_context(Residency())
+        keepers = await self._open_keepers(life, store, records, residency, space)
         bundles = BundleImporter(
             store=store,
             obtainer=obtainer,
             origins=origins,
             check_allowed=self._warmer.check_allowed,
+            make_room=partial(keepers.evictor.make_room, source="a bundle"),
         )
         life.callback(bundles.close)
-        handout = BlobOpener(store, settings.serve_dir)
-        handout.check()
-        residency = await life.enter_async_context(Residency())
-        pins = Pins(store=store, records=records, residency=residency)
-        await life.enter_async_context(pins)
-        uses = await life.enter_async_context(LastUse(records))
-        self._evictor = Evictor(
-            store=store,
-            remove=store.remove,
-            pins=pins,
-            uses=uses,
-            max_bytes=settings.max_bytes,
-        )
-        evictor = self._evictor
         pruner = Pruner(
-            survey=evictor.survey,
+            survey=keepers.surveyor.survey,
             remove=store.remove,
-            is_kept=lambda key: pins.find(key) is not None,
-            uses=uses,
+            is_kept=keepers.is_kept,
+            uses=keepers.uses,
         )
         self._watches = Watches(
             store=store,
@@ -210,11 +240,12 @@ class Daemon:
             records=records,
             events=self._events,
             rules=settings.watches,
+            space=space,
         )
         self._monitor = DirectoryMonitor(
             (
                 MonitoredDirectory(
-                    f"the cache directory {settings.cache_dir}",
+                    f"the cache directory {settings.own_cache_dir}",
                     store.is_obstructed,
                     store.check_healable,
                     grace=0.0,  # nothing is made yet
@@ -231,9 +262,8 @@ class Daemon:
             records=records,
             handout=handout,
             residency=residency,
-            pins=pins,
-            uses=uses,
-            evictor=self._evictor,
+            keepers=keepers,
+            budgets=self._budgets,
             watches=self._watches,
             events=self._events,
             monitor=self._monitor,
@@ -241,15 +271,50 @@ class Daemon:
             pruner=pruner,
             planner=Planner(store=store, origins=origins, check_allowed=self._warmer.check_allowed),
             fetcher=fetcher,
+            owner=owner,
         )
         life.push_async_callback(service.close)
         await life.enter_async_context(service.integrity)
         self._integrity = service.integrity
         await life.enter_async_context(self._watches.running(service.queue_needs))
         await life.enter_async_context(
-            Housekeeping(store=store, pins=pins, evictor=self._evictor, uses=uses)
+            Housekeeping(
+                store=store,
+                pins=keepers.pins,
+                evictor=keepers.evictor,
+                uses=keepers.uses,
+                holds=keepers.holds,
+            )
         )
         return service
+
+    async def _open_keepers(
+        self,
+        life: contextlib.AsyncExitStack,
+        store: Store,
+        records: Database,
+        residency: Residency,
+        space: DiskSpace,
+    ) -> Keepers:
+        """What keeps models or lets them go; from now on it decides what comes, too."""
+        settings = self._settings
+        pins = Pins(store=store, records=records, residency=residency)
+        await life.enter_async_context(pins)
+        self._holds = holds = await life.enter_async_context(Holds(records, settings.max_hold))
+        uses = await life.enter_async_context(LastUse(records))
+        surveyor = Surveyor(store=store, pins=pins, holds=holds, uses=uses)
+        self._evictor = space.policy = evictor = Evictor(
+            store=store,
+            surveyor=surveyor,
+            meter=RoomMeter(store.cache, space),
+            remove=store.remove,
+            uses=uses,
+            holds=holds,
+            max_bytes=settings.max_bytes,
+            min_free=MinFree.parse(settings.min_free),
+        )
+        evictor.evicts_others = settings.evict_others
+        return Keepers(pins, holds, uses, surveyor, evictor)
 
     async def _open_sockets(self, life: contextlib.AsyncExitStack, service: Service) -> None:
         settings = self._settings
@@ -268,7 +333,7 @@ class Daemon:
         admin = AdminServer(
             service,
             self._administrators,
-            MetricsRoute(service, workers.statistics, self._counts),
+            MetricsRoute(service, workers.statistics, self._counts, self._mirrors.statistics),
             drain_seconds=settings.drain_seconds,
         )
 
@@ -330,6 +395,15 @@ def _naming(setting: str, directory: Path) -> Iterator[None]:
             hint=f"Make it a directory that uid {os.geteuid()} may write, or choose another",
             retryable=False,
         ) from error
+
+
+def _budget_limits(settings: Settings) -> BudgetLimits:
+    return BudgetLimits(
+        requests=settings.max_requests_per_uid,
+        requests_per_minute=settings.max_requests_per_minute_per_uid,
+        fetched_bytes_per_day=settings.max_daily_bytes_per_uid,
+        queued=settings.max_queued_per_uid,
+    )
 
 
 def _gid(group: str) -> int | None:

@@ -1,8 +1,8 @@
 """The daemon's own records, in SQLite on a local disk, never in the cache directory.
 
 Losing them loses no model: what is cached is decided by the files alone. The tables hold the warms
-that were acknowledged and are not done yet, the pinned models, the time of each model's last use,
-and the watched directories.
+that were acknowledged and are not done yet, the pinned and held models, the time of each model's
+last use, what each user had fetched on the day, and the watched directories.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["Database", "Hashing", "Pin", "WarmJob", "check_version"]
+__all__ = ["Database", "Hashing", "Hold", "Pin", "WarmJob", "check_version"]
 
 log = logging.getLogger("craftcached")
 
@@ -65,6 +65,18 @@ CREATE TABLE IF NOT EXISTS watches (
 CREATE TABLE IF NOT EXISTS held_watches (
     name TEXT PRIMARY KEY
 );
+CREATE TABLE IF NOT EXISTS holds (
+    key TEXT NOT NULL,
+    uid INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    expires_at REAL NOT NULL,
+    PRIMARY KEY (key, uid)
+);
+CREATE TABLE IF NOT EXISTS fetched (
+    uid INTEGER PRIMARY KEY,
+    day INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS hashings (
     path TEXT PRIMARY KEY,
     sha256 TEXT NOT NULL,
@@ -72,6 +84,9 @@ CREATE TABLE IF NOT EXISTS hashings (
     is_broken INTEGER NOT NULL
 );
 """
+
+LATER_COLUMNS = (("pins", "expires_at", "REAL"), ("queued_warms", "uid", "INTEGER"))
+"""Table, name and type of the columns that a database of an earlier release lacks."""
 
 VERSION = 1
 """The version of the tables, SQLite's ``user_version``; 0 is that of release 0.1.0. A later release
@@ -88,10 +103,12 @@ class WarmJob:
     Attributes:
         id: Number of the warm in the database.
         warm: The request. Its source may carry a signed query, so the database file is private.
+        uid: User who asked for it first; None where that is not known.
     """
 
     id: int
     warm: Warm
+    uid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +120,31 @@ class Pin:
         source: The source as shown to people, without secrets.
         is_locked: Whether the model's pages are locked in memory too.
         pinned_at: Time of pinning, in seconds since the epoch.
+        expires_at: Time at which the pin ends by itself, in seconds since the epoch, or None.
     """
 
     key: str
     source: str
     is_locked: bool
     pinned_at: float
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A user's word that a model is to stay for a while.
+
+    Attributes:
+        key: Key of the model's manifest.
+        source: The source as shown to people, without secrets.
+        uid: The user.
+        expires_at: Time at which the hold ends, in seconds since the epoch.
+    """
+
+    key: str
+    source: str
+    uid: int
+    expires_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,33 +244,34 @@ class Database:
         gone, self._connection = self._connection, fresh
         await gone.close()
 
-    async def add_warm_job(self, warm: Warm) -> WarmJob:
+    async def add_warm_job(self, warm: Warm, uid: int | None = None) -> WarmJob:
         """Queue a warm; durable when this returns. An equal warm is queued once."""
         row = (warm.source.spelled, _dumped(warm.options))
         await self._connection.execute(
-            "INSERT OR IGNORE INTO queued_warms (source, options) VALUES (?, ?)", row
+            "INSERT OR IGNORE INTO queued_warms (source, options, uid) VALUES (?, ?, ?)",
+            (*row, uid),
         )
         await self._connection.commit()
         cursor = await self._connection.execute(
-            "SELECT id FROM queued_warms WHERE (source, options) = (?, ?)", row
+            "SELECT id, uid FROM queued_warms WHERE (source, options) = (?, ?)", row
         )
         found = await cursor.fetchone()
         assert found is not None  # noqa: S101  # inserted above, and nobody else deletes it
-        return WarmJob(found[0], warm)
+        return WarmJob(found[0], warm, found[1])
 
     async def warm_jobs(self) -> list[WarmJob]:
         """All queued warms, oldest first; one that cannot be read is left out and logged."""
         rows = await self._connection.execute_fetchall(
-            "SELECT id, source, options FROM queued_warms ORDER BY id"
+            "SELECT id, source, options, uid FROM queued_warms ORDER BY id"
         )
         jobs = []
-        for number, source, options in rows:
+        for number, source, options, uid in rows:
             try:
                 warm = Warm(parse(source), WarmOptions.parse(Fields(json.loads(options))))
             except (InvalidSource, WireError, ValueError) as error:
                 log.warning("the queued warm %d cannot be read and stays undone: %s", number, error)
             else:
-                jobs.append(WarmJob(number, warm))
+                jobs.append(WarmJob(number, warm, uid))
         return jobs
 
     async def finish_warm_job(self, job: WarmJob) -> None:
@@ -245,21 +282,57 @@ class Database:
     async def pins(self) -> list[Pin]:
         """All pins."""
         rows = await self._connection.execute_fetchall(
-            "SELECT key, source, is_locked, pinned_at FROM pins"
+            "SELECT key, source, is_locked, pinned_at, expires_at FROM pins"
         )
-        return [Pin(row[0], row[1], bool(row[2]), row[3]) for row in rows]
+        return [Pin(row[0], row[1], bool(row[2]), row[3], row[4]) for row in rows]
 
     async def save_pin(self, pin: Pin) -> None:
         """Save a pin; it replaces an earlier one of the same model."""
         await self._connection.execute(
-            "INSERT OR REPLACE INTO pins (key, source, is_locked, pinned_at) VALUES (?, ?, ?, ?)",
-            (pin.key, pin.source, pin.is_locked, pin.pinned_at),
+            "INSERT OR REPLACE INTO pins (key, source, is_locked, pinned_at, expires_at) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (pin.key, pin.source, pin.is_locked, pin.pinned_at, pin.expires_at),
         )
         await self._connection.commit()
 
     async def remove_pin(self, key: str) -> None:
         """Delete a pin."""
         await self._connection.execute("DELETE FROM pins WHERE key = ?", (key,))
+        await self._connection.commit()
+
+    async def holds(self) -> list[Hold]:
+        """All holds, those that have ended too."""
+        rows = await self._connection.execute_fetchall(
+            "SELECT key, source, uid, expires_at FROM holds"
+        )
+        return [Hold(*row) for row in rows]
+
+    async def save_hold(self, hold: Hold) -> None:
+        """Save a hold; it replaces the user's earlier one of the same model."""
+        await self._connection.execute(
+            "INSERT OR REPLACE INTO holds (key, source, uid, expires_at) VALUES (?, ?, ?, ?)",
+            (hold.key, hold.source, hold.uid, hold.expires_at),
+        )
+        await self._connection.commit()
+
+    async def remove_hold(self, hold: Hold) -> None:
+        """Delete a hold."""
+        await self._connection.execute(
+            "DELETE FROM holds WHERE (key, uid, expires_at) = (?, ?, ?)",
+            (hold.key, hold.uid, hold.expires_at),
+        )
+        await self._connection.commit()
+
+    async def fetched(self) -> dict[int, tuple[int, int]]:
+        """The day, counted from the epoch, and the bytes fetched on it for each user, by uid."""
+        rows = await self._connection.execute_fetchall("SELECT uid, day, bytes FROM fetched")
+        return {row[0]: (row[1], row[2]) for row in rows}
+
+    async def save_fetched(self, uid: int, day: int, size: int) -> None:
+        """Save the bytes fetched for a user on a day; it replaces those of an earlier day."""
+        await self._connection.execute(
+            "INSERT OR REPLACE INTO fetched (uid, day, bytes) VALUES (?, ?, ?)", (uid, day, size)
+        )
         await self._connection.commit()
 
     async def uses(self) -> dict[str, float]:
@@ -346,6 +419,7 @@ async def _open(path: Path) -> aiosqlite.Connection:
         ((version,),) = await connection.execute_fetchall("PRAGMA user_version")
         _refuse_newer(path, version)
         await connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
+        await _add_later_columns(connection)
         await _take_over(connection)
         if version != VERSION:
             await connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -353,6 +427,15 @@ async def _open(path: Path) -> aiosqlite.Connection:
         await connection.close()  # its thread would keep the process from ending
         raise
     return connection
+
+
+async def _add_later_columns(connection: aiosqlite.Connection) -> None:
+    """Add the columns that a database of an earlier release lacks; earlier releases ignore them."""
+    for table, column, kind in LATER_COLUMNS:
+        rows = await connection.execute_fetchall("SELECT name FROM pragma_table_info(?)", (table,))
+        if (column,) not in {tuple(row) for row in rows}:
+            await connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+    await connection.commit()
 
 
 async def _take_over(connection: aiosqlite.Connection) -> None:

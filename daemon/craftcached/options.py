@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from craftcache.file_maps import MAP_CHOICES
+
 from .settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -43,8 +45,14 @@ def _type_of(setting: Setting) -> object:
             return click.Path(path_type=Path)
         case "int":
             return mode if setting.is_octal else click.IntRange(int(setting.least))
+        case "bool":
+            return click.BOOL
         case "float":
             return click.FloatRange(setting.least)
+        case "bool":
+            return click.BOOL
+        case "MapChoice":
+            return click.Choice(MAP_CHOICES)
     return click.STRING
 
 

@@ -9,14 +9,15 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
+from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.checkpoint.filenames import check_checkpoint
 from craftcache.daemon.planning import PlannedRoom, WarmPlan
+from craftcache.daemon.room import UserReport
 from craftcache.errors import CraftcacheError, InvalidSource, NotFound, PolicyDenied, Unavailable
-from craftcache.full_disk import free_bytes
 from craftcache.model_filter import ModelFilter, ModelTraits, are_met
 from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
 from craftcache.version import VERSION
@@ -40,7 +41,7 @@ from craftcache.wire import (
     first_page,
 )
 
-from .eviction.policy import used_bytes
+from .eviction.quota import RoomLimits, RoomUsage, excess
 from .fetch import Priority
 from .scrub import Integrity
 from .scrub.examiner import PublishedModel
@@ -51,38 +52,52 @@ from .warming import Warming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.daemon.administration import Eviction, Pruning, QueuedWarm
+    from craftcache.daemon.room import RoomReport
     from craftcache.sources import RemoteSource
     from craftcache.wire import ModelsPage, Progress, Request
 
-    from .database import Database, Pin
+    from .budgets import BudgetLimits, Budgets
+    from .database import Database, Pin, WarmJob
     from .directory_monitor import DirectoryMonitor
     from .events import Events
-    from .eviction.evictor import Evictor
-    from .eviction.last_use import LastUse
-    from .eviction.pins import Pins
+    from .eviction.keepers import Keepers
     from .eviction.prune import Pruner
     from .fetch.measured_rate import MeasuredFetcher
     from .residency.residency import Residency
     from .settings import Settings
     from .store.opener import BlobOpener
+    from .store.owner import OwnerCache
     from .store.store import Store
     from .warm.bundles import BundleImporter
     from .warm.planner import Planner
     from .warm.warmer import Warmed, Warmer
     from .watch import Watches
 
-__all__ = ["Service"]
+__all__ = ["Asker", "Service"]
 
 log = logging.getLogger("craftcached")
 
 AnswerT = TypeVar("AnswerT")
 
+LOOKED_AT_ONCE = 64
+"""Models of a page that are looked at before it is asked whether the page is full."""
+
 OPEN_ATTEMPTS = 4
 """Times that a load warms and opens a model that is removed in between each time."""
+
+
+class Asker(Protocol):
+    """Who asks on a socket."""
+
+    @property
+    def uid(self) -> int:
+        """User id, as the kernel reports it."""
+        ...
 
 
 class Service:
@@ -95,9 +110,8 @@ class Service:
         records: The database, which keeps the queue of warms.
         handout: Opens published files for workers.
         residency: Reads files into the page cache.
-        pins: The models that are neither evicted nor removed.
-        uses: The time at which each model was last used.
-        evictor: Frees space in the cache.
+        keepers: What keeps models in the cache or lets them go.
+        budgets: What each user may have of the daemon.
         watches: The watched directories, whose generations are published.
         events: The event stream that subscribers of the admin socket follow.
         monitor: Reports which of the daemon's own directories and sockets are gone.
@@ -105,6 +119,7 @@ class Service:
         pruner: Removes models that were chosen by filters.
         planner: Says what a warm would bring.
         fetcher: Knows how fast this node fetches.
+        owner: Another daemon's cache that is served from as well; None for none.
 
     Attributes:
         watches: The watched directories, whose generations are published.
@@ -122,9 +137,8 @@ class Service:
         records: Database,
         handout: BlobOpener,
         residency: Residency,
-        pins: Pins,
-        uses: LastUse,
-        evictor: Evictor,
+        keepers: Keepers,
+        budgets: Budgets,
         watches: Watches,
         events: Events,
         monitor: DirectoryMonitor,
@@ -132,25 +146,35 @@ class Service:
         pruner: Pruner,
         planner: Planner,
         fetcher: MeasuredFetcher,
+        owner: OwnerCache | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._warmer = warmer
         self._handout = handout
         self._residency = residency
-        self._pins = pins
-        self._uses = uses
-        self._evictor = evictor
         self._pruner = pruner
         self._planner = planner
         self._fetcher = fetcher
+        self._pins = keepers.pins
+        self._holds = keepers.holds
+        self._uses = keepers.uses
+        self._surveyor = keepers.surveyor
+        self._evictor = keepers.evictor
+        self._budgets = budgets
         self._monitor = monitor
+        self._owner = owner
         self.watches = watches
         self.events = events
         self.bundles = bundles
         self._started_at = time.time()
         self._warming = Warming(
-            store=store, warmer=warmer, residency=residency, pins=pins, uses=uses, watches=watches
+            store=store,
+            warmer=warmer,
+            residency=residency,
+            pins=keepers.pins,
+            uses=keepers.uses,
+            watches=watches,
         )
         self._queue = WarmQueue(records, self._warm_queued)
         self.integrity = Integrity(
@@ -180,7 +204,7 @@ class Service:
     async def handle(
         self,
         request: Request[AnswerT],
-        peer: object,  # noqa: ARG002  # whoever asks
+        peer: Asker,
         report: Callable[[Progress], None],
     ) -> AnswerT:
         """Answer a request; see Handler, and the method of each kind of request.
@@ -190,14 +214,9 @@ class Service:
         """
         answer: Any
         match request:
-            case Load():
-                answer = await self._load(request, report)
-            case Resolve():
-                answer = await self._resolve(request, report)
-            case Warm():
-                answer = _warmed_model(await self.warm(request, report))
-            case WarmBatch():
-                answer = await self._warm_all(request, report)
+            case Load() | Resolve() | Warm() | WarmBatch():
+                with self.working_for(peer.uid):
+                    answer = await self._work(request, peer.uid, report)
             case Status():
                 answer = await self.status()
             case Models():
@@ -209,7 +228,31 @@ class Service:
                 answer = _generation(request.name, served)
         return cast("AnswerT", answer)
 
-    async def _load(self, request: Load, report: Callable[[Progress], None]) -> Loaded:
+    def working_for(self, uid: int) -> AbstractContextManager[None]:
+        """A context in which a request that takes work is done for a user; see Budgets.request.
+
+        Raises:
+            BudgetExceeded: The user has too many.
+        """
+        return self._budgets.request(uid)
+
+    async def _work(
+        self,
+        request: Load | Resolve | Warm | WarmBatch,
+        uid: int,
+        report: Callable[[Progress], None],
+    ) -> object:
+        match request:
+            case Load():
+                return await self._load(request, uid, report)
+            case Resolve():
+                return await self._resolve(request, uid, report)
+            case Warm():
+                return _warmed_model(await self.warm(request, report, uid=uid))
+            case WarmBatch():
+                return await self._warm_all(request, uid, report)
+
+    async def _load(self, request: Load, uid: int, report: Callable[[Progress], None]) -> Loaded:
         """Open the files of a source; those that are missing are warmed first.
 
         Raises:
@@ -219,10 +262,14 @@ class Service:
         source = request.source
         for name in request.names:
             check_checkpoint(name, source=source.shown)
-        for _ in range(OPEN_ATTEMPTS):
-            if loaded := self._open(request):
-                return loaded
-            await self._warming.ensure(source, request.names, Priority.WAITED_FOR, report)
+        # It stays until it is open: from then on the kernel knows that it is in use.
+        with self._surveyor.needing(manifest_key(source)):
+            for _ in range(OPEN_ATTEMPTS):
+                if loaded := self._open(request):
+                    return loaded
+                await self._warming.ensure(
+                    source, request.names, Priority.WAITED_FOR, report, for_uid=uid
+                )
         raise Unavailable(
             "it is removed as often as it is brought",
             source=source.shown,
@@ -232,6 +279,8 @@ class Service:
     def _open(self, request: Load) -> Loaded | None:
         """Open the files of a source if all are published and untouched; None otherwise."""
         source = request.source
+        if self._owner is not None and not self._owner.is_followed(source):
+            return None
         manifest = self._store.trusted(source)
         records = manifest.select(source, request.names) if manifest else None
         if manifest is None or records is None or not manifest.is_by_name:
@@ -245,52 +294,96 @@ class Service:
             source.shown,
             manifest.revision,
             tuple(OpenFile(info, blob, index) for info, blob, index in files),
+            map=self._settings.map,
         )
 
-    async def _resolve(self, request: Resolve, report: Callable[[Progress], None]) -> Resolved:
+    async def _resolve(
+        self, request: Resolve, uid: int, report: Callable[[Progress], None]
+    ) -> Resolved:
         """Where a file stands below the cache directory, as huggingface_hub would name it."""
         source, name = request.source, request.name
-        warmed = await self._warming.ensure(source, (name,), Priority.WAITED_FOR, report)
+        with self._surveyor.needing(manifest_key(source)):
+            warmed = await self._warming.ensure(
+                source, (name,), Priority.WAITED_FOR, report, for_uid=uid
+            )
+            return self._resolved(source, name, warmed)
+
+    def _resolved(self, source: RemoteSource, name: str, warmed: Warmed) -> Resolved:
         record = warmed.manifest.file(name)
         if record is None:
             raise NotFound(f"no file {name}", source=source.shown, hint="Try again")
-        path = self._store.cache.path(record)
+        cache = self._store.cache
+        path = cache.path(record)
+        if cache.is_owners(record):  # which workers see as their cache directory
+            cache = CacheDir(self._settings.cache_dir, cache.trusted_uids)
+            path = cache.root / record.path.removeprefix(self._store.cache.owner_prefix)
         if isinstance(source, HubSource):
-            tree = self._store.cache.hub_tree(source.repo_id)
+            tree = cache.hub_tree(source.repo_id)
             path = tree.pointer(warmed.manifest.revision, record.filename)
         status = path.stat()
-        return Resolved(self._store.cache.relative(path), status.st_dev, status.st_ino)
+        return Resolved(cache.relative(path), status.st_dev, status.st_ino)
 
-    async def warm(self, request: Warm, report: Callable[[Progress], None]) -> Warmed:
-        """Warm a source at its newest revision, then its dependencies; see Warming.warm."""
-        return await self._warming.warm(request, report)
+    async def warm(
+        self, request: Warm, report: Callable[[Progress], None], *, uid: int | None
+    ) -> Warmed:
+        """Warm a source at its newest revision, then its dependencies, and hold it if asked to.
+
+        Args:
+            request: The warm.
+            report: Called with progress; must not block.
+            uid: The user; None where the daemon does it by itself.
+
+        Raises:
+            PolicyDenied: It may not be held for so long.
+            CraftcacheError: See Warming.warm.
+        """
+        source, seconds = request.source, request.options.hold
+        self._holds.check(source, seconds)
+        with self._surveyor.needing(manifest_key(source)):
+            warmed = await self._warming.warm(request, report, for_uid=uid)
+            if seconds <= 0 or uid is None:
+                return warmed
+            hold = await self._holds.hold(source, uid, seconds)
+        return replace(warmed, held_until=hold.expires_at)
 
     async def _warm_all(
-        self, request: WarmBatch, report: Callable[[Progress], None]
+        self, request: WarmBatch, uid: int, report: Callable[[Progress], None]
     ) -> WarmedBatch:
         """Do all warms at once; the answer has an error in the place of each that failed."""
 
         async def one(warm: Warm) -> WarmedModel | CraftcacheError:
             try:
-                return _warmed_model(await self.warm(warm, report))
+                return _warmed_model(await self.warm(warm, report, uid=uid))
             except CraftcacheError as error:
                 return error
 
         return WarmedBatch(tuple(await asyncio.gather(*map(one, request.warms))))
 
     async def _page(self, request: Models) -> ModelsPage:
-        """The models whose source sorts after that of the request."""
-        states = await self.models()
-        return first_page(state.model for state in states if state.model.source > request.after)
+        """The models whose source sorts after that of the request, as many as one message holds.
 
-    async def queue(self, warms: Sequence[Warm]) -> list[QueuedWarm]:
+        Only those are looked at, or a list of thousands would take as many looks at all of them.
+        """
+        published = await self._store.published()
+        later = [item for item in published if item[1].source > request.after]
+        states: list[CachedModel] = []
+        for start in range(0, len(later), LOOKED_AT_ONCE):
+            batch = later[start : start + LOOKED_AT_ONCE]
+            states += [(await self._state(key, manifest)).model for key, manifest in batch]
+            page = first_page(states)
+            if page.next:
+                return page
+        return first_page(states)
+
+    async def queue(self, warms: Sequence[Warm], *, uid: int) -> list[QueuedWarm]:
         """Queue warms; they outlive the request and a restart of the daemon.
 
         If it raises, none of them was queued.
 
         Raises:
             InvalidSource: One of the sources is a watch, which is not fetched.
-            PolicyDenied: The settings do not allow one of the sources.
+            PolicyDenied: The settings do not allow one of the sources, or so long a hold.
+            BudgetExceeded: The user has too many warms in the queue.
             Unavailable: The queue is full.
         """
         for warm in warms:
@@ -301,7 +394,10 @@ class Service:
                     hint="Queue warms of Hub ids and URLs",
                 )
             self._warmer.check_allowed(warm.source)
-        return await self._queue.add(warms)
+            self._holds.check(warm.source, warm.options.hold)
+        return await self._queue.add(
+            warms, uid, lambda queued: self._budgets.check_queued(uid, queued)
+        )
 
     async def queue_needs(self, generation: Manifest) -> None:
         """Queue a warm of a generation's dependencies, unless all of them are cached."""
@@ -315,27 +411,24 @@ class Service:
     async def plan(self, warms: Sequence[Warm]) -> WarmPlan:
         """What these warms would take; see Planner.plan."""
         models = tuple(await self._planner.plan(warms))
-        plan = WarmPlan(models, await self._room(), self._fetcher.bytes_per_second)
-        lacking = [plan.fetch_bytes - plan.room.free_bytes]
-        if plan.room.max_bytes > 0:
-            lacking.append(plan.room.used_bytes + plan.fetch_bytes - plan.room.max_bytes)
-        wanted = max(lacking)
-        if not plan.fetch_bytes or wanted <= 0:
+        report = await self._evictor.report()
+        room = PlannedRoom(report.free, report.min_free, report.used, report.max_bytes, (), 0, 0)
+        plan = WarmPlan(models, room, self._fetcher.bytes_per_second)
+        wanted = excess(
+            RoomUsage(report.used, report.claimed, report.claimed, report.free),
+            RoomLimits(report.max_bytes, report.min_free),
+            plan.fetch_bytes,
+        )
+        if not wanted:
             return plan
         eviction = await self._evictor.evict(wanted, dry_run=True)
         room = replace(
-            plan.room,
+            room,
             evicted=eviction.removed,
             freed_bytes=eviction.freed_bytes,
             missing_bytes=eviction.missing_bytes,
         )
         return replace(plan, room=room)
-
-    async def _room(self) -> PlannedRoom:
-        """The room of the cache as it is."""
-        free = await asyncio.to_thread(free_bytes, self._store.cache.staging)
-        used = used_bytes(await self._evictor.survey())
-        return PlannedRoom(free, used, self._evictor.max_bytes, (), 0, 0)
 
     def queued(self) -> list[QueuedWarm]:
         """The queued warms that are not done, oldest first."""
@@ -366,6 +459,7 @@ class Service:
         removed += await self._remove_superseded(source)
         for gone in removed.keys:
             await self._uses.forget(gone)
+            await self._holds.forget(gone)
         log.info("removed %s: %d bytes freed", source.shown, removed.freed)
         return removed.freed
 
@@ -380,9 +474,9 @@ class Service:
                 removed += await self._store.remove(key, self._pins.keys)
         return removed
 
-    async def pin(self, text: str, *, lock: bool) -> Pin:
+    async def pin(self, text: str, *, lock: bool, expires_in: float | None = None) -> Pin:
         """Keep a model from being evicted and removed; see Pins.pin."""
-        return await self._pins.pin(parse(text), lock=lock)
+        return await self._pins.pin(parse(text), lock=lock, expires_in=expires_in)
 
     async def unpin(self, text: str) -> None:
         """Allow a model to be evicted and removed again; see Pins.unpin."""
@@ -421,6 +515,31 @@ class Service:
             manifest.published_at.timestamp(),
             self._uses.last(key) or None,
         )
+
+    async def room(self) -> RoomReport:
+        """The room of the cache, and what takes it; see Evictor.report."""
+        return await self._evictor.report()
+
+    def users(self) -> list[UserReport]:
+        """What each user has of the daemon, by uid."""
+        budgets = {budget.uid: budget for budget in self._budgets.report()}
+        queued, held = self._queue.users(), Counter(hold.uid for hold in self._holds.all())
+        return [
+            UserReport(
+                uid,
+                requests=budgets[uid].requests if uid in budgets else 0,
+                requests_last_minute=budgets[uid].requests_last_minute if uid in budgets else 0,
+                fetched_bytes_today=budgets[uid].fetched_bytes_today if uid in budgets else 0,
+                queued=queued[uid],
+                held=held[uid],
+            )
+            for uid in sorted({*budgets, *queued, *held})
+        ]
+
+    @property
+    def budget_limits(self) -> BudgetLimits:
+        """What each user may have of the daemon; 0 is no limit."""
+        return self._budgets.limits
 
     async def verify(self, texts: Sequence[str]) -> int:
         """Have all files of these models hashed again, or with no names of all models.
@@ -509,14 +628,16 @@ class Service:
             is_pinned=pin is not None,
             is_locked=pin is not None and pin.is_locked,
             last_used_at=self._uses.last(key) or None,
+            pinned_until=None if pin is None else pin.expires_at,
+            held_until=self._holds.until(key),
         )
         return ModelState(manifest, model)
 
     async def _resident(self, records: Iterable[FileRecord]) -> int | None:
-        return await self._residency.resident(map(self._store.cache.path, records))
+        return await self._residency.resident(map(self._store.cache.path_text, records))
 
-    async def _warm_queued(self, warm: Warm) -> None:
-        await self.warm(warm, lambda _: None)
+    async def _warm_queued(self, job: WarmJob) -> None:
+        await self.warm(job.warm, lambda _: None, uid=job.uid)
 
 
 def _warmed_model(warmed: Warmed) -> WarmedModel:
@@ -527,6 +648,7 @@ def _warmed_model(warmed: Warmed) -> WarmedModel:
         warmed.bytes_reused,
         resident_bytes=warmed.resident_bytes,
         not_refreshed=warmed.not_refreshed,
+        held_until=warmed.held_until,
     )
 
 

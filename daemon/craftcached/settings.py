@@ -10,6 +10,7 @@ stand with its field in :class:`Settings`, and the help of the command line is m
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import Field, dataclass, field, fields, replace
@@ -27,14 +28,18 @@ from craftcache.config import (
     read_config,
 )
 from craftcache.errors import InvalidSource
+from craftcache.file_maps import MAP_CHOICES, MapChoice
 from craftcache.network.token import find_token, read_token
 from craftcache.origins.hub import DEFAULT_ENDPOINT, hub_endpoint
 from craftcache.watch_rule import WatchRule
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from .min_free import MinFree
+from .mirror_rule import MirrorRule
 
-__all__ = ["Settings", "Setting", "SETTINGS", "LIVE"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+__all__ = ["Settings", "Setting", "SETTINGS", "LIVE", "settings_faults"]
 
 PREFIX = "CRAFTCACHE_"
 """Prefix of the variables in the environment."""
@@ -45,10 +50,15 @@ _SERVICE_LINK = re.compile(
 """Variables that Kubernetes sets in every pod for each service of its namespace, such as one of
 the name craftcache or craftcache-metrics."""
 
+_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+"""Words for true and false in the environment."""
+
 LIVE = frozenset(
     {
-        *("admin_group", "allow", "deny", "insecure_hosts", "max_bytes", "private_hosts"),
-        *("quarantine_bytes", "quarantine_days", "scrub_days", "watches"),
+        *("admin_group", "allow", "deny", "evict_others", "insecure_hosts", "max_bytes"),
+        *("max_daily_bytes_per_uid", "max_hold", "max_queued_per_uid"),
+        *("max_requests_per_minute_per_uid", "max_requests_per_uid", "min_free"),
+        *("private_hosts", "quarantine_bytes", "quarantine_days", "scrub_days", "watches"),
     }
 )
 """Settings that a reload puts in force; all others take a restart."""
@@ -82,6 +92,20 @@ class Settings:
             "The shared cache directory.",
             shown="AUDIOCRAFT_CACHE_DIR, or /var/cache/craftcache where it exists, or HF_HUB_CACHE",
         )
+    )
+    read_only: bool = field(
+        default=False,
+        metadata=_about(
+            "Whether the cache directory is another daemon's: it is served from, verified and "
+            "followed, and never written to."
+        ),
+    )
+    overlay_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "Where a daemon with read_only keeps what is its own, as a cache directory of its own.",
+            shown="overlay in state_dir",
+        ),
     )
     socket_dir: Path = field(
         metadata=_about(
@@ -119,6 +143,14 @@ class Settings:
         metadata=_about("The Hub's address.", shown=f"HF_ENDPOINT, or {DEFAULT_ENDPOINT}"),
     )
     hub_token: str | None = field(default=None, repr=False)
+    mirrors: tuple[MirrorRule, ...] = field(
+        default=(),
+        metadata=_about(
+            "Mirror that is asked before the origin that it stands for, like "
+            "'hub=https://mirror.example'; the configuration file can say more of each.",
+            option="--mirror",
+        ),
+    )
     hub_timeout: float = field(
         default=10.0,
         metadata=_about(
@@ -150,11 +182,38 @@ class Settings:
     max_bytes_per_second: int = field(
         default=0, metadata=_about("Bytes of all downloads together; 0 is no limit.")
     )
+    max_uplink_bytes_per_second: int = field(
+        default=0,
+        metadata=_about(
+            "Bytes of all downloads together from origins that have a mirror, for the time that "
+            "it does not serve them; 0 is no limit."
+        ),
+    )
     max_bytes: int = field(
         default=0,
         metadata=_about(
-            "Bytes of all cached models together, each blob once; 0 is no limit. Beyond it, those "
-            "go that were not used for longest and are neither pinned nor in use."
+            "Bytes of all that craftcache put into the cache directory, each file once; 0 is no "
+            "limit. What does not fit is not fetched; room for what does is made by removing the "
+            "models that were not used for longest and are not pinned, held, in use or needed."
+        ),
+    )
+    min_free: str = field(
+        default="15%",
+        metadata=_about(
+            "The part of the disk that no fetch may use: a percentage of it, or a number of bytes."
+        ),
+    )
+    evict_others: bool = field(
+        default=False,
+        metadata=_about(
+            "Whether snapshots that other tools put into the cache directory are removed too where "
+            "the disk lacks room."
+        ),
+    )
+    max_hold: float = field(
+        default=86400.0,
+        metadata=_about(
+            "Longest time in seconds for which any user may hold what it warms; 0 allows none."
         ),
     )
     scrub_days: float = field(
@@ -182,8 +241,39 @@ class Settings:
             "so that root in a container cannot write to them."
         ),
     )
+    map: MapChoice = field(
+        default="auto",
+        metadata=_about(
+            "Whether workers map cached files: always, never, or auto, that is not on network and "
+            "FUSE file systems, where they are read."
+        ),
+    )
     max_clients_per_uid: int = field(
         default=256, metadata=_about("Connections of one user to the worker socket.", least=1)
+    )
+    max_requests_per_uid: int = field(
+        default=0,
+        metadata=_about(
+            "Requests that take work of one user, other than root and the daemon's own, at once; "
+            "0 is no limit."
+        ),
+    )
+    max_requests_per_minute_per_uid: int = field(
+        default=0, metadata=_about("Such requests of one user in any minute; 0 is no limit.")
+    )
+    max_daily_bytes_per_uid: int = field(
+        default=0,
+        metadata=_about("Bytes that one user may have fetched on a day, UTC; 0 is no limit."),
+    )
+    max_queued_per_uid: int = field(
+        default=0, metadata=_about("Queued warms of one user; 0 is no limit but that of the queue.")
+    )
+    tokens_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "A directory with a file for each host that URLs need a token for, named by the host "
+            "(and :port), for the daemon's user alone."
+        ),
     )
     drain_seconds: float = field(
         default=4.0,
@@ -199,6 +289,13 @@ class Settings:
             option="--watch",
         ),
     )
+
+    @property
+    def own_cache_dir(self) -> Path:
+        """The cache directory that the daemon writes to."""
+        if not self.read_only:
+            return self.cache_dir
+        return self.overlay_dir or self.state_dir / "overlay"
 
     def with_live(self, other: Settings) -> Settings:
         """These settings with those of ``other`` that may change while the daemon runs."""
@@ -225,28 +322,28 @@ class Settings:
             config_file: Instead of the one in its usual places.
 
         Raises:
-            ConfigError: A setting is unknown or ill-typed.
+            ConfigError: A setting is unknown or ill-typed; it tells of all that are.
         """
-        path = config_file or config_path()
-        chosen = _from_file(read_config(path), path)
-        chosen |= _from_environment(environment)
-        chosen |= _from_arguments(arguments)
-        chosen["cache_dir"] = choose_cache_dir(arguments.get("cache_dir"), config_file=path)
-        chosen["socket_dir"] = choose_socket_dir(
-            arguments.get("socket_dir"), config_file=path
-        ) or _new_socket_dir(environment)
-        chosen["state_dir"] = Path(
-            chosen.get("state_dir") or _default_state_dir(environment)
-        ).absolute()
-        for name in ("cache_dir", "state_dir"):
-            if chosen[name].is_relative_to(NO_HOME):
-                raise ConfigError(
-                    f"there is no {name}: uid {os.geteuid()} has no home directory",
-                    hint=f"Set {SETTINGS[name].variable}",
-                )
-        chosen.setdefault("hub_endpoint", hub_endpoint())
-        chosen["hub_token"] = _hub_token(environment)
+        chosen, faults = _gathered(arguments, environment, config_file)
+        if faults:
+            raise _as_one(faults)
         return cls(**chosen)
+
+
+def settings_faults(
+    arguments: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str] = os.environ,
+    config_file: Path | None = None,
+) -> tuple[ConfigError, ...]:
+    """All that keeps settings from being read, each with the place, the key and what is allowed.
+
+    Args:
+        arguments: See Settings.load.
+        environment: See Settings.load.
+        config_file: See Settings.load.
+    """
+    return _gathered(arguments, environment, config_file)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +377,27 @@ class Setting:
         return self.kind.startswith("tuple")
 
     @property
+    def allowed(self) -> str:
+        """What its values are, in words."""
+        match self.kind:
+            case "int" | "float":
+                number = "a whole number" if self.kind == "int" else "a number"
+                return f"{number} of at least {self.least:g}"
+            case "Path":
+                return "a path"
+            case "str":
+                return "a string"
+            case "bool":
+                return "true or false"
+            case "MapChoice":
+                return f"one of {', '.join(MAP_CHOICES)}"
+            case "tuple[str, ...]":
+                return "a list of strings"
+            case "tuple[WatchRule, ...]":
+                return "a list of paths or tables"
+        return "a list of tables"
+
+    @property
     def is_octal(self) -> bool:
         """Whether it is a file's mode."""
         return self.name.endswith("_mode")
@@ -308,32 +426,94 @@ SETTINGS = {item.name: _defined(item) for item in fields(Settings) if item.name 
 """All that can be set, by name; the token is no setting, for settings are read by everybody."""
 
 
-def _from_file(config: dict[str, Any], path: Path | None) -> dict[str, Any]:
+class _Faults:
+    """What is wrong with settings, noted so that the rest is read all the same."""
+
+    def __init__(self) -> None:
+        self.found: list[ConfigError] = []
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            self.found.append(error)
+
+
+def _gathered(
+    arguments: Mapping[str, Any], environment: Mapping[str, str], config_file: Path | None
+) -> tuple[dict[str, Any], tuple[ConfigError, ...]]:
+    """The settings in force as far as they can be read, and what is wrong with the others."""
+    faults = _Faults()
+    path = config_file or config_path()
+    chosen: dict[str, Any] = {}
+    with faults.noted():
+        chosen |= _from_file(read_config(path), path, faults)
+    chosen |= _from_environment(environment, faults)
+    with faults.noted():
+        chosen |= _from_arguments(arguments)
+    chosen["cache_dir"] = choose_cache_dir(arguments.get("cache_dir"), config_file=path)
+    chosen["socket_dir"] = choose_socket_dir(
+        arguments.get("socket_dir"), config_file=path
+    ) or _new_socket_dir(environment)
+    chosen["state_dir"] = Path(
+        chosen.get("state_dir") or _default_state_dir(environment)
+    ).absolute()
+    for name in ("cache_dir", "state_dir"):
+        if chosen[name].is_relative_to(NO_HOME):
+            faults.found.append(
+                ConfigError(
+                    f"there is no {name}: uid {os.geteuid()} has no home directory",
+                    hint=f"Set {SETTINGS[name].variable}",
+                )
+            )
+    chosen.setdefault("hub_endpoint", hub_endpoint())
+    with faults.noted():
+        chosen["hub_token"] = _hub_token(environment)
+    if not faults.found:
+        with faults.noted():
+            _check_overlay(Settings(**chosen))
+    return chosen, tuple(faults.found)
+
+
+def _as_one(faults: Sequence[ConfigError]) -> ConfigError:
+    if len(faults) == 1:
+        return faults[0]
+    return ConfigError(
+        f"{len(faults)} settings are wrong: " + "; ".join(fault.message for fault in faults),
+        hint="craftcached --check-config says of each what is allowed",
+    )
+
+
+def _from_file(config: dict[str, Any], path: Path | None, faults: _Faults) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     for name, value in config.items():
-        if name not in SETTINGS:
-            raise ConfigError(
-                f"unknown setting {name} in {path}",
-                hint=f"There are {', '.join(sorted(SETTINGS))}",
-            )
-        chosen[name] = _typed(name, value, f"{name} in {path}")
+        with faults.noted():
+            if name not in SETTINGS:
+                raise ConfigError(
+                    f"unknown setting {name} in {path}",
+                    hint=f"There are {', '.join(sorted(SETTINGS))}",
+                )
+            chosen[name] = _typed(name, value, f"{name} in {path}")
     return chosen
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+def _from_environment(environment: Mapping[str, str], faults: _Faults) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     for variable, text in environment.items():
         name = variable.removeprefix(PREFIX)
         if name == variable or not text:
             continue
-        if name.lower() not in SETTINGS:
-            if _SERVICE_LINK.fullmatch(variable):
-                continue
-            raise ConfigError(
-                f"unknown setting {variable} in the environment",
-                hint=f"There are {', '.join(sorted(s.variable for s in SETTINGS.values()))}",
-            )
-        chosen[name.lower()] = _typed(name.lower(), _parsed(name.lower(), text), variable)
+        is_setting = name.lower() in SETTINGS
+        if not is_setting and _SERVICE_LINK.fullmatch(variable):
+            continue
+        with faults.noted():
+            if not is_setting:
+                raise ConfigError(
+                    f"unknown setting {variable} in the environment",
+                    hint=f"There are {', '.join(sorted(s.variable for s in SETTINGS.values()))}",
+                )
+            chosen[name.lower()] = _typed(name.lower(), _parsed(name.lower(), text), variable)
     return chosen
 
 
@@ -341,6 +521,10 @@ def _from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {name: value for name, value in arguments.items() if value is not None}
     if (watches := chosen.get("watches")) is not None:
         chosen["watches"] = _watches(list(watches), SETTINGS["watches"].option)
+    if (min_free := chosen.get("min_free")) is not None:
+        chosen["min_free"] = _min_free(min_free, SETTINGS["min_free"].option)
+    if (mirrors := chosen.get("mirrors")) is not None:
+        chosen["mirrors"] = _mirrors(list(mirrors), SETTINGS["mirrors"].option)
     return chosen
 
 
@@ -348,12 +532,16 @@ def _parsed(name: str, text: str) -> object:
     """``text`` as the configuration file would have given it; unchanged where it does not fit."""
     try:
         match SETTINGS[name].kind:
-            case "tuple[str, ...]" | "tuple[WatchRule, ...]":
+            case kind if kind.startswith("tuple"):
                 return [item.strip() for item in text.split(",") if item.strip()]
+            case "bool":
+                return _FLAGS.get(text.lower(), text)
             case "int":
                 return int(text, 8 if SETTINGS[name].is_octal else 10)
             case "float":
                 return float(text)
+            case "bool":
+                return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     except ValueError:
         pass
     return text
@@ -362,10 +550,18 @@ def _parsed(name: str, text: str) -> object:
 def _typed(name: str, value: object, where: str) -> object:
     kind = SETTINGS[name].kind
     match kind, value:
+        case "str", str() if name == "min_free":
+            return _min_free(value, where)
         case "Path" | "str", str():
             return in_home(value) if kind == "Path" else value
         case "str", int() if name == "user" and not isinstance(value, bool):
             return str(value)  # a uid, where there is no name for it
+        case "str", int() if name == "min_free" and not isinstance(value, bool):
+            return _min_free(str(value), where)
+        case "bool", bool():
+            return value
+        case "MapChoice", str() if value in MAP_CHOICES:
+            return value
         case "int", int() if not isinstance(value, bool):
             return _large_enough(name, value, where)
         case "float", int() | float() if not isinstance(value, bool):
@@ -374,38 +570,76 @@ def _typed(name: str, value: object, where: str) -> object:
             return tuple(value)
         case "tuple[WatchRule, ...]", list() if all(isinstance(item, str | dict) for item in value):
             return _watches(value, where)
-    wanted = {
-        "Path": "a path",
-        "str": "a string",
-        "int": "a whole number",
-        "float": "a number",
-        "tuple[WatchRule, ...]": "a list of paths or tables",
-    }
-    raise ConfigError(
-        f"{where} must be {wanted.get(kind, 'a list of strings')}, not {value!r}",
-        hint="Correct it",
-    )
+        case "tuple[MirrorRule, ...]", list() if all(
+            isinstance(item, str | dict) for item in value
+        ):
+            return _mirrors(value, where)
+    raise _not_allowed(name, value, where)
 
 
 def _large_enough(name: str, value: float, where: str) -> float:
-    least = SETTINGS[name].least
-    if not value >= least:  # not a number, among others
-        raise ConfigError(f"{where} must be at least {least}, not {value!r}", hint="Correct it")
+    if not value >= SETTINGS[name].least:  # not a number, among others
+        raise _not_allowed(name, value, where)
     return value
 
 
-def _watches(items: list[str | dict[str, Any]], where: str) -> tuple[WatchRule, ...]:
+def _min_free(text: str, where: str) -> str:
     try:
-        rules = [
-            WatchRule.parse({"directory": item} if isinstance(item, str) else item)
-            for item in items
-        ]
-    except InvalidSource as error:
-        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+        MinFree.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}", hint="Correct it") from error
+    return text
+
+
+def _not_allowed(name: str, value: object, where: str) -> ConfigError:
+    setting = SETTINGS[name]
+    return ConfigError(
+        f"{where} must be {setting.allowed}, not {value!r}",
+        hint=f"{setting.meaning} The default is {setting.default}",
+    )
+
+
+def _watches(items: list[str | dict[str, Any]], where: str) -> tuple[WatchRule, ...]:
+    rules: list[WatchRule] = []
+    wrong: list[InvalidSource] = []
+    for item in items:
+        try:
+            rules.append(WatchRule.parse({"directory": item} if isinstance(item, str) else item))
+        except InvalidSource as error:
+            wrong.append(error)
+    if wrong:
+        raise ConfigError(
+            f"{where}: {'; '.join(error.message for error in wrong)}",
+            hint=". ".join(dict.fromkeys(error.hint for error in wrong if error.hint)),
+        ) from wrong[0]
     names = [rule.name for rule in rules]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{where} has two of the name {twice}", hint="Give each a name")
     return tuple(rules)
+
+
+def _mirrors(items: list[str | dict[str, Any]], where: str) -> tuple[MirrorRule, ...]:
+    try:
+        return tuple(MirrorRule.parse(item) for item in items)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def _check_overlay(settings: Settings) -> None:
+    """Raise ConfigError where two daemons would write to one directory."""
+    if not settings.read_only:
+        if settings.overlay_dir is not None:
+            raise ConfigError(
+                "overlay_dir is for a daemon with read_only",
+                hint="Set read_only, or leave overlay_dir out",
+            )
+        return
+    own, owners = os.path.realpath(settings.own_cache_dir), os.path.realpath(settings.cache_dir)
+    if Path(own).is_relative_to(owners) or Path(owners).is_relative_to(own):
+        raise ConfigError(
+            f"overlay_dir {own} and the owner's cache directory {owners} are not apart",
+            hint="Give overlay_dir a directory of this node's own, on a local disk",
+        )
 
 
 def _new_socket_dir(environment: Mapping[str, str]) -> Path:

@@ -77,6 +77,8 @@ class Warming:
         refresh: bool = False,
         selection: Selection = NO_SELECTION,
         lock: LockedRevision | None = None,
+        for_uid: int | None = None,
+        with_needs: bool = False,
     ) -> Warmed:
         """Make files of a source present and published; see Warmer.warm."""
         if not isinstance(source, WatchSource):
@@ -88,6 +90,8 @@ class Warming:
                 report=report,
                 selection=selection,
                 lock=lock,
+                for_uid=for_uid,
+                with_needs=with_needs,
             )
         # A watch has no origin to fetch from: its files are published when the directory changes.
         manifest = await self._warmer.recheck(source, names, report)
@@ -137,7 +141,9 @@ class Warming:
             return
         await self._warmer.mend(source, filenames, as_need=as_need, report=_unheard)
 
-    async def warm(self, request: Warm, report: Callable[[Progress], None]) -> Warmed:
+    async def warm(
+        self, request: Warm, report: Callable[[Progress], None], *, for_uid: int | None = None
+    ) -> Warmed:
         """Warm a source at its newest revision, then its dependencies.
 
         Returns:
@@ -148,6 +154,8 @@ class Warming:
                 is published all the same.
         """
         source, options = request.source, request.options
+        # A lock names what the model needs as models of their own, at revisions of theirs.
+        is_alone = options.pair_only or options.lock is not None
         warmed = await self.ensure(
             source,
             request.names,
@@ -156,13 +164,13 @@ class Warming:
             refresh=options.refresh,
             selection=options.selection,
             lock=options.lock,
+            for_uid=for_uid,
+            with_needs=not is_alone,
         )
         self._uses.note(manifest_key(source))
         try:
-            # A lock names what the model needs as models of their own, at revisions of theirs.
-            is_alone = options.pair_only or options.lock is not None
             if not is_alone and (options.refresh or not self._has_needs(warmed.manifest)):
-                not_refreshed = await self._bring_needs(source, warmed.manifest, report)
+                not_refreshed = await self._bring_needs(source, warmed.manifest, report, for_uid)
                 warmed = replace(warmed, not_refreshed=not_refreshed)
         finally:
             # Only once the new dependencies are published: they may depend on the old ones.
@@ -181,12 +189,17 @@ class Warming:
         return all(self._store.needed(need) is not None for need in manifest.needs)
 
     async def _bring_needs(
-        self, source: RemoteSource, manifest: Manifest, report: Callable[[Progress], None]
+        self,
+        source: RemoteSource,
+        manifest: Manifest,
+        report: Callable[[Progress], None],
+        for_uid: int | None,
     ) -> tuple[str, ...]:
         """Warm a model's dependencies; returns the names of those that could not be refreshed."""
         not_refreshed = []
         try:
-            for met in await self._warmer.warm_needs(manifest, report=report):
+            brought = await self._warmer.warm_needs(manifest, report=report, for_uid=for_uid)
+            for met in brought:
                 needed, failure = met.manifest, met.not_refreshed
                 log.info("%s needs %s at %s", manifest.source, needed.source, needed.revision)
                 if failure is not None:

@@ -159,11 +159,11 @@ class Bench:
         self.path.unlink()
         self.twin.unlink(missing_ok=True)
 
-    def load(self, *, mapped: bool = True) -> Any:
-        """As the client loads what the daemon has sent; unmapped, as it loads a local file."""
+    def load(self, *, direct: bool = False) -> Any:
+        """As the client loads what the daemon has sent, or, direct, a local file."""
         index = parse(self.index, file_size=os.fstat(self.fd).st_size)
         target = self.target
-        built: Any = build(index, self.fd, device=target.device, mapped=mapped, link=target.link)
+        built: Any = build(index, self.fd, device=target.device, link=target.link, direct=direct)
         return built[KEY]
 
     def load_into(self, module: torch.nn.Module) -> Any:
@@ -300,7 +300,7 @@ class Run:
     def _measure_cold(self, bench: Bench) -> None:
         loaders: dict[str, Callable[[], Any]] = {
             OURS: bench.load,
-            f"{OURS} past the page cache": lambda: bench.load(mapped=False),
+            f"{OURS} past the page cache": lambda: bench.load(direct=True),
             "torch.load": bench.by_torch,
         }
         if bench.has_twin:

@@ -100,7 +100,8 @@ def test_every_class_is_public_and_complete(cls: type[CraftcacheError]) -> None:
     assert getattr(craftcache, cls.__name__) is cls
     assert error.code == cls.__name__
     assert str(error) == "org/name: it went wrong. Mend it"
-    assert error.retryable == (cls.__name__ in {"DeviceMemoryFull", "Unavailable"})
+    retryable = {"BudgetExceeded", "DeviceMemoryFull", "Unavailable"}
+    assert error.retryable == (cls.__name__ in retryable)
     assert 400 <= error.to_problem()["status"] < 600
 
 

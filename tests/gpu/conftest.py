@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .targets import Target, open_target
+from tests.gpu.targets import Target, open_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

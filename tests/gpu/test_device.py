@@ -107,17 +107,17 @@ def assert_same(ours: Any, loaded: Any) -> None:
     assert mine["turned"].data_ptr() == mine["weight"].data_ptr()
 
 
-@pytest.mark.parametrize("mapped", [True, False])
-def test_it_is_what_torch_load_returns(fd: int, saved: bytes, target: Target, mapped: bool) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_it_is_what_torch_load_returns(fd: int, saved: bytes, target: Target, direct: bool) -> None:
     for _ in range(3):
-        assert_same(brought(fd, target, mapped=mapped), theirs(saved, target.device))
+        assert_same(brought(fd, target, direct=direct), theirs(saved, target.device))
 
 
 def test_a_file_that_is_not_in_the_page_cache(fd: int, saved: bytes, target: Target) -> None:
-    for mapped in (True, False):
+    for direct in (True, False):
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        assert_same(brought(fd, target, mapped=mapped), theirs(saved, target.device))
+        assert_same(brought(fd, target, direct=direct), theirs(saved, target.device))
 
 
 def test_the_client_loads_a_local_file(path: Path, saved: bytes, target: Target) -> None:

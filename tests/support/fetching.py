@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
+    from craftcached.fetch import Mirrors
     from tests.support.hub import Content, TestHub
 
 MIB = 1024 * 1024
@@ -61,9 +62,12 @@ async def rig_at(
     check_url: Callable[[str], None] = lambda _: None,
     boot_id: str | None = None,
     free: Callable[[], int] | None = None,
+    mirrors: Mirrors | None = None,
 ) -> AsyncIterator[Rig]:
     staging = base / "staging"
-    async with Engine(staging, settings, check_url=check_url, boot_id=boot_id, free=free) as engine:
+    async with Engine(
+        staging, settings, check_url=check_url, boot_id=boot_id, free=free, mirrors=mirrors
+    ) as engine:
         yield Rig(engine, staging)
 
 

@@ -14,18 +14,25 @@ from craftcache.digests import hash_stamped
 from craftcache.sources import UrlSource, parse
 from craftcached.database import Database
 from craftcached.eviction.evictor import Evictor
+from craftcached.eviction.holds import Holds
 from craftcached.eviction.last_use import LastUse
+from craftcached.eviction.meter import RoomMeter
 from craftcached.eviction.pins import Pins
+from craftcached.eviction.survey import Surveyor
+from craftcached.fetch.disk_space import DiskSpace
 from craftcached.residency.residency import Residency
 from craftcached.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from craftcache.cache.manifest import Manifest
 
 __all__ = ["Clock", "Keeping", "keeping", "key", "source"]
+
+
+DAY = 86400.0
 
 
 class Clock:
@@ -46,8 +53,11 @@ class Keeping:
     records: Database
     residency: Residency
     pins: Pins
+    holds: Holds
     uses: LastUse
+    surveyor: Surveyor
     evictor: Evictor
+    space: DiskSpace
     clock: Clock
 
     async def publish(self, name: str, **files: bytes) -> Manifest:
@@ -84,23 +94,34 @@ def key(name: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def keeping(base: Path, *, max_bytes: int = 0) -> AsyncIterator[Keeping]:
+async def keeping(
+    base: Path,
+    *,
+    max_bytes: int = 0,
+    free: Callable[[], int] | None = None,
+    clock: Clock | None = None,
+) -> AsyncIterator[Keeping]:
     """The parts, with their directories under ``base``."""
-    clock = Clock()
+    clock = clock or Clock()
     async with contextlib.AsyncExitStack() as stack:
         cache = CacheDir(base / "cache", frozenset({os.geteuid()}))
         store = await stack.enter_async_context(Store(cache))
         records = await stack.enter_async_context(Database(base / "state"))
         residency = await stack.enter_async_context(Residency())
-        pins = Pins(store=store, records=records, residency=residency)
+        pins = Pins(store=store, records=records, residency=residency, clock=clock)
         await stack.enter_async_context(pins)
         uses = await stack.enter_async_context(LastUse(records, clock))
-        evictor = Evictor(
+        holds = await stack.enter_async_context(Holds(records, DAY, clock))
+        surveyor = Surveyor(store=store, pins=pins, holds=holds, uses=uses, clock=clock)
+        space = DiskSpace(free or (lambda: 1 << 40), None, cache.root)
+        space.policy = evictor = Evictor(
             store=store,
+            surveyor=surveyor,
+            meter=RoomMeter(cache, space),
             remove=store.remove,
-            pins=pins,
             uses=uses,
+            holds=holds,
             max_bytes=max_bytes,
             clock=clock,
         )
-        yield Keeping(store, records, residency, pins, uses, evictor, clock)
+        yield Keeping(store, records, residency, pins, holds, uses, surveyor, evictor, space, clock)

@@ -121,9 +121,10 @@ for directory in found:
 def test_what_inspects_a_file_is_without_the_network_in_the_daemons_sandbox(node: Node) -> None:
     code = """
 import socket
-from craftcached.inspect.confine import confine
+from craftcached.inspect.confine import confine, leave_network
 listener = socket.create_server(("127.0.0.1", 0))
 socket.create_connection(listener.getsockname()).close()
+leave_network()
 confine(cpu_seconds=2, file_bytes=1 << 26)
 try:
     socket.create_connection(listener.getsockname())

@@ -22,7 +22,7 @@ needs_analyze = pytest.mark.skipif(
 
 
 @needs_analyze
-@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", sorted(UNITS.rglob("*.service")), ids=lambda unit: unit.name)
 def test_no_unit_is_more_exposed_than_it_must_be(unit: Path) -> None:
     analyzed = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", f"--threshold={MOST}", unit],

@@ -27,7 +27,7 @@ from craftcache.full_disk import FULL, free_bytes, storage_full
 from .lockfile import MAX_LOCK_BYTES, LockFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from craftcache.cache.directory import CacheDir
@@ -106,12 +106,16 @@ def write_bundle(path: Path, closure: Closure, cache: CacheDir) -> int:
     return size
 
 
-def unpack(stream: Readable, staging: Path) -> Unpacked:
+def unpack(
+    stream: Readable, staging: Path, *, check_room: Callable[[int], object] | None = None
+) -> Unpacked:
     """Read a bundle into ``staging``; the caller removes the files' names there.
 
     Args:
         stream: The bundle.
         staging: Directory of the files, on the cache's file system.
+        check_room: Called with the bytes of all files before the first is read; raises StorageFull
+            where they have no room. None compares them with what the file system has free.
 
     Raises:
         IntegrityError: It is damaged, incomplete, or holds what no bundle holds; nothing is left.
@@ -128,7 +132,11 @@ def unpack(stream: Readable, staging: Path) -> Unpacked:
             members = iter(tar)
             lock = _read_lock(tar, next(members, None), metered)
             wanted = _by_content(lock)
-            _check_room(staging, sum(entries[0].size for entries in wanted.values()))
+            size = sum(entries[0].size for entries in wanted.values())
+            if check_room is None:
+                _check_room(staging, size)
+            else:
+                check_room(size)
             for member in members:
                 entries = _wanted(member, wanted, files)
                 metered.allow(member.size + HEADER_BYTES)

@@ -8,6 +8,7 @@
         index/<hex>.json            the index of the checkpoint with that sha256
         stamps/<hex>.json           stamps of the files that were found to have that sha256
         manifests/<key>.json        the files that a source consists of
+        incoming/<name>.json        the files that are being published, see incoming
         torch/hub/checkpoints/      links to URL files whose name carries their hash, for torch.hub
         quarantine/                 files that failed verification later, never served
 
@@ -42,9 +43,10 @@ from craftcache.digests import Digests, HashedFile, Stamp
 from craftcache.sources import url_digest
 
 from .cache_format import newer_format
+from .catalog import Catalog
 from .durable import make_directory, staging_name, sync_directory, write_file
 from .hub_cache import LOCK_SECONDS, HubTree
-from .manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
+from .manifest import manifest_key
 from .ownership import make_ours
 from .paths import real_path
 from .placing import link_or_copy, move_away
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
     from craftcache.dependencies import Dependency
     from craftcache.sources import RemoteSource
 
-    from .manifest import FileRecord
+    from .manifest import FileRecord, Manifest
 
 __all__ = ["CacheDir"]
 
@@ -91,12 +93,21 @@ class CacheDir:
     # Joined once: joining them for each hit would make hits a third slower.
     _blobs: Path = field(init=False, repr=False, compare=False)
     _indexes: Path = field(init=False, repr=False, compare=False)
-    _manifests: Path = field(init=False, repr=False, compare=False)
+    _catalog: Catalog = field(init=False, repr=False, compare=False)
+    _prefix: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_blobs", self.private / "blobs" / "sha256")
         object.__setattr__(self, "_indexes", self.private / "index")
-        object.__setattr__(self, "_manifests", self.private / "manifests")
+        object.__setattr__(self, "_prefix", os.path.join(self.root, ""))
+        catalog = Catalog(
+            self.private / "manifests",
+            self.staging,
+            is_ours=self.is_ours,
+            is_owned=lambda status: status.st_uid in self.trusted_uids,
+            on_read=self._vouch,
+        )
+        object.__setattr__(self, "_catalog", catalog)
         stamps = Stamps(self.private / "stamps", self.staging, self.is_ours)
         object.__setattr__(self, "stamps", stamps)
 
@@ -109,6 +120,20 @@ class CacheDir:
     def staging(self) -> Path:
         """Directory of files before they have a final name; on the same file system."""
         return self.private / "staging"
+
+    @property
+    def owner(self) -> Path:
+        """The link to another daemon's cache, of which files are served in place."""
+        return self.private / "owner"
+
+    @property
+    def owner_prefix(self) -> str:
+        """What the paths of records begin with whose files are there."""
+        return f"{self.relative(self.owner)}/"
+
+    def is_owners(self, record: FileRecord) -> bool:
+        """Whether the file belongs to another daemon's cache, so that nothing is done to it."""
+        return record.path.startswith(self.owner_prefix)
 
     @property
     def _torch_checkpoints(self) -> Path:
@@ -141,7 +166,8 @@ class CacheDir:
     def directories(self) -> tuple[Path, ...]:
         """Those that writing needs."""
         return (
-            *(self.staging, self._blobs, self._indexes, self._manifests, self.stamps.directory),
+            *(self.staging, self._blobs, self._indexes, self._catalog.directory),
+            self.stamps.directory,
             self._torch_checkpoints,
         )
 
@@ -152,6 +178,10 @@ class CacheDir:
     def path(self, record: FileRecord) -> Path:
         """Path of the blob of ``record``."""
         return self.root / record.path
+
+    def path_text(self, record: FileRecord) -> str:
+        """Path of the blob of ``record`` as a string, for thousands of them at once."""
+        return self._prefix + record.path
 
     def relative(self, path: Path) -> str:
         """``path`` relative to the cache directory, as in a FileRecord."""
@@ -212,34 +242,23 @@ class CacheDir:
 
     def manifest_path(self, key: str) -> Path:
         """Path of the manifest with that key, see manifest.manifest_key."""
-        return self._manifests / f"{key}.json"
+        return self._catalog.path(key)
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
         """The published manifest of ``source``; None where there is none that can be read."""
         return self.manifest_at(manifest_key(source))
 
     def manifest_at(self, key: str, *, ours: bool = False, owned: bool = False) -> Manifest | None:
-        """The published manifest with that key; None where there is none that can be read.
+        """The published manifest with that key; see Catalog.at."""
+        return self._catalog.at(key, ours=ours, owned=owned)
 
-        Args:
-            key: See manifest.manifest_key.
-            ours: Whether to leave out a manifest that an untrusted user can have written.
-            owned: Whether to leave out a manifest that an untrusted user owns; one of ours that
-                others may write to is returned.
-        """
-        try:
-            with self.manifest_path(key).open("rb") as file:
-                status = os.fstat(file.fileno())
-                is_ours = self.is_ours(status)
-                if (ours and not is_ours) or (owned and status.st_uid not in self.trusted_uids):
-                    return None
-                manifest = Manifest.parse(file.read(MAX_BYTES), key)
-        except (OSError, ManifestError):
-            return None
-        for record in manifest.files if is_ours else ():
-            if record.index_sha256 is not None:
-                self._vouched[record.sha256].add(record.index_sha256)
-        return manifest
+    def find_manifest(self, key: str) -> tuple[Manifest, os.stat_result] | None:
+        """The published manifest with that key, and the stat of its file; see Catalog.find."""
+        return self._catalog.find(key)
+
+    def remembered_manifest(self, key: str) -> Manifest | None:
+        """The manifest with that key as it was last read in this process; see Catalog."""
+        return self._catalog.remembered(key)
 
     def manifests(self) -> Iterator[Manifest]:
         """All published manifests, in no order."""
@@ -248,19 +267,26 @@ class CacheDir:
     def published(
         self, *, ours: bool = False, owned: bool = False
     ) -> Iterator[tuple[str, Manifest]]:
-        """All published manifests with their keys, in no order; see manifest_at."""
-        for key in self.manifest_keys():
-            if manifest := self.manifest_at(key, ours=ours, owned=owned):
-                yield key, manifest
+        """All published manifests with their keys, in no order; see Catalog.at."""
+        return self._catalog.published(ours=ours, owned=owned)
+
+    def holders(self, sha256: str, *, ours: bool = False) -> list[tuple[str, Manifest]]:
+        """The published manifests that name a file with that digest, with their keys."""
+        return self._catalog.holders(sha256, ours=ours)
 
     def manifest_keys(self) -> list[str]:
         """The keys of all manifests, of those too that this release cannot read."""
-        return [path.stem for path in self._manifests.glob("*.json")]
+        return self._catalog.keys()
+
+    def _vouch(self, manifest: Manifest) -> None:
+        for record in manifest.files:
+            if record.index_sha256 is not None:
+                self._vouched[record.sha256].add(record.index_sha256)
 
     def is_intact(self, record: FileRecord) -> bool:
         """Whether the blob is there and untouched since it was verified (one stat)."""
         try:
-            return self.stamps.has(record.sha256, self.path(record).stat())
+            return self.stamps.has(record.sha256, os.stat(self.path_text(record)))
         except OSError:
             return False
 
@@ -273,7 +299,7 @@ class CacheDir:
             OSError: The blob is missing, cannot be read or made ours, or was changed meanwhile.
         """
         path = self.path(record)
-        if not self.is_ours(path.stat()):
+        if not self.is_ours(path.stat()) and not self.is_owners(record):
             make_ours(path, mode=BLOB_MODE)
         return self.stamps.hash(path)
 
@@ -446,9 +472,7 @@ class CacheDir:
 
     def write_manifest_at(self, key: str, manifest: Manifest) -> None:
         """Publish a manifest by its key: the source's name may hold a secret that is not known."""
-        path = self.manifest_path(key)
-        make_directory(path.parent)
-        write_file(path, manifest.dump(key), staging=self.staging)
+        self._catalog.write(key, manifest)
 
 
 def _trusted_uids() -> frozenset[int]:

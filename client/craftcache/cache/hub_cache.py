@@ -205,7 +205,8 @@ class HubTree:
             if not (pointer.parent / target).exists():  # snapshots were linked elsewhere by hand
                 target = str(blob)
             self._link_pointer(target, pointer)
-            sync_directory(pointer.parent)
+        for directory in {self.pointer(commit, filename).parent for filename in etags}:
+            sync_directory(directory)
 
     def move_ref(self, revision: str, commit: str) -> None:
         """Make ``revision`` name ``commit``; the last step, once the snapshot is complete."""

@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,9 @@ __all__ = [
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
 """Bytes of a manifest's file; the largest export's manifest takes a hundredth of that."""
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ManifestError(ValueError):
@@ -400,7 +404,7 @@ def _record(raw: dict[str, Any]) -> FileRecord:
 
 
 def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return _SHA256.fullmatch(text) is not None
 
 
 def _sha256(value: object) -> str:

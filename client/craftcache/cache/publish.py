@@ -1,7 +1,9 @@
 """Publication: how verified files become a model, by names that are given in one order.
 
-    blobs -> snapshot links -> manifest -> ref
+    record -> blobs -> snapshot links -> manifest -> ref
 
+The record says what is about to come into huggingface_hub's tree, see incoming, until the manifest
+does: what a kill leaves there is known to be ours by it, and is the first to go.
 Beside the blobs of URLs stand torch.hub's links to them. The manifest's rename is the moment at
 which the model exists for craftcache, the ref's the one at which it does for unmodified
 huggingface_hub; before each, all that it leads to is in place and durable. A kill in between
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 from craftcache.dependencies import discover
 from craftcache.sources import NO_SELECTION, HubSource, WatchSource, parse
 
+from .incoming import forget_incoming, note_incoming
 from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
 
 if TYPE_CHECKING:
@@ -103,6 +106,7 @@ def publish_hub(
         OSError: The manifest and the ref are unchanged.
     """
     tree = cache.hub_tree(source.repo_id)
+    _note_incoming(cache, source, commit, files, origin)
     records = []
     etags = {}
     for filename, (verified, promise) in files.items():
@@ -120,10 +124,31 @@ def publish_hub(
     if earlier is not None and earlier.revision != commit and not source.is_pinned:
         _keep_superseded(cache, source, earlier)
     cache.write_manifest(source, manifest)
+    forget_incoming(cache, f"{manifest_key(source)}-{commit}")
     if is_named:
         tree.move_ref(source.revision, commit)
     _forget_superseded(cache, HubSource(source.repo_id, commit))
     return manifest
+
+
+def _note_incoming(
+    cache: CacheDir,
+    source: HubSource,
+    commit: str,
+    files: Mapping[str, tuple[Verified, Promise]],
+    origin: str,
+) -> None:
+    """Record the files that are about to come into the Hub's tree; not those that are there."""
+    tree = cache.hub_tree(source.repo_id)
+    coming = []
+    for filename, (verified, _) in files.items():
+        if verified.path.is_relative_to(cache.staging):
+            etag = verified.etag or verified.digests.sha256
+            blob = replace(verified.file, path=tree.blob(etag))
+            coming.append(_record(cache, filename, blob, verified, f"{origin}/{filename}", etag))
+    if coming:
+        manifest = Manifest(source.shown, commit, tuple(coming), now())
+        note_incoming(cache, manifest_key(source), manifest)
 
 
 def _keep_superseded(cache: CacheDir, source: HubSource, earlier: Manifest) -> None:
@@ -262,7 +287,7 @@ def record_index(cache: CacheDir, sha256: str) -> None:
         OSError: Some of the manifests are unchanged.
     """
     digest = cache.index_digest(sha256)
-    for key, manifest in cache.published(ours=True):
+    for key, manifest in cache.holders(sha256, ours=True):
         files = tuple(
             replace(record, index_sha256=digest) if record.sha256 == sha256 else record
             for record in manifest.files
@@ -278,11 +303,14 @@ def record_index(cache: CacheDir, sha256: str) -> None:
 def take_over(cache: CacheDir, key: str, manifest: Manifest) -> None:
     """Write a manifest anew that others may write to, once all its files are verified.
 
-    The digests of its indexes are found anew, and not taken from it.
+    The digests of its indexes are found anew, and not taken from it. One that was removed or
+    replaced since it was verified stays so.
 
     Raises:
         OSError: The manifest is unchanged.
     """
+    if cache.manifest_at(key, owned=True) != manifest:
+        return
     files = tuple(
         replace(record, index_sha256=cache.index_digest(record.sha256)) for record in manifest.files
     )

@@ -44,6 +44,7 @@ def build(
     mapped: bool = True,
     source: str | None = None,
     link: DeviceLink | None = None,
+    direct: bool = False,
 ) -> object:
     """What ``torch.load(file, map_location=device)`` would have returned.
 
@@ -55,6 +56,8 @@ def build(
             die or hang: then it is read.
         source: Named in errors.
         link: The way to the device; None finds one, unless it is the CPU.
+        direct: Whether what goes to a device is read past the page cache, where it is not in it:
+            nobody else will want the file.
 
     Raises:
         UnsafeCheckpoint, NotACheckpoint: Of a file that only torch can load.
@@ -68,7 +71,7 @@ def build(
         link = find_link(device)
     if link is not None:
         make = partial(_build_all, index, device)
-        return bring(index, fd, link, make, direct=not mapped, source=source)
+        return bring(index, fd, link, make, direct=direct, source=source)
     spans = _Spans(index, fd, mapped=mapped)
     take = spans.take if device.type == "cpu" else _PlainTransfer(spans, device).take
     return _build_all(index, device, take)

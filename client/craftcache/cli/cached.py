@@ -19,6 +19,7 @@ from .output import (
     NOT_KNOWN,
     Branch,
     aligned,
+    moment_text,
     print_columns,
     print_json,
     print_pairs,
@@ -111,7 +112,8 @@ def show(place: Site, source: str, *, as_json: bool) -> None:
             "revision": model.revision,
             "size": size_text(model.size),
             "resident": _resident(model),
-            "pinned": _pinned(model),
+            "pinned": _pinned(model) + _until(model.pinned_until),
+            "held": "no" if model.held_until is None else f"yes{_until(model.held_until)}",
         }
     )
     click.echo()
@@ -206,6 +208,8 @@ def _document(model: CachedModel) -> dict[str, object]:
         "published_at": _moment(model.published_at),
         "last_used_at": _moment(model.last_used_at),
         "superseded": model.is_superseded,
+        "pinned_until": model.pinned_until,
+        "held_until": model.held_until,
         "files": model.files,
         "needs": model.needs,
         "unmet": model.unmet,
@@ -238,7 +242,13 @@ def _pinned(model: CachedModel) -> str:
         return "yes"
     if model.is_superseded:
         return "superseded"
+    if model.held_until is not None:
+        return "held"
     return "needed" if model.is_needed_only else "no"
+
+
+def _until(moment: float | None) -> str:
+    return "" if moment is None else f" until {moment_text(moment)}"
 
 
 def _print_files(files: Iterable[FileInfo]) -> None:

@@ -10,7 +10,8 @@ import click
 from craftcache.sources import parse
 
 from .context import Site, json_option, pass_place
-from .output import print_json, size_text
+from .durations import as_seconds
+from .output import moment_text, print_json, size_text
 
 if TYPE_CHECKING:
     from craftcache.daemon.administration import Eviction
@@ -36,19 +37,27 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
 @click.command()
 @click.argument("source")
 @click.option("--lock", is_flag=True, help="Keep it in memory too.")
+@click.option(
+    "--for",
+    "expires_in",
+    callback=as_seconds,
+    metavar="TIME",
+    help="Unpin it by itself after so long, like 30d.",
+)
 @json_option
 @pass_place
-def pin(place: Site, source: str, *, lock: bool, as_json: bool) -> None:
+def pin(place: Site, source: str, *, lock: bool, expires_in: float | None, as_json: bool) -> None:
     """Keep a model of the cache, whatever else has to go.
 
-    It stays pinned at each later revision, until `craftcache unpin`.
+    It stays pinned at each later revision, until `craftcache unpin` or the end of --for.
     """
     shown = parse(source).shown
-    place.admin().pin(source, lock=lock)
+    expires_at = place.admin().pin(source, lock=lock, expires_in=expires_in)
     if as_json:
-        print_json({"source": shown, "pinned": True, "locked": lock})
-    else:
-        click.echo(f"{shown}: pinned{', locked in memory' if lock else ''}")
+        print_json({"source": shown, "pinned": True, "locked": lock, "expires_at": expires_at})
+        return
+    until = "" if expires_at is None else f" until {moment_text(expires_at)}"
+    click.echo(f"{shown}: pinned{until}{', locked in memory' if lock else ''}")
 
 
 @click.command()

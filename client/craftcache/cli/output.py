@@ -17,6 +17,7 @@ __all__ = [
     "Branch",
     "NOT_KNOWN",
     "aligned",
+    "moment_text",
     "print_columns",
     "print_json",
     "print_pairs",
@@ -83,6 +84,11 @@ def size_text(count: float) -> str:
         if count < 999.95 or unit == _UNITS[-1]:
             break
     return f"{count:.1f} {unit}"
+
+
+def moment_text(moment: float) -> str:
+    """A time, given in seconds since the epoch, as this machine's clock shows it."""
+    return f"{datetime.fromtimestamp(moment).astimezone():%Y-%m-%d %H:%M}"
 
 
 def short_revision(revision: str) -> str:

@@ -146,7 +146,7 @@ def _time(planned: WarmPlan) -> str:
 
 def _room(planned: WarmPlan) -> str:
     room = planned.room
-    words = f"{size_text(room.free_bytes)} free"
+    words = f"{size_text(room.free_bytes)} free, min_free keeps {size_text(room.min_free_bytes)}"
     if room.max_bytes:
         words += f", {size_text(room.used_bytes)} of max_bytes {size_text(room.max_bytes)} used"
     if room.evicted:

@@ -16,7 +16,8 @@ from craftcache.wire import WarmOptions
 
 from .bundle import read_lock
 from .context import Site, exit_code, json_option, pass_place, show_error
-from .output import print_json, short_revision, size_text
+from .durations import as_seconds
+from .output import moment_text, print_json, short_revision, size_text
 from .progress import make_display
 from .queue import named
 
@@ -77,6 +78,13 @@ AT_ONCE = 8
     default=True,
     help="Ask the origin for a newer revision, or be content with what was warmed last.",
 )
+@click.option(
+    "--hold",
+    callback=as_seconds,
+    default="0",
+    metavar="TIME",
+    help="Keep it from being evicted for so long, like 4h, so that it is there when a job starts.",
+)
 @click.option("--detach", is_flag=True, help="Queue it with the daemon and do not wait.")
 @click.option("--check", is_flag=True, help="Only answer, by the exit code, whether all is warm.")
 @click.option(
@@ -109,8 +117,8 @@ def warm(
     if not sources and locked is None:
         raise click.UsageError("Missing argument 'SOURCE...'")
     wanted = WarmOptions.of(options)
-    if check and wanted.resident:
-        raise click.UsageError("--check and --resident exclude each other")
+    if check and (wanted.resident or wanted.hold):
+        raise click.UsageError("--check only asks, so it excludes --resident and --hold")
     if check and wanted.selection:
         raise click.UsageError("--check is for named files; warm --no-refresh asks nobody either")
     wants = [(source, wanted) for source in sources]
@@ -146,6 +154,8 @@ def _warm(
         )
         if any(wanted.resident for _, wanted in wants):
             click.echo(f"{model.source}: {_resident_text(model)}")
+        if any(wanted.hold for _, wanted in wants):
+            click.echo(f"{model.source}: {_hold_text(model)}")
         for unmet in _unmet(cached.get(model.source)):
             click.echo(f"{model.source} needs {unmet.what}, which cannot be warmed. {unmet.hint}")
     for error in errors:
@@ -209,6 +219,12 @@ def _resident_text(model: WarmedModel) -> str:
     size = model.bytes_fetched + model.bytes_reused
     found = f"{size_text(model.resident_bytes)} of {size_text(size)} in memory"
     return found if model.resident_bytes >= size else f"{found}; there is no room for more"
+
+
+def _hold_text(model: WarmedModel) -> str:
+    if model.held_until is None:
+        return "not held; only a daemon of this release holds models"
+    return f"held until {moment_text(model.held_until)}"
 
 
 def _too_late(source: str, timeout: float | None) -> Unavailable:

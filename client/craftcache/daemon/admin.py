@@ -25,6 +25,7 @@ from .administration import (
     WatchReport,
 )
 from .planning import WarmPlan
+from .room import RoomReport, UserReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -89,12 +90,18 @@ class AdminClient:
         answer = self._request("DELETE", f"/v1/models/{quote(source, safe='')}")
         return answer.integer("freed_bytes")
 
-    def pin(self, source: str, *, lock: bool = False) -> None:
+    def pin(
+        self, source: str, *, lock: bool = False, expires_in: float | None = None
+    ) -> float | None:
         """Keep a model of the cache from being evicted and removed.
 
         Args:
             source: The source to keep, at whatever revision.
             lock: Whether to keep it in memory too; returns when all of it is there.
+            expires_in: Seconds after which the pin ends by itself; None for never.
+
+        Returns:
+            Time at which the pin ends by itself, in seconds since the epoch; None for never.
 
         Raises:
             NotFound: It is not in the cache.
@@ -102,7 +109,11 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         path = f"/v1/pins/{quote(source, safe='')}"
-        self._request("PUT", path, {"lock": lock}, seconds=LOCK_SECONDS)
+        body = {"lock": lock, "expires_in": expires_in}
+        answer = self._request("PUT", path, body, seconds=LOCK_SECONDS)
+        if answer.is_null("expires_at"):
+            return None
+        return answer.moment("expires_at").timestamp()
 
     def unpin(self, source: str) -> None:
         """Allow a pinned model to be evicted and removed again.
@@ -214,6 +225,23 @@ class AdminClient:
         """
         answer = self._request("DELETE", f"/v1/quarantine/{quote(name, safe='')}")
         return answer.integer("freed_bytes")
+
+    def room(self) -> RoomReport:
+        """The room of the cache, and what takes it.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        return RoomReport.parse(self._request("GET", "/v1/room"))
+
+    def users(self) -> list[UserReport]:
+        """What each user has of the daemon, and has held.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("GET", "/v1/users")
+        return list(map(UserReport.parse, answer.children("users", MAX_ITEMS)))
 
     def queue_warm(self, sources: Sequence[str], options: WarmOptions) -> list[QueuedWarm]:
         """Have the daemon warm ``sources`` by itself, without waiting for it.

@@ -247,15 +247,14 @@ class Verdict:
     @classmethod
     def parse(cls, fields: Fields) -> Verdict:
         """The verdict with these keys; earlier releases tell of files alone."""
-        outcome = fields.text("outcome", 32)
-        part = fields.optional_text("part", 32) or "file"
+        is_of_file = fields.is_null("part")
         failure = fields.optional_child("failure")
         return cls(
             fields.text("source", MAX_SOURCE),
             fields.text("filename", MAX_FILENAME),
             fields.sha256("sha256"),
-            fields.checked(lambda: _OUTCOMES[outcome], "outcome"),
-            fields.checked(lambda: _PARTS[part], "part"),
+            fields.choice("outcome", _OUTCOMES),
+            "file" if is_of_file else fields.choice("part", _PARTS),
             fields.optional_text("quarantined", MAX_PATH),
             failure.error() if failure else None,
         )

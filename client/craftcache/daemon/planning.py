@@ -124,7 +124,8 @@ class PlannedRoom:
 
     Attributes:
         free_bytes: Bytes that the cache's file system has free.
-        used_bytes: Bytes of all cached models.
+        min_free_bytes: Bytes of that which no fetch may use; the setting min_free.
+        used_bytes: Bytes of all that craftcache has put there.
         max_bytes: The setting max_bytes; 0 is no limit.
         evicted: Sources of the models that would have to go, in this order.
         freed_bytes: Bytes that this frees.
@@ -132,6 +133,7 @@ class PlannedRoom:
     """
 
     free_bytes: int
+    min_free_bytes: int
     used_bytes: int
     max_bytes: int
     evicted: tuple[str, ...]
@@ -143,6 +145,7 @@ class PlannedRoom:
         """The room with these keys."""
         return cls(
             fields.integer("free_bytes"),
+            fields.integer("min_free_bytes"),
             fields.integer("used_bytes"),
             fields.integer("max_bytes"),
             fields.texts("evicted", MAX_MODELS, MAX_SOURCE),

@@ -113,7 +113,7 @@ class Pipeline:
         self._accelerator = accelerator
         self._ring = ring
         self._check = check
-        self._readers = readers or min(MAX_READERS, len(os.sched_getaffinity(0)))
+        self._readers = readers or min(MAX_READERS, _processors())
         self._jobs: queue.SimpleQueue[CopyJob | None] = queue.SimpleQueue()
         """Jobs to do; None ends the thread that takes it."""
         self._threads: list[threading.Thread] = []
@@ -301,6 +301,13 @@ class Pipeline:
         finally:
             self._over()
         return buffer
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 _InFlight: TypeAlias = "deque[tuple[Mark, PinnedBuffer]]"

@@ -4,45 +4,56 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from craftcache.errors import DeviceLost, ResourceLimit
 
-from .accelerator import NoDeviceMemory, PinnedBuffer
+from .accelerator import DeviceWork, NoDeviceMemory, PinnedBuffer
 from .pieces import PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .accelerator import CopyStream, DeviceWork, Mark
+    from .accelerator import CopyStream, Mark
 
-__all__ = ["TorchAccelerator", "find_accelerator"]
+__all__ = ["TorchAccelerator", "copies_rightly", "find_accelerator"]
 
 
 def find_accelerator(device: torch.device) -> TorchAccelerator | None:
     """What copies into ``device`` while nobody waits; None where plain copies have to do."""
     if device.type == "cuda":
         return TorchAccelerator(device, torch.cuda)
-    if device.type in ("cpu", "meta") or not _is_the_accelerator(device.type):
+    if device.type in ("cpu", "meta") or not _is_usable(device.type):
         return None
-    accelerator = TorchAccelerator(device, _GenericApi())
-    try:
-        with accelerator.entered():
-            accelerator.new_stream()
-            accelerator.mark()
-        accelerator.pin(PAGE_BYTES)
-    except Exception:  # noqa: BLE001  # a backend that lacks something raises nearly anything
-        return None
-    return accelerator
+    return TorchAccelerator(device, _GenericApi())
 
 
-def _is_the_accelerator(kind: str) -> bool:
-    """Whether it is the accelerator of this build of torch, the one that memory is locked for."""
+@cache
+def _is_usable(kind: str) -> bool:
+    """Whether it is the accelerator of this build of torch, and has what is asked of one."""
     api: Any = getattr(torch, "accelerator", None)  # torch 2.6 and newer
     current = api.current_accelerator() if api is not None else None
-    return current is not None and current.type == kind
+    if current is None or current.type != kind:
+        return False
+    try:
+        return copies_rightly(TorchAccelerator(torch.device(kind), _GenericApi()))
+    except Exception:  # noqa: BLE001  # a backend that lacks something raises nearly anything
+        return False
+
+
+def copies_rightly(accelerator: TorchAccelerator) -> bool:
+    """Whether bytes that are sent to the device, and on from there, are those that come back."""
+    with accelerator.entered():
+        stream = accelerator.new_stream()
+        buffer = accelerator.pin(PAGE_BYTES)
+        buffer.view[:4] = b"\1\2\3\4"
+        there, spread = accelerator.allocate(4), accelerator.allocate(4)
+        work = DeviceWork(accelerator.mark(), [(there, buffer.tensor[:4])], [(spread, there)])
+        stream.enqueue(work).wait()
+        return bool(spread.cpu().tolist() == [1, 2, 3, 4])
 
 
 class _GenericApi:
@@ -53,8 +64,10 @@ class _GenericApi:
         self.Stream: Any = torch.Stream
         self.Event: Any = torch.Event
         self.current_stream: Any = self._api.current_stream
-        self.device: Any = getattr(self._api, "device_index", None) or _set_device_index
-        self.current_device: Any = self._api.current_device_index
+        self.device: Any = self._api.device_index
+        self.current_device: Any = (
+            getattr(self._api, "current_device_index", None) or self._api.current_device_idx
+        )
 
     @staticmethod
     def stream(stream: Any) -> Any:  # noqa: ANN401  # a stream is its own context
@@ -69,16 +82,6 @@ class _GenericApi:
         """As torch.cuda's."""
         free, total = self._api.get_memory_info(device)
         return free, total
-
-
-@contextlib.contextmanager
-def _set_device_index(index: int) -> Iterator[None]:
-    before = torch.accelerator.current_device_index()
-    torch.accelerator.set_device_index(index)
-    try:
-        yield
-    finally:
-        torch.accelerator.set_device_index(before)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from craftcache.cache.directory import CacheDir
-from craftcache.config import choose_cache_dir
+from craftcache.config import choose_cache_dir, choose_map
+from craftcache.file_maps import remote_file_system
 
 from .finding import Finding
 
@@ -34,6 +35,7 @@ def check(cache_dir: Path | None) -> Iterator[Finding]:
         return
     yield _check_access(cache)
     yield _check_space(cache.root)
+    yield _check_maps(cache.root)
 
 
 def _check_access(cache: CacheDir) -> Finding:
@@ -63,3 +65,37 @@ def _check_space(root: Path) -> Finding:
         return Finding("disk space", "ok", shown)
     remedy = "craftcache rm frees models; another disk: drop-ins/another-disk.conf"
     return Finding("disk space", "warning", f"{shown}, less than a large model takes", remedy)
+
+
+def _check_maps(root: Path) -> Finding:
+    """Whether tensors are mapped from there, and why."""
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        remote = None  # said by another check
+    else:
+        try:
+            remote = remote_file_system(descriptor)
+        finally:
+            os.close(descriptor)
+    place = f"{root} is on {remote}" if remote else f"{root} is on a local file system"
+    choice = choose_map() or "auto"
+    match choice, remote:
+        case "always", str():
+            return Finding(
+                "maps",
+                "warning",
+                f"{place}, and map is {choice}: tensors are mapped, and a worker ends by SIGBUS, "
+                "or hangs, when the file system fails",
+                'map = "auto", or keep the cache on a local disk',
+            )
+        case ("auto", None) | ("always", _):
+            return Finding("maps", "ok", f"{place}: tensors are mapped, and shared by all workers")
+        case "auto", _:
+            return Finding(
+                "maps",
+                "warning",
+                f"{place}: tensors are read, not mapped, so that each worker holds its own copy",
+                "Keep the cache on a local disk",
+            )
+    return Finding("maps", "ok", f"map is {choice}: tensors are read, not mapped")

@@ -171,7 +171,13 @@ def to_object(
         if index is None:
             return _load_by_torch(file, device, source)
         return build(
-            index, file.descriptor, device=device, mapped=file.mapped, source=source, link=link
+            index,
+            file.descriptor,
+            device=device,
+            mapped=file.mapped,
+            source=source,
+            link=link,
+            direct=file.info.sha256 is None,  # local, and not for all workers of the node
         )
 
 

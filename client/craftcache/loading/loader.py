@@ -17,11 +17,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from craftcache.cache.directory import CacheDir
-from craftcache.config import choose_cache_dir, choose_socket_dir
+from craftcache.config import choose_cache_dir, choose_map, choose_socket_dir
 from craftcache.daemon.client import DaemonClient
 from craftcache.daemon.transport import Call, DaemonUnavailable
 from craftcache.errors import NotMounted
 from craftcache.fallback.handler import FallbackHandler, is_offline
+from craftcache.file_maps import may_map
 from craftcache.plan import Fallback, plan_load
 from craftcache.sources import FILENAMES, LocalDirectory, LocalFile, WatchSource
 from craftcache.wire import Follow, Identify, Load, Models, Resolve
@@ -82,6 +83,7 @@ class Loader:
             raise ValueError(f"fallback is {fallback!r}, not one of {get_args(Fallback)}")
         self.socket_dir = choose_socket_dir(socket_dir)
         self.cache_dir = choose_cache_dir(cache_dir)
+        self._map = choose_map()
         self._mode: Fallback = fallback
         self._cold_seconds = cold_seconds
         self._daemon = DaemonClient(self.socket_dir, self.patience)
@@ -121,6 +123,8 @@ class Loader:
         """
         for step in self.plan(source):
             if (loaded := self._take(step, source, names, call)) is not None:
+                for file in loaded.files:
+                    file.mapped &= may_map(file.descriptor, self._map or loaded.map)
                 return loaded
         raise AssertionError("the last way of a plan leads there or raises")
 

@@ -47,6 +47,7 @@ class Exchange:
         read_seconds: Seconds without a byte after which an answer counts as lost.
         connect_seconds: Seconds allowed for a connection, its TLS handshake included.
         check_url: Called with each URL before it is asked; raises for one that must not be.
+        ca: Path of the only certificates believed; None for those of all origins.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class Exchange:
         read_seconds: float,
         connect_seconds: float,
         check_url: Callable[[str], None] = lambda _: None,
+        ca: str | None = None,
     ) -> None:
         self._source = source
         self._timeout = httpx.Timeout(read_seconds, connect=connect_seconds)
         self._check_url = check_url
+        self._ca = ca
         self._rules = ProxyRules()
         self._transports: dict[Proxy | None, httpx.HTTPTransport] = {}
         self._closing = contextlib.ExitStack()
@@ -151,7 +154,7 @@ class Exchange:
 
     def _transport(self, proxy: Proxy | None) -> httpx.HTTPTransport:
         if proxy not in self._transports:
-            context = tls_context()
+            context = tls_context(self._ca)
             transport = httpx.HTTPTransport(
                 verify=context,
                 trust_env=False,

@@ -9,14 +9,24 @@ from functools import lru_cache
 __all__ = ["tls_context"]
 
 
-def tls_context() -> ssl.SSLContext:
+def tls_context(ca: str | None = None) -> ssl.SSLContext:
     """The context of every TLS connection to an origin or a proxy; reads files when it is made.
+
+    A mirror may have certificates of its own: with ``ca``, the path of a bundle, it alone is
+    believed.
 
     ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace what is believed, as OpenSSL reads them. Without
     them it is what the machine believes, and what certifi lists: containers often have no
     certificates of their own.
     """
+    if ca:
+        return _context_of(ca)
     return _context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@lru_cache(maxsize=16)
+def _context_of(ca: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca)
 
 
 @lru_cache(maxsize=4)

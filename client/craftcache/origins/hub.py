@@ -86,6 +86,7 @@ def describe(
     endpoint: str,
     token: str | None,
     timeout: float,
+    ca: str | None = None,
 ) -> HubFile:
     """Ask the Hub for one file at ``revision`` (one HEAD request).
 
@@ -96,6 +97,7 @@ def describe(
         endpoint: The Hub's address.
         token: Access token, sent to the Hub only; None sends none.
         timeout: Seconds without an answer.
+        ca: Path of the only certificates believed; None for those of all origins.
 
     Raises:
         NotFound: No such repository, revision or file, or a private one that the token may not see.
@@ -105,7 +107,7 @@ def describe(
     """
     url = _file_url(endpoint, source, revision, filename)
     question = _Question(source, filename, revision, has_token=bool(token))
-    found = _describe(question, url, token, timeout)
+    found = _describe(question, url, token, timeout, ca)
     digest = Digest.from_hub_etag(found.etag)
     # The commit becomes a directory's name and the etag a file's: neither is taken on trust.
     if not is_commit(found.commit) or digest is None:
@@ -128,7 +130,7 @@ def describe(
 
 
 def list_files(
-    source: HubSource, *, endpoint: str, token: str | None, timeout: float
+    source: HubSource, *, endpoint: str, token: str | None, timeout: float, ca: str | None = None
 ) -> tuple[str, ...]:
     """Ask the Hub which files a repository has at its revision (one request).
 
@@ -137,30 +139,44 @@ def list_files(
         endpoint: The Hub's address.
         token: Access token, sent to the Hub only; None sends none.
         timeout: Seconds without an answer.
+        ca: As for describe.
 
     Raises:
         CraftcacheError: As for describe.
     """
-    listing = _list(source, source.revision, endpoint=endpoint, token=token, timeout=timeout)
-    return listing.filenames
+    return _list(
+        source, source.revision, endpoint=endpoint, token=token, timeout=timeout, ca=ca
+    ).filenames
 
 
 def list_revision(
-    source: HubSource, *, revision: str, endpoint: str, token: str | None, timeout: float
+    source: HubSource,
+    *,
+    revision: str,
+    endpoint: str,
+    token: str | None,
+    timeout: float,
+    ca: str | None = None,
 ) -> Listing:
     """Likewise at ``revision``, with the commit that this names.
 
     Raises:
         CraftcacheError: As for describe.
     """
-    listing = _list(source, revision, endpoint=endpoint, token=token, timeout=timeout)
+    listing = _list(source, revision, endpoint=endpoint, token=token, timeout=timeout, ca=ca)
     if not is_commit(listing.commit):
         raise _unreadable(source)
     return listing
 
 
 def _list(
-    source: HubSource, revision: str, *, endpoint: str, token: str | None, timeout: float
+    source: HubSource,
+    revision: str,
+    *,
+    endpoint: str,
+    token: str | None,
+    timeout: float,
+    ca: str | None,
 ) -> Listing:
     from craftcache.network.exchange import Exchange
 
@@ -168,7 +184,7 @@ def _list(
     question = _Question(source, "list of files", revision, has_token=bool(token))
     url = f"{endpoint}/api/models/{source.repo_id}/revision/{quote(revision, safe='')}"
     credentials = authorization(token, source=source.shown)
-    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout) as exchange:
+    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout, ca=ca) as exchange:
         response = exchange.follow("GET", url, {}, credentials)
         if response.status_code != 200:
             raise question.refusal(response)
@@ -251,7 +267,9 @@ class _Question:
         return _from_status(status, response.headers.get("Retry-After"), shown)
 
 
-def _describe(question: _Question, url: str, token: str | None, timeout: float) -> _Found:
+def _describe(
+    question: _Question, url: str, token: str | None, timeout: float, ca: str | None
+) -> _Found:
     """Ask for a file's headers, as far as the Hub's own origin leads."""
     from craftcache.network.exchange import Exchange, location_of
 
@@ -259,7 +277,7 @@ def _describe(question: _Question, url: str, token: str | None, timeout: float) 
     _check_online(source)
     credentials = authorization(token, source=source.shown)
     home, commit, size = origin_of(url), "", None
-    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout) as exchange:
+    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout, ca=ca) as exchange:
         for _ in range(MAX_REDIRECTS + 1):
             response = exchange.ask("HEAD", url, credentials)
             response.close()

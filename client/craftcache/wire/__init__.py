@@ -41,7 +41,8 @@ none but those that were replaced before it had asked, whichever daemon answers.
 
 *Descriptors* come with ``loaded`` alone, by SCM_RIGHTS on the same packet, open for reading: for
 each file in order its blob, then, where ``has_index`` is true, its index. No other packet carries
-any, in neither direction.
+any, in neither direction. ``"map": "never"`` (or ``"always"``) says that workers are to read them
+(or to map them) whatever file system they are on.
 
 *Parsing* is strict about what is known and blind to what is not: a missing key, a wrong type or a
 value out of bounds is a WireError; unknown keys are ignored, so that later releases may add some.

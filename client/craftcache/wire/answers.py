@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from craftcache.cache.opened import OpenFile
+from craftcache.file_maps import MAP_CHOICES
 
 from .fields import (
     MAX_FILENAME,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from craftcache.cache.opened import ServedBy
     from craftcache.errors import CraftcacheError
+    from craftcache.file_maps import MapChoice
 
     from .fields import Fields
 
@@ -53,6 +55,8 @@ State: TypeAlias = Literal[
     "done",
     "failed",
 ]
+
+MAX_MAP = 16
 
 MAX_NOT_REFRESHED = 8
 """Names of dependencies in one result, so that any number of results fits into a message."""
@@ -93,15 +97,12 @@ class Progress:
     @classmethod
     def parse(cls, fields: Fields) -> Progress:
         """The message with these keys."""
-        state = _STATES.get(fields.text("state", 32))
-        if state is None:
-            raise WireError("'state' is no state")
         return cls(
             source=fields.text("source", MAX_SOURCE, empty=True),
             file=None if fields.is_null("file") else fields.text("file", MAX_FILENAME),
             done=fields.integer("done"),
             total=None if fields.is_null("total") else fields.integer("total"),
-            state=state,
+            state=fields.choice("state", _STATES),
         )
 
 
@@ -118,6 +119,7 @@ class Loaded:
         files: In the order in which they were asked for.
         served_by: Server of the files: ``daemon``, ``cache``, ``origin`` or ``local``.
         fallback_reason: Why the daemon did not serve them; None where it did or was not asked.
+        map: Whether the daemon wants its workers to map the files.
     """
 
     source: str
@@ -125,6 +127,7 @@ class Loaded:
     files: tuple[OpenFile, ...]
     served_by: ServedBy = "daemon"
     fallback_reason: str | None = None
+    map: MapChoice = "auto"
 
     TYPE: ClassVar[str] = "loaded"
 
@@ -135,7 +138,7 @@ class Loaded:
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The message's keys, but for its type, origins clipped to ``text_limit``."""
-        return {
+        fields = {
             "source": clipped(self.source, MAX_SOURCE),
             "revision": self.revision,
             "files": [
@@ -143,6 +146,7 @@ class Loaded:
                 for file in self.files
             ],
         }
+        return fields if self.map == "auto" else {**fields, "map": self.map}
 
     @classmethod
     def parse(cls, fields: Fields, descriptors: Sequence[int] = ()) -> Loaded:
@@ -155,6 +159,8 @@ class Loaded:
         source = fields.text("source", MAX_SOURCE)
         revision = fields.text("revision", MAX_REVISION)
         files = list(fields.children("files", MAX_FILES))
+        wanted = fields.optional_text("map", MAX_MAP)
+        choice = next((each for each in MAP_CHOICES if each == wanted), MAP_CHOICES[0])
         infos = [(parse_file(file), file.flag("has_index")) for file in files]
         expected = sum(2 if has_index else 1 for _, has_index in infos)
         if len(descriptors) != expected:
@@ -162,7 +168,7 @@ class Loaded:
         # From here on nothing fails: each descriptor gets its owner.
         each = iter(descriptors)
         opened = [OpenFile(info, next(each), next(each) if has else None) for info, has in infos]
-        return cls(source, revision, tuple(opened))
+        return cls(source, revision, tuple(opened), map=choice)
 
     def close(self) -> None:
         """Close all files; maps and tensors made from them stay valid."""
@@ -222,6 +228,8 @@ class WarmedModel:
             not known.
         not_refreshed: Dependencies that are cached, and whose origin could not be asked for a
             newer revision.
+        held_until: Time until which it is not evicted, in seconds since the epoch; None where it
+            is not held.
     """
 
     source: str
@@ -231,6 +239,7 @@ class WarmedModel:
     served_by: ServedBy = "daemon"
     resident_bytes: int | None = None
     not_refreshed: tuple[str, ...] = ()
+    held_until: float | None = None
 
     TYPE: ClassVar[str] = "warmed"
 
@@ -248,6 +257,7 @@ class WarmedModel:
             "not_refreshed": [
                 clipped(name, TEXT_LIMITS[-1]) for name in self.not_refreshed[:MAX_NOT_REFRESHED]
             ],
+            "held_until": self.held_until,
         }
 
     @classmethod
@@ -268,6 +278,7 @@ class WarmedModel:
             not_refreshed=()
             if result.is_null("not_refreshed")
             else result.texts("not_refreshed", MAX_NOT_REFRESHED, MAX_SOURCE),
+            held_until=result.optional_seconds("held_until"),
         )
 
 

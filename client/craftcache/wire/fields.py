@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from craftcache.errors import from_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from craftcache.errors import CraftcacheError
 
@@ -68,6 +68,7 @@ MAX_REVISION = 256
 MAX_INTEGER = 2**63 - 1
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class WireError(Exception):
@@ -113,11 +114,40 @@ class Fields:
             raise self.refusal(f"{key!r} is empty")
         return texts
 
+    def strings(self, key: str, least: int, most: int) -> tuple[str, ...]:
+        """A list of ``least`` to ``most`` strings of whatever content."""
+        value = self.whole.get(key)
+        is_list = isinstance(value, list) and least <= len(value) <= most
+        if not is_list or not all(isinstance(item, str) for item in value or ()):
+            raise self.refusal(f"{key!r} is no list of {least} to {most} strings")
+        return tuple(value or ())
+
+    def choice(self, key: str, options: Mapping[str, T]) -> T:
+        """The value of one of ``options``, which the key names."""
+        name = self.whole.get(key)
+        if not isinstance(name, str) or name not in options:
+            raise self.refusal(f"{key!r} is none of {', '.join(options)}")
+        return options[name]
+
     def sha256(self, key: str) -> str:
         """A sha256 in hex."""
         digits = self.text(key, 64)
         if not _SHA256.fullmatch(digits):
             raise self.refusal(f"{key!r} is no sha256")
+        return digits
+
+    def commit(self, key: str) -> str:
+        """A commit, or another revision that is a digest, in hex."""
+        digits = self.text(key, 40)
+        if not _COMMIT.fullmatch(digits):
+            raise self.refusal(f"{key!r} is no commit")
+        return digits
+
+    def hub_etag(self, key: str) -> str:
+        """The name of a blob in huggingface_hub's cache: a sha256 or a git blob sha1, in hex."""
+        digits = self.text(key, 64)
+        if not (_SHA256.fullmatch(digits) or _COMMIT.fullmatch(digits)):
+            raise self.refusal(f"{key!r} is no digest")
         return digits
 
     def integer(self, key: str) -> int:
@@ -140,6 +170,10 @@ class Fields:
         if not 0 <= value <= MAX_INTEGER:
             raise self.refusal(f"{key!r} is no number of seconds")
         return float(value)
+
+    def optional_seconds(self, key: str) -> float | None:
+        """Likewise, or None where the key is absent or null."""
+        return None if self.is_null(key) else self.seconds(key)
 
     def moment(self, key: str) -> datetime:
         """A point in time, as RFC 3339 writes it."""

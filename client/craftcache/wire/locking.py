@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from craftcache.digests import Digest
 from craftcache.locked import LockedRevision, LockEntry
-from craftcache.sources import check_filename, is_commit
+from craftcache.sources import check_filename
 
-from .fields import MAX_FILENAME, MAX_REVISION
+from .fields import MAX_FILENAME
 
 if TYPE_CHECKING:
     from .fields import Fields
@@ -31,9 +30,7 @@ def parse_lock(fields: Fields) -> LockedRevision:
     Raises:
         InvalidSource: A file's name leads out of its source.
     """
-    revision = fields.text("revision", MAX_REVISION)
-    if not is_commit(revision):
-        raise fields.refusal("'revision' is no commit")
+    revision = fields.commit("revision")
     files = tuple(map(_parse_file, fields.children("files", MAX_LOCKED_FILES)))
     if not files or len({file.filename for file in files}) != len(files):
         raise fields.refusal("'files' lists no file, or one twice")
@@ -41,9 +38,7 @@ def parse_lock(fields: Fields) -> LockedRevision:
 
 
 def _parse_file(fields: Fields) -> LockEntry:
-    etag = fields.optional_text("etag", 64)
-    if etag is not None and Digest.from_hub_etag(etag) is None:
-        raise fields.refusal("'etag' is no digest")
+    etag = None if fields.is_null("etag") else fields.hub_etag("etag")
     return LockEntry(
         check_filename(fields.text("filename", MAX_FILENAME), source="lock"),
         fields.sha256("sha256"),

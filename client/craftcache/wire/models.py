@@ -81,6 +81,8 @@ class CachedModel:
         last_used_at: When it was last loaded or warmed, in seconds since the epoch; None where that
             is not known.
         is_superseded: Whether it is an earlier revision, which is the first to go.
+        pinned_until: Time at which its pin ends by itself, in seconds since the epoch, or None.
+        held_until: Time until which users hold it, in seconds since the epoch, or None.
     """
 
     source: str
@@ -95,6 +97,8 @@ class CachedModel:
     published_at: float | None = None
     last_used_at: float | None = None
     is_superseded: bool = False
+    pinned_until: float | None = None
+    held_until: float | None = None
 
     @classmethod
     def of(
@@ -107,6 +111,8 @@ class CachedModel:
         is_pinned: bool = False,
         is_locked: bool = False,
         last_used_at: float | None = None,
+        pinned_until: float | None = None,
+        held_until: float | None = None,
     ) -> CachedModel:
         """The model that a manifest describes, with the files that are intact."""
         return cls(
@@ -125,6 +131,8 @@ class CachedModel:
             is_superseded=manifest.superseded,
             published_at=manifest.published_at.timestamp(),
             last_used_at=last_used_at,
+            pinned_until=pinned_until,
+            held_until=held_until,
         )
 
     @property
@@ -150,6 +158,8 @@ class CachedModel:
             "published_at": self.published_at,
             "last_used_at": self.last_used_at,
             "is_superseded": self.is_superseded,
+            "pinned_until": self.pinned_until,
+            "held_until": self.held_until,
         }
 
     @classmethod
@@ -165,9 +175,11 @@ class CachedModel:
             needs=_needs(fields),
             unmet=_unmet(fields),
             is_needed_only=fields.optional_flag("is_needed_only"),
-            published_at=_optional_seconds(fields, "published_at"),
-            last_used_at=_optional_seconds(fields, "last_used_at"),
+            published_at=fields.optional_seconds("published_at"),
+            last_used_at=fields.optional_seconds("last_used_at"),
             is_superseded=fields.optional_flag("is_superseded"),
+            pinned_until=fields.optional_seconds("pinned_until"),
+            held_until=fields.optional_seconds("held_until"),
         )
 
 
@@ -194,11 +206,6 @@ class ModelsPage:
         """The message with these keys."""
         models = tuple(map(CachedModel.parse, fields.children("models", MAX_MODELS)))
         return cls(models, fields.text("next", MAX_SOURCE, empty=True))
-
-
-def _optional_seconds(fields: Fields, key: str) -> float | None:
-    """A time, which a daemon of an earlier release does not send."""
-    return None if fields.is_null(key) else fields.seconds(key)
 
 
 def _needs(fields: Fields) -> tuple[DependencyState, ...]:

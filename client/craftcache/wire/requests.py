@@ -185,6 +185,7 @@ class WarmKeywords(TypedDict, total=False):
     include: Sequence[str]
     exclude: Sequence[str]
     lock: LockedRevision | None
+    hold: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,8 @@ class WarmOptions:
             they stand for all other files of the repository.
         lock: The one revision that may be warmed, and the digests that its files must have, in
             place of names and patterns; what its source names now is not looked at.
+        hold: Seconds for which it must not be evicted, from the end of the warm on; 0 for none.
+            The daemon bounds it.
     """
 
     filenames: tuple[str, ...] = ()
@@ -215,6 +218,7 @@ class WarmOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     lock: LockedRevision | None = None
+    hold: float = 0.0
 
     @classmethod
     def of(cls, keywords: WarmKeywords) -> WarmOptions:
@@ -253,6 +257,7 @@ class WarmOptions:
             include=given.patterns("include"),
             exclude=given.patterns("exclude"),
             lock=parse_lock(lock) if lock else None,
+            hold=0.0 if given.is_null("hold") else given.seconds("hold"),
         )
 
 

@@ -1,81 +1,150 @@
-"""Frees space: surveys the published models, lets the policy choose, and removes."""
+"""Frees space: surveys the published models, lets the policy choose, and removes.
+
+Before bytes come it decides whether they may, and makes room for them; what can never fit is
+refused before anything is removed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from craftcache.daemon.administration import Eviction, KeptModel
-from craftcache.sources import WatchSource, parse
-from craftcached.in_use import is_in_use
+from craftcache.daemon.room import RoomReport
+from craftcache.errors import StorageFull
+from craftcached.min_free import MinFree
 
-from .policy import Blob, EvictionCandidate, plan_eviction, used_bytes
+from .others import OTHERS, remove_others, survey_others
+from .policy import Plan, plan_eviction, used_bytes
+from .quota import Admission, RoomLimits, RoomUsage, admit, excess, over_disk, over_quota
+from .survey import LEFT
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
-    from craftcache.cache.directory import CacheDir
-    from craftcache.cache.manifest import Manifest
     from craftcached.store.removal import Removed
     from craftcached.store.store import Store
 
+    from .holds import Holds
     from .last_use import LastUse
-    from .pins import Pins
+    from .meter import RoomMeter
+    from .policy import EvictionCandidate
+    from .survey import Surveyor
 
 __all__ = ["Evictor"]
 
 log = logging.getLogger("craftcached")
 
-GRACE_SECONDS = 3600.0
-"""Time after its last use in which a blob counts as in use where the kernel cannot say."""
-
 HANDOVER_SECONDS = 60.0
-"""Time after its publication or last use in which the daemon itself does not evict a model: the
-worker that waited for it may not have opened it yet."""
+"""Time after its publication or last use in which the daemon itself does not evict a model beyond
+the quota: the worker that waited for it may not have opened it yet."""
+
+LEFTOVER_SECONDS = 60.0
+"""Age of a blob without a manifest after which it is removed where room is needed."""
+
+LOOKS = 10
+"""Times that the room is measured before what is published meanwhile counts as used."""
+
+TRIM_SECONDS = 50.0
+"""Time after which all models are surveyed again even if the daemon itself has put nothing there:
+workers publish what they fetch for themselves."""
+
+RETRY_SECONDS = 30.0
+"""Time after which it makes sense to ask again for what does not fit while others are in use."""
+
+SHOWN_REASONS = 4
+"""Models that an error names, with what protects them."""
+
+NO_MIN_FREE = MinFree(0, is_percentage=False)
 
 
 class Evictor:
-    """Removes models to free space.
+    """Removes models to free space; a RoomPolicy.
 
     Args:
         store: The published models.
+        surveyor: Looks at them.
+        meter: Measures the use of the room.
         remove: Removes a model, given the key of its manifest, with the dependencies that only it
             has, but for those whose keys are given as well.
-        pins: The models that stay.
         uses: The time of each model's last use.
-        max_bytes: Bytes that all models together may take; 0 is no limit.
+        holds: The models that stay for a while, by users' word.
+        max_bytes: Bytes that all that craftcache put there may take; 0 is no limit.
+        min_free: The part of the disk that no fetch may use.
         clock: Returns the time in seconds since the epoch.
 
     Attributes:
-        max_bytes: Bytes that all models together may take; may be changed at any time.
+        max_bytes: Bytes that all that craftcache put there may take; may be changed at any time.
+        min_free: The part of the disk that no fetch may use; may be changed at any time.
+        evicts_others: Whether snapshots of other tools are removed too where the disk lacks room.
     """
 
     def __init__(
         self,
         *,
         store: Store,
+        surveyor: Surveyor,
+        meter: RoomMeter,
         remove: Callable[[str, Collection[str]], Awaitable[Removed]],
-        pins: Pins,
         uses: LastUse,
+        holds: Holds,
         max_bytes: int,
+        min_free: MinFree = NO_MIN_FREE,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.max_bytes = max_bytes
+        self.min_free = min_free
+        self.evicts_others = False
         self._store = store
+        self._surveyor = surveyor
+        self._meter = meter
         self._remove = remove
-        self._pins = pins
         self._uses = uses
+        self._holds = holds
         self._clock = clock
         # Held across a whole eviction, from the survey to the last removal: two at once would each
-        # free the bytes that are wanted. Taken before the store's writing thread and the database;
-        # no other lock is taken inside.
+        # free the bytes that are wanted. Taken after DiskSpace's lock, before the store's writing
+        # thread and the database; no other lock is taken inside.
         self._turn = asyncio.Lock()
         self._told: tuple[KeptModel, ...] = ()
+        self._trimmed_at = 0.0
+
+    async def limits(self) -> RoomLimits:
+        """The limits in bytes."""
+        return RoomLimits(self.max_bytes, self.min_free.of(await self._meter.capacity()))
+
+    async def make_room(self, more: int, *, source: str) -> bool:
+        """See RoomPolicy: no more goes than is needed, and nothing where ``more`` does not fit.
+
+        Raises:
+            StorageFull: It does not; retryable if it may once others are not in use any more.
+        """
+        limits = await self.limits()
+        usage = await (self._meter.estimate() if self.max_bytes > 0 else self._meter.disk())
+        if usage is not None and not excess(usage, limits, more):
+            return False
+        async with self._turn:
+            return await self._admit(more, limits, source)
+
+    async def report(self) -> RoomReport:
+        """The room of the cache, and what takes it."""
+        limits = await self.limits()
+        models, usage = await self._look()
+        current = [model for model in models if not model.is_superseded]
+        return RoomReport(
+            max_bytes=limits.max_bytes,
+            min_free=limits.min_free,
+            used=usage.used,
+            superseded=used_bytes(models) - used_bytes(current),
+            claimed=usage.claimed,
+            others=await self._meter.others_bytes(models),
+            evicts_others=self.evicts_others,
+            free=usage.free,
+            capacity=await self._meter.capacity(),
+        )
 
     async def evict(self, wanted: int | None, *, dry_run: bool) -> Eviction:
         """Free space, or say which models that would remove.
@@ -85,47 +154,88 @@ class Evictor:
             dry_run: Whether nothing is removed.
         """
         async with self._turn:
-            models = await self._survey()
-            wanted = self._excess(models) if wanted is None else wanted
+            models, usage = await self._look()
+            wanted = self._over_quota(usage) if wanted is None else wanted
             if dry_run:
                 plan = plan_eviction(models, wanted)
                 return self._outcome(plan.victims, plan.freed, models, wanted - plan.freed)
-            return await self._shrink(used_bytes(models) - wanted, handover=0.0)
-
-    async def survey(self) -> list[EvictionCandidate]:
-        """All models as the policy sees them."""
-        return await self._survey()
+            return await self._shrink(wanted, handover=0.0)
 
     async def trim(self) -> None:
         """Evict down to ``max_bytes``, as far as there are models that may be evicted."""
-        if self.max_bytes <= 0:
+        if self.max_bytes <= 0 or await self._is_surely_under_quota():
             return
         async with self._turn:
-            outcome = await self._shrink(self.max_bytes, handover=HANDOVER_SECONDS)
+            models, usage = await self._look(handover=HANDOVER_SECONDS)
+            outcome = await self._shrink(
+                self._over_quota(usage), handover=HANDOVER_SECONDS, models=models
+            )
         if outcome.kept and outcome.kept != self._told:
             listed = ", ".join(f"{kept.source} ({kept.reason})" for kept in outcome.kept)
             log.warning("%d bytes beyond max_bytes stay: %s", outcome.missing_bytes, listed)
         self._told = outcome.kept
 
-    async def _shrink(self, target: int, *, handover: float) -> Eviction:
+    async def _admit(self, more: int, limits: RoomLimits, source: str) -> bool:
+        """Make room for ``more`` bytes; surveys again before each removal: see _shrink."""
+        removed: dict[str, EvictionCandidate] = {}
+        is_swept = False
+        while True:
+            models, usage = await self._look(spared=removed)
+            # What others put there counts towards no quota, so only the disk gains by it.
+            is_disk_short = over_disk(usage, limits, more) > over_quota(usage, limits, more)
+            if self.evicts_others and is_disk_short:
+                models += await survey_others(self._store, models, spared=removed)
+            for_long = [m.key for m in models if self._surveyor.stays_for_long(m.key, m.source)]
+            admission = admit(models, usage, limits, more, kept_for_long=for_long)
+            if not admission.missing and not admission.plan.victims:
+                return bool(removed) or is_swept
+            # Before any model goes: what no model has any more.
+            if not is_swept:
+                is_swept = True
+                if await self._store.sweep(before=time.time() - LEFTOVER_SECONDS):
+                    continue
+            if admission.missing:
+                raise self._full(more, usage, limits, admission, models, source)
+            await self._remove_first(admission.plan, models, removed, f"for {source}")
+
+    async def _shrink(
+        self, wanted: int, *, handover: float, models: Sequence[EvictionCandidate] | None = None
+    ) -> Eviction:
         """Remove one model after the other, surveying again before each: some come into use."""
         removed: dict[str, EvictionCandidate] = {}
         freed = 0
         while True:
-            models = await self._survey(handover=handover, spared=removed)
-            plan = plan_eviction(models, used_bytes(models) - target)
+            if removed or models is None:
+                models = await self._surveyor.survey(handover=handover, spared=removed)
+            plan = plan_eviction(models, wanted - freed)
             if not plan.victims:
-                missing = used_bytes(models) - target
-                return self._outcome(removed.values(), freed, models, missing)
-            victim = plan.victims[0]
-            removed[victim.key] = victim
+                return self._outcome(removed.values(), freed, models, wanted - freed)
+            freed += await self._remove_first(plan, models, removed, "to make room")
+
+    async def _remove_first(
+        self,
+        plan: Plan,
+        models: Iterable[EvictionCandidate],
+        removed: dict[str, EvictionCandidate],
+        why: str,
+    ) -> int:
+        """Remove the first victim of a plan, and note it; returns the bytes freed."""
+        victim = plan.victims[0]
+        removed[victim.key] = victim
+        if victim.key.startswith(OTHERS):
+            freed = await remove_others(self._store, victim.key)
+        elif victim.key.startswith(LEFT):
+            freed = await self._store.remove_incoming(victim.key.removeprefix(LEFT))
+        else:
             going = {model.key: model for model in plan.victims}
             outcome = await self._remove(victim.key, {model.key for model in models} - going.keys())
             removed |= {key: going[key] for key in outcome.keys if key in going}
             for key in {victim.key, *outcome.keys}:
                 await self._uses.forget(key)
-            log.info("evicted %s: %d bytes freed", victim.source, outcome.freed)
-            freed += outcome.freed
+                await self._holds.forget(key)
+            freed = outcome.freed
+        log.info("evicted %s %s: %d bytes freed", victim.source, why, freed)
+        return freed
 
     def _outcome(
         self,
@@ -136,106 +246,76 @@ class Evictor:
     ) -> Eviction:
         gone = {model.key: model.source for model in removed}
         stay = [model for model in models if model.key not in gone] if missing > 0 else []
+        return Eviction(tuple(gone.values()), freed, max(missing, 0), self._kept(stay))
+
+    def _kept(self, stay: Sequence[EvictionCandidate]) -> tuple[KeptModel, ...]:
         needed = {key: model.source for model in stay for key in model.needs}
-        kept = tuple(KeptModel(model.source, self._reason(model, needed)) for model in stay)
-        return Eviction(tuple(gone.values()), freed, max(missing, 0), kept)
+        return tuple(KeptModel(m.source, self._surveyor.reason(m, needed)) for m in stay)
 
-    def _reason(self, model: EvictionCandidate, needed: Mapping[str, str]) -> str:
-        if self._pins.find(model.key):
-            return "pinned"
-        if model.key in needed:
-            return f"needed by {needed[model.key]}"
-        if _is_served_by_watch(model.source):
-            return "served by a watch"
-        if model.source.startswith("watch:"):
-            return "watched"
-        if model.is_kept:
-            return "just used"
-        if any(blob.in_use for blob in model.blobs):
-            return "in use"
-        return "others have the same files"
+    def _full(
+        self,
+        more: int,
+        usage: RoomUsage,
+        limits: RoomLimits,
+        admission: Admission,
+        models: Sequence[EvictionCandidate],
+        source: str,
+    ) -> StorageFull:
+        """The refusal, with the numbers of the limit that is in the way, and what could go."""
+        if limits.max_bytes > 0 and more > limits.max_bytes:
+            hint = "Raise max_bytes, or do without it"
+        else:
+            going = {model.key for model in plan_eviction(models, more).victims}
+            kept = self._kept([m for m in models if m.key not in going])[:SHOWN_REASONS]
+            named = ", ".join(f"{each.source} ({each.reason})" for each in kept)
+            hint = f"What stays: {named}" if named else "Give the cache more room"
+        waiting_helps = not admission.missing_ever
+        return StorageFull(
+            f"{more} more bytes do not fit: {_use(more, usage, limits)}; "
+            f"{admission.missing} are too many, and nothing was evicted",
+            missing_bytes=admission.missing,
+            source=source,
+            hint=hint,
+            retryable=waiting_helps,
+            retry_after=RETRY_SECONDS if waiting_helps else None,
+        )
 
-    def _excess(self, models: Iterable[EvictionCandidate]) -> int:
-        return used_bytes(models) - self.max_bytes if self.max_bytes > 0 else 0
+    async def _is_surely_under_quota(self) -> bool:
+        """Whether no survey is needed to know it: not more than one in a while is made then."""
+        usage = await self._meter.estimate()
+        now = time.monotonic()
+        if usage is not None and now - self._trimmed_at < TRIM_SECONDS:
+            return usage.used + usage.claimed <= self.max_bytes
+        self._trimmed_at = now
+        return False
 
-    async def _survey(
+    async def _look(
         self, *, handover: float = 0.0, spared: Collection[str] = ()
-    ) -> list[EvictionCandidate]:
-        """All models as the policy sees them.
+    ) -> tuple[list[EvictionCandidate], RoomUsage]:
+        """All models, and the use of the room at the same moment; for arguments see survey.
 
-        Args:
-            handover: Seconds after their last use in which models stay.
-            spared: Keys of models that stay: they were removed and published again since.
+        A model that is published in the middle is in one of the two, or in both: so it is looked
+        again, and in the end what is in doubt counts as used.
         """
-        published = await self._store.published()
-        last_uses = {
-            key: max(self._uses.last(key), manifest.published_at.timestamp())
-            for key, manifest in published
-        }
-        now = self._clock()
-        blobs = await asyncio.to_thread(self._look, published, last_uses, now)
-        return [
-            EvictionCandidate(
-                key=key,
-                source=manifest.source,
-                blobs=blobs[key],
-                last_use=last_uses[key],
-                is_kept=self._pins.find(key) is not None
-                or _is_served_by_watch(manifest.source)
-                or key in spared
-                or max(now - last_uses[key], 0.0) < handover,  # the clock may have been set back
-                needs=manifest.needed_keys,
-                is_needed_only=manifest.needed_only,
-                is_superseded=manifest.superseded,
-            )
-            for key, manifest in published
-        ]
+        for _ in range(LOOKS):
+            ended, begun = self._meter.ended, self._meter.begun
+            models = await self._surveyor.survey(handover=handover, spared=spared)
+            usage = await self._meter.measure(models)
+            if (self._meter.ended, self._meter.begun) == (ended, begun):
+                break
+        in_doubt = self._meter.ended - ended
+        return models, replace(usage, used=usage.used + in_doubt)
 
-    def _look(
-        self, published: Iterable[tuple[str, Manifest]], last_uses: dict[str, float], now: float
-    ) -> dict[str, frozenset[Blob]]:
-        """The blobs of each model; each file is examined once, whatever names it has."""
-        files: dict[tuple[int, int], _File] = {}
-        held: dict[str, list[_File]] = {}
-        for key, manifest in published:
-            held[key] = []
-            for path in _paths(self._store.cache, manifest):
-                try:
-                    status = path.stat()
-                except FileNotFoundError:
-                    continue
-                identity = (status.st_dev, status.st_ino)
-                file = files.setdefault(identity, _File(path, status))
-                file.last_use = max(file.last_use, last_uses[key])
-                held[key].append(file)
-        blobs = {id(file): file.blob(now) for file in files.values()}
-        return {key: frozenset(blobs[id(file)] for file in held[key]) for key in held}
+    def _over_quota(self, usage: RoomUsage) -> int:
+        return usage.used + usage.claimed - self.max_bytes if self.max_bytes > 0 else 0
 
 
-def _paths(cache: CacheDir, manifest: Manifest) -> Iterator[Path]:
-    """Paths of the files of a model."""
-    return map(cache.path, manifest.files)
-
-
-def _is_served_by_watch(source: str) -> bool:
-    """Whether it is a watch's served generation, which no origin has any more."""
-    parsed = parse(source)
-    return isinstance(parsed, WatchSource) and parsed.generation is None
-
-
-@dataclass(slots=True)
-class _File:
-    """A file of one or more models, and the time of the last use of any of them."""
-
-    path: Path
-    status: os.stat_result
-    last_use: float = 0.0
-
-    def blob(self, now: float) -> Blob:
-        try:
-            in_use = is_in_use(self.path)
-        except OSError:  # removed meanwhile, or not readable for the daemon
-            in_use = None
-        if in_use is None:
-            in_use = now - self.last_use < GRACE_SECONDS
-        return Blob(self.status.st_dev, self.status.st_ino, self.status.st_size, in_use)
+def _use(more: int, usage: RoomUsage, limits: RoomLimits) -> str:
+    """The numbers of the limit that more bytes exceed most."""
+    taken = usage.used + usage.claimed
+    if over_quota(usage, limits, more) >= over_disk(usage, limits, more):
+        return f"of max_bytes, which is {limits.max_bytes}, {taken} are taken"
+    return (
+        f"{usage.free} are free on the disk, of which {usage.lacking} are for running fetches "
+        f"and min_free keeps {limits.min_free}"
+    )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from craftcached.store.store import Store
 
     from .evictor import Evictor
+    from .holds import Holds
     from .last_use import LastUse
     from .pins import Pins
 
@@ -22,6 +23,14 @@ log = logging.getLogger("craftcached")
 PERIOD_SECONDS = 60.0
 """Period when nothing was published or removed: models in use then may be free now."""
 
+
+SWEEP_SECONDS = 60.0
+"""Time between two sweeps, and from the start to the first: each looks at every file, and what it
+looks for is an hour old."""
+
+RECHECK_SECONDS = 1.0
+"""Time from the start until files are looked at that may have been touched before it, so that the
+requests that waited for the daemon go first."""
 
 LEFTOVER_SECONDS = 3600.0
 """Age of a blob without a manifest after which it is removed; its publication takes far less."""
@@ -37,12 +46,22 @@ class Housekeeping:
         pins: The pins, whose memory locks follow new revisions.
         evictor: Evicts models beyond max_bytes.
         uses: The times of last use, which are saved.
+        holds: The models that are held for a while; those that are held no longer are forgotten.
     """
 
-    def __init__(self, *, store: Store, pins: Pins, evictor: Evictor, uses: LastUse) -> None:
+    def __init__(
+        self, *, store: Store, pins: Pins, evictor: Evictor, uses: LastUse, holds: Holds
+    ) -> None:
         self._store = store
-        self._duties = (pins.apply_locks, evictor.trim, self._sweep, uses.save)
+        self._duties = (
+            pins.apply_locks,
+            holds.drop_expired,
+            evictor.trim,
+            self._sweep,
+            uses.save,
+        )
         self._tasks: list[asyncio.Task[None]] = []
+        self._swept_at = time.monotonic()
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(work) for work in (self._run(), self._recheck())]
@@ -55,12 +74,16 @@ class Housekeeping:
 
     async def _recheck(self) -> None:
         """Hash files again that were touched while no daemon ran, as in a restored cache."""
+        await asyncio.sleep(RECHECK_SECONDS)
         try:
             await self._store.recheck_all()
         except Exception:
             log.exception("what was touched is not looked at again before it is wanted")
 
     async def _sweep(self) -> None:
+        if time.monotonic() - self._swept_at < SWEEP_SECONDS:
+            return
+        self._swept_at = time.monotonic()
         freed = await self._store.sweep(before=time.time() - LEFTOVER_SECONDS)
         if freed:
             log.info("swept blobs that no model has: %d bytes freed", freed)

@@ -1,7 +1,7 @@
 """Pinned models: never evicted, never removed, and locked in memory if that is asked for.
 
 A pin belongs to a source, not to a revision: it protects the model that is published under that
-name, and its dependencies.
+name, and its dependencies. It may end by itself at a given time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from craftcache.errors import CraftcacheError, NotFound, PolicyDenied
 from craftcached.database import Pin
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from craftcache.cache.manifest import Manifest
     from craftcache.sources import RemoteSource
     from craftcached.database import Database
@@ -50,9 +52,18 @@ class Pins:
         store: The published models.
         records: The database that keeps the pins.
         residency: Locks files in memory.
+        clock: Returns the time in seconds since the epoch.
     """
 
-    def __init__(self, *, store: Store, records: Database, residency: Residency) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        records: Database,
+        residency: Residency,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
         self._store = store
         self._records = records
         self._residency = residency
@@ -73,13 +84,14 @@ class Pins:
             await self._unlock(key)
 
     def find(self, key: str) -> Pin | None:
-        """The pin of the model whose manifest has that key."""
-        return self._pins.get(key)
+        """The pin of the model whose manifest has that key; None where it has ended."""
+        pin = self._pins.get(key)
+        return pin if pin is not None and self._is_in_force(pin) else None
 
     async def check_unpinned(self, source: RemoteSource) -> None:
         """Raise PolicyDenied if ``source`` is pinned, or needed by a model that is."""
         key = manifest_key(source)
-        for pin in tuple(self._pins.values()):
+        for pin in self._in_force():
             if pin.key == key:
                 raise _pinned(source, "it is pinned", pin)
             manifest = await self._store.manifest_at(pin.key)
@@ -89,14 +101,17 @@ class Pins:
     @property
     def keys(self) -> frozenset[str]:
         """Keys of the manifests of all pinned models."""
-        return frozenset(self._pins)
+        return frozenset(pin.key for pin in self._in_force())
 
-    async def pin(self, source: RemoteSource, *, lock: bool) -> Pin:
-        """Pin a model; pinning it again changes whether it is locked.
+    async def pin(
+        self, source: RemoteSource, *, lock: bool, expires_in: float | None = None
+    ) -> Pin:
+        """Pin a model; pinning it again changes whether it is locked, and when the pin ends.
 
         Args:
             source: The source to pin.
             lock: Whether its pages are locked in memory too. Returns when all of them are there.
+            expires_in: Seconds after which the pin ends by itself; None for never.
 
         Raises:
             NotFound: It is not in the cache.
@@ -111,7 +126,9 @@ class Pins:
                 )
             if lock:
                 await self._lock(key, manifest)
-            pin = Pin(key, source.shown, lock, time.time())
+            now = self._clock()
+            expires_at = None if expires_in is None else now + expires_in
+            pin = Pin(key, source.shown, lock, now, expires_at)
             await self._records.save_pin(pin)
             self._pins[key] = pin
             if not lock:
@@ -127,15 +144,32 @@ class Pins:
         """
         key = manifest_key(source)
         async with self._changing:
-            if key not in self._pins:
+            if self.find(key) is None:
                 raise NotFound("not pinned", source=source.shown, hint="craftcache ls shows pins")
             await self._records.remove_pin(key)
             del self._pins[key]
             await self._unlock(key)
         log.info("unpinned %s", source.shown)
 
+    async def drop_expired(self) -> None:
+        """Delete the pins that have ended, and release their memory locks."""
+        async with self._changing:
+            for pin in tuple(self._pins.values()):
+                if not self._is_in_force(pin):
+                    await self._records.remove_pin(pin.key)
+                    del self._pins[pin.key]
+                    await self._unlock(pin.key)
+                    log.info("the pin of %s has ended", pin.source)
+
+    def _in_force(self) -> list[Pin]:
+        return [pin for pin in self._pins.values() if self._is_in_force(pin)]
+
+    def _is_in_force(self, pin: Pin) -> bool:
+        return pin.expires_at is None or self._clock() < pin.expires_at
+
     async def apply_locks(self) -> None:
         """Lock the current revision of models pinned with a lock; retry failures at later calls."""
+        await self.drop_expired()
         async with self._changing:
             for key, pin in self._pins.items():
                 manifest = await self._store.manifest_at(key)

@@ -1,10 +1,12 @@
 """The eviction policy: which models are removed to free bytes, as a pure function.
 
-Whole models are removed, superseded revisions first, then the least recently used. Pinned models
-stay. A model's dependencies are removed after it: at once if they were cached only as dependencies
-of removed models, else when they are the least recently used. A blob that several models share is
-freed with the last of them, so it is counted once. A model stays if its removal would unlink a blob
-that is in use, because that would free nothing.
+Superseded revisions are removed first, then whole models, least recently used first. What is kept
+(pinned, held, being fetched or handed over) stays. A model's dependencies are removed after it: at
+once if they were cached only as dependencies of removed models, else when they are the least
+recently used. A blob that several models share is freed with the last of them, so it is counted
+once. A model stays if its removal would unlink a blob that is in use, because that would free
+nothing. No more goes than is needed: of the models that were chosen in that order, those stay
+without which the others free enough, the most recently used first.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["Blob", "EvictionCandidate", "Plan", "eviction_rank", "plan_eviction", "used_bytes"]
 
@@ -45,7 +47,7 @@ class EvictionCandidate:
         source: The source as shown to people.
         blobs: Blobs of its files.
         last_use: Time when it was last served or published, in seconds since the epoch.
-        is_kept: Whether it stays in any case: pinned, or just being handed over.
+        is_kept: Whether it stays in any case: pinned, held, being fetched or handed over.
         needs: Keys of its dependencies.
         is_needed_only: Whether it is cached only as a dependency of other models.
         is_superseded: Whether it is an earlier revision of a source that has moved on since.
@@ -76,7 +78,7 @@ def eviction_rank(model: EvictionCandidate) -> tuple[bool, float, str]:
 
 def used_bytes(models: Iterable[EvictionCandidate]) -> int:
     """Bytes of all models, each blob once."""
-    return sum(blob.size for blob in frozenset().union(*(model.blobs for model in models)))
+    return _size(frozenset().union(*(model.blobs for model in models)))
 
 
 def plan_eviction(models: Iterable[EvictionCandidate], wanted: int) -> Plan:
@@ -90,12 +92,23 @@ def plan_eviction(models: Iterable[EvictionCandidate], wanted: int) -> Plan:
     staying: set[str] = {model.key for model in ordered if model.is_kept}
     while True:
         victims, freed = _remove_oldest(ordered, staying, wanted)
-        gainless = {model.key for model in victims if not model.blobs & freed}
-        total = sum(blob.size for blob in freed)
+        gainless = _gainless(victims, freed)
+        total = _size(freed)
         if total >= wanted or not gainless:
-            return Plan(tuple(model for model in victims if model.key not in gainless), total)
+            going = [model for model in victims if model.key not in gainless]
+            return _fewest(going, freed, wanted) if total >= wanted else Plan(tuple(going), total)
         # Models that stay share their blobs: removing them frees nothing. Plan again without them.
         staying |= gainless
+
+
+def _gainless(victims: Sequence[EvictionCandidate], freed: set[Blob]) -> set[str]:
+    """Keys of the victims whose removal frees nothing, nor lets go what they need."""
+    going = {model.key: model for model in victims}
+    return {
+        model.key
+        for model in victims
+        if not any(going[key].blobs & freed for key in _closure(model, going))
+    }
 
 
 def _needers_first(models: Iterable[EvictionCandidate]) -> list[EvictionCandidate]:
@@ -137,5 +150,46 @@ def _remove_oldest(
         left_behind |= model.needs
         holders.subtract(model.blobs)
         freed |= last_held
-        wanted -= sum(blob.size for blob in last_held)
+        wanted -= _size(last_held)
     return victims, freed
+
+
+def _fewest(victims: Sequence[EvictionCandidate], freed: set[Blob], wanted: int) -> Plan:
+    """The plan without those victims that need not go, the most recently used spared first.
+
+    A model that is spared spares what it needs too. What only a victim needs goes with it.
+    """
+    going = {model.key: model for model in victims}
+    spare = _size(freed) - wanted
+    for model in reversed(victims):
+        if model.key not in going or _is_left_behind(model, going):
+            continue
+        group = _closure(model, going)
+        kept = {blob for key in group for blob in going[key].blobs} & freed
+        if _size(kept) <= spare:
+            spare -= _size(kept)
+            freed = freed - kept
+            for key in group:
+                del going[key]
+    return Plan(tuple(going.values()), _size(freed))
+
+
+def _is_left_behind(model: EvictionCandidate, going: Mapping[str, EvictionCandidate]) -> bool:
+    """Whether a model is cached only for others, and one of them goes."""
+    return model.is_needed_only and any(model.key in other.needs for other in going.values())
+
+
+def _closure(model: EvictionCandidate, among: Mapping[str, EvictionCandidate]) -> set[str]:
+    """Keys of a model and of all ``among`` them that it needs, directly or not."""
+    found: set[str] = set()
+    waiting = [model.key]
+    while waiting:
+        key = waiting.pop()
+        if key not in found and key in among:
+            found.add(key)
+            waiting += among[key].needs
+    return found
+
+
+def _size(blobs: Iterable[Blob]) -> int:
+    return sum(blob.size for blob in blobs)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from .disk_space import DiskSpace
     from .limits import Bandwidth, Claimant, Connections, MemoryBudget
+    from .mirrors import Mirrors, Route
+    from .repairs import Repairs
     from .retry import RetryPolicy
     from .settings import EngineSettings
     from .transfer import Transfer
@@ -36,6 +38,8 @@ class FetchContext:
         syncing: Threads for fsync, which may take seconds and must not hold up writes.
         connections: The limit on requests in flight.
         bandwidth: The limit on bytes a second.
+        mirrors: Who is asked before origins are.
+        repairs: Has mirrors replace what was wrong.
         memory: The budget, in bytes, for data that waits to be hashed.
         space: The ledger of the disk space that downloads have reserved.
         xet: The client for files in Xet storage; None fetches all by HTTP.
@@ -50,6 +54,8 @@ class FetchContext:
     syncing: Threads
     connections: Connections
     bandwidth: Bandwidth
+    mirrors: Mirrors
+    repairs: Repairs
     memory: MemoryBudget
     space: DiskSpace
     xet: Xet | None
@@ -61,10 +67,12 @@ class FetchRequest:
 
     Attributes:
         file: The file at its origin.
+        route: Which mirrors are asked for it first.
         claimant: The download as the limits know it: its priority and its bytes received.
         report: Called with the bytes present and the total in bytes, None where unknown.
     """
 
     file: RemoteFile
+    route: Route
     claimant: Claimant
     report: Callable[[int, int | None], None]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from weakref import WeakValueDictionary
 
 from craftcache.errors import Unavailable
+from craftcache.network.tls import tls_context
 from craftcached.threads import Threads
 
 from .context import FetchContext, FetchRequest
@@ -23,8 +24,10 @@ from .disk_space import DiskSpace, free_bytes
 from .job import Job
 from .journal import current_boot_id
 from .limits import Bandwidth, Claimant, Connections, MemoryBudget
+from .mirrors import Mirrors
 from .network import Network
 from .partial_file import Names, reclaim, stale_keys
+from .repairs import Repairs
 from .retry import RetryPolicy
 from .transfer import Transfer
 from .types import Priority
@@ -67,7 +70,10 @@ class Engine:
         clock: Returns Unix time in seconds, for the age of partial files.
         boot_id: Id of this boot of the machine; None asks the kernel.
         free: Returns the free bytes of the file system of ``staging``.
+        space: The ledger of the room that files take which are not published yet; None makes one
+            that looks at the disk alone.
         xet: Command line of the process that fetches from Xet storage; None uses HTTP for all.
+        mirrors: Who is asked before origins are; None asks origins only.
     """
 
     def __init__(
@@ -80,7 +86,9 @@ class Engine:
         clock: Callable[[], float] = time.time,
         boot_id: str | None = None,
         free: Callable[[], int] | None = None,
+        space: DiskSpace | None = None,
         xet: Sequence[str] | None = None,
+        mirrors: Mirrors | None = None,
     ) -> None:
         self._staging = staging
         self._settings = settings
@@ -89,7 +97,9 @@ class Engine:
         self._clock = clock
         self._boot_id = boot_id
         self._free = free or (lambda: free_bytes(staging))
+        self._space = space
         self._xet = xet
+        self._mirrors = mirrors or Mirrors()
         self._claimants: dict[str, Claimant] = {}
         # By key; each guards the files in staging under its key: one fetch, or one sweep, at a
         # time. Taken after huggingface_hub's lock of the blob; nothing else is locked inside.
@@ -128,7 +138,8 @@ class Engine:
             limit = self._settings.deadline_seconds
             try:
                 async with asyncio.timeout(limit) as deadline, self._bench_for(file) as bench:
-                    return await Job(FetchRequest(file, claimant, report), bench).run()
+                    request = FetchRequest(file, self._mirrors.route(file), claimant, report)
+                    return await Job(request, bench).run()
             except TimeoutError:
                 if not deadline.expired():
                     raise
@@ -150,18 +161,25 @@ class Engine:
         boot_id = await threads.run(current_boot_id) if self._boot_id is None else self._boot_id
         network = await stack.enter_async_context(self._network())
         network.warn()
+        await self._read_certificates(threads)
+        self._uplink = Bandwidth(settings.uplink)
+        transfer = Transfer(network, settings, self._check_url, self._uplink)
+        repairs = Repairs(transfer)
+        stack.push_async_callback(repairs.close)
         return FetchContext(
             staging=self._staging,
             boot_id=boot_id,
             settings=settings,
             policy=RetryPolicy.from_settings(settings),
-            transfer=Transfer(network, settings, self._check_url),
+            transfer=transfer,
             threads=threads,
             syncing=syncing,
             connections=Connections(settings.max_connections, settings.max_connections_per_host),
             bandwidth=Bandwidth(settings.bandwidth),
+            mirrors=self._mirrors,
+            repairs=repairs,
             memory=MemoryBudget(settings.memory_bytes),
-            space=DiskSpace(self._free, threads, self._staging),
+            space=self._space or DiskSpace(self._free, threads, self._staging),
             xet=Xet(self._xet, settings.stall_seconds, network.rules) if self._xet else None,
         )
 
@@ -181,8 +199,26 @@ class Engine:
             yield self._bench
             return
         async with self._network() as network:
-            transfer = Transfer(network, self._settings, self._check_url)
+            transfer = Transfer(network, self._settings, self._check_url, self._uplink)
             yield replace(self._bench, transfer=transfer)
+
+    async def _read_certificates(self, threads: Threads) -> None:
+        """Read the certificates of mirrors that have their own, so that no request has to.
+
+        Raises:
+            Unavailable: They cannot be read.
+        """
+        for mirror in self._mirrors:
+            if (ca := mirror.rule.ca) is None:
+                continue
+            try:
+                await threads.run(tls_context, ca)
+            except OSError as error:  # ssl.SSLError is one
+                raise Unavailable(
+                    f"the certificates {ca} of mirror {mirror.rule.name} cannot be read: {error}",
+                    hint="Correct ca in the setting mirrors",
+                    retryable=False,
+                ) from error
 
     async def _keep_swept(self) -> None:
         while True:

@@ -11,7 +11,7 @@ from enum import Enum
 
 from craftcache.errors import AccessDenied, CraftcacheError, IntegrityError, Unavailable
 
-__all__ = ["Trouble", "BEGIN_AGAIN", "Fault"]
+__all__ = ["Trouble", "BEGIN_AGAIN", "UNANSWERED", "Fault"]
 
 
 class Trouble(Enum):
@@ -29,10 +29,15 @@ class Trouble(Enum):
     """The file at the origin is another one than before: begin again with nothing kept."""
     UNSPLITTABLE = "unsplittable"
     """Ranges cannot be relied on: begin again, and ask for the whole file in one answer."""
+    ELSEWHERE = "elsewhere"
+    """A mirror failed: ask the next one or the origin, at once. No failure of the file's."""
 
 
 BEGIN_AGAIN = frozenset({Trouble.CHANGED, Trouble.UNSPLITTABLE})
 """Troubles after which nothing of what came so far may be kept."""
+
+UNANSWERED = frozenset({Trouble.LOST, Trouble.STALLED, Trouble.BUSY})
+"""Troubles of a server that cannot be reached, or not at this moment."""
 
 
 class Fault(Exception):

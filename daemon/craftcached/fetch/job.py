@@ -15,12 +15,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from craftcache.errors import IntegrityError
+from craftcache.full_disk import FULL
 from craftcache.sources import shown_url
 
 from .faults import BEGIN_AGAIN, Fault, Trouble
 from .journal import Identity, PartRecord
 from .partial_file import Names, PartialFile, find_record, take_over_xet
 from .pieces import Pieces
+from .provenance import evidence, wrong_ranges
 from .ranges import RangedDownload
 from .spans import Span
 from .transfer import host_of
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from craftcache.digests import Digests
 
     from .context import FetchContext, FetchRequest
-    from .transfer import RangeReply
+    from .reply import RangeReply
     from .xet import Xet
 
 __all__ = ["Job"]
@@ -48,6 +50,9 @@ ROOM_AHEAD_BYTES = 64 * 1024 * 1024
 
 MAX_CHANGES = 4
 """Changes of the file at the origin after which the fetch is given up."""
+
+MAX_FILLINGS = 3
+"""Times that the disk may fill up under a fetch before it is given up."""
 
 PLAIN_AFTER_CHANGES = 2
 """Changes after which the file is asked for in one answer, which cannot mix versions: some names
@@ -72,11 +77,13 @@ class Job:
         self._plain = order.file.promise.size == 0  # there is no range of an empty file
         self._changes = 0
         self._failures = 0
+        self._fillings = 0
         self._xet = bench.xet
 
     async def run(self) -> Fetched:
         """Fetch the file; see Fetcher.fetch for what is raised."""
         bench = self._bench
+        bench.mirrors.provenance.begin(self._file)
         try:
             # An administrator may have emptied the cache since the last fetch.
             await bench.threads.run(bench.staging.mkdir, mode=0o700, parents=True, exist_ok=True)
@@ -89,12 +96,25 @@ class Job:
                 # _part removed that; when patience ends, _prepare_another raises.
                 except Fault as fault:
                     await self._prepare_another(fault)
-        # Network errors are Faults by now, so this is the disk: full, or failing.
-        except OSError as error:
-            source = self._file.source
-            raise await self._bench.space.error_for(error, self._order, source=source) from error
+                # Network errors are Faults by now, so this is the disk: full, or failing.
+                except OSError as error:
+                    await self._make_room(error)
         finally:
-            self._bench.space.release(self._order)
+            self._bench.space.release(self._file.key)
+            bench.mirrors.provenance.end(self._file)
+
+    async def _make_room(self, error: OSError) -> None:
+        """Have room made on a full disk, so that the fetch goes on where it was, or give up."""
+        space, key, source = self._bench.space, self._file.key, self._file.source
+        self._fillings += 1
+        may_go_on = self._fillings <= MAX_FILLINGS
+        if may_go_on and await space.recover(key, error, source=source):
+            log.info("%s: the disk was full; room is made, and the fetch goes on", source)
+            return
+        raised = await space.error_for(error, key, source=source)
+        # What could be resumed would only keep the disk full.
+        await self._bench.threads.run(self._names.remove)
+        raise raised from error
 
     async def _attempt(self) -> Fetched:
         bench = self._bench
@@ -109,8 +129,11 @@ class Job:
             if reply.is_whole_file:
                 return await self._as_one_stream(reply)
             record = self._record_of(reply)
-            # The Xet client checks no validator, so only a digest makes its bytes trustworthy.
+            # The Xet client checks no validator, so only a digest makes its bytes trustworthy. It
+            # knows of no mirrors.
             xet = self._xet if reply.is_xet and self._file.promise.digest else None
+            if self._order.route.has_mirrors:
+                xet = None
             head: list[bytes] = []
             # The first range's bytes are kept, and written once there is a file to write to.
             while xet is None and (chunks := await reply.block()):
@@ -118,6 +141,8 @@ class Job:
         # Outside the request, whose connection counts against the limits while it is open.
         if xet is not None:
             return await self._by_xet(xet, record)
+        if sum(map(len, head)) == record.identity.size:
+            return await self._as_it_came(record.identity, head)
         # Ask where the first request was redirected to: each range saves that round trip.
         return await self._by_ranges(record, reply.url, head)
 
@@ -125,11 +150,11 @@ class Job:
     async def _request(self) -> AsyncIterator[RangeReply]:
         """The first request of an attempt that has nothing to resume."""
         order, file = self._order, self._file
-        span = None if self._plain else Span(0, PROBE_BYTES)
+        span = None if self._plain else Span(0, order.route.slice_bytes or PROBE_BYTES)
         async with (
-            self._bench.connections.one(host_of(file.url), order.claimant),
+            self._bench.connections.one(host_of(order.route.address(file.url, 0)), order.claimant),
             self._bench.transfer.open(
-                file, url=file.url, span=span, etag=None, claimant=order.claimant
+                file, order.route, url=file.url, span=span, etag=None, claimant=order.claimant
             ) as reply,
         ):
             # Before the body is read: gigabytes of a wrong file need not come to be refused.
@@ -157,7 +182,7 @@ class Job:
         order, bench, present = self._order, self._bench, record.present
         size, etag = record.identity.size, record.identity.etag
         reused = sum(span.size for span in present)
-        async with self._part(record, size - reused) as part:
+        async with self._part(record, size - reused, reused) as part:
             assembly = Writer(order, bench, part, total=size, present=present)
             async with assembly.at_work():
                 if head:
@@ -167,17 +192,26 @@ class Job:
                 digests = await assembly.finish()
             return await self._sealed(part, digests, etag, reused)
 
+    async def _as_it_came(self, identity: Identity, head: Sequence[bytes]) -> Fetched:
+        """Write a file that the first answer held whole: there is nothing to resume, no journal."""
+        async with self._part(None, identity.size) as part:
+            assembly = Writer(self._order, self._bench, part, total=identity.size)
+            async with assembly.at_work():
+                await assembly.put(0, head)
+                digests = await assembly.finish()
+            return await self._sealed(part, digests, identity.etag, 0)
+
     async def _by_xet(self, xet: Xet, record: PartRecord) -> Fetched:
         """Let huggingface_hub's own client fetch the file, once; if it fails, HTTP is next."""
         order, bench, size = self._order, self._bench, record.identity.size
         self._xet = None  # a further attempt goes by HTTP
-        await bench.space.reserve(order, size, source=self._file.source)
+        await bench.space.reserve(self._file.key, size, source=self._file.source, present=0)
         present = 0
 
         def tell(done: int) -> None:
             nonlocal present
             done = min(done, size)
-            bench.space.written(order, done - present)
+            bench.space.written(self._file.key, done - present)
             present = done
             order.report(done, size)
 
@@ -205,7 +239,7 @@ class Job:
                     # Of unknown length, so no space for all of it could be reserved at the start.
                     if total is None:
                         await self._bench.space.keep_ahead(
-                            self._order, ROOM_AHEAD_BYTES, source=self._file.source
+                            self._file.key, ROOM_AHEAD_BYTES, source=self._file.source
                         )
                     elif position > total:
                         raise Fault(Trouble.CHANGED, f"{shown_url(reply.url)} sends too much")
@@ -215,10 +249,12 @@ class Job:
             return await self._sealed(part, digests, reply.etag, 0)
 
     @asynccontextmanager
-    async def _part(self, record: PartRecord | None, needed: int) -> AsyncIterator[PartialFile]:
+    async def _part(
+        self, record: PartRecord | None, needed: int, present: int = 0
+    ) -> AsyncIterator[PartialFile]:
         """The open partial file, with disk space reserved; removed if it cannot be resumed."""
         bench = self._bench
-        await bench.space.reserve(self._order, needed, source=self._file.source)
+        await bench.space.reserve(self._file.key, needed, source=self._file.source, present=present)
         part = PartialFile(self._names, record, bench.boot_id)
         try:
             await bench.threads.run(part.open)
@@ -241,9 +277,27 @@ class Job:
         except IntegrityError as error:
             if reused:  # the bytes of an earlier run may be the wrong ones: begin without them
                 raise Fault(Trouble.CHANGED, error.message) from None
+            await self._keep_evidence(part)
             raise
+        await self._convict(part)
         stamp = await self._bench.syncing.run(part.seal)
         return Fetched(part.path, digests, stamp, etag, self._order.claimant.received, reused)
+
+    async def _keep_evidence(self, part: PartialFile) -> None:
+        """Note what mirrors have sent of a file that is wrong."""
+        provenance, file = self._bench.mirrors.provenance, self._file
+        sent = provenance.sent(file)
+        if any(mirror for mirror, _ in sent):
+            kept = await self._bench.threads.run(evidence, part.descriptor, file.attempt, sent)
+            provenance.keep(file, kept)
+
+    async def _convict(self, part: PartialFile) -> None:
+        """Name what was wrong in earlier attempts, now that the bytes are right."""
+        mirrors, file = self._bench.mirrors, self._file
+        if suspects := mirrors.provenance.take(file):
+            wrong = await self._bench.threads.run(wrong_ranges, part.descriptor, suspects)
+            mirrors.convict(file, wrong)
+            self._bench.repairs.begin(file, self._order.route, wrong)
 
     async def _taken(self, sealed: Fetched) -> Fetched:
         """Give the file a name that no later fetch of its key touches; the last step of all."""
@@ -258,8 +312,11 @@ class Job:
 
     async def _prepare_another(self, fault: Fault) -> None:
         """Wait as the policy says and choose how to try again, or give up."""
+        if fault.trouble is Trouble.ELSEWHERE:  # the mirror that failed is left out now
+            return
         # A changed file is not the network's failure: it has a count and a limit of its own.
         if fault.trouble in BEGIN_AGAIN:
+            self._bench.mirrors.provenance.begin(self._file)
             self._changes += 1
             failures = self._changes
             self._plain |= (
@@ -280,6 +337,8 @@ def _is_worthless_after(error: BaseException) -> bool:
     """Whether nothing of a partial file may be used after ``error``."""
     if isinstance(error, Fault):
         return error.trouble in BEGIN_AGAIN
+    if isinstance(error, OSError) and error.errno in FULL:
+        return False  # Job._make_room decides
     return isinstance(error, IntegrityError | OSError)
 
 

@@ -49,6 +49,8 @@ class Network:
         may_be_private: Whether a host and port that a user named may have a private, loopback or
             link-local address.
         rules: Rules for proxies; None reads the environment.
+        resolver: Looks up the names in users' URLs; None asks the system. What is not public of its
+            answers is left out.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Network:
         answer_seconds: float,
         may_be_private: Callable[[str, int], bool] = lambda _host, _port: False,
         rules: ProxyRules | None = None,
+        resolver: AbstractResolver | None = None,
     ) -> None:
+        self._resolver = resolver
         self.rules = rules or ProxyRules()
         self._user_agent = user_agent
         self._connect_seconds = connect_seconds
@@ -72,7 +76,7 @@ class Network:
         async with AsyncExitStack() as stack:
             # Two pools, so that no connection to a private address is lent to a user's URL.
             self._anywhere = await stack.enter_async_context(self._session(None))
-            resolver = PublicResolver(self._may_be_private)
+            resolver = PublicResolver(self._may_be_private, self._resolver)
             self._public = await stack.enter_async_context(self._session(resolver))
             self._resources = stack.pop_all()
         return self
@@ -93,6 +97,8 @@ class Network:
         *,
         source: str,
         public_only: bool,
+        ca: str | None = None,
+        answer_seconds: float | None = None,
     ) -> aiohttp.ClientResponse:
         """Make one request; redirects are answers like any other.
 
@@ -102,6 +108,8 @@ class Network:
             headers: Headers of the request.
             source: The source, named in errors.
             public_only: Whether a user chose the address, so that it must be a public one.
+            ca: Path of the only certificates believed; None for those of all origins.
+            answer_seconds: Patience for the head of this answer, where it is another.
 
         Raises:
             Fault: There is no answer; another request may have one.
@@ -116,12 +124,13 @@ class Network:
             self._check_literal(url, source)
         session = self._public if public_only and proxy is None else self._anywhere
         try:
-            async with asyncio.timeout(self._answer_seconds):
+            async with asyncio.timeout(answer_seconds or self._answer_seconds):
                 response = await session.request(
                     method,
                     URL(url, encoded=True),
                     headers=_sent(headers, proxy, url),
                     allow_redirects=False,
+                    ssl=tls_context(ca) if ca else True,
                     proxy=proxy.url if proxy else None,
                     proxy_headers=proxy.headers if proxy else None,
                 )

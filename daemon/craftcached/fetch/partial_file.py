@@ -118,6 +118,11 @@ class PartialFile:
         """The partial file's name."""
         return self._names.part
 
+    @property
+    def has_journal(self) -> bool:
+        """Whether what is written is journaled, so that a later run can resume it."""
+        return self._journal is not None
+
     def write(self, offset: int, chunks: Sequence[bytes]) -> None:
         """Write ``chunks`` one after the other from ``offset`` (bytes) on; journal the range."""
         size = sum(map(len, chunks))

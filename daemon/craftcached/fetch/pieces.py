@@ -55,15 +55,22 @@ class Pieces:
         """Whether there are bytes to claim."""
         return next(self._taken.gaps(Span(0, self._total)), None) is not None
 
-    def claim(self, size: int) -> Span | None:
+    def claim(self, size: int, *, boundary: int | None = None) -> Span | None:
         """Take the first missing bytes, at most ``size``; None if nothing is missing.
 
         Lowest first, because the hash wants the bytes in order.
+
+        Args:
+            size: The most bytes.
+            boundary: Bytes at whose multiples the claim ends, if it has not before.
         """
         gap = next(self._taken.gaps(Span(0, self._total)), None)
         if gap is None:
             return None
-        span = Span(gap.start, min(gap.stop, gap.start + size))
+        stop = min(gap.stop, gap.start + size)
+        if boundary is not None:
+            stop = min(stop, (gap.start // boundary + 1) * boundary)
+        span = Span(gap.start, stop)
         self._taken.add(span)
         return span
 

@@ -16,8 +16,8 @@ from .transfer import host_of
 if TYPE_CHECKING:
     from .context import FetchContext, FetchRequest
     from .pieces import Pieces
+    from .reply import RangeReply
     from .spans import Span
-    from .transfer import RangeReply
     from .writer import Writer
 
 __all__ = ["RangedDownload"]
@@ -126,6 +126,9 @@ class RangedDownload:
                     await self._bring(claim)
                     failures = 0
                 except Fault as fault:
+                    # A mirror is left out from now on, so that this comes to an end.
+                    if fault.trouble is Trouble.ELSEWHERE:
+                        continue
                     # No range of this version can be fetched any more: end all workers.
                     if fault.trouble in BEGIN_AGAIN:
                         raise
@@ -138,7 +141,13 @@ class RangedDownload:
             self._workers -= 1
 
     def _claim(self) -> Span | None:
-        """The next range to ask for, no larger than AFFORDABLE_SHARE allows."""
+        """The next range to ask for, no larger than AFFORDABLE_SHARE allows.
+
+        Of a file that has mirrors a whole slice of theirs, up to its end: what they fetch for a
+        smaller request is no less, and what is lost was not far away.
+        """
+        if (slice_bytes := self._order.route.slice_bytes) is not None:
+            return self._pieces.claim(slice_bytes, boundary=slice_bytes)
         affordable = self._order.claimant.received // (AFFORDABLE_SHARE * self._ramp.wanted)
         most = self._bench.settings.piece_bytes
         return self._pieces.claim(min(max(affordable, MIN_PIECE_BYTES), most))
@@ -151,16 +160,23 @@ class RangedDownload:
             url = self._url  # of this request: others may change the attribute meanwhile
             try:
                 async with (
-                    bench.connections.one(host_of(url), order.claimant),
+                    bench.connections.one(
+                        host_of(order.route.address(url, claim.start)), order.claimant
+                    ),
                     bench.transfer.open(
-                        order.file, url=url, span=claim, etag=self._etag, claimant=order.claimant
+                        order.file,
+                        order.route,
+                        url=url,
+                        span=claim,
+                        etag=self._etag,
+                        claimant=order.claimant,
                     ) as reply,
                 ):
                     await self.take(reply, claim)
-            except Fault:
+            except Fault as fault:
                 # The redirect's target may have expired: ask the file's own URL for a new one,
-                # unless another request has found one meanwhile.
-                if self._url == url:
+                # unless another request has found one meanwhile. A mirror's failure is not its.
+                if self._url == url and fault.trouble is not Trouble.ELSEWHERE:
                     self._url = order.file.url
                 raise
         finally:

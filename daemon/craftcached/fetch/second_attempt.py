@@ -1,7 +1,8 @@
 """Wrong bytes are fetched once more before they are an error.
 
 What one answer spoiled, or what a cache on the way holds wrong, is right in a second attempt that
-begins again, over new connections and past such caches. The publisher's own mistake is not.
+begins again, over new connections and past such caches. The publisher's own mistake is not. Where
+mirrors stand for the origin, a third attempt is the origin's alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.errors import IntegrityError
 
+from .mirrors import Mirrors
 from .types import Priority
 
 if TYPE_CHECKING:
@@ -27,14 +29,16 @@ log = logging.getLogger("craftcached")
 class SecondAttempt:
     """A Fetcher that lets another Fetcher try once more if bytes did not keep their promise.
 
-    The mutable state: the keys whose priority was raised during the first attempt.
+    The mutable state: the keys whose priority was raised during an attempt.
 
     Args:
         fetcher: Does the work; it keeps nothing of wrong bytes.
+        mirrors: The mirrors that it asks; None for none.
     """
 
-    def __init__(self, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher, mirrors: Mirrors | None = None) -> None:
         self._fetcher = fetcher
+        self._mirrors = mirrors or Mirrors()
         self._hurried: set[str] = set()
 
     async def fetch(
@@ -43,26 +47,25 @@ class SecondAttempt:
         """See Fetcher.fetch.
 
         Raises:
-            IntegrityError: Both attempts brought wrong bytes; it says what was seen in each.
+            IntegrityError: All attempts brought wrong bytes; it says what was seen in each.
         """
+        attempts = self._mirrors.attempts(file)
+        seen: list[str] = []
         try:
-            try:
-                return await self._fetcher.fetch(file, priority=priority, report=report)
-            except IntegrityError as error:
-                first = error.message
-            log.warning("%s: %s; it is fetched once more", file.source, first)
-            is_urgent = file.key in self._hurried
-            return await self._fetcher.fetch(
-                replace(file, attempt=file.attempt + 1),
-                priority=Priority.WAITED_FOR if is_urgent else priority,
-                report=report,
-            )
-        except IntegrityError as error:
-            seen = error.message
-            error.message = f"{seen}; fetched twice, the second time past caches on the way, " + (
-                "with the same result" if seen == first else f"after a first time: {first}"
-            )
-            raise
+            while True:
+                is_urgent = file.key in self._hurried
+                try:
+                    return await self._fetcher.fetch(
+                        replace(file, attempt=file.attempt + len(seen)),
+                        priority=Priority.WAITED_FOR if is_urgent else priority,
+                        report=report,
+                    )
+                except IntegrityError as error:
+                    seen.append(error.message)
+                    if len(seen) == attempts:
+                        error.message = _told(seen)
+                        raise
+                log.warning("%s: %s; it is fetched once more", file.source, seen[-1])
         finally:
             self._hurried.discard(file.key)
 
@@ -70,3 +73,13 @@ class SecondAttempt:
         """See Fetcher.hurry."""
         self._hurried.add(key)
         self._fetcher.hurry(key)
+
+
+def _told(seen: list[str]) -> str:
+    """What the user is told of attempts that all failed."""
+    *before, last = seen
+    times = {1: "twice, the second time", 2: "three times, the last time"}[len(before)]
+    result = "with the same result"
+    if others := [message for message in before if message != last]:
+        result = f"after a first time: {others[0]}"
+    return f"{last}; fetched {times} past caches on the way, {result}"

@@ -31,6 +31,8 @@ class EngineSettings:
         max_backoff_seconds: Upper bound of any wait; an origin that asks for a longer one is
             reported to the caller instead of waited for.
         bandwidth: Bytes a second for all downloads together, or None for no cap.
+        uplink: Bytes a second for all downloads together from origins that have a mirror, or None
+            for no cap.
         memory_bytes: What all downloads together keep in memory of bytes that came before their
             turn to be hashed; what does not fit is read back from the file.
         user_agent: Sent with every request.
@@ -48,6 +50,7 @@ class EngineSettings:
     backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0
     bandwidth: int | None = None
+    uplink: int | None = None
     memory_bytes: int = 16 * MIB
     user_agent: str = USER_AGENT
     journal_retention_seconds: float = 7 * 24 * 3600.0

@@ -9,42 +9,36 @@ each hop is checked against the node's policy and the credentials of a file go t
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
 from yarl import URL
 
-from craftcache.errors import AccessDenied, NotFound, Unavailable
+from craftcache.errors import AccessDenied, CraftcacheError, NotFound, Unavailable
 from craftcache.network.content_encoding import check_uncompressed
 from craftcache.network.locations import MAX_REDIRECTS, REDIRECTS, origin_of, redirect_target
-from craftcache.origins.etags import strong_etag
 from craftcache.origins.hub import invalid_token
 from craftcache.sources import shown_url
 
 from .faults import Fault, Trouble
+from .reply import BLOCK_BYTES, GATHERED_BYTES, Patience, RangeReply
 from .retry import requested_wait
 from .spans import Span
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator
 
-    from .limits import Claimant
+    from .limits import Bandwidth, Claimant
+    from .mirrors import MirrorSite, Route
     from .network import Network
     from .settings import EngineSettings
     from .types import RemoteFile
 
-__all__ = ["host_of", "location_of", "RangeReply", "Transfer"]
-
-BLOCK_BYTES = 1024 * 1024
-"""Bytes gathered before they are written in one step, at most."""
-
-GATHERED_BYTES = 16 * 1024 * 1024
-"""Bytes that all connections together may gather: the more of them, the smaller their blocks."""
-
-BLOCK_SECONDS = 1.0
-"""Time after which what came on a slow line is written without waiting for more."""
+__all__ = ["host_of", "location_of", "Transfer"]
 
 _BUSY = frozenset({408, 425, 429})
 _ABSENT_CODES = frozenset({"RepoNotFound", "RevisionNotFound", "EntryNotFound"})
@@ -57,134 +51,51 @@ def host_of(url: str) -> str:
     return URL(url, encoded=True).authority
 
 
-class RangeReply:
-    """An answer whose status and headers are checked; its body is read block by block.
+@dataclass(frozen=True, slots=True)
+class _Hop:
+    """Where the origin leads: to an answer of its own, or to an address that a mirror stands for.
 
     Attributes:
-        url: The address that answered, after all redirects.
-        span: The bytes that the body holds, or None where the whole file comes without a length.
-        total: The size of the whole file, where the server said it.
-        etag: The strong validator, unquoted, or None.
-        partial: Whether the server answered with a range (206).
-        is_xet: Whether the Hub, on the way here, said that it has the file in Xet storage.
+        url: The origin's address.
+        is_xet: Whether one of the answers on the way had a Xet header.
+        response: The origin's answer, open; None where a mirror is to be asked.
+        site: That mirror.
     """
 
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        span: Span | None,
-        total: int | None,
-        patience: Patience,
-        claimant: Claimant,
-        *,
-        block_bytes: int,
-        is_xet: bool,
-    ) -> None:
-        self.url = str(response.url)
-        self.span = span
-        self.total = total
-        self.etag = strong_etag(response.headers.get("ETag"))
-        self.partial = response.status == 206
-        self.is_xet = is_xet
-        self._content = response.content
-        self._left = None if span is None else span.size
-        self._patience = patience
-        self._claimant = claimant
-        self._block_bytes = block_bytes
-        self._fault: Fault | None = None
-
-    @property
-    def is_whole_file(self) -> bool:
-        """Whether the body holds the whole file, also if it was sent as a range."""
-        return not self.partial or (self.span is not None and self.span.size == self.total)
-
-    async def block(self) -> list[bytes]:
-        """The next bytes of the body: about one block, or what came in BLOCK_SECONDS.
-
-        Empty at the end. When a fault occurs, the bytes before it; the next call raises it.
-
-        Raises:
-            Fault: The connection broke, the body ended early, or too little came for too long.
-        """
-        chunks: list[bytes] = []
-        size = 0
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        try:
-            async with asyncio.timeout(self._patience.left):
-                while size < self._block_bytes and loop.time() < began + BLOCK_SECONDS:
-                    chunk = await self._read()
-                    if not chunk:
-                        break
-                    chunks.append(chunk)
-                    size += len(chunk)
-        except TimeoutError:
-            self._fault = Fault(Trouble.STALLED, f"{shown_url(self.url)} stalled")
-        except Fault as fault:
-            self._fault = fault
-        self._patience.spend(loop.time() - began, size)
-        if self._fault is not None and not chunks:
-            raise self._fault
-        return chunks
-
-    async def _read(self) -> bytes:
-        if self._fault is not None:
-            raise self._fault
-        try:
-            chunk, _ = await self._content.readchunk()
-        except (aiohttp.ClientError, OSError) as error:
-            raise _lost(self.url, error) from None
-        self._claimant.received += len(chunk)
-        if self._left is not None:
-            self._left -= len(chunk)
-            if self._left < 0:
-                raise Fault(Trouble.LOST, f"{shown_url(self.url)} sent more than it announced")
-            if not chunk and self._left:
-                raise Fault(Trouble.LOST, f"{shown_url(self.url)} ended {self._left} bytes early")
-        return chunk
-
-
-class Patience:
-    """The time for which an answer may still be too slow; only time spent reading it counts.
-
-    Args:
-        seconds: The time at the start.
-        minimum_rate: Bytes a second, over that time, that count as progress and restore the time.
-    """
-
-    def __init__(self, seconds: float, minimum_rate: int) -> None:
-        self._seconds = seconds
-        self._enough = seconds * minimum_rate
-        self._brought = 0
-        self.left = seconds
-
-    def spend(self, seconds: float, brought: int) -> None:
-        """Note that reading took ``seconds`` and returned ``brought`` bytes."""
-        self.left -= seconds
-        self._brought += brought
-        if self._brought >= self._enough:
-            self._brought = 0
-            self.left = self._seconds
+    url: str
+    is_xet: bool
+    response: aiohttp.ClientResponse | None
+    site: MirrorSite | None = None
 
 
 class Transfer:
-    """Makes requests for files, each hop checked by ``check_url``."""
+    """Makes requests for files, each hop checked by ``check_url``.
+
+    Args:
+        network: Makes each request.
+        settings: Limits and patience.
+        check_url: Raises PolicyDenied for an address that must not be asked.
+        uplink: The limit on the bytes of files that should come from a mirror and do not.
+    """
 
     def __init__(
         self,
         network: Network,
         settings: EngineSettings,
         check_url: Callable[[str], None],
+        uplink: Bandwidth | None = None,
     ) -> None:
         self._network = network
         self._settings = settings
         self._check_url = check_url
+        self._uplink = uplink
         self._block_bytes = min(BLOCK_BYTES, GATHERED_BYTES // settings.max_connections)
 
     @asynccontextmanager
     async def open(
         self,
         file: RemoteFile,
+        route: Route,
         *,
         url: str,
         span: Span | None,
@@ -195,6 +106,7 @@ class Transfer:
 
         Args:
             file: The file to ask for.
+            route: Which mirrors are asked before the origin.
             url: Address to ask: ``file.url``, or the one it redirected to before.
             span: Range to ask for; None asks for the whole file without a Range header.
             etag: The version that earlier bytes belong to, for If-Range.
@@ -204,34 +116,64 @@ class Transfer:
             Fault: The request failed; a further one may succeed.
             NotFound, AccessDenied, PolicyDenied, IntegrityError, Unavailable: None can.
         """
-        headers = {"Cache-Control": "no-cache"} if file.attempt > 1 else {}
-        if span is not None:
-            headers["Range"] = f"bytes={span.start}-{span.stop - 1}"
-            if etag is not None:
-                headers["If-Range"] = f'"{etag}"'
-        response, is_xet = await self._follow(file, url, headers)
+        with route.asking(None):
+            hop = await self._follow(file, route, url, span, etag)
+        with route.asking(hop.site):
+            response = hop.response or await self._ask_mirror(file, route, hop.site, span)
+            try:
+                reply = self._reply(file, route, hop, response, span, claimant)
+                try:
+                    yield reply
+                finally:
+                    start = 0 if reply.span is None else reply.span.start
+                    route.came(hop.site, Span(start, start + reply.received))
+            finally:
+                response.close()  # keeps the connection where the body was read to its end
+
+    async def digest(
+        self, file: RemoteFile, route: Route, site: MirrorSite, span: Span, *, renewed: bool = False
+    ) -> bytes:
+        """The sha256 of what a mirror sends of ``span`` at ``file``'s attempt.
+
+        Args:
+            file: The file, at the attempt that is asked about.
+            route: The way of a download of it.
+            site: The mirror.
+            span: The range.
+            renewed: Whether the mirror is to fetch it anew.
+
+        Raises:
+            Fault: It sends nothing of the kind.
+        """
+        response = await self._ask_mirror(file, route, site, span, renewed=renewed)
+        digest = hashlib.sha256()
         try:
-            covered, total = self._judge(file, response, span)
-            yield RangeReply(
-                response,
-                covered,
-                total,
-                Patience(self._settings.stall_seconds, self._settings.minimum_rate),
-                claimant,
-                block_bytes=self._block_bytes,
-                is_xet=is_xet,
-            )
+            with _without_last_word():
+                self._judge(file, response, span)
+            async with asyncio.timeout(site.mirror.rule.patience):
+                while chunk := await response.content.readany():
+                    digest.update(chunk)
+        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError among them
+            raise Fault(Trouble.LOST, type(error).__name__) from None
         finally:
-            response.close()  # keeps the connection where the body was read to its end
+            response.close()
+        return digest.digest()
 
     async def _follow(
-        self, file: RemoteFile, url: str, headers: Mapping[str, str]
-    ) -> tuple[aiohttp.ClientResponse, bool]:
-        """The answer after all redirects, and whether one of the answers had a Xet header."""
+        self, file: RemoteFile, route: Route, url: str, span: Span | None, etag: str | None
+    ) -> _Hop:
+        """The origin's answer after all redirects, or the first address that a mirror has."""
+        headers = _range_header(span)
+        if file.attempt > 1:
+            headers["Cache-Control"] = "no-cache"
+        if span is not None and etag is not None:
+            headers["If-Range"] = f'"{etag}"'
         is_xet = False
         home, target = origin_of(file.url), url
         for _ in range(MAX_REDIRECTS + 1):
             self._check_url(target)
+            if site := route.peek(target, span.start if span else 0):
+                return _Hop(target, is_xet, None, site)
             credentials = file.headers if origin_of(target) == home else {}
             response = await self._network.request(
                 "GET",
@@ -242,11 +184,62 @@ class Transfer:
             )
             is_xet |= "X-Xet-Hash" in response.headers
             if response.status not in REDIRECTS:
-                return response, is_xet
+                return _Hop(str(response.url), is_xet, response)
             response.release()
             target = redirect_target(target, location_of(response), source=file.source)
         raise _refused(
             file.source, f"{shown_url(file.url)} redirects more than {MAX_REDIRECTS} times"
+        )
+
+    async def _ask_mirror(
+        self,
+        file: RemoteFile,
+        route: Route,
+        site: MirrorSite | None,
+        span: Span | None,
+        *,
+        renewed: bool = False,
+    ) -> aiohttp.ClientResponse:
+        """Ask a mirror. Its validators count for nothing, so that it is sent none."""
+        assert site is not None  # noqa: S101  # a hop has the one or the other
+        rule = site.mirror.rule
+        headers = {**_range_header(span), **route.headers(site, file.attempt)}
+        if renewed:
+            headers["Cache-Control"] = "no-cache"
+        with _without_last_word():
+            return await self._network.request(
+                "GET",
+                site.url,
+                headers,
+                source=file.source,
+                public_only=False,
+                ca=rule.ca,
+                answer_seconds=rule.patience,
+            )
+
+    def _reply(
+        self,
+        file: RemoteFile,
+        route: Route,
+        hop: _Hop,
+        response: aiohttp.ClientResponse,
+        span: Span | None,
+        claimant: Claimant,
+    ) -> RangeReply:
+        with _without_last_word() if hop.site else nullcontext():
+            covered, total = self._judge(file, response, span)
+        patience = hop.site.mirror.rule.patience if hop.site else self._settings.stall_seconds
+        return RangeReply(
+            response,
+            covered,
+            total,
+            Patience(patience, self._settings.minimum_rate),
+            claimant,
+            url=hop.url,
+            is_mirrors=hop.site is not None,
+            block_bytes=self._block_bytes,
+            is_xet=hop.is_xet,
+            bandwidth=self._uplink if hop.site is None and route.has_mirrors else None,
         )
 
     def _judge(
@@ -299,6 +292,19 @@ class Transfer:
         return _refused(file.source, f"{shown} answered {status}")
 
 
+@contextmanager
+def _without_last_word() -> Iterator[None]:
+    """What a mirror says cannot be mended: another may, whose word counts more."""
+    try:
+        yield
+    except CraftcacheError as error:
+        raise Fault(Trouble.ELSEWHERE, error.message) from None
+
+
+def _range_header(span: Span | None) -> dict[str, str]:
+    return {} if span is None else {"Range": f"bytes={span.start}-{span.stop - 1}"}
+
+
 def _content_range(response: aiohttp.ClientResponse) -> tuple[Span, int | None]:
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if match is None:
@@ -313,13 +319,6 @@ def _content_range(response: aiohttp.ClientResponse) -> tuple[Span, int | None]:
 def location_of(response: aiohttp.ClientResponse) -> bytes | None:
     """The Location of an answer as it was sent."""
     return next((v for n, v in response.raw_headers if n.lower() == b"location"), None)
-
-
-def _lost(url: str, error: Exception) -> Fault:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else None
-    return Fault(
-        Trouble.LOST, f"the connection to {shown_url(url)} failed: {reason or type(error).__name__}"
-    )
 
 
 def _refused(source: str, message: str) -> Unavailable:

@@ -40,6 +40,8 @@ class RemoteFile:
             connections are new, and caches on the way are asked to ask the origin.
         public_only: Whether a user chose the address, so that it and what it redirects to must be
             public, as far as the policy excepts no host.
+        is_origin_away: Whether the origin did not answer when the file was described, so that
+            mirrors are asked even for what only the origin would be asked for.
     """
 
     source: str
@@ -49,6 +51,7 @@ class RemoteFile:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     attempt: int = 1
     public_only: bool = False
+    is_origin_away: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class Writer:
         span = Span(offset, offset + sum(map(len, chunks)))
         await self._bench.bandwidth.take(span.size, self._order.claimant)
         await self._bench.threads.run(self._part.write, offset, chunks)
-        self._bench.space.written(self._order, span.size)
+        self._bench.space.written(self._order.file.key, span.size)
         self._present.add(span)
         self._present_bytes += span.size
         self._unsynced.add(span)
@@ -102,10 +102,14 @@ class Writer:
         return span
 
     async def finish(self) -> Digests:
-        """Sync all bytes to the disk, once all are written, and return their digests."""
+        """Sync all bytes to the disk, once all are written, and return their digests.
+
+        Without a journal that would say that they are down, the sync that seals the file is enough.
+        """
         self._hash.complete()
         self._syncing.cancel()
-        await self._sync()
+        if self._part.has_journal:
+            await self._sync()
         return await self._hashing
 
     async def _keep_synced(self) -> None:

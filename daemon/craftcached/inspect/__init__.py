@@ -1,7 +1,9 @@
 """Inspection: is a checkpoint safe to load, and what does it hold.
 
-    inspector.Inspector     in the daemon: starts a process for each file, and says what it found
-    child                   that process: confines itself, then reads the file
+    inspector.Inspector     in the daemon: has a process look at each file, and says what it found
+    processes               in the daemon: has those processes forked, and hears how they end
+    server                  the process that they are forked from, which reads no file
+    child                   the process for a file: confines itself, then reads it
     confine                 what it gives up before it looks at the file
     seccomp                 how it gives up the network where a sandbox forbids namespaces
 
@@ -9,7 +11,7 @@ A file can only hurt the process that looks at it. The reading itself is the cli
 ``craftcache.checkpoint.reader``; no process of the daemon imports torch, and the daemon itself
 never reads a checkpoint's content.
 
-The child imports this package too, and nothing that it does not need: so ``Inspector`` is imported
+The server imports this package too, and nothing that it does not need: so ``Inspector`` is imported
 when it is asked for.
 """
 

@@ -1,18 +1,15 @@
 """The process that inspects one checkpoint.
 
-It is a Python that has found no packages but ours, started with the arguments FILE RESULT
-CPU_SECONDS PARENT: two descriptors, of the checkpoint and of an empty memory file, and its limit
-and the process that it must not outlive. It writes what it found to the memory file: one byte for
-its kind, then the index, or an error's problem document. The kind is written last, so a verdict is
-there whole or not at all, however this process ends.
+It was forked from a Python that has found no packages but ours and has read no file, see
+``server``, and is confined before it reads this one. It writes what it found to a memory file: one
+byte for its kind, then the index, or an error's problem document. The kind is written last, so a
+verdict is there whole or not at all, however this process ends.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import sys
 from typing import Final, NoReturn
 
 from craftcache.checkpoint.index import MAX_BYTES, dump
@@ -20,20 +17,23 @@ from craftcache.checkpoint.reader import read_index
 from craftcache.checkpoint.recognize import recognized
 from craftcache.errors import CraftcacheError, NotACheckpoint
 
-from .confine import confine, die_with_parent
+from .confine import confine
 
-__all__ = ["INDEX", "PROBLEM", "main"]
+__all__ = ["INDEX", "PROBLEM", "inspect_file"]
 
 INDEX: Final = b"I"
 PROBLEM: Final = b"P"
 
 
-def main() -> NoReturn:
-    """Inspect the file that the command line names."""
-    file, result, cpu_seconds, parent = map(int, sys.argv[1:])
-    die_with_parent(parent)
+def inspect_file(file: int, result: int, cpu_seconds: int) -> NoReturn:
+    """Inspect a checkpoint, and end this process.
+
+    Args:
+        file: Descriptor of the checkpoint.
+        result: Descriptor of an empty memory file.
+        cpu_seconds: CPU time after which this process is ended.
+    """
     confine(cpu_seconds=cpu_seconds, file_bytes=1 + MAX_BYTES)
-    gc.disable()  # it only takes time: this process makes no garbage that anybody waits for
     try:
         kind, found = INDEX, _describe(file)
     except CraftcacheError as error:

@@ -16,7 +16,7 @@ from typing import Final
 
 from .seccomp import NETWORK_CALLS, refuse
 
-__all__ = ["confine", "die_with_parent"]
+__all__ = ["confine", "die_with_parent", "leave_network"]
 
 _DATA_BYTES: Final = 256 * 1024 * 1024
 """Writable memory that a child may take beyond what it inherits with torch."""
@@ -38,30 +38,30 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def leave_network() -> None:
+    """Give up privileges to come and the network, for this process and all that it forks.
+
+    It enters an empty network of its own; where a sandbox forbids that, it makes no sockets any
+    more. A machine that allows neither still inspects: no file is known that would use the network.
+    """
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if _libc.unshare(_CLONE_NEWNET) and _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET):
+        with contextlib.suppress(OSError):
+            refuse(NETWORK_CALLS.get(os.uname().machine, ()))
+
+
 def confine(*, cpu_seconds: int, file_bytes: int) -> None:
-    """Give up privileges to come, the network, and all but some memory, files and CPU time.
+    """Give up all but some memory, files and CPU time.
 
     Args:
         cpu_seconds: After which SIGXCPU ends this process.
         file_bytes: Beyond which it may write to no file.
     """
-    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _leave_network()
     _limit(resource.RLIMIT_DATA, _data_bytes() + _DATA_BYTES)
     _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)  # SIGKILL, which says less, after
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _limit(resource.RLIMIT_FSIZE, file_bytes)
     _limit(resource.RLIMIT_CORE, 0)
-
-
-def _leave_network() -> None:
-    """Enter an empty network of its own; where a sandbox forbids that, make no sockets any more.
-
-    A machine that allows neither still inspects: no file is known that would use the network.
-    """
-    if _libc.unshare(_CLONE_NEWNET) and _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET):
-        with contextlib.suppress(OSError):
-            refuse(NETWORK_CALLS.get(os.uname().machine, ()))
 
 
 def _limit(kind: int, soft: int, hard: int | None = None) -> None:

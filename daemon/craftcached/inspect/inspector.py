@@ -8,15 +8,13 @@ import json
 import os
 import signal
 import stat
-import sys
 from typing import TYPE_CHECKING, Final, Self
 
-import craftcache
-import craftcached
 from craftcache.checkpoint.index import MAX_BYTES, parse
 from craftcache.errors import CraftcacheError, NotACheckpoint, Unavailable, from_problem
 
 from .child import INDEX, PROBLEM
+from .processes import InspectingProcesses, ServerEnded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,15 +27,6 @@ _ATTEMPTS: Final = 2
 
 _HINT: Final = "Ask its publisher for a whole file that torch.save wrote"
 """For the many ways in which a file can be damaged, which all leave the same to do."""
-
-_ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-"""What the child may see of the daemon's environment; tokens are not among it."""
-
-_START: Final = (
-    "import sys; sys.path[:0] = sys.argv.pop(1), sys.argv.pop(1)\n"
-    "from craftcached.inspect.child import main; main()"
-)
-"""What the child runs: Python itself looks for no packages, nor for what a user would add."""
 
 _CRASHES: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
@@ -67,7 +56,7 @@ class Inspector:
         self._concurrency = concurrency
         # Limits the processes at once; held from start to end of each. No lock is taken inside.
         self._slots = asyncio.Semaphore(concurrency)
-        self._children: set[asyncio.subprocess.Process] = set()
+        self._processes = InspectingProcesses()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -75,10 +64,10 @@ class Inspector:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._closed = True
-        for child in self._children:
-            _kill(child)
+        self._processes.kill()
         for _ in range(self._concurrency):  # until no inspection is running
             await self._slots.acquire()
+        await self._processes.close()
 
     async def inspect(self, path: Path, *, source: str) -> bytes:
         """The index of the checkpoint at ``path``, as ``checkpoint.index.parse`` reads it.
@@ -147,31 +136,18 @@ class Inspector:
         return await asyncio.to_thread(_verdict, kind, found, os.fstat(file).st_size)
 
     async def _run(self, file: int, result: int) -> int:
-        """Run the child on these two files; returns its return code."""
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-c", _START, *_roots()),
-            *map(str, (file, result, self._cpu_seconds, os.getpid())),
-            pass_fds=[file, result],
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            start_new_session=True,  # an interrupt at the terminal is the daemon's
-        )
-        self._children.add(child)
-        if self._closed:  # while it was started
-            _kill(child)
+        """Have a child look at these two files; returns its return code."""
         try:
-            async with asyncio.timeout(self._deadline):
-                return await child.wait()
+            return await self._processes.run(
+                file, result, cpu_seconds=self._cpu_seconds, deadline=self._deadline
+            )
+        except ServerEnded:
+            raise _Died("ended with the process that it was forked from") from None
         except TimeoutError as error:
             raise Unavailable(
                 f"its inspection was not done within {self._deadline:g} s",
                 hint="Try again when the machine or the cache's file system is less busy",
             ) from error
-        finally:
-            self._children.discard(child)
-            _kill(child)
-            await child.wait()
 
 
 class _Died(Exception):
@@ -180,17 +156,6 @@ class _Died(Exception):
 
 class _Crashed(_Died):
     """It ended by what it did itself."""
-
-
-def _kill(child: asyncio.subprocess.Process) -> None:
-    """Kill a process, unless it has ended."""
-    with contextlib.suppress(ProcessLookupError):
-        child.kill()
-
-
-def _roots() -> list[str]:
-    """Where the child finds our two packages."""
-    return [os.path.dirname(package.__path__[0]) for package in (craftcache, craftcached)]
 
 
 @contextlib.contextmanager
@@ -214,8 +179,7 @@ def _no_verdict(status: int) -> Exception:
     """The error for a child that gave no verdict.
 
     Args:
-        status: The return code as asyncio gives it: the exit status, or minus the number of the
-            signal. Where nobody may know it (SIGCHLD is ignored), it is 255.
+        status: The return code: the exit status, or minus the number of the signal.
     """
     if status == -signal.SIGXCPU:
         return NotACheckpoint("inspecting it takes more computing than any checkpoint needs")

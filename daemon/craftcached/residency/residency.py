@@ -85,7 +85,7 @@ class Residency:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self._thread.shutdown)
 
-    async def resident(self, paths: Iterable[Path]) -> int | None:
+    async def resident(self, paths: Iterable[str | os.PathLike[str]]) -> int | None:
         """Bytes of these files that are in memory; None where the kernel does not say."""
         return await asyncio.to_thread(_resident, tuple(paths))
 
@@ -148,7 +148,7 @@ class Residency:
             raise
 
 
-def _resident(paths: Iterable[Path]) -> int | None:
+def _resident(paths: Iterable[str | os.PathLike[str]]) -> int | None:
     total = 0
     for path in paths:
         try:
@@ -186,5 +186,5 @@ def _lock(
             os.close(descriptor)
 
 
-def _open(path: Path) -> int:
+def _open(path: str | os.PathLike[str]) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -135,7 +135,11 @@ class Scrub:
         return 0.0
 
     async def _examine(self, file: PublishedFile, turn: ScrubTurn) -> None:
-        pace = Paced(turn.bytes_per_second, lambda: turn.is_patient and self._is_busy())
+        pace = Paced(
+            turn.bytes_per_second,
+            lambda: turn.is_patient and self._is_busy(),
+            goes_last=turn.is_patient,
+        )
         self._count(await self._examiner.examine(file, self._hasher, pace))
         self.hashed_bytes += file.record.size
 

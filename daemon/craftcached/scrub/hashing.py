@@ -1,19 +1,24 @@
 """Hashing of published files in the background: in small pieces, paced, and out of the way.
 
-It is done on one thread whose disk requests let everybody else's go first. What it had to read from
-the disk does not stay in memory: the page cache belongs to the models that are in use.
+A large file is hashed by a process whose disk requests and computing let everybody else's go first.
+What had to be read from the disk does not stay in memory: the page cache belongs to the models that
+are in use.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import sys
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+import craftcache
+import craftcached
 from craftcache.digests import Hasher
-from craftcached.residency.page_cache import lower_io_priority, resident_share
+from craftcached.residency.hashing_child import NUMBER_BYTES, PIECE_BYTES, hash_piece
 from craftcached.threads import Threads
 
 if TYPE_CHECKING:
@@ -22,22 +27,34 @@ if TYPE_CHECKING:
 
 __all__ = ["AtOnce", "FileHasher", "Pace", "Paced"]
 
-PIECE_BYTES = 4 * 1024 * 1024
-"""Bytes hashed at a time: some thousandths of a second of one core."""
+SMALL_BYTES = 8 * 1024 * 1024
+"""Size up to which a file is hashed here: it takes less than the start of a process."""
 
 PATIENT_BYTES_PER_SECOND = 2 * 1024 * 1024
 """Rate while other work goes first."""
 
-RESIDENT_SHARE = 0.5
-"""Share of a piece's pages above which it counts as in memory: less may be what the kernel has just
-read ahead."""
+_SHA256_DIGITS = 64
 
 _UNREADABLE = frozenset({errno.EIO, errno.EISDIR})
 """Error numbers that mean that the file is damaged, not that this process lacks a resource."""
 
+_ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+"""What the process may see of the daemon's environment."""
+
+_START: Final = (
+    "import sys; sys.path[:0] = sys.argv.pop(1), sys.argv.pop(1)\n"
+    "from craftcached.residency.hashing_child import main; main()"
+)
+
 
 class Pace(Protocol):
-    """Decides how fast a file is hashed."""
+    """Decides how fast a file is hashed.
+
+    Attributes:
+        goes_last: Whether everybody else goes first on the processor. The disk is always last.
+    """
+
+    goes_last: bool
 
     async def after(self, count: int) -> None:
         """Wait as long as is right after ``count`` bytes were hashed."""
@@ -46,6 +63,8 @@ class Pace(Protocol):
 
 class AtOnce:
     """No pause: for somebody who waits."""
+
+    goes_last = False
 
     async def after(self, count: int) -> None:
         """See Pace."""
@@ -57,6 +76,7 @@ class Paced:
     Args:
         bytes_per_second: The rate.
         is_busy: Returns whether other work goes first at this moment.
+        goes_last: See Pace.
         clock: Returns monotonic time, in seconds.
         sleep: Waits for that many seconds.
     """
@@ -66,9 +86,11 @@ class Paced:
         bytes_per_second: float,
         is_busy: Callable[[], bool],
         *,
+        goes_last: bool = True,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        self.goes_last = goes_last
         self._rate = bytes_per_second
         self._is_busy = is_busy
         self._clock = clock
@@ -86,7 +108,7 @@ class Paced:
 
 
 class FileHasher:
-    """Hashes files one piece after the other; one instance has one thread."""
+    """Hashes files one after the other; one instance has one thread, for small ones."""
 
     def __init__(self) -> None:
         self._thread = Threads(1, "scrub")
@@ -109,30 +131,67 @@ class FileHasher:
             FileNotFoundError: There is no such file.
             OSError: This process lacks what it takes to read it.
         """
-        run, hasher, position = self._thread.run, Hasher(), 0
-        await run(lower_io_priority)
+        run = self._thread.run
         try:
-            descriptor = await run(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+            file = await run(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                buffer = bytearray(PIECE_BYTES)
-                while count := await run(_take, descriptor, position, buffer, hasher):
-                    position += count
-                    report(position)
-                    await pace.after(count)
+                size = (await run(os.fstat, file)).st_size
+                hash_open = self._hash_here if size <= SMALL_BYTES else _hash_apart
+                return await hash_open(file, pace, report)
             finally:
-                await run(os.close, descriptor)
+                await run(os.close, file)
         except OSError as error:
             if error.errno not in _UNREADABLE:
                 raise
             return None
+
+    async def _hash_here(self, file: int, pace: Pace, report: Callable[[int], None]) -> str:
+        hasher, buffer, position = Hasher(), bytearray(PIECE_BYTES), 0
+        while count := await self._thread.run(hash_piece, file, position, buffer, hasher):
+            position += count
+            report(position)
+            await pace.after(count)
         return hasher.digests().sha256
 
 
-def _take(descriptor: int, position: int, buffer: bytearray, hasher: Hasher) -> int:
-    """Hash the next piece; returns its bytes."""
-    share = resident_share(descriptor, position, len(buffer))
-    count = os.preadv(descriptor, [buffer], position)
-    hasher.update(memoryview(buffer)[:count])
-    if count and share is not None and share < RESIDENT_SHARE:
-        os.posix_fadvise(descriptor, position, count, os.POSIX_FADV_DONTNEED)
-    return count
+async def _hash_apart(file: int, pace: Pace, report: Callable[[int], None]) -> str:
+    """Hash an open file by a process of its own; see residency.hashing_child.
+
+    Raises:
+        OSError: The file cannot be read; ChildProcessError if the process ended before its time.
+    """
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", "-c", _START, *_roots()),
+        *map(str, (file, os.getpid(), int(pace.goes_last))),
+        pass_fds=[file],
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        start_new_session=True,  # an interrupt at the terminal is the daemon's
+    )
+    assert child.stdin is not None  # noqa: S101  # as asked for
+    assert child.stdout is not None  # noqa: S101
+    position = 0
+    try:
+        while True:
+            child.stdin.write(b".")
+            answer = await child.stdout.readexactly(NUMBER_BYTES)
+            count = int.from_bytes(answer, "little", signed=True)
+            if count < 0:
+                raise OSError(-count, os.strerror(-count))
+            if count == 0:
+                return (await child.stdout.readexactly(_SHA256_DIGITS)).decode("ascii")
+            position += count
+            report(position)
+            await pace.after(count)
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        raise ChildProcessError(errno.ECHILD, "the process that hashes it has ended") from error
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await asyncio.shield(child.communicate())
+
+
+def _roots() -> list[str]:
+    """Where the process finds our two packages."""
+    return [os.path.dirname(package.__path__[0]) for package in (craftcache, craftcached)]

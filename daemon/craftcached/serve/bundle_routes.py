@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING
 from aiohttp import ClientError, web
 
 from craftcache.daemon.administration import ImportedModel
-from craftcache.errors import IntegrityError
+from craftcache.errors import (
+    IntegrityError,
+    InvalidSource,
+    PolicyDenied,
+    StorageFull,
+    UnsafeCheckpoint,
+)
 
+from .openapi import PROBLEM, answers
 from .peers import peer_of
 
 if TYPE_CHECKING:
@@ -17,6 +24,8 @@ if TYPE_CHECKING:
     from .peers import Administrators
 
 __all__ = ["BundleRoutes"]
+
+SENDER_STATUS = 400
 
 
 class BundleRoutes:
@@ -35,6 +44,10 @@ class BundleRoutes:
         """Serve them as part of ``app``."""
         app.router.add_post("/v1/bundles", self._import)
 
+    @answers(
+        {"models": [ImportedModel]},
+        errors=(IntegrityError, InvalidSource, UnsafeCheckpoint, PolicyDenied, StorageFull),
+    )
     async def _import(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "importing a bundle")
 
@@ -44,6 +57,11 @@ class BundleRoutes:
             except (ClientError, ConnectionError) as error:
                 raise IntegrityError("the bundle ended early", hint="Send it again") from error
 
-        manifests = await self._importer.import_bundle(read)
+        try:
+            manifests = await self._importer.import_bundle(read)
+        except IntegrityError as error:
+            # Of an origin's bytes it is a bad gateway; these are the sender's own.
+            problem = error.to_problem() | {"status": SENDER_STATUS}
+            return web.json_response(problem, status=SENDER_STATUS, content_type=PROBLEM)
         imported = (ImportedModel(each.source, each.revision, each.size) for each in manifests)
         return web.json_response({"models": [model.to_fields() for model in imported]})

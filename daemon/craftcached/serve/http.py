@@ -9,23 +9,42 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import unquote
 
 from aiohttp import web
 
-from craftcache.errors import CraftcacheError, InvalidSource
+from craftcache.cache.manifest import Manifest
+from craftcache.daemon.administration import Eviction, Pruning, QueuedWarm
+from craftcache.daemon.planning import WarmPlan
+from craftcache.daemon.room import RoomReport, UserReport
+from craftcache.dependencies import DependencyState  # noqa: TC001  # for schema_of
+from craftcache.errors import (
+    AccessDenied,
+    BudgetExceeded,
+    CraftcacheError,
+    IntegrityError,
+    InvalidSource,
+    NotACheckpoint,
+    NotFound,
+    PolicyDenied,
+    StorageFull,
+    Unavailable,
+    UnsafeCheckpoint,
+)
 from craftcache.sources import parse
-from craftcache.wire import Warm, WarmOptions
-from craftcache.wire.fields import MAX_SOURCE
+from craftcache.wire import DaemonStatus, Warm
+from craftcached.budgets import BudgetLimits
+from craftcached.schemas import inside
 
-from .bodies import MAX_SOURCES, body_fields, source_list
+from .bodies import EvictBody, PinBody, PlanBody, PruneBody, WarmBody, moment_text, takes
 from .bundle_routes import BundleRoutes
 from .http_connections import HttpConnections
 from .integrity_routes import IntegrityRoutes
 from .ndjson import NdjsonStream
+from .openapi import NDJSON, PROBLEM, OpenApiRoute, answers
 from .peers import Administrators, peer_of
 from .watch_routes import WatchRoutes
 
@@ -33,8 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from socket import socket
 
-    from craftcache.cache.manifest import Manifest
-    from craftcache.wire import Progress
+    from craftcache.wire import Progress, WarmOptions
     from craftcached.service import Service
     from craftcached.status import ModelState
 
@@ -50,21 +68,75 @@ MAX_BODY = 256 * 1024
 FIRST_REQUEST_SECONDS = 0.05
 """Time for a client that has just connected to send its request, before the daemon stops."""
 
-MAX_FILTERS = 64
-"""Filters of one pruning."""
-
 MODELS = "/v1/models/"
 PINS = "/v1/pins/"
 
-WARM_EXAMPLE = '{"sources": ["org/name"], "wait": true, "resident": false, "pair_only": false}'
-PLAN_EXAMPLE = '{"sources": ["org/name"]}'
-PIN_EXAMPLE = '{"lock": true}'
-EVICT_EXAMPLE = '{"bytes": 10000000000, "dry_run": true}'
-PRUNE_EXAMPLE = '{"filters": ["accessed>30d", "size>1GB"], "dry_run": true}'
-"""Examples of bodies, shown to a client whose body is not right."""
 
-NDJSON = "application/x-ndjson"
-PROBLEM = "application/problem+json"
+class PublishedKeys(TypedDict):
+    """What is said of a published model beside its manifest."""
+
+    size: int
+    needs: list[NeedKeys]
+    needed_only: bool
+    superseded: bool
+
+
+class NeedKeys(TypedDict):
+    """What is said of a dependency that was just warmed."""
+
+    source: str
+    why: str
+
+
+class WarmedKeys(TypedDict):
+    """What is said of a warm beside the model."""
+
+    bytes_fetched: int
+    bytes_reused: int
+    resident_bytes: int | None
+    not_refreshed: list[str]
+    held_until: str | None
+
+
+class ModelKeys(TypedDict):
+    """What is said of a cached model beside its manifest, at this moment."""
+
+    resident_bytes: int | None
+    pinned: bool
+    locked: bool
+    last_used_at: str | None
+    pinned_until: str | None
+    held_until: str | None
+    needs: list[DependencyState]
+
+
+class PlanKeys(TypedDict):
+    """What is said of a plan as a whole."""
+
+    fetch_bytes: int
+    tensor_bytes: dict[str, int]
+    is_estimate: bool
+    seconds: float | None
+
+
+class PinKeys(TypedDict):
+    """How a model is kept."""
+
+    source: str
+    pinned: bool
+    locked: bool
+    expires_at: str | None
+
+
+class RemovalKeys(TypedDict):
+    """What a removal freed."""
+
+    source: str
+    freed_bytes: int
+
+
+MODEL = (Manifest, PublishedKeys, ModelKeys)
+JOBS = {"jobs": [QueuedWarm]}
 
 
 class AdminServer:
@@ -105,9 +177,12 @@ class AdminServer:
         app.router.add_post("/v1/evict", self._evict)
         app.router.add_post("/v1/prune", self._prune)
         BundleRoutes(service.bundles, administrators).add_to(app)
+        app.router.add_get("/v1/room", self._room)
+        app.router.add_get("/v1/users", self._users)
         WatchRoutes(service.watches, service.events, administrators).add_to(app)
         IntegrityRoutes(service, administrators).add_to(app)
         metrics.add_to(app)
+        OpenApiRoute().add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.
         self._runner = web.AppRunner(
             app,
@@ -138,49 +213,72 @@ class AdminServer:
         await asyncio.sleep(FIRST_REQUEST_SECONDS)
         await self._runner.cleanup()
 
+    @answers({"status": str})
     async def _health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
+    @answers(inside("report", DaemonStatus.parse))
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(asdict(await self._service.status()))
 
+    @answers({"models": [MODEL]})
     async def _models(self, _request: web.Request) -> web.Response:
         models = await self._service.models()
         return web.json_response({"models": [_state(model) for model in models]})
 
+    @answers(MODEL, errors=(InvalidSource, NotFound))
     async def _model(self, request: web.Request) -> web.Response:
         return web.json_response(_state(await self._service.model(_source(request, MODELS))))
 
+    @answers(RemovalKeys, errors=(InvalidSource, NotFound, PolicyDenied))
     async def _delete(self, request: web.Request) -> web.Response:
         source, shown = self._administered(request, MODELS, "removing it")
         freed = await self._service.remove(source)
-        return web.json_response({"source": shown, "freed_bytes": freed})
+        removal: RemovalKeys = {"source": shown, "freed_bytes": freed}
+        return web.json_response(removal)
 
-    async def _pin(self, request: web.Request) -> web.Response:
+    @answers(PinKeys, errors=(InvalidSource, NotFound, PolicyDenied))
+    @takes(PinBody)
+    async def _pin(self, request: web.Request, body: PinBody) -> web.Response:
         source, shown = self._administered(request, PINS, "pinning it")
-        body = await body_fields(request, PIN_EXAMPLE, is_optional=True)
-        pin = await self._service.pin(source, lock=body.optional_flag("lock"))
-        return web.json_response({"source": shown, "pinned": True, "locked": pin.is_locked})
+        pin = await self._service.pin(source, lock=body.lock, expires_in=body.expires_in)
+        kept: PinKeys = {
+            "source": shown,
+            "pinned": True,
+            "locked": pin.is_locked,
+            "expires_at": moment_text(pin.expires_at),
+        }
+        return web.json_response(kept)
 
+    @answers(PinKeys, errors=(InvalidSource, NotFound, PolicyDenied))
     async def _unpin(self, request: web.Request) -> web.Response:
         source, shown = self._administered(request, PINS, "unpinning it")
         await self._service.unpin(source)
-        return web.json_response({"source": shown, "pinned": False, "locked": False})
+        kept: PinKeys = {"source": shown, "pinned": False, "locked": False, "expires_at": None}
+        return web.json_response(kept)
 
-    async def _evict(self, request: web.Request) -> web.Response:
+    @answers((Eviction, {"dry_run": bool}), errors=(InvalidSource, PolicyDenied))
+    @takes(EvictBody)
+    async def _evict(self, request: web.Request, body: EvictBody) -> web.Response:
         self._administrators.check(peer_of(request.transport), "evicting")
-        body = await body_fields(request, EVICT_EXAMPLE, is_optional=True)
-        dry_run = body.optional_flag("dry_run")
-        eviction = await self._service.evict(body.optional_integer("bytes"), dry_run=dry_run)
-        return web.json_response(eviction.to_fields() | {"dry_run": dry_run})
+        eviction = await self._service.evict(body.bytes, dry_run=body.dry_run)
+        return web.json_response(eviction.to_fields() | {"dry_run": body.dry_run})
 
-    async def _prune(self, request: web.Request) -> web.Response:
+    @answers(RoomReport)
+    async def _room(self, _request: web.Request) -> web.Response:
+        return web.json_response((await self._service.room()).to_fields())
+
+    @answers({"users": [UserReport], "limits": BudgetLimits})
+    async def _users(self, _request: web.Request) -> web.Response:
+        users = [user.to_fields() for user in self._service.users()]
+        return web.json_response({"users": users, "limits": asdict(self._service.budget_limits)})
+
+    @answers((Pruning, {"dry_run": bool}), errors=(InvalidSource, PolicyDenied))
+    @takes(PruneBody)
+    async def _prune(self, request: web.Request, body: PruneBody) -> web.Response:
         self._administrators.check(peer_of(request.transport), "pruning")
-        body = await body_fields(request, PRUNE_EXAMPLE)
-        dry_run = body.optional_flag("dry_run")
-        filters = body.texts("filters", MAX_FILTERS, MAX_SOURCE)
-        pruning = await self._service.prune(filters, dry_run=dry_run)
-        return web.json_response(pruning.to_fields() | {"dry_run": dry_run})
+        pruning = await self._service.prune(body.filters, dry_run=body.dry_run)
+        return web.json_response(pruning.to_fields() | {"dry_run": body.dry_run})
 
     def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
         """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
@@ -189,37 +287,52 @@ class AdminServer:
         self._administrators.check(peer_of(request.transport), what, source=shown)
         return source, shown
 
-    async def _warm(self, request: web.Request) -> web.StreamResponse:
-        body = await body_fields(request, WARM_EXAMPLE)
-        options = WarmOptions.parse(body.renamed("files", "filenames"), MAX_SOURCES)
-        wanted = [_warm_of(source, options) for source in source_list(body)]
-        if not body.optional_flag("wait", default=True):
-            queued = await self._service.queue(list(map(_sound, wanted)))
+    @answers(
+        {"results": [(Manifest, PublishedKeys, WarmedKeys)]},
+        media=(NDJSON,),
+        also={202: JOBS},
+        errors=(
+            *(InvalidSource, PolicyDenied, BudgetExceeded, NotFound, AccessDenied, IntegrityError),
+            *(UnsafeCheckpoint, NotACheckpoint, StorageFull, Unavailable),
+        ),
+    )
+    @takes(WarmBody)
+    async def _warm(self, request: web.Request, body: WarmBody) -> web.StreamResponse:
+        uid = peer_of(request.transport).uid
+        wanted = [_warm_of(source, body.options) for source in body.sources]
+        if not body.wait:
+            queued = await self._service.queue(list(map(_sound, wanted)), uid=uid)
             jobs = [warm.to_fields() for warm in queued]
             return web.json_response({"jobs": jobs}, status=202)
-        if NDJSON in request.headers.get("Accept", ""):
-            return await self._stream_warm(request, wanted)
-        return _warm_response(
-            await asyncio.gather(*(self._warm_one(warm, _ignore) for warm in wanted))
-        )
+        with self._service.working_for(uid):
+            if NDJSON in request.headers.get("Accept", ""):
+                return await self._stream_warm(request, wanted, uid)
+            return _warm_response(
+                await asyncio.gather(*(self._warm_one(warm, _ignore, uid) for warm in wanted))
+            )
 
-    async def _plan(self, request: web.Request) -> web.Response:
-        body = await body_fields(request, PLAN_EXAMPLE)
-        options = WarmOptions.parse(body.renamed("files", "filenames"), MAX_SOURCES)
-        warms = [_sound(_warm_of(source, options)) for source in source_list(body)]
+    @answers(
+        (WarmPlan, PlanKeys),
+        errors=(InvalidSource, PolicyDenied, NotFound, AccessDenied, IntegrityError, Unavailable),
+    )
+    @takes(PlanBody)
+    async def _plan(self, _request: web.Request, body: PlanBody) -> web.Response:
+        warms = [_sound(_warm_of(source, body.options)) for source in body.sources]
         plan = await self._service.plan(warms)
         return web.json_response(plan.to_fields())
 
+    @answers(JOBS)
     async def _queued(self, _request: web.Request) -> web.Response:
         return web.json_response({"jobs": [warm.to_fields() for warm in self._service.queued()]})
 
+    @answers(QueuedWarm, errors=(PolicyDenied, NotFound))
     async def _withdraw(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "withdrawing a queued warm")
         withdrawn = await self._service.withdraw_warm(int(request.match_info["number"]))
         return web.json_response(withdrawn.to_fields())
 
     async def _stream_warm(
-        self, request: web.Request, wanted: list[Warm | CraftcacheError]
+        self, request: web.Request, wanted: list[Warm | CraftcacheError], uid: int
     ) -> web.StreamResponse:
         """One line for each step, as it happens; the last line of a source is its result."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
@@ -235,7 +348,7 @@ class AdminServer:
                 steps.end()
 
         async def warm_one(warm: Warm | CraftcacheError) -> None:
-            outcome = await self._warm_one(warm, steps.report)
+            outcome = await self._warm_one(warm, steps.report, uid)
             kind = "problem" if isinstance(outcome, CraftcacheError) else "result"
             steps.conclude({"event": kind} | _document(outcome))
 
@@ -251,24 +364,26 @@ class AdminServer:
         return response
 
     async def _warm_one(
-        self, warm: Warm | CraftcacheError, report: Callable[[Progress], None]
+        self, warm: Warm | CraftcacheError, report: Callable[[Progress], None], uid: int
     ) -> dict[str, Any] | CraftcacheError:
         """The result of a warm as JSON, or its error."""
         if isinstance(warm, CraftcacheError):
             return warm
         try:
-            warmed = await self._service.warm(warm, report)
+            warmed = await self._service.warm(warm, report, uid=uid)
         except CraftcacheError as error:
             return error
         except Exception:
             log.exception("warming %s failed", warm.source.shown)
             return _own_fault()
-        return _published(warmed.manifest) | {
+        beside: WarmedKeys = {
             "bytes_fetched": warmed.bytes_fetched,
             "bytes_reused": warmed.bytes_reused,
             "resident_bytes": warmed.resident_bytes,
             "not_refreshed": list(warmed.not_refreshed),
+            "held_until": moment_text(warmed.held_until),
         }
+        return _published(warmed.manifest) | {**beside}
 
 
 def _warm_of(text: str, options: WarmOptions) -> Warm | CraftcacheError:
@@ -318,7 +433,11 @@ def _own_fault() -> CraftcacheError:
 
 
 def _problem(problem: dict[str, Any]) -> web.Response:
-    return web.json_response(problem, status=problem["status"], content_type=PROBLEM)
+    retry_after = problem.get("retry_after")
+    headers = {} if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
+    return web.json_response(
+        problem, status=problem["status"], content_type=PROBLEM, headers=headers
+    )
 
 
 def _source(request: web.Request, under: str) -> str:
@@ -328,29 +447,28 @@ def _source(request: web.Request, under: str) -> str:
 
 
 def _published(manifest: Manifest) -> dict[str, Any]:
-    needs = [{"source": need.parsed.shown, "why": need.why} for need in manifest.needs]
-    return manifest.to_fields() | {
+    beside: PublishedKeys = {
         "size": manifest.size,
-        "needs": needs,
+        "needs": [{"source": need.parsed.shown, "why": need.why} for need in manifest.needs],
         "needed_only": manifest.needed_only,
         "superseded": manifest.superseded,
     }
+    return manifest.to_fields() | {**beside}
 
 
 def _state(state: ModelState) -> dict[str, Any]:
     model = state.model
-    return _published(state.manifest) | {
+    beside: ModelKeys = {
         "resident_bytes": model.resident_bytes,
         "pinned": model.is_pinned,
         "locked": model.is_locked,
-        "needs": [asdict(need) for need in model.needs],
-        "last_used_at": _shown_time(model.last_used_at),
+        "last_used_at": moment_text(model.last_used_at),
+        "pinned_until": moment_text(model.pinned_until),
+        "held_until": moment_text(model.held_until),
+        "needs": list(model.needs),
     }
-
-
-def _shown_time(seconds: float | None) -> str | None:
-    """A time as RFC 3339 writes it, in UTC."""
-    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    needs = [asdict(need) for need in beside["needs"]]
+    return _published(state.manifest) | {**beside, "needs": needs}
 
 
 def _document(outcome: dict[str, Any] | CraftcacheError) -> dict[str, Any]:

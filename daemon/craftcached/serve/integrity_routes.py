@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import unquote
 
 from aiohttp import web
 
-from craftcache.daemon.administration import Verdict
+from craftcache.daemon.administration import QuarantinedFile, Verdict, Verification
+from craftcache.errors import InvalidSource, NotFound, PolicyDenied
 
-from .bodies import body_fields, source_list
+from .bodies import VerifyBody, takes
 from .ndjson import NdjsonStream
+from .openapi import NDJSON, answers
 from .peers import peer_of
 
 if TYPE_CHECKING:
-    from craftcache.daemon.administration import Verification
     from craftcache.wire import Progress
     from craftcached.service import Service
 
@@ -23,9 +24,25 @@ if TYPE_CHECKING:
 
 __all__ = ["IntegrityRoutes"]
 
-VERIFY_EXAMPLE = '{"sources": ["org/name"], "wait": true}'
-NDJSON = "application/x-ndjson"
 QUARANTINE = "/v1/quarantine/"
+
+
+class QuarantineKeys(TypedDict):
+    """How much the quarantine holds, and may."""
+
+    bytes: int
+    max_bytes: int
+    days: float
+
+
+class QuarantineRemovalKeys(TypedDict):
+    """What a removal from the quarantine freed."""
+
+    name: str
+    freed_bytes: int
+
+
+REPORT = (Verification, {"results": [Verdict]})
 
 
 class IntegrityRoutes:
@@ -50,21 +67,29 @@ class IntegrityRoutes:
         app.router.add_get("/v1/quarantine", self._quarantine_list)
         app.router.add_delete(QUARANTINE + "{name:.+}", self._quarantine_remove)
 
-    async def _verify(self, request: web.Request) -> web.StreamResponse:
+    @answers(
+        REPORT,
+        media=(NDJSON,),
+        also={202: Verification},
+        errors=(InvalidSource, NotFound, PolicyDenied),
+    )
+    @takes(VerifyBody)
+    async def _verify(self, request: web.Request, body: VerifyBody) -> web.StreamResponse:
         self._administrators.check(peer_of(request.transport), "verifying")
-        body = await body_fields(request, VERIFY_EXAMPLE, is_optional=True)
-        number = await self._service.verify(source_list(body, is_optional=True))
-        if not body.optional_flag("wait", default=True):
+        number = await self._service.verify(body.sources)
+        if not body.wait:
             state, _ = self._verifications.find(number)
             return web.json_response(state.to_fields(), status=202)
         if NDJSON in request.headers.get("Accept", ""):
             return await self._stream(request, number)
         return web.json_response(_report(*await self._verifications.wait(number)))
 
+    @answers({"verifications": [Verification]})
     async def _verify_list(self, _request: web.Request) -> web.Response:
         states = [state.to_fields() for state in self._verifications.all()]
         return web.json_response({"verifications": states})
 
+    @answers(REPORT, errors=(NotFound,))
     async def _verify_show(self, request: web.Request) -> web.Response:
         number = int(request.match_info["number"])
         return web.json_response(_report(*self._verifications.find(number)))
@@ -92,22 +117,23 @@ class IntegrityRoutes:
         await response.write_eof()
         return response
 
+    @answers((QuarantineKeys, {"files": [QuarantinedFile]}))
     async def _quarantine_list(self, _request: web.Request) -> web.Response:
         files = await self._quarantine.files()
-        return web.json_response(
-            {
-                "files": [file.to_fields() for file in files],
-                "bytes": sum(file.size for file in files),
-                "max_bytes": self._quarantine.max_bytes,
-                "days": self._quarantine.days,
-            }
-        )
+        beside: QuarantineKeys = {
+            "bytes": sum(file.size for file in files),
+            "max_bytes": self._quarantine.max_bytes,
+            "days": self._quarantine.days,
+        }
+        return web.json_response({"files": [file.to_fields() for file in files], **beside})
 
+    @answers(QuarantineRemovalKeys, errors=(InvalidSource, NotFound, PolicyDenied))
     async def _quarantine_remove(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "removing it from the quarantine")
         name = unquote(request.raw_path.partition(QUARANTINE)[2].partition("?")[0])
         freed = await self._quarantine.remove(name)
-        return web.json_response({"name": name, "freed_bytes": freed})
+        removal: QuarantineRemovalKeys = {"name": name, "freed_bytes": freed}
+        return web.json_response(removal)
 
 
 def _report(state: Verification, verdicts: list[Verdict]) -> dict[str, Any]:

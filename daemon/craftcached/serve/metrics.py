@@ -15,13 +15,17 @@ from prometheus_client.registry import Collector
 
 from craftcache.daemon.administration import Outcome
 
+from .mirror_metrics import mirror_metrics
+from .openapi import answers
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
     from craftcache.wire import DaemonStatus
     from craftcached.counts import Counts
+    from craftcached.fetch import MirrorStatistics
     from craftcached.service import Service
 
     from .worker import WorkerStatistics
@@ -39,20 +43,27 @@ class MetricsRoute:
         service: The daemon's service.
         workers: Returns the statistics of the worker socket.
         counts: The daemon's counters; HTTP responses are counted in them too.
+        mirrors: Returns the statistics of the mirrors.
     """
 
     def __init__(
-        self, service: Service, workers: Callable[[], WorkerStatistics], counts: Counts
+        self,
+        service: Service,
+        workers: Callable[[], WorkerStatistics],
+        counts: Counts,
+        mirrors: Callable[[], Sequence[MirrorStatistics]],
     ) -> None:
         self._service = service
         self._workers = workers
         self._counts = counts
+        self._mirrors = mirrors
 
     def add_to(self, app: web.Application) -> None:
         """Add the route, and count the responses of all."""
         app.router.add_get("/metrics", self._get)
         app.middlewares.insert(0, self._counted)
 
+    @answers(media=("text/plain",))
     async def _get(self, _request: web.Request) -> web.Response:
         snapshot = _Snapshot(
             await self._service.status(),
@@ -61,6 +72,7 @@ class MetricsRoute:
             _copied(self._counts),
             self._service.integrity.scrub.hashed_bytes,
             dict(self._service.integrity.scrub.found),
+            self._mirrors(),
         )
         body = await asyncio.to_thread(_encode, snapshot)  # it reads of the process in /proc
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -98,6 +110,7 @@ class _Snapshot(Collector):
         counts: A copy of the counters, which count from the daemon's start.
         scrubbed_bytes: Bytes that the scrub has hashed since then.
         scrub_findings: Number of its verdicts since then, by outcome.
+        mirrors: Statistics of the mirrors.
     """
 
     status: DaemonStatus
@@ -106,11 +119,13 @@ class _Snapshot(Collector):
     counts: Counts
     scrubbed_bytes: int
     scrub_findings: Mapping[str, int]
+    mirrors: Sequence[MirrorStatistics]
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
         yield from self._gauges()
         yield from self._counters()
+        yield from mirror_metrics(self.mirrors)
 
     def _gauges(self) -> Iterator[Metric]:
         status, workers = self.status, self.workers

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from aiohttp import web
 
 from craftcache.daemon.administration import WatchedGeneration, WatchList, WatchReport
-from craftcache.errors import PolicyDenied
+from craftcache.errors import InvalidSource, NotFound, PolicyDenied
 from craftcache.sources import FILENAMES, check_watch_name
 from craftcache.watch_rule import WatchRule
 
-from .bodies import body_fields
+from .bodies import RollbackBody, takes
+from .openapi import NDJSON, answers
 from .peers import peer_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from craftcache.cache.manifest import Manifest
+    from craftcache.wire.fields import Fields
     from craftcached.events import Events
     from craftcached.watch import Report, Watches
 
@@ -26,9 +31,34 @@ if TYPE_CHECKING:
 
 __all__ = ["WatchRoutes"]
 
-NDJSON = "application/x-ndjson"
-EXAMPLE = '{"directory": "/runs/a/export", "settle": 10, "marker": null, "gate": null, "keep": 2}'
-ROLLBACK_EXAMPLE = '{"generation": 3}'
+
+class WatchRemovalKeys(TypedDict):
+    """What the end of a watch freed."""
+
+    name: str
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchBody:
+    """The keys of a watch's rule, without its name; WatchRule reads them."""
+
+    keys: Mapping[str, object]
+
+    EXAMPLE: ClassVar[str] = (
+        '{"directory": "/runs/a/export", "settle": 10, "marker": null, "gate": null, "keep": 2}'
+    )
+    IS_OPTIONAL: ClassVar[bool] = False
+    SHAPE: ClassVar[type[WatchRule]] = WatchRule
+
+    @classmethod
+    def parse(cls, fields: Fields, /) -> WatchBody:
+        """See Body.parse."""
+        return cls(fields.whole)
+
+
+WATCH_ERRORS = (InvalidSource, NotFound, PolicyDenied)
+REPORT = (WatchReport, WatchRule)
 
 
 class WatchRoutes:
@@ -56,17 +86,21 @@ class WatchRoutes:
         app.router.add_get("/v1/events", self._stream)
         app.on_shutdown.append(self._end)
 
+    @answers(WatchList)
     async def _list(self, _request: web.Request) -> web.Response:
         reports = tuple(map(_report, self._watches.reports()))
         listed = WatchList(reports, tuple(self._watches.patterns()))
         return web.json_response(listed.to_fields())
 
+    @answers(REPORT, errors=(InvalidSource, NotFound))
     async def _show(self, request: web.Request) -> web.Response:
         return web.json_response(self._document(_name(request)))
 
-    async def _put(self, request: web.Request) -> web.Response:
+    @answers(WatchRule, errors=(InvalidSource, PolicyDenied))
+    @takes(WatchBody)
+    async def _put(self, request: web.Request, body: WatchBody) -> web.Response:
         name = self._administered(request, "watching it")
-        rule = WatchRule.parse((await body_fields(request, EXAMPLE)).whole | {"name": name})
+        rule = WatchRule.parse({**body.keys, "name": name})
         if rule.gate is not None and peer_of(request.transport).uid not in (0, os.geteuid()):
             raise PolicyDenied(
                 "a gate is a command that the daemon's user runs, so only that user may set one",
@@ -76,24 +110,27 @@ class WatchRoutes:
         await self._watches.put(rule)
         return web.json_response(rule.to_fields())
 
+    @answers(WatchRemovalKeys, errors=WATCH_ERRORS)
     async def _delete(self, request: web.Request) -> web.Response:
         name = self._administered(request, "removing it")
-        return web.json_response({"name": name, "freed_bytes": await self._watches.remove(name)})
+        freed = await self._watches.remove(name)
+        removal: WatchRemovalKeys = {"name": name, "freed_bytes": freed}
+        return web.json_response(removal)
 
-    async def _rollback(self, request: web.Request) -> web.Response:
+    @answers(REPORT, errors=WATCH_ERRORS)
+    @takes(RollbackBody)
+    async def _rollback(self, request: web.Request, body: RollbackBody) -> web.Response:
         name = self._administered(request, "rolling it back")
-        body = await body_fields(request, ROLLBACK_EXAMPLE, is_optional=True)
-        number = body.optional_integer("generation")
-        if number == 0:
-            raise body.refusal("'generation' is no number from 1")
-        await self._watches.roll_back(name, number)
+        await self._watches.roll_back(name, body.generation)
         return web.json_response(self._document(name))
 
+    @answers(REPORT, errors=WATCH_ERRORS)
     async def _resume(self, request: web.Request) -> web.Response:
         name = self._administered(request, "resuming it")
         await self._watches.resume(name)
         return web.json_response(self._document(name))
 
+    @answers(media=(NDJSON,))
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         """One line for each event from now on, until the client or the daemon goes away."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON})

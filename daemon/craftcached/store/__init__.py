@@ -4,7 +4,9 @@
     opener.BlobOpener    opens published blobs for workers
     indexes              sealed copies of the indexes in memory
     removal              removes models, and the blobs that no other model needs
-    scrub                hashes published blobs again
+    links                names by which unmodified programs reach the blobs
+    quarantine           what turned out wrong, kept for a while
+    verity               has the kernel check published blobs
 
 Nothing else in the daemon writes there, but for the fetch engine in its own part of staging.
 """

@@ -8,7 +8,7 @@ huggingface_hub itself leads to. Dependencies that only this model had go with i
 to the sweep: the same checkpoint may be on its way under another name. A file whose content turned
 out wrong loses its name only: its models stay, and lack it.
 
-All calls block. Nothing may be published meanwhile: Store makes them on its one writing thread.
+All calls block. Nothing may be published meanwhile: Store makes them in a turn of their own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.durable import sync_directory
+from craftcache.cache.incoming import forget_incoming, incoming_at
 from craftcache.cache.paths import real_path
 from craftcache.digests import Stamp
 from craftcache.sources import HubSource, parse
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from craftcache.cache.hub_cache import HubTree
     from craftcache.cache.manifest import FileRecord, Manifest
 
-__all__ = ["Removed", "remove", "remove_unneeded", "set_aside", "sweep"]
+__all__ = ["Removed", "remove", "remove_incoming", "remove_unneeded", "set_aside", "sweep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,30 @@ def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] 
     return also
 
 
+def remove_incoming(cache: CacheDir, name: str) -> int:
+    """Remove what a kill has left of a publication, but for what a model or a snapshot needs.
+
+    Args:
+        cache: The cache directory.
+        name: Name of its record, see craftcache.cache.incoming.
+
+    Returns:
+        Bytes freed on the disk.
+    """
+    left = incoming_at(cache, name)
+    freed = 0
+    if left is not None and not _is_published(cache, left):
+        freed = _remove_files(cache, left, tuple(cache.manifests()))
+    forget_incoming(cache, name)
+    return freed
+
+
+def _is_published(cache: CacheDir, left: Manifest) -> bool:
+    """Whether that very revision is published by now, and has to keep its snapshot."""
+    current = cache.manifest(parse(left.source))
+    return current is not None and current.revision == left.revision
+
+
 def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
     """Move a file with wrong content to quarantine; returns its path there.
 
@@ -127,9 +152,13 @@ def _orphans(cache: CacheDir, removed: Manifest) -> list[str]:
 
 
 def _remove_one(cache: CacheDir, key: str, manifest: Manifest) -> int:
-    source = parse(manifest.source)
     cache.manifest_path(key).unlink(missing_ok=True)
-    others = tuple(cache.manifests())
+    return _remove_files(cache, manifest, tuple(cache.manifests()))
+
+
+def _remove_files(cache: CacheDir, manifest: Manifest, others: tuple[Manifest, ...]) -> int:
+    """Remove what only ``manifest`` has, and not ``others``; returns the bytes freed."""
+    source = parse(manifest.source)
     linked: set[str] = set()
     if isinstance(source, HubSource):
         tree = cache.hub_tree(source.repo_id)
@@ -163,15 +192,17 @@ def sweep(cache: CacheDir, *, before: float) -> int:
     if len(manifests) < len(keys):
         return 0  # an unreadable manifest, as of another release, may name any of the files
     records = [record for manifest in manifests for record in manifest.files]
+    digests = {record.sha256 for record in records}
     kept = {record.path for record in records}
-    kept |= {cache.relative(cache.index_path(record.sha256)) for record in records}
     freed = 0
-    kept |= {cache.relative(cache.stamps.path(record.sha256)) for record in records}
+    blobs = (path for path in cache.url_blobs() if cache.relative(path) not in kept)
+    derived = (
+        path for path in (*cache.indexes(), *cache.stamps.paths()) if path.stem not in digests
+    )
     cast_by_earlier_releases = (cache.private / "casts").glob("*")
-    derived = (*cache.indexes(), *cache.stamps.paths(), *cast_by_earlier_releases)
-    for path in (*cache.url_blobs(), *derived):
+    for path in (*blobs, *derived, *cast_by_earlier_releases):
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ctime < before and cache.relative(path) not in kept:
+            if path.stat().st_ctime < before:
                 with cache.stamps.keeping(path.name, path):
                     freed += _unlink(path)
     cache.sweep_torch_checkpoints()
@@ -218,6 +249,8 @@ def _linked_blobs(tree: HubTree) -> set[str]:
 
 def _unlink_blob(cache: CacheDir, record: FileRecord) -> int:
     """Remove one name of a blob; returns the bytes that this freed."""
+    if cache.is_owners(record):
+        return 0
     path = cache.path(record)
     try:
         names = path.stat().st_nlink

@@ -16,11 +16,13 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.durable import staging_name
+from craftcache.cache.incoming import incoming
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.placing import TreeObstacle, link_or_copy
 from craftcache.cache.publish import (
@@ -41,12 +43,14 @@ from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.full_disk import FULL, storage_full
 from craftcache.sources import NO_SELECTION
+from craftcached.in_use import is_in_use
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
 from .indexes import Indexes
 from .links import mend_links
-from .removal import Removed, remove, remove_unneeded, set_aside, sweep
+from .removal import Removed, remove, remove_incoming, remove_unneeded, set_aside, sweep
+from .turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -68,8 +72,17 @@ LEFTOVER_SECONDS = 3600.0
 SMALL_FILES_BYTES = 1024 * 1024
 """Disk space that the indexes, manifest and links of one model need at most, about."""
 
+WRITING_THREADS = 8
+"""Threads for publications and other changes of names, which wait for the disk to sync."""
+
 HASHING_THREADS = 4
 """Threads for hashing, which takes seconds a file and must not hold up short disk accesses."""
+
+RECHECKED_AT_ONCE = 64
+"""Models that one thread looks at before others have their turn: some milliseconds."""
+
+RECHECK_PAUSE_SECONDS = 0.02
+"""Pause before each such look, so that requests after a start hardly notice them."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,9 +95,10 @@ class Store:
     directories, takes the daemon's lock on the cache and clears what a killed predecessor left in
     staging under names of no use.
 
-    Models are published and removed on one thread, one after the other: a publication that is
-    under way is finished before the next change, even if its request has been cancelled since.
-    That thread takes the place of a lock; its order after other locks is stated in FileAcquirer.
+    Models of different sources are published beside one another, see Turns; what removes names, or
+    changes manifests of other sources, has the cache for itself. A publication that is under way
+    is finished before the next change, even if its request has been cancelled since. The order of
+    turns after other locks is stated in FileAcquirer.
 
     Args:
         cache: The cache directory.
@@ -101,21 +115,22 @@ class Store:
         self.indexes = Indexes()
         self._events = events
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
-        self._by_source: dict[str, tuple[FileStamp, Manifest]] = {}
         self._lock_fd = -1
         self._device = -1
         # Guards _lock_fd while heal replaces it. Fetches and publications heal on different
         # threads: without the lock, one would take the other's new hold on the cache for that of
         # another daemon. No other lock is taken inside.
         self._healing = threading.Lock()
-        self._writing = Threads(1, "publish")
+        self._turns = Turns()
+        self._writing = Threads(WRITING_THREADS, "publish")
         self._hashing = Threads(HASHING_THREADS, "hash")
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(check_format, self.cache)
         await asyncio.to_thread(self.cache.create)
-        await asyncio.to_thread(_clear_leftovers, self.cache.staging)
+        predecessor = await asyncio.to_thread(_last_owner, self.cache)
         self._lock_fd = _lock(self.cache)
+        await asyncio.to_thread(_clear_leftovers, self.cache.staging, predecessor)
         await asyncio.to_thread(record_format, self.cache)
         self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
         return self
@@ -201,20 +216,11 @@ class Store:
         return manifest if is_ours else None
 
     def _manifest(self, source: RemoteSource) -> tuple[Manifest | None, bool]:
-        path = self.cache.manifest_path(manifest_key(source))
-        try:
-            status = path.stat()
-        except OSError:
-            self._by_source.pop(path.stem, None)
+        found = self.cache.find_manifest(manifest_key(source))
+        if found is None or found[1].st_uid not in self.cache.trusted_uids:
             return None, False
-        version, is_ours = FileStamp.of(status), self.cache.is_ours(status)
-        known = self._by_source.get(path.stem)
-        if known is not None and known[0] == version:
-            return known[1], is_ours
-        manifest = self.cache.manifest_at(path.stem, owned=True)
-        if manifest is not None:
-            self._by_source[path.stem] = (version, manifest)
-        return manifest, is_ours
+        manifest, status = found
+        return manifest, self.cache.is_ours(status)
 
     def intact(self, source: RemoteSource, filenames: Iterable[str]) -> Manifest | None:
         """The manifest of ``source`` if all ``filenames`` are in it, in place and untouched."""
@@ -296,13 +302,28 @@ class Store:
 
     async def recheck_all(self) -> None:
         """Recheck all published models now, so that later loads do not wait for hashing."""
-        for key, manifest in await self.published():
-            ours = await self.manifest_at(key)
-            if ours is None:
-                await self._take_over(key, manifest)
-                continue
-            for record in ours.files:
-                await self.verify(record)
+        published = await self.published()
+        for start in range(0, len(published), RECHECKED_AT_ONCE):
+            batch = published[start : start + RECHECKED_AT_ONCE]
+            await asyncio.sleep(RECHECK_PAUSE_SECONDS)
+            for key, manifest in await self._hashing.run(self._touched, batch):
+                ours = await self.manifest_at(key)
+                if ours is None:
+                    await self._take_over(key, manifest)
+                    continue
+                for record in ours.files:
+                    await self.verify(record)
+
+    def _touched(self, published: Iterable[tuple[str, Manifest]]) -> list[tuple[str, Manifest]]:
+        """Those of these models that must be looked at again before they are served."""
+        touched = []
+        for key, manifest in published:
+            if self.cache.manifest_at(key, owned=True) is None:
+                continue  # removed meanwhile
+            is_ours = self.cache.manifest_at(key, ours=True) is not None
+            if not is_ours or not all(map(self.cache.is_intact, manifest.files)):
+                touched.append((key, manifest))
+        return touched
 
     async def _take_over(self, key: str, manifest: Manifest) -> bool:
         """Hash all files of a manifest that others may write to; if all are right, make it ours."""
@@ -317,8 +338,12 @@ class Store:
         """Move a file with wrong content to quarantine, and tell of it.
 
         Returns:
-            Its place there, as shown to people; None if another file is in its place by now.
+            Its place there, as shown to people; None if another file is in its place by now, or if
+            it is in a cache that another daemon owns, where nothing is changed.
         """
+        if self.cache.is_owners(record):
+            log.error("%s does not hold what its owner's manifest says", record.path)
+            return None
         quarantined = await self.set_aside(record, stamp)
         if quarantined is None:
             return None
@@ -342,8 +367,7 @@ class Store:
 
     def remembered(self, key: str) -> Manifest | None:
         """The manifest with that key as it was last read in this process; None if it never was."""
-        known = self._by_source.get(key)
-        return known and known[1]
+        return self.cache.remembered_manifest(key)
 
     async def restore_manifest(self, key: str, manifest: Manifest) -> None:
         """Write a manifest whose file was damaged."""
@@ -362,8 +386,8 @@ class Store:
         """
 
         def search() -> Verified | None:
-            published = self.cache.published(ours=True)
-            records = (record for _, manifest in published for record in manifest.files)
+            holders = self.cache.holders(sha256, ours=True)
+            records = (record for _, manifest in holders for record in manifest.files)
             return self._take((record for record in records if record.sha256 == sha256), directory)
 
         return await self._hashing.run(search)
@@ -446,8 +470,8 @@ class Store:
         cache = self.cache
         found = cache.vouched_index(sha256)
         if found is None and cache.index_path(sha256).exists():
-            for _ in cache.published(ours=True):  # reading a manifest records its indexes' digests
-                pass
+            # Reading a manifest records its indexes' digests.
+            cache.holders(sha256, ours=True)
             found = cache.vouched_index(sha256)
             if found is None:
                 log.warning("the index of %s is not what was recorded: it is made anew", sha256)
@@ -464,9 +488,11 @@ class Store:
 
         Manifests that name the checkpoint already are changed to record this index.
         """
-        digest = await self._write(self.cache.write_index, sha256, index)
+        digest = await self._add(f"index {sha256}", self.cache.write_index, sha256, index)
         self.indexes.keep(digest, index)
-        await self.record_index(sha256)
+        # One that is being published at this moment finds the index, or is asked about it later.
+        if await asyncio.to_thread(self.cache.holders, sha256, ours=True):
+            await self.record_index(sha256)
 
     async def record_index(self, sha256: str) -> None:
         """Record the digest of a checkpoint's index in all manifests that name the checkpoint."""
@@ -503,7 +529,7 @@ class Store:
     ) -> Manifest:
         """Publish files of one commit; see craftcache.cache.publish."""
         publish = partial(publish_hub, is_named=is_named, as_need=as_need, selection=selection)
-        return await self._write(publish, self.cache, source, commit, files, origin)
+        return await self._add(source.repo_id, publish, self.cache, source, commit, files, origin)
 
     async def publish_url(
         self,
@@ -513,7 +539,20 @@ class Store:
         as_need: bool = False,
     ) -> Manifest:
         """Publish files of a URL; see craftcache.cache.publish."""
-        return await self._write(publish_url, self.cache, source, files, as_need=as_need)
+        publish = partial(publish_url, as_need=as_need)
+        return await self._add(str(source), publish, self.cache, source, files)
+
+    async def follow_owner(self, key: str, manifest: Manifest, root: Path) -> None:
+        """Publish a manifest whose files are in another daemon's cache; see OwnerCache."""
+
+        def publish() -> None:
+            link = self.cache.owner
+            if not (link.is_symlink() and os.readlink(link) == os.fspath(root)):
+                link.unlink(missing_ok=True)
+                link.symlink_to(root)
+            self.cache.write_manifest_at(key, manifest)
+
+        await self._write(publish)
 
     async def mark_asked_for(self, source: RemoteSource) -> None:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
@@ -538,13 +577,23 @@ class Store:
         """Make a generation the served one; see craftcache.cache.publish."""
         return await self._write(serve_generation, self.cache, name, generation)
 
+    async def _add(
+        self, source: str, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Like _write, beside others that add to the cache; see Turns.adding."""
+        async with self._turns.adding(source):
+            return await self._written(write, *args, **kwargs)
+
     async def _write(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call ``write`` on the writing thread; a cancelled caller waits for its end.
+        """Call ``write`` while nothing else is written; a cancelled caller waits for its end.
 
         Raises:
             StorageFull: There is no disk space for the small files and links that it writes.
         """
+        async with self._turns.changing():
+            return await self._written(write, *args, **kwargs)
 
+    async def _written(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         def heal_and_write() -> T:
             self._heal()
             return write(*args, **kwargs)
@@ -564,6 +613,10 @@ class Store:
         finally:
             self.changed.set()
 
+    async def exclusively(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a change of the cache directory while nothing is published or removed."""
+        return await self._write(change, *args, **kwargs)
+
     async def published(self) -> list[tuple[str, Manifest]]:
         """All published manifests that this user owns, with their keys, by source.
 
@@ -580,6 +633,14 @@ class Store:
             spared: Keys of models that stay, though only this model depends on them.
         """
         return await self._write(remove, self.cache, key, spared)
+
+    async def incoming(self) -> list[tuple[str, Manifest]]:
+        """Records of what is being published, or was when the daemon was killed; see incoming."""
+        return await asyncio.to_thread(lambda: sorted(incoming(self.cache), key=itemgetter(0)))
+
+    async def remove_incoming(self, name: str) -> int:
+        """Remove what a kill has left of a publication; see removal.remove_incoming."""
+        return await self._write(remove_incoming, self.cache, name)
 
     async def remove_unneeded(self, removed: Manifest, spared: Collection[str]) -> Removed:
         """Remove the dependencies that a removed model leaves; see removal.remove_unneeded."""
@@ -614,7 +675,8 @@ class Store:
 
     async def sweep(self, *, before: float) -> int:
         """Remove blobs that no model names; see removal.sweep."""
-        return await self._writing.run(sweep, self.cache, before=before)
+        async with self._turns.changing():
+            return await self._writing.run(sweep, self.cache, before=before)
 
     async def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names.
@@ -630,13 +692,30 @@ def _obstacle(error: TreeObstacle) -> CraftcacheError:
     return CraftcacheError(str(error), hint="Mount what it leads to, or move it away")
 
 
-def _clear_leftovers(staging: Path) -> None:
-    """Remove files of killed writers; what a worker may be fetching by itself is younger."""
+def _clear_leftovers(staging: Path, predecessor: str) -> None:
+    """Remove files of killed writers.
+
+    Those of the daemon before are known by its process id, and by that nobody has them open: in a
+    container a worker may have the same. What else a worker may be fetching by itself is younger.
+
+    Args:
+        staging: The directory.
+        predecessor: Process id of the daemon before; empty where there was none.
+    """
     too_old = time.time() - LEFTOVER_SECONDS
     for path in staging.glob("*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.lstat().st_mtime < too_old:
+        with contextlib.suppress(OSError):
+            is_predecessors = path.name.partition("-")[0] == predecessor
+            is_old = path.lstat().st_mtime < too_old
+            if is_old or (is_predecessors and is_in_use(path) is False):
                 path.unlink()
+
+
+def _last_owner(cache: CacheDir) -> str:
+    """Process id of the daemon that locked the cache last, whether it lives or not."""
+    with contextlib.suppress(OSError):
+        return _lock_path(cache).read_text("ascii", "replace").strip()
+    return ""
 
 
 def _lock_path(cache: CacheDir) -> Path:

@@ -84,7 +84,7 @@ class FileAcquirer:
     - the fetch engine's keys of the files that are being fetched, by source.
 
     Lock order: huggingface_hub's lock of a blob, then the engine's turn for its key, then, with the
-    first still held, the store's thread that publishes. A request takes the locks of its several
+    first still held, the store's turn to publish. A request takes the locks of its several
     blobs in no order. That cannot deadlock: requests of this daemon for one blob share one lock,
     unmodified programs hold one at a time, and a worker that fetches for itself waits only seconds
     for each of its several; a holder that makes no progress is passed by.
@@ -202,7 +202,13 @@ class FileAcquirer:
                 file.filename: (each, file.promise)
                 for file, each in zip(description.files, verified, strict=True)
             }
-            yield VerifiedFiles(description.source, files, description.commit, description.is_named)
+            yield VerifiedFiles(
+                description.source,
+                files,
+                description.commit,
+                description.is_named,
+                description.mirror,
+            )
 
     async def inspect(
         self, record: FileRecord, progress: SourceProgress, *, is_named: bool = True

@@ -47,6 +47,7 @@ class BundleImporter:
         obtainer: Inspects their checkpoints.
         origins: Know the address that a source's files would have come from.
         check_allowed: Raises PolicyDenied for a source that this node may not have.
+        make_room: Makes room for so many bytes; raises StorageFull where there can be none.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class BundleImporter:
         obtainer: FileAcquirer,
         origins: Origins,
         check_allowed: Callable[[RemoteSource], None],
+        make_room: Callable[[int], Awaitable[object]],
     ) -> None:
         self._store = store
         self._obtainer = obtainer
         self._origins = origins
         self._check_allowed = check_allowed
+        self._make_room = make_room
         self._threads = Threads(AT_ONCE, "bundle")
 
     def close(self) -> None:
@@ -99,7 +102,12 @@ class BundleImporter:
 
     async def _unpack(self, body: _Body) -> Unpacked:
         unpacking = asyncio.ensure_future(
-            self._threads.run(unpack, body, self._store.cache.staging)
+            self._threads.run(
+                unpack,
+                body,
+                self._store.cache.staging,
+                check_room=lambda size: body.wait_for(self._make_room(size)),
+            )
         )
         try:
             return await asyncio.shield(unpacking)
@@ -164,6 +172,14 @@ class _Body:
             if self._is_ended:
                 raise IntegrityError("the bundle is withdrawn") from error
             raise
+
+    def wait_for(self, making: Awaitable[object]) -> None:
+        """Have the event loop do something that the thread waits for; called in the thread."""
+
+        async def make() -> None:
+            await making
+
+        asyncio.run_coroutine_threadsafe(make(), self._loop).result()
 
     def end(self) -> None:
         """Let the thread read no more; called on the event loop."""

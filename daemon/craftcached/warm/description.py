@@ -48,6 +48,8 @@ class Wanted:
         lock: What the files must be; None where that is what the origin says.
         commit: The commit of the Hub that is meant; empty to be asked for, or found in the cache.
         is_named: Whether ``commit`` is what the source's own revision is to name.
+        for_uid: User for whom it is fetched; None where the daemon does it by itself.
+        with_needs: Whether what it needs is brought after it.
     """
 
     source: FetchedSource
@@ -58,6 +60,8 @@ class Wanted:
     lock: LockedRevision | None = None
     commit: str = ""
     is_named: bool = False
+    for_uid: int | None = None
+    with_needs: bool = False
 
     @classmethod
     def of(
@@ -141,12 +145,20 @@ class Description:
         files: The wanted ones of its files.
         commit: The repository's commit; empty for a URL, which has no revisions but its content.
         is_named: Whether the origin has just said that the source's own revision is ``commit``.
+        for_uid: As in Wanted.
+        closure: Files of what it needs, as far as that is known already; they are admitted with
+            it, and brought after it.
+        mirror: Address of the commit's files at the mirror that described them in the place of the
+            origin; empty where that did.
     """
 
     source: FetchedSource
     files: tuple[DescribedFile, ...]
     commit: str = ""
     is_named: bool = False
+    for_uid: int | None = None
+    closure: tuple[DescribedFile, ...] = ()
+    mirror: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +170,14 @@ class VerifiedFiles:
         files: Verified files by name, each with the promise that it was verified against.
         commit: As in Description.
         is_named: As in Description.
+        mirror: As in Description.
     """
 
     source: FetchedSource
     files: Mapping[str, tuple[Verified, Promise]]
     commit: str = ""
     is_named: bool = False
+    mirror: str = ""
 
     @property
     def bytes_fetched(self) -> int:

@@ -11,18 +11,19 @@ seconds is passed by. That is safe, because correctness does not depend on the l
 neither overwrites a right blob nor trusts a wrong one, see HubTree.publish_blob.
 
 Lock order: this lock is taken before the fetch engine's turn for a file and before the store's
-publishing thread, and is held across both; see FileAcquirer for several at once.
+turn, and is held across both; see FileAcquirer for several at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from craftcache.cache.durable import make_directory
+from craftcache.cache.durable import DIRECTORY_MODE
 from craftcached.threads import Threads
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class HubLock:
             Whether the blob exists, because another program has fetched it.
         """
         try:
-            await asyncio.to_thread(make_directory, self._path.parent)
+            # Need not be durable: after a power loss nobody holds the lock.
+            await asyncio.to_thread(os.makedirs, self._path.parent, DIRECTORY_MODE, exist_ok=True)
         except OSError:  # without the lock a blob may be downloaded twice, nothing worse
             return self._blob.exists()
         loop = asyncio.get_running_loop()

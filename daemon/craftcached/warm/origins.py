@@ -11,20 +11,20 @@ promise with which the fetch engine opens them.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from craftcache.digests import Promise
 from craftcache.errors import NotFound, Unavailable
-from craftcache.network.locations import MAX_REDIRECTS, REDIRECTS, redirect_target
-from craftcache.network.token import authorization
-from craftcache.origins import hub as hub_api
+from craftcache.network.locations import (
+    MAX_REDIRECTS,
+    REDIRECTS,
+    origin_of,
+    redirect_target,
+)
 from craftcache.origins.etags import strong_etag
-from craftcache.sources import HubSource, UrlSource, shown_url
+from craftcache.sources import HubSource, UrlSource, is_commit, shown_url
 from craftcached.fetch import RemoteFile
 from craftcached.fetch.faults import Fault
 from craftcached.fetch.network import Network
@@ -32,26 +32,23 @@ from craftcached.fetch.settings import USER_AGENT
 from craftcached.fetch.transfer import location_of
 
 from .description import DescribedFile, Description, HubBlob
+from .hub import Hub
 from .tasks import all_results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from craftcache.cache.manifest import Manifest
     from craftcache.origins.hub import HubFile, Listing
     from craftcache.origins.policy import UrlPolicy
 
     from .description import FetchedSource
+    from .hub import HubSite
 
 __all__ = ["Origin", "Hub", "HubOrigin", "UrlOrigin", "Origins"]
 
-T = TypeVar("T")
-
 HEAD_SECONDS = 15.0
 """Time that a server may take to connect, and to answer a HEAD request."""
-
-ASKED_AT_ONCE = 16
-"""Threads that wait for the Hub; a Hub that does not answer blocks each until its timeout."""
 
 
 class Origin(Protocol):
@@ -101,51 +98,6 @@ class Origin(Protocol):
         ...
 
 
-class Hub:
-    """The Hugging Face Hub, asked over HTTP on threads of its own; close it after its last use.
-
-    Args:
-        endpoint: URL of the Hub.
-        token: Access token, sent to the Hub and nowhere else; None sends none.
-        timeout: Seconds that the Hub may take for one answer.
-    """
-
-    def __init__(self, *, endpoint: str, token: str | None, timeout: float) -> None:
-        self.endpoint = endpoint
-        self._token = token
-        self._timeout = timeout
-        # Not the event loop's default threads: disk work on those must not wait for the network.
-        self._threads = ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="hub")
-
-    def close(self) -> None:
-        """Ask the Hub nothing more; requests whose answer has not come are abandoned."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def headers(self, source: HubSource) -> dict[str, str]:
-        """HTTP headers with the credentials for requests to the Hub's own address.
-
-        Raises:
-            AccessDenied: No header can carry the token; see craftcache.network.token.
-        """
-        return authorization(self._token, source=source.shown)
-
-    async def describe(self, source: HubSource, filename: str, revision: str) -> HubFile:
-        """See craftcache.origins.hub.describe."""
-        return await self._ask(partial(hub_api.describe, source, filename, revision=revision))
-
-    async def filenames(self, source: HubSource) -> tuple[str, ...]:
-        """See craftcache.origins.hub.list_files."""
-        return await self._ask(partial(hub_api.list_files, source))
-
-    async def listing(self, source: HubSource, revision: str) -> Listing:
-        """See craftcache.origins.hub.list_revision."""
-        return await self._ask(partial(hub_api.list_revision, source, revision=revision))
-
-    async def _ask(self, ask: Callable[..., T]) -> T:
-        question = partial(ask, endpoint=self.endpoint, token=self._token, timeout=self._timeout)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, question)
-
-
 class HubOrigin:
     """A repository at the Hub; an Origin.
 
@@ -168,49 +120,80 @@ class HubOrigin:
     ) -> Description:
         """See Origin.describe. Only the first question names the revision, the others its commit.
 
-        So all files are of one commit, even if the revision moves between two answers.
+        So all files are of one commit, even if the revision moves between two answers. What is
+        published is replaced on the Hub's own word only, not on a mirror's.
         """
+
+        async def questions(site: HubSite) -> Description:
+            return await self._describe_at(site, filenames, known, refresh=refresh, commit=commit)
+
+        return await self._hub.ask(self._source, questions, of_mirrors=known is None or not refresh)
+
+    async def _describe_at(
+        self,
+        site: HubSite,
+        filenames: Sequence[str],
+        known: Manifest | None,
+        *,
+        refresh: bool,
+        commit: str,
+    ) -> Description:
         source = self._source
         revision = commit or (source.revision if refresh or known is None else known.revision)
-        first = await self._hub.describe(source, filenames[0], revision)
+        first = await site.describe(source, filenames[0], revision)
+        # A mirror is asked for a file by its commit, so it must know the file under that as well.
+        if site.mirror is not None and first.commit != revision:
+            first = await site.describe(source, filenames[0], first.commit)
         rest = await all_results(
-            self._hub.describe(source, name, first.commit) for name in filenames[1:]
+            site.describe(source, name, first.commit) for name in filenames[1:]
         )
         found = [first, *rest]
         if known is not None and refresh:
-            found += await self._describe_others(known, filenames, first.commit)
+            found += await self._describe_others(site, known, filenames, first.commit)
+        is_mirrors = site.mirror is not None
         return Description(
             source,
-            tuple(self._described(file, known) for file in found),
+            tuple(self._described(file, known, is_mirrors=is_mirrors) for file in found),
             first.commit,
             # If not asked for just now, the revision may have moved on since the commit was known.
             is_named=revision == source.revision,
+            mirror=self._shown_at(site.endpoint, first.commit) if is_mirrors else "",
         )
 
     async def filenames(self) -> tuple[str, ...]:
         """See Origin.filenames."""
-        return await self._hub.filenames(self._source)
+        source = self._source
+        return await self._hub.ask(source, lambda site: site.filenames(source), of_mirrors=True)
 
     async def listing(self, revision: str, /) -> Listing:
         """See Origin.listing."""
-        return await self._hub.listing(self._source, revision)
+        source = self._source
+        # A commit's files are the same wherever they are listed; what a name means the Hub says.
+        return await self._hub.ask(
+            source, lambda site: site.listing(source, revision), of_mirrors=is_commit(revision)
+        )
 
     def shown(self, commit: str) -> str:
         """See Origin.shown."""
-        return f"{self._hub.endpoint}/{self._source.repo_id}/resolve/{commit}"
+        return self._shown_at(self._hub.endpoint, commit)
+
+    def _shown_at(self, endpoint: str, commit: str) -> str:
+        return f"{endpoint}/{self._source.repo_id}/resolve/{commit}"
 
     async def _describe_others(
-        self, known: Manifest, filenames: Sequence[str], commit: str
+        self, site: HubSite, known: Manifest, filenames: Sequence[str], commit: str
     ) -> list[HubFile]:
         """The published files that are not asked for now, if the new commit still has them."""
         found = []
         for record in known.files:
             if record.filename not in filenames:
                 with contextlib.suppress(NotFound):
-                    found.append(await self._hub.describe(self._source, record.filename, commit))
+                    found.append(await site.describe(self._source, record.filename, commit))
         return found
 
-    def _described(self, file: HubFile, known: Manifest | None) -> DescribedFile:
+    def _described(
+        self, file: HubFile, known: Manifest | None, *, is_mirrors: bool
+    ) -> DescribedFile:
         record = known.file(file.filename) if known else None
         remote = RemoteFile(
             source=self._source.shown,
@@ -218,6 +201,7 @@ class HubOrigin:
             promise=file.promise,
             key=file.etag,
             headers=self._hub.headers(self._source),
+            is_origin_away=is_mirrors,
         )
         return DescribedFile(
             file.filename,
@@ -227,17 +211,37 @@ class HubOrigin:
         )
 
 
+class UrlTokens(Protocol):
+    """Tokens for the servers of URLs."""
+
+    async def headers(self, url: str, *, source: str) -> dict[str, str]:
+        """HTTP headers with the credentials for the server that ``url`` names."""
+        ...
+
+
+class NoTokens:
+    """No tokens; a UrlTokens."""
+
+    async def headers(self, url: str, *, source: str) -> dict[str, str]:  # noqa: ARG002
+        """None for any server."""
+        return {}
+
+
 class UrlOrigin:
     """A URL at any web server; an Origin.
 
     Args:
         source: The URL.
         policy: Policy on addresses that may be asked, redirect targets included.
+        tokens: Tokens for servers; None for none.
     """
 
-    def __init__(self, source: UrlSource, policy: UrlPolicy) -> None:
+    def __init__(
+        self, source: UrlSource, policy: UrlPolicy, tokens: UrlTokens | None = None
+    ) -> None:
         self._source = source
         self._policy = policy
+        self._tokens = tokens or NoTokens()
 
     async def describe(
         self,
@@ -308,6 +312,7 @@ class UrlOrigin:
             url=url,
             promise=Promise(digest=digest),
             key="url" + hashlib.sha256(url.encode()).hexdigest(),
+            headers=await self._tokens.headers(url, source=self._source.shown),
             public_only=True,
         )
         return DescribedFile(filename, remote, current=record, is_unseen=published is None)
@@ -337,6 +342,8 @@ class UrlOrigin:
             Unavailable: The server does not answer, or redirects too often.
         """
         target, shown = self._source.file_url(filename), self._source.shown
+        asked = origin_of(target)
+        headers = await self._tokens.headers(target, source=shown)
         network = Network(
             user_agent=USER_AGENT,
             connect_seconds=HEAD_SECONDS,
@@ -347,8 +354,10 @@ class UrlOrigin:
             async with network:
                 for _ in range(MAX_REDIRECTS):
                     self._policy.check_url(target)
+                    # The token is for the server that the user's URL names, and no other.
+                    sent = headers if origin_of(target) == asked else {}
                     answer = await network.request(
-                        "HEAD", target, {}, source=shown, public_only=True
+                        "HEAD", target, sent, source=shown, public_only=True
                     )
                     answer.release()
                     if answer.status not in REDIRECTS:
@@ -373,15 +382,17 @@ class Origins:
     Args:
         hub: The Hub.
         policy: Policy on addresses of other servers that may be asked.
+        tokens: Tokens for other servers; None for none.
     """
 
-    def __init__(self, hub: Hub, policy: UrlPolicy) -> None:
+    def __init__(self, hub: Hub, policy: UrlPolicy, tokens: UrlTokens | None = None) -> None:
         self._hub = hub
         self._policy = policy
+        self._tokens = tokens or NoTokens()
 
     async def size(self, source: UrlSource, filename: str) -> int | None:
         """The size of a URL's file, in bytes; see UrlOrigin.size."""
-        return await UrlOrigin(source, self._policy).size(filename)
+        return await UrlOrigin(source, self._policy, self._tokens).size(filename)
 
     def of(self, source: FetchedSource) -> Origin:
         """The origin of ``source``."""
@@ -389,4 +400,4 @@ class Origins:
             case HubSource():
                 return HubOrigin(source, self._hub)
             case UrlSource():
-                return UrlOrigin(source, self._policy)
+                return UrlOrigin(source, self._policy, self._tokens)

@@ -13,6 +13,7 @@ from craftcache.errors import InvalidSource
 from craftcache.sources import HubSource, UrlSource, wanted_files
 
 from .description import Wanted
+from .locked import hold_to_lock
 from .tasks import all_results
 
 if TYPE_CHECKING:
@@ -119,9 +120,10 @@ class Planner:
             listing = await origin.listing(revision)
             names = wanted.selection.choose(listing.filenames, source=source.shown)
             wanted = replace(wanted, filenames=names, commit=listing.commit)
-        return await origin.describe(
+        description = await origin.describe(
             wanted.filenames, known=known, refresh=wanted.refresh, commit=wanted.commit
         )
+        return description if wanted.lock is None else hold_to_lock(description, wanted.lock)
 
     async def _files(self, description: Description, here: _KnownFiles) -> tuple[PlannedFile, ...]:
         sizes = await all_results(

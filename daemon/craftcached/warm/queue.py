@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ class WarmQueue:
         warm: Carries out one warm.
     """
 
-    def __init__(self, records: Database, warm: Callable[[Warm], Awaitable[object]]) -> None:
+    def __init__(self, records: Database, warm: Callable[[WarmJob], Awaitable[object]]) -> None:
         self._records = records
         self._warm = warm
         # By number; both change together, in steps without an await.
@@ -92,15 +93,37 @@ class WarmQueue:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def add(self, warms: Sequence[Warm]) -> list[QueuedWarm]:
+    def count(self, uid: int) -> int:
+        """Number of warms in the queue that a user asked for first."""
+        return sum(entry.job.uid == uid for entry in self._entries.values())
+
+    def users(self) -> Counter[int]:
+        """Numbers of warms in the queue by the user who asked for them first."""
+        return Counter(e.job.uid for e in self._entries.values() if e.job.uid is not None)
+
+    async def add(
+        self,
+        warms: Sequence[Warm],
+        uid: int | None = None,
+        check: Callable[[int], None] = lambda _: None,
+    ) -> list[QueuedWarm]:
         """Queue warms; durable when this returns. Equal warms are queued once.
+
+        Args:
+            warms: The warms.
+            uid: User who asks for them; None for the daemon itself.
+            check: Called with the number that the user would have in the queue; may refuse.
 
         Raises:
             Unavailable: The queue is full; none of these was added.
         """
         async with self._changing:
             self._check_room(set(warms))
-            jobs = [await self._records.add_warm_job(warm) for warm in warms]
+            if uid is not None:
+                known = {entry.job.warm for entry in self._entries.values()}
+                if new := set(warms) - known:
+                    check(self.count(uid) + len(new))
+            jobs = [await self._records.add_warm_job(warm, uid) for warm in warms]
             return [self._start(job).queued() for job in jobs]
 
     async def withdraw(self, number: int) -> QueuedWarm:
@@ -140,7 +163,7 @@ class WarmQueue:
         del self._entries[number], self._tasks[number]
 
     async def _keep(self, entry: _Entry) -> None:
-        while (failure := await self._try(entry.job.warm)) is not None:
+        while (failure := await self._try(entry.job)) is not None:
             entry.tries += 1
             entry.failure = failure
             log.warning("queued warm failed: %s", failure)
@@ -150,14 +173,14 @@ class WarmQueue:
             await asyncio.sleep(pause)
         await self._records.finish_warm_job(entry.job)
 
-    async def _try(self, warm: Warm) -> CraftcacheError | None:
+    async def _try(self, job: WarmJob) -> CraftcacheError | None:
         """Try a warm once; returns its error, or None if it is done."""
         try:
-            await self._warm(warm)
+            await self._warm(job)
         except CraftcacheError as error:
             return error
         except Exception:
-            shown = warm.source.shown
+            shown = job.warm.source.shown
             log.exception("queued warm of %s failed", shown)
             return CraftcacheError("the daemon failed at it", source=shown, retryable=True)
         return None

@@ -29,6 +29,7 @@ from .dependencies import MetNeed, warm_needs
 from .description import Wanted
 from .locked import check_locked, hold_to_lock
 from .progress import SourceProgress
+from .tasks import all_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable, Sequence
@@ -38,19 +39,24 @@ if TYPE_CHECKING:
     from craftcache.locked import LockedRevision
     from craftcache.sources import RemoteSource, Selection
     from craftcache.wire import Progress
+    from craftcached.fetch.disk_space import ModelClaim
+    from craftcached.store.owner import OwnerCache
     from craftcached.store.store import Store
 
     from .acquire import FileAcquirer
-    from .description import Description, FetchedSource, VerifiedFiles
+    from .description import DescribedFile, Description, FetchedSource, VerifiedFiles
     from .origins import Origins
 
 __all__ = ["Admission", "Warmer", "Warmed"]
 
 log = logging.getLogger("craftcached")
 
-Admission: TypeAlias = "Callable[[Description], contextlib.AbstractAsyncContextManager[object]]"
+Admission: TypeAlias = (
+    "Callable[[Description], contextlib.AbstractAsyncContextManager[ModelClaim | None]]"
+)
 """Makes sure of room for described files before the first byte of them is fetched, and keeps it
-until they are published or given up; raises StorageFull where there can be none."""
+until they are published or given up; raises StorageFull where there can be none. The context's
+value, if any, is settled as soon as they are published: from then on they count as that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class Warmed:
             else None.
         not_refreshed: Names of the dependencies that are cached, but whose origin could not be
             asked for a newer revision.
+        held_until: Time until which it is held, in seconds since the epoch, or None.
     """
 
     manifest: Manifest
@@ -76,6 +83,7 @@ class Warmed:
     resident_bytes: int | None = None
     superseded: Manifest | None = None
     not_refreshed: tuple[str, ...] = ()
+    held_until: float | None = None
 
 
 def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
@@ -97,6 +105,7 @@ class Warmer:
         allow: Patterns of sources that this node may fetch.
         deny: Patterns of sources that it may not fetch, though ``allow`` has them.
         admission: The step between description and acquisition.
+        owner: Another daemon's cache that is served from as well; None for none.
     """
 
     def __init__(
@@ -108,6 +117,7 @@ class Warmer:
         allow: tuple[str, ...],
         deny: tuple[str, ...] = (),
         admission: Admission = admit_all,
+        owner: OwnerCache | None = None,
     ) -> None:
         self._store = store
         self._origins = origins
@@ -115,6 +125,7 @@ class Warmer:
         self._allow = allow
         self._deny = deny
         self._admission = admission
+        self._owner = owner
         self._requests: SingleFlight[Warmed, Progress] = SingleFlight()
 
     @property
@@ -156,6 +167,8 @@ class Warmer:
         report: Callable[[Progress], None],
         selection: Selection = NO_SELECTION,
         lock: LockedRevision | None = None,
+        for_uid: int | None = None,
+        with_needs: bool = False,
     ) -> Warmed:
         """Make ``filenames`` of ``source`` present; returns once they are published.
 
@@ -168,11 +181,19 @@ class Warmer:
             report: Called with progress; must not block.
             selection: Patterns of the files, in place of names.
             lock: The revision and files that are wanted, in place of names and patterns.
+            for_uid: User whose budget it counts towards, unless another asked before; None for
+                nobody's.
+            with_needs: Whether the caller brings what it needs after it, so that there must be
+                room for that too.
 
         Raises:
             CraftcacheError: Any of the tree but those of loading.
         """
-        wanted = Wanted.of(source, filenames, selection, lock, refresh=refresh)
+        wanted = replace(
+            Wanted.of(source, filenames, selection, lock, refresh=refresh),
+            for_uid=for_uid,
+            with_needs=with_needs,
+        )
         # A hit asks no origin, so it is answered whatever the settings allow now.
         if (manifest := await self._published(wanted, report)) is not None:
             # Somebody asks for it by name: it stays, also when no model depends on it any more.
@@ -185,7 +206,7 @@ class Warmer:
             if priority is Priority.WAITED_FOR:
                 stack.enter_context(self._obtainer.waited_for(source))
             return await self._shared(
-                (source, frozenset(wanted.filenames), refresh, selection, lock),
+                (source, frozenset(wanted.filenames), refresh, with_needs, selection, lock),
                 source,
                 lambda progress: self._warm_wanted(wanted, progress),
                 report,
@@ -225,10 +246,14 @@ class Warmer:
         )
 
     async def warm_needs(
-        self, manifest: Manifest, *, report: Callable[[Progress], None]
+        self,
+        manifest: Manifest,
+        *,
+        report: Callable[[Progress], None],
+        for_uid: int | None = None,
     ) -> list[MetNeed]:
         """Warm the dependencies of a published model; see dependencies.warm_needs."""
-        return await warm_needs(manifest, lambda need: self._warm_need(need, report))
+        return await warm_needs(manifest, lambda need: self._warm_need(need, report, for_uid))
 
     async def recheck(
         self,
@@ -253,6 +278,7 @@ class Warmer:
         Raises:
             UnsafeCheckpoint, NotACheckpoint: One of the files must not be served.
         """
+        await self._follow_owner(source)
         manifest = await self._store.recheck(source, names)
         for record in (manifest.select(source, names) if manifest else None) or ():
             progress = SourceProgress(source, report)
@@ -280,13 +306,16 @@ class Warmer:
             return None
         return await self.recheck(source, names, report, is_named=bool(wanted.named))
 
-    async def _warm_need(self, need: Dependency, report: Callable[[Progress], None]) -> MetNeed:
+    async def _warm_need(
+        self, need: Dependency, report: Callable[[Progress], None], for_uid: int | None
+    ) -> MetNeed:
         """Warm a dependency at its newest revision.
 
         Raises:
             CraftcacheError: As for warm; Unavailable and Offline only if it is not cached.
         """
         source = need.parsed
+        await self._follow_owner(source)
         known = self._store.needed(need)
         # A dependency's URL has its hash in its name, so there is never a newer version of it.
         if known is not None and isinstance(source, UrlSource):
@@ -298,7 +327,8 @@ class Warmer:
             # Which files are needed depends on which the source has: only its origin knows.
             if not need.is_fixed:
                 names = need.choose(await self._origins.of(source).filenames())
-            wanted = Wanted(source, wanted_files(source, names), refresh=True, as_need=True)
+            files = wanted_files(source, names)
+            wanted = Wanted(source, files, refresh=True, as_need=True, for_uid=for_uid)
             return await self._warm(wanted, progress)
 
         try:
@@ -355,6 +385,7 @@ class Warmer:
         # until somebody asks for it by name.
         inspected = not wanted.as_need or (known is not None and not known.needed_only)
         commit = wanted.commit or _known_commit(wanted, known)
+        claim: ModelClaim | None = None
         async with contextlib.AsyncExitStack() as held:
             # All files may be here, though not published under this name: then no origin is asked,
             # and the warm works offline.
@@ -367,7 +398,10 @@ class Warmer:
                 if wanted.lock is not None:
                     description = hold_to_lock(description, wanted.lock)
                 # Room is made sure of before the first byte comes, and kept until publication.
-                await held.enter_async_context(self._admission(description))
+                closure = await self._closure(known) if wanted.with_needs and known else ()
+                description = replace(description, for_uid=wanted.for_uid, closure=closure)
+                admission = self._admission(description)
+                claim = await held.enter_async_context(admission)
                 # The files, and the locks of their blobs, are held until publication too.
                 files = await held.enter_async_context(
                     self._obtainer.hold(
@@ -378,7 +412,9 @@ class Warmer:
                 check_locked(files, wanted.lock)
             progress.tell(None, 0, None, "publishing")
             # Inside the context: a program that waits for a blob's lock then finds it published.
-            manifest = await self._publish(files, wanted)
+            manifest = await self._publish(files, known, wanted)
+            if claim is not None:
+                claim.settle()
         progress.tell(None, manifest.size, manifest.size, "done")
         # The caller removes dependencies that the new revision dropped; see Warming.warm.
         is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
@@ -389,8 +425,41 @@ class Warmer:
             superseded=known if is_less_needed else None,
         )
 
-    async def _publish(self, files: VerifiedFiles, wanted: Wanted) -> Manifest:
+    async def _closure(self, known: Manifest) -> tuple[DescribedFile, ...]:
+        """The files of what a published model needs and that is not cached, as far as known.
+
+        What a model needs is read in its checkpoints, so of one that was never here it is known
+        only when it is; then each need is admitted by itself.
+        """
+        described = await all_results(map(self._described_need, known.needs))
+        return tuple(file for files in described for file in files)
+
+    async def _described_need(self, need: Dependency) -> tuple[DescribedFile, ...]:
+        try:
+            source = need.parsed
+            if self._store.needed(need) is not None:
+                return ()
+            self.check_allowed(source)
+            origin = self._origins.of(source)
+            names = need.filenames if need.is_fixed else need.choose(await origin.filenames())
+            files = wanted_files(source, names)
+            return (await origin.describe(files, known=None, refresh=True)).files
+        except CraftcacheError:  # raised again when the need is brought
+            return ()
+
+    async def _follow_owner(self, source: RemoteSource) -> None:
+        """Take over what another daemon's cache has of ``source``, where one is followed."""
+        if self._owner is not None:
+            await self._owner.follow(source)
+
+    async def _publish(
+        self, files: VerifiedFiles, known: Manifest | None, wanted: Wanted
+    ) -> Manifest:
         """Publish verified files; the manifest, written last, makes them a model."""
+        if known is not None and self._is_served_in_place(files, known):
+            if known.needed_only and not wanted.as_need:
+                await self._store.mark_asked_for(files.source)
+            return self._store.trusted(files.source) or known
         match files.source:
             # In huggingface_hub's tree, so that unmodified programs find them as well.
             case HubSource() as source:
@@ -398,7 +467,7 @@ class Warmer:
                     source,
                     files.commit,
                     files.files,
-                    self._origins.of(source).shown(files.commit),
+                    files.mirror or self._origins.of(source).shown(files.commit),
                     is_named=files.is_named or wanted.is_named,
                     as_need=wanted.as_need,
                     selection=wanted.selection,
@@ -410,6 +479,13 @@ class Warmer:
                     for name, (verified, _) in files.files.items()
                 }
                 return await self._store.publish_url(source, shown, as_need=wanted.as_need)
+
+    def _is_served_in_place(self, files: VerifiedFiles, known: Manifest) -> bool:
+        """Whether all files are those of the owner's cache that ``known`` leads to already."""
+        owner = self._store.cache.owner
+        return files.commit in ("", known.revision) and all(
+            verified.file.path.is_relative_to(owner) for verified, _ in files.files.values()
+        )
 
 
 async def _logged(source: FetchedSource, work: Coroutine[object, object, Warmed]) -> Warmed:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from craftcache.cache.durable import make_directory
 from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 
-from .copying import copy_pair
+from .copying import copy_pair, pair_bytes
 from .gate import ask_gate
 from .snapshot import stamp
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from craftcache.cache.publish import Verified
     from craftcache.watch_rule import WatchRule
+    from craftcached.fetch.disk_space import DiskSpace, ModelClaim
     from craftcached.store.store import Store
 
     from .snapshot import Snapshot, Target
@@ -73,9 +74,13 @@ class CandidateMaker:
     Args:
         store: The store, in whose staging the copies are made, and which keeps the indexes.
         inspector: Inspects the copies.
+        space: The ledger of the room that files take which are not published yet; None for none.
     """
 
-    def __init__(self, store: Store, inspector: CandidateInspector) -> None:
+    def __init__(
+        self, store: Store, inspector: CandidateInspector, space: DiskSpace | None = None
+    ) -> None:
+        self._space = space
         self._store = store
         self._inspector = inspector
         # Limits the candidates that exist at once; held from the copy until publication. Taken
@@ -109,12 +114,32 @@ class CandidateMaker:
         async with self._slots:
             directory = Path(await asyncio.to_thread(self._make_directory))
             try:
-                candidate = await self._prepare(rule, target, seen, directory, stop)
-                yield candidate
-                for file in candidate.files.values():
-                    await self._store.discard(file)
+                async with self._room_for(directory, rule, target, seen) as claim:
+                    candidate = await self._prepare(rule, target, seen, directory, stop)
+                    yield candidate
+                    if claim is not None:
+                        claim.settle()  # published, or in the way no longer
+                    for file in candidate.files.values():
+                        await self._store.discard(file)
             finally:
                 await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    @contextlib.asynccontextmanager
+    async def _room_for(
+        self, directory: Path, rule: WatchRule, target: Target, seen: Snapshot
+    ) -> AsyncIterator[ModelClaim | None]:
+        """A context in which the room of the copies is theirs; it goes by their directory's name.
+
+        Raises:
+            StorageFull: There is none.
+        """
+        if self._space is None:
+            yield None
+            return
+        size = await asyncio.to_thread(pair_bytes, target, seen)
+        claim = {directory.name: (size, 0)}
+        async with self._space.claiming(claim, source=f"watch:{rule.name}") as held:
+            yield held
 
     def _make_directory(self) -> str:
         make_directory(self._staging)  # an administrator may have emptied the cache
@@ -137,6 +162,9 @@ class CandidateMaker:
             stop.set()  # a thread cannot be cancelled, and it must not write on
             await asyncio.gather(copying, return_exceptions=True)
             raise
+        if self._space is not None:
+            size = sum(file.digests.size for file in copied.values())
+            self._space.written(directory.name, size)
         for name, file in copied.items():
             try:
                 await self._inspect(rule, file)

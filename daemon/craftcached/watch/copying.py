@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .snapshot import Snapshot, Target
 
-__all__ = ["FilesChanged", "copy_pair"]
+__all__ = ["FilesChanged", "copy_pair", "pair_bytes"]
 
 _NO_RANGE_COPY = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
@@ -70,6 +70,21 @@ def copy_pair(
     if look(target, marker).essence != seen.essence:
         raise FilesChanged
     return copied
+
+
+def pair_bytes(target: Target, seen: Snapshot) -> int:
+    """Bytes that a copy of a snapshot's files takes, as far as they are there."""
+    try:
+        directory = target.open()
+    except OSError:
+        return 0
+    try:
+        names = (name for name, _ in seen.pair)
+        return sum(os.stat(name, dir_fd=directory, follow_symlinks=False).st_size for name in names)
+    except OSError:
+        return 0
+    finally:
+        os.close(directory)
 
 
 def _copy(

@@ -48,7 +48,7 @@ class Publisher:
         self._events = events
         self._held: set[str] = set()
         # Held while a watch's served generation changes, with _held and Watcher.is_held: a rollback
-        # and a new generation must not overtake each other. Taken before the store's writing thread
+        # and a new generation must not overtake each other. Taken before the store's turn
         # and the database; no other lock is taken inside.
         self._moving = asyncio.Lock()
         self._turns: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from craftcache.watch_rule import WatchRule
     from craftcached.database import Database
     from craftcached.events import Events
+    from craftcached.fetch.disk_space import DiskSpace
     from craftcached.store.store import Store
 
     from .candidate import CandidateInspector
@@ -60,6 +61,7 @@ class Watches:
         records: The database of added watches, and of those that were rolled back.
         events: The event stream, told of each watch's changes of state.
         rules: Rules of the watches that the settings name.
+        space: The ledger of the room that files take which are not published yet; None for none.
     """
 
     def __init__(
@@ -70,10 +72,11 @@ class Watches:
         records: Database,
         events: Events,
         rules: Sequence[WatchRule],
+        space: DiskSpace | None = None,
     ) -> None:
         self._store = store
         self._records = records
-        self._maker = CandidateMaker(store, inspector)
+        self._maker = CandidateMaker(store, inspector, space)
         self._serving = Publisher(store, self._maker, records, events)
         self._configured = {rule.name: rule for rule in rules}
         self._added: dict[str, WatchRule] = {}

@@ -21,6 +21,7 @@ from craftcache.cache.directory import CacheDir
 from craftcache.errors import CraftcacheError, IntegrityError, InvalidSource, UnsafeCheckpoint
 from craftcache.sources import HubSource
 from tests.support.command import Node, run
+from tests.support.daemons import DaemonProcess
 from tests.support.pickles import Op, archive
 from tests.support.trees import hub_tree
 
@@ -96,6 +97,15 @@ def test_without_a_daemon_this_process_imports_the_same(
     assert ran.code == 0, ran.err
     assert_imported(node, tmp_path / "cache")
     assert offline_load(tmp_path / "cache", *directories) == "cache"
+
+
+def test_a_bundle_that_the_quota_has_no_room_for_is_refused(base: Path, bundle: Path) -> None:
+    with DaemonProcess(base, "--max-bytes", "1000") as daemon:
+        directories = ("--socket-dir", str(daemon.socket_dir), "--cache-dir", str(daemon.cache_dir))
+        ran = run(*directories, "bundle", "import", str(bundle), "--json")
+        assert ran.problem["code"] == "StorageFull"
+        assert ran.problem["missing_bytes"] > 0
+        assert list((daemon.cache_dir / ".craftcache" / "staging").glob("*.tmp")) == []
 
 
 def test_a_file_that_rotted_in_the_cache_goes_into_no_bundle(

@@ -96,10 +96,14 @@ def test_it_is_exact(checkpoint: object, lazy: bool, seed: int) -> None:
         assert_same(brought(fd, link_of(accelerator)), loaded(content))
 
 
+@pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("mapped", [True, False])
-def test_mapped_or_not_is_the_same(fd: int, content: bytes, mapped: bool) -> None:
+def test_however_it_is_read_it_is_the_same(
+    fd: int, content: bytes, mapped: bool, direct: bool
+) -> None:
     with emulated() as accelerator:
-        assert_same(brought(fd, link_of(accelerator), mapped=mapped), loaded(content))
+        ours = brought(fd, link_of(accelerator), mapped=mapped, direct=direct)
+        assert_same(ours, loaded(content))
 
 
 def test_old_containers_are_exact_too() -> None:

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from craftcache.checkpoint.tensors import build, copy_into
 from craftcache.device.accelerator import DeviceWork, NoDeviceMemory
 from craftcache.device.link import DeviceLink, find_link
-from craftcache.device.torch_accelerator import TorchAccelerator, find_accelerator
+from craftcache.device.torch_accelerator import (
+    TorchAccelerator,
+    copies_rightly,
+    find_accelerator,
+)
 from craftcache.errors import DeviceLost, ResourceLimit
 from tests.client.device.test_device_copies import assert_filled, model_of, weights
 from tests.client.device.test_onto_device import of_all_sizes, ring_of
@@ -169,6 +174,25 @@ def test_memory_that_cannot_be_told_is_none() -> None:
             raise NotImplementedError
 
     assert accelerator_of(Silent()).free_bytes() is None
+
+
+class Deaf(StandIn):
+    """Does nothing on its streams."""
+
+    @contextlib.contextmanager
+    def stream(self, stream: StandIn) -> Iterator[None]:
+        with _Nothing():
+            yield
+
+
+class _Nothing(TorchFunctionMode):
+    def __torch_function__(self, *_: Any) -> None:
+        return None
+
+
+def test_a_device_is_asked_for_a_copy_before_it_is_relied_on() -> None:
+    assert copies_rightly(accelerator_of(StandIn()))
+    assert not copies_rightly(accelerator_of(Deaf()))
 
 
 @pytest.mark.parametrize("kind", ["cpu", "meta"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,8 +14,11 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from craftcache.errors import PolicyDenied, Unavailable
 from craftcache.network.addresses import is_public, literal_address
 from craftcache.origins.policy import UrlPolicy
+from craftcache.sources import UrlSource
 from craftcached.fetch import Engine
-from craftcached.fetch.network import PrivateAddressError, PublicResolver
+from craftcached.fetch.faults import Fault
+from craftcached.fetch.network import Network, PrivateAddressError, PublicResolver
+from craftcached.warm.origins import UrlOrigin
 from tests.client.network.servers import Proxy
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
@@ -123,14 +127,84 @@ async def test_a_redirect_leads_no_further_in(hub: TestHub, tmp_path: Path, host
     """Not even from a server that is excepted."""
     inside = f"http://{host}:{urlsplit(hub.endpoint).port}/w.bin"
     hub.inject(Redirect(inside), path="/w.bin", times=None)
-    public = urlsplit(hub.cdn)
-
-    def may_be_private(host: str, port: int) -> bool:
-        return (host, port) == (public.hostname, public.port)
-
     with pytest.raises(PolicyDenied, match="private, loopback or link-local"):
-        await fetch(hub, tmp_path, hub.cdn_url("/w.bin"), may_be_private=may_be_private)
+        await fetch(hub, tmp_path, hub.cdn_url("/w.bin"), may_be_private=only(hub.cdn))
     assert {request.origin for request in hub.requests} == {"cdn"}
+
+
+LINK_LOCAL = "http://169.254.169.254/latest/meta-data/w.bin"
+"""Where clouds answer any process of a machine with its credentials."""
+
+MAPPED = "http://[::ffff:169.254.169.254]/latest/meta-data/w.bin"
+
+
+@pytest.mark.parametrize("inside", [LINK_LOCAL, MAPPED])
+async def test_no_redirect_leads_to_the_clouds_own_answers(
+    hub: TestHub, tmp_path: Path, inside: str
+) -> None:
+    hub.inject(Redirect(inside), path="/w.bin", times=None)
+    with pytest.raises(PolicyDenied, match=re.escape("169.254.169.254")):
+        await fetch(hub, tmp_path, hub.cdn_url("/w.bin"), may_be_private=only(hub.cdn))
+    assert {request.origin for request in hub.requests} == {"cdn"}
+
+
+@pytest.mark.parametrize("inside", [LINK_LOCAL, "http://localhost:{port}/w.bin"])
+async def test_asking_whether_a_file_changed_leads_no_further_in_either(
+    hub: TestHub, inside: str
+) -> None:
+    port = urlsplit(hub.endpoint).port
+    hub.inject(Redirect(inside.format(port=port)), path="/w.bin", method="HEAD", times=None)
+    hosts = frozenset({"127.0.0.1"})
+    policy = AnyScheme(insecure_hosts=hosts, hub_endpoint="https://hub.corp")
+    origin = UrlOrigin(UrlSource(hub.cdn_url("/w.bin")), policy)
+    with pytest.raises(PolicyDenied, match="private, loopback or link-local"):
+        await origin.etag("w.bin")
+    assert [(request.origin, request.method) for request in hub.requests] == [("cdn", "HEAD")]
+
+
+class AnyScheme(UrlPolicy):
+    """Allows plain HTTP everywhere, so that only the address is left to refuse."""
+
+    def check_url(self, url: str) -> None:
+        """All may be requested."""
+
+
+def only(place: str) -> Callable[[str, int], bool]:
+    """An exception for one host and port."""
+    excepted = urlsplit(place)
+    return lambda host, port: (host, port) == (excepted.hostname, excepted.port)
+
+
+async def connect(hub: TestHub, resolver: AbstractResolver, *, excepted: bool = False) -> int:
+    """The status of one request to a name that ``resolver`` looks up, at the hub's port."""
+    url = f"http://evil.example:{urlsplit(hub.cdn).port}/w.bin"
+    async with Network(
+        user_agent="test",
+        connect_seconds=0.2,
+        answer_seconds=5.0,
+        may_be_private=lambda host, _port: excepted and host == "evil.example",
+        resolver=resolver,
+    ) as network:
+        answer = await network.request("GET", url, {}, source="s", public_only=True)
+        answer.release()
+        return answer.status
+
+
+async def test_the_connection_goes_to_the_very_address_that_was_looked_at(hub: TestHub) -> None:
+    hub.files["/w.bin"] = CONTENT
+    # The fake's answer is what is connected to ...
+    assert await connect(hub, Rebinding(["127.0.0.1"]), excepted=True) == 200
+    assert len(hub.requests) == 1
+    # ... and nothing that a second question would bring.
+    for answers in (
+        [["127.0.0.1"]],
+        [["::ffff:127.0.0.1"]],
+        [["93.184.216.34", "127.0.0.1"], ["127.0.0.1"]],
+        [["93.184.216.34"], ["127.0.0.1"]],
+    ):
+        with pytest.raises((PolicyDenied, Fault)):
+            await connect(hub, Rebinding(*answers))
+    assert len(hub.requests) == 1
 
 
 async def test_what_is_excepted_by_name_may_be_anywhere(hub: TestHub, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from craftcache.errors import StorageFull
+from craftcached.fetch import Engine
+from craftcached.fetch.disk_space import DiskSpace
 from tests.support import SUPPORT
-from tests.support.fetching import MIB, cdn_file, rig_at, sha256_of
+from tests.support.fetching import MIB, QUICK, Rig, cdn_file, rig_at, sha256_of
 from tests.support.hub import Generated
 
 if TYPE_CHECKING:
@@ -79,3 +81,40 @@ async def test_a_disk_that_fills_up_meanwhile_is_left_as_it_was(
         assert rig.left == []
         fetched = await rig.fetch(cdn_file(hub, small, "/small", key="small"))
         assert sha256_of(fetched.path) == small.sha256
+
+
+class ClearingPolicy:
+    """Makes room by removing a file that stands in the way, the second time that it is asked."""
+
+    def __init__(self, in_the_way: Path) -> None:
+        self._in_the_way = in_the_way
+        self.asked: list[int] = []
+
+    async def make_room(self, more: int, *, source: str) -> bool:
+        self.asked.append(more)
+        if len(self.asked) == 1:
+            return False  # there seemed to be room
+        self._in_the_way.unlink(missing_ok=True)
+        return True
+
+
+async def test_a_disk_that_fills_up_is_cleared_and_the_fetch_goes_on_where_it_was(
+    hub: TestHub, small_disk: Path
+) -> None:
+    large = Generated(3 * MIB, seed=2)
+    in_the_way = small_disk / "in the way"
+    in_the_way.write_bytes(bytes(2 * MIB))
+    policy = ClearingPolicy(in_the_way)
+    space = DiskSpace(lambda: 1 << 40, None, small_disk)
+    space.policy = policy
+    staging = small_disk / "staging"
+    async with Engine(staging, QUICK, check_url=lambda _: None, space=space) as engine:
+        fetched = await Rig(engine, staging).fetch(cdn_file(hub, large))
+        assert sha256_of(fetched.path) == large.sha256
+        assert not in_the_way.exists()
+        # Once before the first byte, once when the disk was full, once for what was lacking then.
+        assert len(policy.asked) >= 2
+        assert policy.asked[0] == large.size
+        assert 0 < policy.asked[1] < large.size
+        assert fetched.bytes_reused > 0
+        assert space.claimed == 0

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 PREPARED = """
 import ctypes, errno, os, resource, socket, sys, tempfile
-from craftcached.inspect.confine import confine
+from craftcached.inspect.confine import confine, leave_network
 listener = socket.create_server(("127.0.0.1", 0))
 address, unused = listener.getsockname(), socket.socket()
 libc = ctypes.CDLL(None, use_errno=True)
 file = tempfile.TemporaryFile(buffering=0)
+leave_network()
 confine(cpu_seconds=2, file_bytes=1 << 26)
 """
 

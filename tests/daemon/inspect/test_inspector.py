@@ -53,18 +53,36 @@ def endless(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """Likewise, for as long as it takes to find its process and to stop it."""
+    path = tmp_path / "slow.bin"
+    path.write_bytes(archive(Op.whole(b"N", b"q\x00" * 1_500_000)))
+    return path
+
+
 async def inspect(inspector: Inspector, path: Path) -> Index:
     data = await inspector.inspect(path, source="org/name")
     return parse(data, file_size=path.stat().st_size)
 
 
-def children(pid: int) -> list[int]:
-    """The inspecting processes that ``pid`` has started and that have not ended."""
+def forked_by(pid: int) -> list[int]:
+    """The processes that ``pid`` has started and that have not ended."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
             found += map(int, task.read_text().split())
-    return [pid for pid in found if b"craftcached.inspect.child" in command(pid)]
+    return found
+
+
+def servers(pid: int) -> list[int]:
+    """The process of ``pid`` that others are forked from to inspect."""
+    return [each for each in forked_by(pid) if b"craftcached.inspect.server" in command(each)]
+
+
+def children(pid: int) -> list[int]:
+    """The inspecting processes of ``pid`` that have not ended."""
+    return [child for server in servers(pid) for child in forked_by(server)]
 
 
 def command(pid: int) -> bytes:
@@ -76,12 +94,25 @@ def command(pid: int) -> bytes:
 
 
 async def stopped_child(pid: int) -> int:
-    """The one inspecting process of ``pid``, once it is there; it gets no further by itself."""
-    while not (found := children(pid)):
+    """The one inspecting process of ``pid``, once it reads its file; it gets no further."""
+    while not (found := [child for child in children(pid) if is_reading(child)]):
         await asyncio.sleep(0)
     (child,) = found
     os.kill(child, signal.SIGSTOP)
     return child
+
+
+def is_reading(pid: int) -> bool:
+    """Whether a process is confined already, and so at its file."""
+    try:
+        return limits_of(pid)["Max open files"].split()[0] == "16"
+    except (FileNotFoundError, ProcessLookupError, KeyError):
+        return False
+
+
+def limits_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    return {line[:26].strip(): line[26:] for line in lines}
 
 
 async def wait_for_end(pidfd: int) -> None:
@@ -118,9 +149,9 @@ async def test_the_daemon_never_imports_torch(good: Path) -> None:
     assert int(done.stdout) > 0
 
 
-async def test_a_file_has_a_process_that_ends_with_it(inspector: Inspector, good: Path) -> None:
+async def test_a_file_has_a_process_that_ends_with_it(inspector: Inspector, slow: Path) -> None:
     assert children(os.getpid()) == []
-    task = asyncio.create_task(inspect(inspector, good))
+    task = asyncio.create_task(inspect(inspector, slow))
     child = await stopped_child(os.getpid())
     assert b"-I\0-S\0" in command(child)  # so it cannot even find torch
     os.kill(child, signal.SIGCONT)
@@ -138,9 +169,9 @@ async def test_omegaconf_configs_are_safe_and_have_no_index(
     assert index.value("sample_rate") == 32000
 
 
-async def test_many_files_are_looked_at_one_after_another(good: Path) -> None:
+async def test_many_files_are_looked_at_one_after_another(slow: Path) -> None:
     async with Inspector(concurrency=1) as own:
-        tasks = [asyncio.create_task(inspect(own, good)) for _ in range(4)]
+        tasks = [asyncio.create_task(inspect(own, slow)) for _ in range(4)]
         child = await stopped_child(os.getpid())
         assert children(os.getpid()) == [child]
         os.kill(child, signal.SIGCONT)
@@ -162,55 +193,64 @@ async def test_a_machine_that_takes_too_long_says_nothing_about_the_file(endless
         assert late.value.retryable
 
 
-async def test_withdrawing_ends_the_child_at_once(inspector: Inspector, good: Path) -> None:
-    withdrawn = asyncio.create_task(inspect(inspector, good))
+async def test_withdrawing_ends_the_child_at_once(inspector: Inspector, slow: Path) -> None:
+    withdrawn = asyncio.create_task(inspect(inspector, slow))
     ended = os.pidfd_open(await stopped_child(os.getpid()))
     withdrawn.cancel()
     await wait_for_end(ended)
     with pytest.raises(asyncio.CancelledError):
         await withdrawn
-    await inspect(inspector, good)
+    await inspect(inspector, slow)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSYS, signal.SIGTERM])
 async def test_a_child_that_others_kill_is_replaced(
-    inspector: Inspector, good: Path, number: signal.Signals
+    inspector: Inspector, slow: Path, number: signal.Signals
 ) -> None:
-    task = asyncio.create_task(inspect(inspector, good))
+    task = asyncio.create_task(inspect(inspector, slow))
     child = await stopped_child(os.getpid())
     os.kill(child, number)
     os.kill(child, signal.SIGCONT)
-    assert (await task).tensors
+    await task
 
 
 async def kill_each(
     pid: int, task: asyncio.Task[object], number: signal.Signals = signal.SIGKILL
 ) -> None:
-    """Kill each inspecting process of ``pid`` until the task has ended."""
+    """Kill each inspecting process of ``pid`` until the task has ended.
+
+    What looks whether another file fares better is quicker than we are: from then on, its server.
+    """
+    killed = set()
     while not task.done():
-        for child in children(pid):
+        found = set(children(pid))
+        for child in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, number)
+        killed |= found
+        for server in servers(pid) if len(killed) >= 2 and not found else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS])
 async def test_children_that_are_always_killed_are_the_daemons_own_failure(
-    inspector: Inspector, good: Path, number: signal.Signals
+    inspector: Inspector, slow: Path, number: signal.Signals
 ) -> None:
-    task = asyncio.create_task(inspect(inspector, good))
+    task = asyncio.create_task(inspect(inspector, slow))
     await kill_each(os.getpid(), task, number)
-    with pytest.raises(CraftcacheError, match=r"org/name: .*was killed by") as caught:
+    with pytest.raises(CraftcacheError, match=r"org/name: the process that inspects it") as caught:
         await task
     assert type(caught.value) is CraftcacheError  # which on the wire is nobody else's fault
     assert caught.value.retryable
-    await inspect(inspector, good)
+    await inspect(inspector, slow)
 
 
 async def test_a_file_that_crashes_each_process_where_another_file_does_not_is_refused(
-    inspector: Inspector, good: Path
+    inspector: Inspector, slow: Path
 ) -> None:
-    task = asyncio.create_task(inspect(inspector, good))
+    task = asyncio.create_task(inspect(inspector, slow))
     for _ in range(2):
         child = await stopped_child(os.getpid())
         ended = os.pidfd_open(child)
@@ -221,7 +261,7 @@ async def test_a_file_that_crashes_each_process_where_another_file_does_not_is_r
             await asyncio.sleep(0)
     with pytest.raises(NotACheckpoint, match=r"crashes: the process was killed by SIGSEGV"):
         await task
-    await inspect(inspector, good)
+    await inspect(inspector, slow)
 
 
 UNHEARD = INSPECTING + "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
@@ -260,9 +300,9 @@ async def test_giving_up_while_a_child_starts_leaves_nothing(
         assert children(os.getpid()) == []
 
 
-async def test_leaving_ends_the_jobs_at_work_for_good(good: Path) -> None:
+async def test_leaving_ends_the_jobs_at_work_for_good(slow: Path) -> None:
     async with Inspector() as own:
-        task = asyncio.create_task(inspect(own, good))
+        task = asyncio.create_task(inspect(own, slow))
         await stopped_child(os.getpid())
     with pytest.raises(Unavailable, match="shut down"):
         await task
@@ -280,6 +320,34 @@ async def test_nothing_outlives_a_killed_daemon(endless: Path) -> None:
     daemon.kill()
     await daemon.wait()
     await wait_for_end(ended)
+
+
+async def test_the_process_that_forks_is_replaced_with_all_that_it_forked(slow: Path) -> None:
+    others = set(servers(os.getpid()))
+    async with Inspector() as own:
+        task = asyncio.create_task(inspect(own, slow))
+        ended = os.pidfd_open(await stopped_child(os.getpid()))
+        (server,) = set(servers(os.getpid())) - others
+        os.kill(server, signal.SIGKILL)
+        await wait_for_end(ended)
+        await task
+        (another,) = set(servers(os.getpid())) - others
+        assert another != server
+    assert set(servers(os.getpid())) == others
+
+
+async def test_an_inspecting_process_has_the_two_files_and_no_way_to_its_server(
+    slow: Path,
+) -> None:
+    async with Inspector() as own:
+        task = asyncio.create_task(inspect(own, slow))
+        child = await stopped_child(os.getpid())
+        opened = [os.readlink(path) for path in Path(f"/proc/{child}/fd").iterdir()]
+        os.kill(child, signal.SIGCONT)
+        await task
+    assert not [name for name in opened if name.startswith("socket:")]
+    assert str(slow) in opened
+    assert any("memfd:index" in name for name in opened)
 
 
 async def test_what_is_no_regular_file_is_refused(inspector: Inspector, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,11 +21,11 @@ from tests.support.scrubbing import Bench, bench
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from craftcache.cache.manifest import FileRecord
 
 DAYS = 7.0
+MIB = 1024 * 1024
 HALF = DAYS * DAY_SECONDS / 2
 NAMES = ("one", "two", "three")
 
@@ -134,24 +136,52 @@ async def test_a_clock_that_was_set_back_delays_nothing(base: Path) -> None:
         assert scrub.hashed_since <= parts.now
 
 
-async def test_other_work_goes_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 6 * MIB + 5, 10 * MIB + 5])  # here, and by a process
+async def test_other_work_goes_first(tmp_path: Path, size: int) -> None:
     file = tmp_path / "file"
-    file.write_bytes(os.urandom(10 * 1024 * 1024))
+    file.write_bytes(os.urandom(size))
     slept: list[float] = []
+    seen: list[int] = []
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
+    def paced() -> Paced:
+        return Paced(64 * MIB, lambda: is_busy, clock=lambda: 0.0, sleep=sleep)
+
     hasher = FileHasher()
     is_busy = False
-    rate = 64 * 1024 * 1024
-    assert await hasher.hash(
-        file, Paced(rate, lambda: is_busy, clock=lambda: 0.0, sleep=sleep)
-    ) == (hash_stamped(file).digests.sha256)
-    assert slept[-1] == pytest.approx(10 / 64)
+    sha256 = hash_stamped(file).digests.sha256
+    assert await hasher.hash(file, paced(), seen.append) == sha256
+    assert seen == [*range(4 * MIB, size, 4 * MIB), *([size] if size else [])]
+    assert slept[-1:] == ([pytest.approx(size / (64 * MIB))] if size else [])
     is_busy = True
-    await hasher.hash(file, Paced(rate, lambda: is_busy, clock=lambda: 0.0, sleep=sleep))
-    assert slept[-1] == pytest.approx(10 * 1024 * 1024 / PATIENT_BYTES_PER_SECOND)
+    assert await hasher.hash(file, paced()) == sha256
+    assert slept[-1:] == ([pytest.approx(size / PATIENT_BYTES_PER_SECOND)] if size else [])
+    hasher.close()
+
+
+async def test_a_hashing_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(10 * MIB))
+    hasher = FileHasher()
+    begun = asyncio.Event()
+
+    class Forever:
+        goes_last = True
+
+        async def after(self, count: int) -> None:
+            begun.set()
+            await asyncio.get_running_loop().create_future()
+
+    work = asyncio.create_task(hasher.hash(file, Forever()))
+    await begun.wait()
+    children = Path("/proc/self/task").glob("*/children")
+    (child,) = {pid for listed in children for pid in listed.read_text().split()}
+    work.cancel()
+    await asyncio.wait([work])
+    assert work.cancelled()
+    assert not Path("/proc", child).exists()
     hasher.close()
 
 

@@ -21,7 +21,7 @@ from craftcache.errors import from_problem
 from craftcache.version import VERSION
 from tests.support.api import Api
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
-from tests.support.hub import Gate, OnDisk, Stall, matching
+from tests.support.hub import Gate, OnDisk, RateLimited, Stall, matching
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +70,16 @@ def test_a_model_is_found_by_every_spelling_of_its_source(
     listed = {model["source"]: model for model in api.get("/models")["models"]}
     assert set(listed) == {*sources[:2], plain, f"{plain}?..."}
     assert listed["org/model"]["revision"] == export_repo.resolve("main")
+
+
+def test_when_a_retry_makes_sense_is_said_in_a_header_too(
+    api: Api, threaded_hub: TestHub, export_repo: Repo
+) -> None:
+    threaded_hub.inject(RateLimited(300), origin="cdn", times=None)
+    response = api.warm("org/model")
+    assert response.status_code == 503
+    assert response.json()["retry_after"] == 300
+    assert response.headers["Retry-After"] == "300"
 
 
 def test_a_model_that_is_not_cached_is_not_found(api: Api) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
+    from craftcached.database import WarmJob
     from tests.support.hub import TestHub
 
 FULL = StorageFull("full", missing_bytes=1)
@@ -36,8 +37,8 @@ AWAY = Unavailable("away")
 async def promises(base: Path, warm_now: Callable[[Warm], None]) -> AsyncIterator[WarmQueue]:
     """WarmQueue in records of their own; what ``warm_now`` raises is how each fails."""
 
-    async def warm_one(warm: Warm) -> None:
-        warm_now(warm)
+    async def warm_one(job: WarmJob) -> None:
+        warm_now(job.warm)
         await asyncio.Event().wait()
 
     async with Database(base / "state") as records:
@@ -116,6 +117,7 @@ def test_a_queued_warm_is_listed_and_withdrawn(
         "files": ["state_dict.bin"],
         "resident": False,
         "pair_only": False,
+        "hold": 0.0,
         "tries": 0,
         "failure": None,
     }

@@ -1,0 +1,87 @@
+"""The process that hashes one large file, as slowly as it is told, and after everybody else.
+
+It is a Python that has found no packages but ours, started with the arguments FILE PARENT LAST: the
+descriptor of the file, the process that it must not outlive, and 1 if everybody else goes first on
+the processor too. For each byte on its standard input it hashes a piece, and answers with the
+number of the piece's bytes; at the end of the file with 0 and the sha256 in hex; where the file
+cannot be read with minus the error's number. Numbers are eight bytes, signed, little-endian.
+
+It is a process and not a thread for the sake of its priority: a thread that waits for its turn on a
+busy processor may hold the interpreter's lock meanwhile, and with it the whole daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Final
+
+from craftcache.digests import Hasher
+from craftcached.inspect.confine import die_with_parent
+
+from .page_cache import lower_io_priority, resident_share
+
+__all__ = ["NUMBER_BYTES", "PIECE_BYTES", "hash_piece", "main"]
+
+PIECE_BYTES: Final = 4 * 1024 * 1024
+"""Bytes hashed at a time: some thousandths of a second of one core."""
+
+NUMBER_BYTES: Final = 8
+"""Of each answer."""
+
+RESIDENT_SHARE: Final = 0.5
+"""Share of a piece's pages above which it counts as in memory: less may be what the kernel has just
+read ahead."""
+
+
+def main() -> None:
+    """Hash the file that the command line names."""
+    file, parent, goes_last = map(int, sys.argv[1:])
+    die_with_parent(parent)
+    lower_io_priority()
+    if goes_last:
+        _go_last()
+    hasher, buffer, position = Hasher(), bytearray(PIECE_BYTES), 0
+    with contextlib.suppress(BrokenPipeError):
+        while os.read(0, 1):
+            try:
+                count = hash_piece(file, position, buffer, hasher)
+            except OSError as error:
+                os.write(1, _number(-(error.errno or 1)))
+                return
+            digest = b"" if count else hasher.digests().sha256.encode()
+            os.write(1, _number(count) + digest)
+            position += count
+
+
+def hash_piece(file: int, position: int, buffer: bytearray, hasher: Hasher) -> int:
+    """Hash the next piece of a file; returns its bytes. What was not in memory does not stay there.
+
+    Args:
+        file: Descriptor of the file.
+        position: Where the piece begins, in bytes.
+        buffer: As large as a piece; used for reading.
+        hasher: Takes it in.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    share = resident_share(file, position, len(buffer))
+    count = os.preadv(file, [buffer], position)
+    hasher.update(memoryview(buffer)[:count])
+    if count and share is not None and share < RESIDENT_SHARE:
+        os.posix_fadvise(file, position, count, os.POSIX_FADV_DONTNEED)
+    return count
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(NUMBER_BYTES, "little", signed=True)
+
+
+def _go_last() -> None:
+    """Let everybody else have the processor first, as far as this is allowed."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
