@@ -25,7 +25,7 @@ INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.installed-for-demo
 SOAK_SECONDS := 600
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
-BENCHES := load worker_socket inspection fetch integrity scale
+BENCHES := load worker_socket inspection fetch integrity scale sight
 # The constraints hold in the environments that pip builds packages in, too.
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 PYTHONS := 3.12 3.13

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .aio import AsyncClient
     from .cache.opened import FileInfo
     from .client import Client, default_client
+    from .daemon.events import DaemonEvent
     from .device.staging import set_staging_limit
     from .loading.export import Export
     from .wire import Generation, Progress
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "Client",
+    "DaemonEvent",
     "Export",
     "FileInfo",
     "Generation",
@@ -93,6 +95,7 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "aio",
     "Client": "client",
+    "DaemonEvent": "daemon.events",
     "Export": "loading.export",
     "FileInfo": "cache.opened",
     "Generation": "wire",

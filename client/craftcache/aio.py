@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self, Unpack
 
+    from .daemon.events import DaemonEvent
     from .loading.explanation import Explanation
     from .loading.export import Export
     from .plan import Fallback
@@ -98,9 +99,13 @@ class AsyncClient:
         source: str | os.PathLike[str],
         device: str | int | torch.device = "cpu",
         parts: Sequence[Part] = PARTS,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        timeout: float | None = None,
     ) -> Export:
-        """See Client.load."""
-        return await self._run(partial(self._do.load, source, device, parts))
+        """See Client.load; ``on_progress`` is called on the event loop."""
+        load = partial(self._do.load, source, device, parts, timeout)
+        return await self._run(load, _on_loop(on_progress))
 
     async def load_state_dict(
         self,
@@ -136,14 +141,9 @@ class AsyncClient:
         **options: Unpack[WarmKeywords],
     ) -> list[WarmedModel]:
         """See Client.warm; ``on_progress`` is called on the event loop."""
-        loop = asyncio.get_running_loop()
-
-        def report(progress: Progress) -> None:
-            if on_progress is not None:
-                loop.call_soon_threadsafe(on_progress, progress)
-
         wanted = WarmOptions.of(options)
-        return await self._run(partial(self._do.warm, sources, wanted), report)
+        warm = partial(self._do.warm, sources, wanted)
+        return await self._run(warm, _on_loop(on_progress))
 
     async def status(self) -> DaemonStatus:
         """See Client.status."""
@@ -167,6 +167,10 @@ class AsyncClient:
                 yield generation
         finally:
             await asyncio.to_thread(thread.close)
+
+    def events(self, since: int | None = None) -> AsyncIterator[DaemonEvent]:
+        """See Client.events."""
+        return self._do.admin.async_events(since)
 
     async def explain(self, source: str | os.PathLike[str]) -> Explanation:
         """See Client.explain."""
@@ -228,6 +232,22 @@ class AsyncClient:
         for _, cancellation in running:
             cancellation.withdraw()
         return [future for future, _ in running if not future.cancel()]
+
+
+def _on_loop(
+    on_progress: Callable[[Progress], None] | None,
+) -> Callable[[Progress], None] | None:
+    """What a thread calls to have ``on_progress`` called on the running event loop."""
+    if on_progress is None:
+        return None
+    listener, loop = on_progress, asyncio.get_running_loop()
+    return lambda progress: _call_on(loop, listener, progress)
+
+
+def _call_on(
+    loop: asyncio.AbstractEventLoop, listener: Callable[[Progress], None], progress: Progress
+) -> None:
+    loop.call_soon_threadsafe(listener, progress)
 
 
 def _new_threads() -> DaemonThreads:

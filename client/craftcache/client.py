@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self, Unpack
 
+    from .daemon.events import DaemonEvent
     from .loading.explanation import Explanation
     from .loading.export import Export
     from .plan import Fallback
@@ -74,6 +75,9 @@ class Client:
         source: str | os.PathLike[str],
         device: str | int | torch.device = "cpu",
         parts: Sequence[Part] = PARTS,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        timeout: float | None = None,
     ) -> Export:
         """Load an export: the pair of a language model and its codec.
 
@@ -82,11 +86,17 @@ class Client:
                 ``org/name[@revision]`` or ``watch:NAME[@generation]``, tried in that order.
             device: Device of all tensors; whatever torch.device takes.
             parts: Parts of the pair to load.
+            on_progress: Called with each step while files are brought, in this thread.
+            timeout: Seconds after which to give up, whatever it is at; None for as long as it
+                takes.
 
         Raises:
+            Unavailable: It was not loaded in time, among others; a retry may help, and goes on
+                where this one was.
             CraftcacheError: Any of the tree; see craftcache.errors.
         """
-        return self._do.load(source, device, parts, call=Call())
+        call = Call(on_progress) if on_progress is not None else Call()
+        return self._do.load(source, device, parts, timeout, call=call)
 
     def load_state_dict(
         self,
@@ -198,6 +208,22 @@ class Client:
             generation = self._do.next_generation(name, after, has_daemon=has_daemon, call=Call())
             has_daemon, after = True, generation.number
             yield generation
+
+    def events(self, since: int | None = None) -> Iterator[DaemonEvent]:
+        """Yield what happens in the daemon: warms, evictions, pins, watches ...
+
+        It needs ``craftcache.sock``, which people and tools may use. It goes on after a restart of
+        the daemon; where events are lost, an event ``gap`` says so.
+
+        Args:
+            since: ``seq`` of an event, after which to begin; 0 begins with the oldest that the
+                daemon has kept, None with what happens from now on.
+
+        Raises:
+            PolicyDenied: This user may not connect there.
+            Unavailable: There is no daemon.
+        """
+        return self._do.admin.events(since)
 
     def explain(self, source: str | os.PathLike[str]) -> Explanation:
         """Explain what a load of ``source`` would do here; changes nothing, fetches nothing."""

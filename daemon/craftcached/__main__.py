@@ -12,6 +12,7 @@ if sys.version_info < (3, 11):  # before anything that Python 3.10 has not
     )
 
 import asyncio
+import contextlib
 import faulthandler
 import functools
 import logging
@@ -30,7 +31,7 @@ from .log_writer import LogWriter
 from .options import settings_options
 from .process import run
 from .settings import Settings, settings_faults
-from .systemd import InheritedSockets, JournalFormatter, Notifier, is_journal
+from .systemd import InheritedSockets, JournalFormatter, JournalSocket, Notifier, is_journal
 
 __all__ = ["main"]
 
@@ -79,8 +80,11 @@ def main(
     put_right()
     _raise_limit_of_files()
     faulthandler.enable(STDERR)  # where it hung, when the service manager's watchdog aborts it
-    with LogWriter(STDERR) as writer:
-        _log_to(writer, log_level)
+    is_logging_to_journal = is_journal(STDERR, os.environ)
+    with contextlib.ExitStack() as log_end:
+        journal = log_end.enter_context(JournalSocket()) if is_logging_to_journal else None
+        writer = log_end.enter_context(LogWriter(STDERR, journal=journal))
+        _log_to(writer, log_level, for_journal=is_logging_to_journal)
         try:
             asyncio.run(
                 run(
@@ -115,8 +119,8 @@ def _raise_limit_of_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _log_to(handler: logging.Handler, level: str) -> None:
-    if is_journal(STDERR, os.environ):
+def _log_to(handler: logging.Handler, level: str, *, for_journal: bool) -> None:
+    if for_journal:
         handler.setFormatter(JournalFormatter("%(message)s"))
     else:
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))

@@ -8,6 +8,7 @@ import grp
 import logging
 import os
 import sqlite3
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -16,11 +17,11 @@ from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
+from .address import Address
 from .budgets import BudgetLimits, Budgets
-from .counts import CountedFetcher, Counts
+from .counts import CountedFetcher
 from .database import Database, check_version
 from .directory_monitor import DirectoryMonitor, MonitoredDirectory
-from .events import Events
 from .eviction.evictor import Evictor
 from .eviction.holds import Holds
 from .eviction.keepers import Keepers
@@ -35,15 +36,19 @@ from .fetch.disk_space import DiskSpace, existing, free_bytes
 from .fetch.measured_rate import MeasuredFetcher
 from .host_tokens import HostTokens
 from .inspect import Inspector
+from .loop_lag import measuring_lag
 from .min_free import MinFree
 from .residency.residency import Residency
 from .serve.handler import CountedHandler
 from .serve.http import AdminServer
 from .serve.metrics import MetricsRoute
+from .serve.metrics_listener import metrics_listener
 from .serve.peers import Administrators
+from .serve.sight_routes import SightRoutes
 from .serve.sockets import Door, bind_admin_socket, bind_worker_socket
 from .serve.worker import Limits, WorkerServer
 from .service import Service
+from .sight import Sight
 from .store.opener import BlobOpener
 from .store.owner import OwnerCache
 from .store.store import Store
@@ -109,10 +114,9 @@ class Daemon:
         self._watches: Watches | None = None
         self._integrity: Integrity | None = None
         self._monitor: DirectoryMonitor
-        self._events = Events()
-        self._counts = Counts()
+        self._sight = Sight.of()
         self._mirrors = Mirrors(
-            settings.mirrors, hub_endpoint=settings.hub_endpoint, tell=self._events.tell
+            settings.mirrors, hub_endpoint=settings.hub_endpoint, tell=self._sight.events.tell
         )
 
     async def __aenter__(self) -> Self:
@@ -157,16 +161,17 @@ class Daemon:
         return self._warmer.progress() if self._warmer is not None else []
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
-        settings = self._settings
+        settings, events = self._settings, self._sight.events
         cache = CacheDir(settings.own_cache_dir)
         # Both before anything is made or changed in either.
         check_format(cache)
         with _naming("state_dir", settings.state_dir):
             check_version(settings.state_dir)
         with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
-            store = await life.enter_async_context(Store(cache, self._events))
+            store = await life.enter_async_context(Store(cache, events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
+        await life.enter_async_context(self._sight.absences.kept_in(records))
         owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
         if owner is not None:
             await owner.follow_all()
@@ -197,7 +202,7 @@ class Daemon:
         )
         life.callback(hub.close)
         attempt = SecondAttempt(engine, self._mirrors)
-        fetcher = MeasuredFetcher(CountedFetcher(attempt, self._counts))
+        fetcher = MeasuredFetcher(CountedFetcher(attempt, self._sight.counts))
         obtainer = FileAcquirer(
             store=store,
             fetcher=fetcher,
@@ -215,6 +220,7 @@ class Daemon:
                 space=space, store=store, staging=staging, budgets=self._budgets
             ),
             owner=owner,
+            events=events,
         )
         handout = BlobOpener(store, settings.serve_dir)
         handout.check()
@@ -233,12 +239,15 @@ class Daemon:
             remove=store.remove,
             is_kept=keepers.is_kept,
             uses=keepers.uses,
+            tell=lambda source, freed: self._sight.events.tell(
+                "removed", source=source, freed_bytes=freed
+            ),
         )
         self._watches = Watches(
             store=store,
             inspector=inspector,
             records=records,
-            events=self._events,
+            events=events,
             rules=settings.watches,
             space=space,
         )
@@ -265,7 +274,7 @@ class Daemon:
             keepers=keepers,
             budgets=self._budgets,
             watches=self._watches,
-            events=self._events,
+            sight=self._sight,
             monitor=self._monitor,
             bundles=bundles,
             pruner=pruner,
@@ -297,8 +306,8 @@ class Daemon:
         space: DiskSpace,
     ) -> Keepers:
         """What keeps models or lets them go; from now on it decides what comes, too."""
-        settings = self._settings
-        pins = Pins(store=store, records=records, residency=residency)
+        settings, events = self._settings, self._sight.events
+        pins = Pins(store=store, records=records, residency=residency, events=events)
         await life.enter_async_context(pins)
         self._holds = holds = await life.enter_async_context(Holds(records, settings.max_hold))
         uses = await life.enter_async_context(LastUse(records))
@@ -312,12 +321,14 @@ class Daemon:
             holds=holds,
             max_bytes=settings.max_bytes,
             min_free=MinFree.parse(settings.min_free),
+            events=events,
         )
         evictor.evicts_others = settings.evict_others
         return Keepers(pins, holds, uses, surveyor, evictor)
 
     async def _open_sockets(self, life: contextlib.AsyncExitStack, service: Service) -> None:
-        settings = self._settings
+        settings, sight = self._settings, self._sight
+        life.enter_context(sight.processes)
         gid = _gid(settings.admin_group)
         worker_door = self._open_door(
             life, self._inherited.worker, bind_worker_socket, settings.worker_socket_mode, None
@@ -327,13 +338,18 @@ class Daemon:
         )
         workers = WorkerServer(
             worker_door.listener,
-            CountedHandler(service, self._counts),
+            CountedHandler(service, sight.counts, sight.processes, sight.refusals),
             Limits(connections_per_uid=settings.max_clients_per_uid),
+            refusals=sight.refusals,
+            fallbacks=sight.counts.count_fallbacks,
         )
+        metrics = MetricsRoute(service, workers.statistics, sight.counts, self._mirrors.statistics)
         admin = AdminServer(
             service,
             self._administrators,
-            MetricsRoute(service, workers.statistics, self._counts, self._mirrors.statistics),
+            metrics,
+            SightRoutes(service, sight, workers.statistics),
+            sight.refusals,
             drain_seconds=settings.drain_seconds,
         )
 
@@ -343,6 +359,11 @@ class Daemon:
         life.push_async_callback(drain)
         await admin.start(admin_door.listener)
         workers.start()
+        await life.enter_async_context(measuring_lag(sight.counts.loop_lag))
+        if settings.metrics_listen:
+            address = Address.parse(settings.metrics_listen)
+            port = await life.enter_async_context(metrics_listener(address, metrics))
+            log.info("metrics are at http://%s/metrics", replace(address, port=port))
 
         async def reopen_worker() -> None:
             worker_door.reopen()

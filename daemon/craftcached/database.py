@@ -2,7 +2,8 @@
 
 Losing them loses no model: what is cached is decided by the files alone. The tables hold the warms
 that were acknowledged and are not done yet, the pinned and held models, the time of each model's
-last use, what each user had fetched on the day, and the watched directories.
+last use, what each user had fetched on the day, the watched directories, and why models are not
+warm.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import aiosqlite
 from craftcache.errors import InvalidSource, Unavailable
 from craftcache.sources import parse
 from craftcache.watch_rule import WatchRule
-from craftcache.wire import Warm, WarmOptions, WireError
+from craftcache.wire import NotWarm, Warm, WarmOptions, WireError
 from craftcache.wire.fields import Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["Database", "Hashing", "Hold", "Pin", "WarmJob", "check_version"]
@@ -64,6 +65,10 @@ CREATE TABLE IF NOT EXISTS watches (
 );
 CREATE TABLE IF NOT EXISTS held_watches (
     name TEXT PRIMARY KEY
+);
+CREATE TABLE IF NOT EXISTS absences (
+    place INTEGER PRIMARY KEY,
+    absence TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS holds (
     key TEXT NOT NULL,
@@ -350,6 +355,26 @@ class Database:
     async def forget_use(self, key: str) -> None:
         """Delete the time of last use of a removed model."""
         await self._connection.execute("DELETE FROM uses WHERE key = ?", (key,))
+        await self._connection.commit()
+
+    async def absences(self) -> list[NotWarm]:
+        """Why models are not warm, the oldest first; what cannot be read is left out."""
+        rows = await self._connection.execute_fetchall(
+            "SELECT absence FROM absences ORDER BY place"
+        )
+        found = []
+        for (text,) in rows:
+            with contextlib.suppress(WireError, ValueError):
+                found.append(NotWarm.parse(Fields(json.loads(text))))
+        return found
+
+    async def save_absences(self, absences: Sequence[NotWarm]) -> None:
+        """Save why models are not warm, the oldest first, in the place of what was saved before."""
+        rows = [(place, json.dumps(each.to_fields())) for place, each in enumerate(absences)]
+        await self._connection.execute("DELETE FROM absences")
+        await self._connection.executemany(
+            "INSERT INTO absences (place, absence) VALUES (?, ?)", rows
+        )
         await self._connection.commit()
 
     async def hashings(self) -> list[Hashing]:

@@ -4,6 +4,9 @@ Nobody may read the daemon's log for a while: a container's log driver that is s
 terminal. The pipe fills, and a write to it waits for ever; in the event loop that would be the
 end of the daemon. So a thread of its own writes, from a queue with a bound. What does not fit is
 dropped and counted, and the number is written as soon as there is room again.
+
+Where the log is systemd's journal, records go there with their fields, by the same thread; what the
+journal does not take is written as text.
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ import select
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from .systemd import encode_record
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from .systemd import JournalSocket
 
 __all__ = ["LogWriter"]
 
@@ -38,6 +45,7 @@ class LogWriter(logging.Handler):
 
     Args:
         descriptor: To write to.
+        journal: Takes records with their fields instead; None where the log is no journal.
         queue_bytes: Bytes that may wait to be written.
         close_seconds: Time that leaving waits for the queue to be written.
     """
@@ -46,16 +54,18 @@ class LogWriter(logging.Handler):
         self,
         descriptor: int,
         *,
+        journal: JournalSocket | None = None,
         queue_bytes: int = _QUEUE_BYTES,
         close_seconds: float = _CLOSE_SECONDS,
     ) -> None:
         super().__init__()
         self._descriptor = descriptor
+        self._journal = journal
         self._room = queue_bytes
         self._close_seconds = close_seconds
         # Guards _room and what follows. Not held during a write; no other lock is taken inside.
         self._changed = threading.Condition(threading.Lock())
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[_Entry] = deque()
         self._dropped = 0
         self._closing = False
         self._written = threading.Event()
@@ -83,32 +93,46 @@ class LogWriter(logging.Handler):
         """Queue the line, or lines, of a record; never waits."""
         try:
             text = self.format(record)
+            native = encode_record(record, _FOR_JOURNAL.format(record)) if self._journal else b""
         except Exception:  # noqa: BLE001  # as logging's own handlers do
             self.handleError(record)
             return
-        self.put(f"{text}\n")
+        self._put(_Entry(_encoded(f"{text}\n"), native))
 
     def put(self, text: str) -> None:
         """Queue ``text``; never waits."""
-        encoded = text.encode("utf-8", "backslashreplace")
+        self._put(_Entry(_encoded(text)))
+
+    def _put(self, entry: _Entry) -> None:
         with self._changed:
-            if self._closing or len(encoded) > self._room:
+            if self._closing or entry.size > self._room:
                 self._dropped += 1
                 return
-            self._room -= len(encoded)
-            self._queue.append(encoded)
+            self._room -= entry.size
+            self._queue.append(entry)
             self._changed.notify()
 
     def _write(self) -> None:
-        while (line := self._next()) is not None:
+        while (entry := self._next()) is not None:
             # A pipe whose reader has gone is like one that nobody reads.
             with contextlib.suppress(OSError):
-                _write_all(self._descriptor, line)
+                if not self._is_sent(entry):
+                    _write_all(self._descriptor, entry.text)
             with self._changed:
-                self._room += len(line)
+                self._room += entry.size
         self._written.set()
 
-    def _next(self) -> bytes | None:
+    def _is_sent(self, entry: _Entry) -> bool:
+        """Whether the journal has taken it, with its fields."""
+        if self._journal is None or not entry.native:
+            return False
+        try:
+            self._journal.send(entry.native)
+        except OSError:
+            return False
+        return True
+
+    def _next(self) -> _Entry | None:
         """The next line to write; None at the end."""
         with self._changed:
             while not self._queue and not self._dropped:
@@ -120,7 +144,25 @@ class LogWriter(logging.Handler):
             dropped, self._dropped = self._dropped, 0
             line = f"{dropped} log lines were dropped: nobody read standard error\n".encode()
             self._room -= len(line)
-            return line
+            return _Entry(line)
+
+
+class _Entry(NamedTuple):
+    """A line that waits to be written, and its form for the journal where it has fields."""
+
+    text: bytes
+    native: bytes = b""
+
+    @property
+    def size(self) -> int:
+        return len(self.text) + len(self.native)
+
+
+_FOR_JOURNAL: Final = logging.Formatter("%(message)s")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
 
 
 class _Stream(io.TextIOBase):

@@ -43,6 +43,7 @@ from craftcache.wire import (
 
 from .eviction.quota import RoomLimits, RoomUsage, excess
 from .fetch import Priority
+from .overview import Overview
 from .scrub import Integrity
 from .scrub.examiner import PublishedModel
 from .status import ModelState
@@ -59,17 +60,17 @@ if TYPE_CHECKING:
     from craftcache.daemon.administration import Eviction, Pruning, QueuedWarm
     from craftcache.daemon.room import RoomReport
     from craftcache.sources import RemoteSource
-    from craftcache.wire import ModelsPage, Progress, Request
+    from craftcache.wire import Coming, ModelsPage, Progress, Request
 
     from .budgets import BudgetLimits, Budgets
     from .database import Database, Pin, WarmJob
     from .directory_monitor import DirectoryMonitor
-    from .events import Events
     from .eviction.keepers import Keepers
     from .eviction.prune import Pruner
     from .fetch.measured_rate import MeasuredFetcher
     from .residency.residency import Residency
     from .settings import Settings
+    from .sight import Sight
     from .store.opener import BlobOpener
     from .store.owner import OwnerCache
     from .store.store import Store
@@ -113,7 +114,7 @@ class Service:
         keepers: What keeps models in the cache or lets them go.
         budgets: What each user may have of the daemon.
         watches: The watched directories, whose generations are published.
-        events: The event stream that subscribers of the admin socket follow.
+        sight: What the daemon sees of itself; told of what is done here.
         monitor: Reports which of the daemon's own directories and sockets are gone.
         bundles: Imports models that come in a file.
         pruner: Removes models that were chosen by filters.
@@ -123,8 +124,8 @@ class Service:
 
     Attributes:
         watches: The watched directories, whose generations are published.
-        events: The event stream that subscribers of the admin socket follow.
         bundles: Imports models that come in a file.
+        started_at: Time of the daemon's start, in seconds since the epoch.
         integrity: Keeps what is cached what it was; the caller enters and leaves it.
     """
 
@@ -140,7 +141,7 @@ class Service:
         keepers: Keepers,
         budgets: Budgets,
         watches: Watches,
-        events: Events,
+        sight: Sight,
         monitor: DirectoryMonitor,
         bundles: BundleImporter,
         pruner: Pruner,
@@ -165,9 +166,9 @@ class Service:
         self._monitor = monitor
         self._owner = owner
         self.watches = watches
-        self.events = events
         self.bundles = bundles
-        self._started_at = time.time()
+        self._sight = sight
+        self.started_at = time.time()
         self._warming = Warming(
             store=store,
             warmer=warmer,
@@ -182,8 +183,16 @@ class Service:
             store=store,
             records=records,
             mender=self._warming,
-            events=events,
+            events=sight.events,
             is_busy=lambda: warmer.running > 0,
+        )
+        self._overview = Overview(
+            cache=store.cache,
+            warmer=warmer,
+            queue=self._queue,
+            keepers=keepers,
+            watches=watches,
+            sight=sight,
         )
 
     async def resume(self) -> None:
@@ -395,9 +404,12 @@ class Service:
                 )
             self._warmer.check_allowed(warm.source)
             self._holds.check(warm.source, warm.options.hold)
-        return await self._queue.add(
+        jobs = await self._queue.add(
             warms, uid, lambda queued: self._budgets.check_queued(uid, queued)
         )
+        for each in jobs:
+            self._sight.events.tell("warm_queued", source=each.source, number=each.id)
+        return jobs
 
     async def queue_needs(self, generation: Manifest) -> None:
         """Queue a warm of a generation's dependencies, unless all of them are cached."""
@@ -460,7 +472,7 @@ class Service:
         for gone in removed.keys:
             await self._uses.forget(gone)
             await self._holds.forget(gone)
-        log.info("removed %s: %d bytes freed", source.shown, removed.freed)
+        self._sight.events.tell("removed", source=source.shown, freed_bytes=removed.freed)
         return removed.freed
 
     async def _remove_superseded(self, source: RemoteSource) -> Removed:
@@ -578,13 +590,14 @@ class Service:
 
     async def status(self) -> DaemonStatus:
         """The daemon's state at this moment; sizes are in bytes."""
-        manifests = await self._store.manifests()
+        published = await self._store.published()
+        manifests = [manifest for _, manifest in published]
         blobs = {record.path: record.size for manifest in manifests for record in manifest.files}
         quarantined, quarantined_bytes = await self.integrity.quarantine.totals()
-        return DaemonStatus(
+        status = DaemonStatus(
             version=VERSION,
             pid=os.getpid(),
-            started_at=self._started_at,
+            started_at=self.started_at,
             cache_dir=str(self._settings.cache_dir),
             socket_dir=str(self._settings.socket_dir),
             models=len(manifests),
@@ -602,6 +615,21 @@ class Service:
             hashed_since=self.integrity.scrub.hashed_since,
             has_verity=self.integrity.verity.is_supported,
         )
+        return await self._overview.complete(status, published)
+
+    def paths(self, shown: str) -> list[Path]:
+        """Paths of the files of a model that is published under a name as shown to people."""
+        manifest = self._store.manifest(parse(shown))
+        return [self._store.cache.path(record) for record in manifest.files] if manifest else []
+
+    @property
+    def queue_length(self) -> int:
+        """Warms that are queued and not done."""
+        return len(self._queue)
+
+    def coming(self) -> list[Coming]:
+        """What is being brought, oldest first."""
+        return self._warmer.coming()
 
     def manifest(self, source: RemoteSource) -> Manifest:
         """The manifest of a published source.

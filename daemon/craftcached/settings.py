@@ -33,6 +33,7 @@ from craftcache.network.token import find_token, read_token
 from craftcache.origins.hub import DEFAULT_ENDPOINT, hub_endpoint
 from craftcache.watch_rule import WatchRule
 
+from .address import Address
 from .min_free import MinFree
 from .mirror_rule import MirrorRule
 
@@ -250,6 +251,13 @@ class Settings:
     )
     max_clients_per_uid: int = field(
         default=256, metadata=_about("Connections of one user to the worker socket.", least=1)
+    )
+    metrics_listen: str = field(
+        default="",
+        metadata=_about(
+            "Address for Prometheus to scrape /metrics from, like 127.0.0.1:9464; whoever can "
+            "connect there can read it. They are on craftcache.sock in any case."
+        ),
     )
     max_requests_per_uid: int = field(
         default=0,
@@ -523,6 +531,8 @@ def _from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         chosen["watches"] = _watches(list(watches), SETTINGS["watches"].option)
     if (min_free := chosen.get("min_free")) is not None:
         chosen["min_free"] = _min_free(min_free, SETTINGS["min_free"].option)
+    if (address := chosen.get("metrics_listen")) is not None:
+        chosen["metrics_listen"] = _address(address, SETTINGS["metrics_listen"].option)
     if (mirrors := chosen.get("mirrors")) is not None:
         chosen["mirrors"] = _mirrors(list(mirrors), SETTINGS["mirrors"].option)
     return chosen
@@ -552,6 +562,8 @@ def _typed(name: str, value: object, where: str) -> object:
     match kind, value:
         case "str", str() if name == "min_free":
             return _min_free(value, where)
+        case "str", str() if name == "metrics_listen":
+            return _address(value, where)
         case "Path" | "str", str():
             return in_home(value) if kind == "Path" else value
         case "str", int() if name == "user" and not isinstance(value, bool):
@@ -589,6 +601,14 @@ def _min_free(text: str, where: str) -> str:
     except ValueError as error:
         raise ConfigError(f"{where}: {error}", hint="Correct it") from error
     return text
+
+
+def _address(text: str, where: str) -> str:
+    """An address as it was written; empty is none."""
+    try:
+        return str(Address.parse(text)) if text else text
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}", hint="Correct it") from error
 
 
 def _not_allowed(name: str, value: object, where: str) -> ConfigError:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from craftcache.daemon.activity import Activity
 from craftcache.daemon.administration import (
     Eviction,
     KeptModel,
@@ -21,9 +22,10 @@ from craftcache.daemon.administration import (
     WatchList,
     WatchReport,
 )
+from craftcache.daemon.processes import ModelProcess, ModelUse
 from craftcache.errors import Unavailable
 from craftcache.watch_rule import WatchRule
-from craftcache.wire import WarmOptions, WireError
+from craftcache.wire import Coming, WarmOptions, WireError
 from craftcache.wire.fields import Fields
 
 NAMES = st.text("abc-_.", min_size=1, max_size=9).filter(lambda name: name.strip("."))
@@ -55,7 +57,20 @@ REPORTS = st.builds(
     st.lists(SIZES, max_size=3).map(tuple),
     st.booleans(),
 )
+TIMES = st.floats(0, 2**40)
+COMING = st.builds(Coming, NAMES, NAMES, SIZES, st.none() | SIZES, st.none(), st.none(), TIMES)
+USES = st.builds(ModelUse, NAMES, st.just("") | NAMES, SIZES, TIMES, st.none() | st.booleans())
 VALUES = st.one_of(
+    st.builds(Activity, TIMES, TIMES, st.lists(COMING, max_size=3).map(tuple), *[SIZES] * 11),
+    st.builds(
+        ModelProcess,
+        SIZES,
+        SIZES,
+        st.just("") | NAMES,
+        st.just("") | NAMES,
+        st.lists(USES, max_size=3).map(tuple),
+        st.lists(NAMES, max_size=3).map(tuple),
+    ),
     st.builds(QueuedWarm, SIZES, NAMES, OPTIONS, SIZES),
     st.builds(
         Eviction,

@@ -250,3 +250,24 @@ def test_the_environment_says_yes_or_no(word: str, flag: bool) -> None:
     with pytest.raises(ConfigError, match="true or false"):
         Settings.load({"cache_dir": "/c"}, environment={"CRAFTCACHE_READ_ONLY": "perhaps"})
     assert os.path.isabs(settings.own_cache_dir)
+
+
+def test_a_verification_mends_in_the_overlay_and_leaves_the_owners_files_alone(
+    at: Callable[..., DaemonProcess], owner: DaemonProcess
+) -> None:
+    node = at()
+    loaded(node)
+    with owner.client() as client:
+        blob = client.resolve("org/model", "state_dict.bin").resolve()
+    wrong = bytes(1) + blob.read_bytes()[1:]
+    blob.chmod(0o644)
+    blob.write_bytes(wrong)
+    before = listing(owner.cache_dir)
+    with Api(node.socket_dir) as api:
+        found = api.request("POST", "/verify").json()["found"]
+        assert found == {"right": 1, "mended": 1}
+        assert api.get("/quarantine")["files"] == []
+        assert api.request("POST", "/verify").json()["found"] == {"right": 2}
+    assert (blob.read_bytes(), listing(owner.cache_dir)) == (wrong, before)
+    assert own_blobs(node)
+    loaded(node)

@@ -95,7 +95,7 @@ async def bench(base: Path, given: Store | None = None) -> AsyncIterator[Bench]:
             verity=verity,
             clock=lambda: made[0].now,
         )
-        verifications = Verifications(examiner)
+        verifications = Verifications(examiner, Events())
         life.push_async_callback(verifications.close)
         quarantine = Quarantine(store, days=30, max_bytes=0, clock=lambda: made[0].now)
         made.append(Bench(store, records, examiner, verifications, quarantine))

@@ -18,7 +18,7 @@ from craftcache.checkpoint.recognize import recognized
 from craftcache.sources import FILENAMES, Part
 from craftcache.watch_rule import WatchRule
 from craftcached.database import Database
-from craftcached.events import Events
+from craftcached.events import Event, Events
 from craftcached.store.store import Store
 from craftcached.watch import Report, Watches
 from tests.support.checkpoints import saved
@@ -80,7 +80,7 @@ class Rig:
 
     watches: Watches
     store: Store
-    happened: asyncio.Queue[dict[str, Any] | None]
+    happened: asyncio.Queue[Event]
     generations: list[Manifest]
     _states: list[str] = field(default_factory=list)
 
@@ -118,8 +118,8 @@ class Rig:
             self._note(self.happened.get_nowait())
         return self._states
 
-    def _note(self, event: dict[str, Any] | None) -> None:
-        if event is not None and event["event"] == "watch":
+    def _note(self, event: Event) -> None:
+        if event["event"] == "watch":
             self._states.append(event["state"])
 
     def _report(self, name: str) -> Report | None:
@@ -155,6 +155,7 @@ async def watching(base: Path, *rules: WatchRule) -> AsyncIterator[Rig]:
         watches = Watches(
             store=store, inspector=Examiner(), records=records, events=events, rules=rules
         )
-        with events.listening() as happened:
-            async with watches.running(bring_needs):
-                yield Rig(watches, store, happened, generations)
+        happened: asyncio.Queue[Event] = asyncio.Queue()
+        events.observe(happened.put_nowait)
+        async with watches.running(bring_needs):
+            yield Rig(watches, store, happened, generations)

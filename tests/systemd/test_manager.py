@@ -7,10 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from craftcache.errors import PolicyDenied
+from craftcache.errors import NotFound, PolicyDenied
+from craftcached.job_log import JOB_MESSAGE_ID
 from tests.support.hub import Drip, Valve
 
 from .conftest import LARGE, SERVICE, Node
+
+WHO_AM_I = """
+import os
+from craftcache import Client
+from craftcache.daemon.admin import AdminClient
+client = Client()
+export = client.load("org/model")
+for process in AdminClient(client.socket_dir).processes():
+    print(process.pid == os.getpid(), *(use.is_open for use in process.models))
+"""
+"""Says which processes the daemon knows, by the process that has a model."""
 
 WEDGE = "import signal, time\nsignal.signal(signal.SIGUSR1, lambda *_: time.sleep(3600))\n"
 """Lets a signal hang the daemon's event loop in the middle of whatever it does."""
@@ -109,3 +121,31 @@ def test_the_journal_knows_how_bad_a_line_is(node: Node) -> None:
     }
     assert priorities["cannot"] == "3"
     assert priorities["serving"] == "6"
+
+
+def test_the_journal_has_the_values_of_a_job_and_of_a_refusal_as_fields(node: Node) -> None:
+    with node.client() as client:
+        client.warm(["org/model"])
+        with pytest.raises(NotFound):
+            client.warm(["org/none"])
+    node.machine.wait_journal(SERVICE, "refused warm of org/none")
+    entries = [
+        json.loads(line)
+        for line in node.machine.journal(SERVICE, "--output=json").splitlines()
+        if "CRAFTCACHE_EVENT" in line
+    ]
+    told = {entry["CRAFTCACHE_EVENT"]: entry for entry in entries}
+    assert told["warmed"]["CRAFTCACHE_SOURCE"] == "org/model"
+    assert told["warmed"]["_TRANSPORT"] == "journal"
+    assert told["warmed"]["PRIORITY"] == "6"
+    assert int(told["warmed"]["CRAFTCACHE_BYTES_FETCHED"]) > 0
+    assert told["warm_failed"]["CRAFTCACHE_CODE"] == "NotFound"
+    assert told["refused"]["CRAFTCACHE_UID"] == "0"
+    assert told["warmed"]["MESSAGE_ID"] == JOB_MESSAGE_ID
+
+
+def test_a_confined_daemon_knows_who_has_what(node: Node) -> None:
+    done = node.python("root", WHO_AM_I)
+    assert (done.returncode, done.stdout) == (0, "True True\n"), done.stderr
+    shown = node.craftcache("ps")
+    assert (shown.returncode, len(shown.stdout.splitlines())) == (0, 1)  # it has ended by now

@@ -83,6 +83,8 @@ def _recorded(cache: CacheDir) -> int | None:
 
 
 def _is_newer_manifest(cache: CacheDir, key: str) -> bool:
+    if cache.manifest_at(key) is not None:  # kept in memory then, for the first who asks for it
+        return False
     try:
         return is_newer(cache.manifest_path(key).read_bytes())
     except OSError:

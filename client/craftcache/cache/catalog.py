@@ -91,10 +91,10 @@ class Catalog:
             with open(path, "rb") as file:
                 status = os.fstat(file.fileno())
                 manifest = Manifest.parse(file.read(MAX_BYTES), key)
-        except ManifestError:
-            return None
-        except OSError:
+        except FileNotFoundError:
             self._read.pop(key, None)
+            return None
+        except (OSError, ManifestError):
             return None
         # Two writes within one tick of the kernel's clock may leave the same stamp.
         is_settled = abs(time.time() - status.st_ctime) > TICK_SECONDS

@@ -8,7 +8,7 @@
         index/<hex>.json            the index of the checkpoint with that sha256
         stamps/<hex>.json           stamps of the files that were found to have that sha256
         manifests/<key>.json        the files that a source consists of
-        incoming/<name>.json        the files that are being published, see incoming
+        underway/<name>.json        the files that are being published or removed, see underway
         torch/hub/checkpoints/      links to URL files whose name carries their hash, for torch.hub
         quarantine/                 files that failed verification later, never served
 

@@ -2,7 +2,7 @@
 
     record -> blobs -> snapshot links -> manifest -> ref
 
-The record says what is about to come into huggingface_hub's tree, see incoming, until the manifest
+The record says what is about to come into huggingface_hub's tree, see underway, until the manifest
 does: what a kill leaves there is known to be ours by it, and is the first to go.
 Beside the blobs of URLs stand torch.hub's links to them. The manifest's rename is the moment at
 which the model exists for craftcache, the ref's the one at which it does for unmodified
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from craftcache.dependencies import discover
 from craftcache.sources import NO_SELECTION, HubSource, WatchSource, parse
 
-from .incoming import forget_incoming, note_incoming
 from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
+from .underway import forget_underway, note_underway
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +106,7 @@ def publish_hub(
         OSError: The manifest and the ref are unchanged.
     """
     tree = cache.hub_tree(source.repo_id)
-    _note_incoming(cache, source, commit, files, origin)
+    _note_underway(cache, source, commit, files, origin)
     records = []
     etags = {}
     for filename, (verified, promise) in files.items():
@@ -124,14 +124,14 @@ def publish_hub(
     if earlier is not None and earlier.revision != commit and not source.is_pinned:
         _keep_superseded(cache, source, earlier)
     cache.write_manifest(source, manifest)
-    forget_incoming(cache, f"{manifest_key(source)}-{commit}")
+    forget_underway(cache, f"{manifest_key(source)}-{commit}")
     if is_named:
         tree.move_ref(source.revision, commit)
     _forget_superseded(cache, HubSource(source.repo_id, commit))
     return manifest
 
 
-def _note_incoming(
+def _note_underway(
     cache: CacheDir,
     source: HubSource,
     commit: str,
@@ -148,7 +148,7 @@ def _note_incoming(
             coming.append(_record(cache, filename, blob, verified, f"{origin}/{filename}", etag))
     if coming:
         manifest = Manifest(source.shown, commit, tuple(coming), now())
-        note_incoming(cache, manifest_key(source), manifest)
+        note_underway(cache, manifest_key(source), manifest)
 
 
 def _keep_superseded(cache: CacheDir, source: HubSource, earlier: Manifest) -> None:

@@ -10,18 +10,22 @@ from craftcache.inherited import put_right, unwind_on_sigterm
 from craftcache.version import VERSION
 
 from .bundle import bundle, lock
-from .cached import explain, ls, rm, show, status
+from .cached import explain, ls, rm, show
 from .context import Commands, Site
 from .demo import demo
 from .doctor import doctor
 from .environment import env, run
+from .events import events
 from .export import export, publish
 from .keep import evict, pin, unpin
 from .load import load
 from .plan import plan
+from .processes import ps
 from .prune import prune
 from .quarantine import quarantine
 from .queue import queue
+from .status import status
+from .top import top
 from .verify import verify
 from .warm import warm
 from .watch import follow, watch
@@ -66,6 +70,9 @@ for command in (
     show,
     explain,
     status,
+    top,
+    ps,
+    events,
     pin,
     unpin,
     rm,

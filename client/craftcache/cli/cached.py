@@ -1,9 +1,8 @@
-"""What is cached, what would be loaded, how the daemon is: ls, show, explain, status, rm."""
+"""What is cached, and what would be loaded: ls, show, explain, rm."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,7 @@ _ORDERS: dict[str, Callable[[CachedModel], tuple[float, str]]] = {
 }
 """What ``ls`` sorts by."""
 
-__all__ = ["ls", "show", "explain", "status", "rm"]
+__all__ = ["ls", "show", "explain", "rm"]
 
 
 @click.command()
@@ -163,23 +162,6 @@ def explain(place: Site, source: str, *, as_json: bool) -> None:
     if explanation.files:
         click.echo()
         _print_files(explanation.files)
-
-
-@click.command()
-@json_option
-@pass_place
-def status(place: Site, *, as_json: bool) -> None:
-    """Say how the daemon is, and how much of each model is in memory."""
-    client = place.client()
-    report = asdict(client.status())
-    models = client.models()
-    if as_json:
-        print_json(report | {"resident": {model.source: model.resident_bytes for model in models}})
-        return
-    print_pairs(report)
-    click.echo()
-    rows = [(model.source, _resident(model), size_text(model.size)) for model in models]
-    print_columns(("SOURCE", "RESIDENT", "SIZE"), rows)
 
 
 @click.command()

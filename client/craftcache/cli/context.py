@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +13,7 @@ from craftcache.config import choose_cache_dir, choose_socket_dir
 from craftcache.errors import CraftcacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from craftcache import AsyncClient, Client
@@ -27,6 +28,7 @@ __all__ = [
     "Commands",
     "show_error",
     "exit_code",
+    "until_interrupted",
 ]
 
 FAILED = 1
@@ -110,6 +112,13 @@ def show_error(error: CraftcacheError, *, as_json: bool) -> None:
     click.echo(f"craftcache: {source}{error.message}", err=True)
     if error.hint:
         click.echo(error.hint, err=True)
+
+
+@contextlib.contextmanager
+def until_interrupted() -> Iterator[None]:
+    """A context for what goes on until it is interrupted, which then is no failure."""
+    with contextlib.suppress(KeyboardInterrupt):
+        yield
 
 
 def exit_code(*errors: CraftcacheError) -> int:

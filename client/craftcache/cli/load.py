@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,7 @@ from craftcache.sources import PARTS, LocalDirectory, LocalFile, locate
 
 from .context import Site, json_option, pass_place
 from .output import NOT_KNOWN, print_columns, print_json, short_revision, size_text
+from .progress import make_display
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,14 +35,35 @@ __all__ = ["load"]
     multiple=True,
     help="Only this part of the export; may be given again.",
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Give up waiting for the files after so long, with exit code 75.",
+)
 @json_option
 @pass_place
-def load(place: Site, source: str, device: str, parts: tuple[Part, ...], *, as_json: bool) -> None:
+def load(
+    place: Site,
+    source: str,
+    device: str,
+    parts: tuple[Part, ...],
+    timeout: float | None,
+    *,
+    as_json: bool,
+) -> None:
     """Load SOURCE as a worker does and print what was loaded.
 
     It comes from the daemon, else from the cache, else from its origin.
     """
-    export = place.client().load(source, device=device, parts=parts or PARTS)
+    with make_display(quiet=as_json or not sys.stderr.isatty()) as display:
+        export = place.client().load(
+            source,
+            device=device,
+            parts=parts or PARTS,
+            on_progress=display.report,
+            timeout=timeout,
+        )
     contents = {part: Contents.of(getattr(export, part)) for part in PARTS if part in export.files}
     if as_json:
         print_json(_document(export, device, contents))

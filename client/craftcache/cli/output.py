@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,10 +21,12 @@ __all__ = [
     "moment_text",
     "print_columns",
     "print_json",
+    "print_json_line",
     "print_pairs",
     "print_tree",
     "short_revision",
     "size_text",
+    "span_text",
 ]
 
 SHORT_REVISION = 12
@@ -34,10 +37,18 @@ NOT_KNOWN = "-"
 
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
+_SPANS = (("day", 86400), ("hour", 3600), ("min", 60))
+
 
 def print_json(data: object) -> None:
     """``data`` on stdout, value types and dates included."""
     click.echo(json.dumps(data, indent=2, default=_plain))
+
+
+def print_json_line(data: object) -> None:
+    """``data`` as one line of a stream (NDJSON) on stdout, which is told at once."""
+    click.echo(json.dumps(data, default=_plain))
+    sys.stdout.flush()
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -84,6 +95,19 @@ def size_text(count: float) -> str:
         if count < 999.95 or unit == _UNITS[-1]:
             break
     return f"{count:.1f} {unit}"
+
+
+def span_text(seconds: float) -> str:
+    """A span of time in words, to two units: ``3 days 4 hours``, ``12 s``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{max(whole, 0)} s"
+    words = []
+    for name, length in _SPANS:
+        count, whole = divmod(whole, length)
+        if count:
+            words.append(f"{count} {name}{'s' if count > 1 and name != 'min' else ''}")
+    return " ".join(words[:2])
 
 
 def moment_text(moment: float) -> str:

@@ -12,7 +12,7 @@ import click
 from craftcache.watch_rule import WatchRule, default_watch_name
 
 from .context import Site, json_option, pass_place
-from .output import NOT_KNOWN, print_columns, print_json, size_text
+from .output import NOT_KNOWN, print_columns, print_json, print_json_line, size_text
 
 if TYPE_CHECKING:
     from craftcache import Generation
@@ -166,7 +166,7 @@ def follow(
     """
     for generation in place.client().follow(name, after=after):
         if as_json:
-            print_json(generation)
+            print_json_line(generation)
         else:
             digests = " ".join(f"{part}={sha256}" for part, sha256 in generation.sha256.items())
             click.echo(f"watch:{generation.name}@{generation.number} {digests}")

@@ -9,10 +9,11 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from craftcache.errors import CraftcacheError, PolicyDenied, Unavailable, from_problem
+from craftcache.errors import CraftcacheError, Unavailable, from_problem
 from craftcache.sources import check_watch_name
 from craftcache.wire.fields import Fields
 
+from .activity import Activity
 from .administration import (
     Eviction,
     ImportedModel,
@@ -24,17 +25,21 @@ from .administration import (
     WatchList,
     WatchReport,
 )
+from .events import EventStream, connection_error
 from .planning import WarmPlan
+from .processes import ModelProcess
 from .room import RoomReport, UserReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import httpx
 
     from craftcache.watch_rule import WatchRule
     from craftcache.wire import Progress, WarmOptions
+
+    from .events import DaemonEvent
 
 __all__ = ["AdminClient"]
 
@@ -314,6 +319,40 @@ class AdminClient:
             answer = self._request("POST", "/v1/bundles", content=chunks, seconds=IMPORT_SECONDS)
         return list(map(ImportedModel.parse, answer.children("models", MAX_ITEMS)))
 
+    def events(self, since: int | None = None) -> Iterator[DaemonEvent]:
+        """Yield what happens in the daemon; goes on after its restart, and says what was missed.
+
+        Args:
+            since: Number of an event, after which to begin; 0 begins with the oldest that the
+                daemon has kept, None with what happens from now on.
+
+        Raises:
+            PolicyDenied: This user may not connect.
+            Unavailable: The daemon cannot be reached.
+        """
+        return EventStream(self._socket()).read(since)
+
+    def async_events(self, since: int | None = None) -> AsyncIterator[DaemonEvent]:
+        """See ``events``; for asyncio."""
+        return EventStream(self._socket()).aread(since)
+
+    def activity(self) -> Activity:
+        """What the daemon does at this moment, and its counters; costs it next to nothing.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        return Activity.parse(self._request("GET", "/v1/activity"))
+
+    def processes(self) -> list[ModelProcess]:
+        """The running processes that were handed models, or wait for some.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        answer = self._request("GET", "/v1/processes")
+        return list(map(ModelProcess.parse, answer.children("processes", MAX_ITEMS)))
+
     def put_watch(self, rule: WatchRule) -> None:
         """Watch a directory, or change how it is watched.
 
@@ -385,7 +424,7 @@ class AdminClient:
                 url = f"http://craftcached{path}"
                 response = client.request(method, url, json=body, content=content)
         except httpx.TransportError as error:
-            raise _connection_error(error, socket) from error
+            raise connection_error(error, socket) from error
         return _answer(response)
 
     def _events(self, method: str, path: str, body: object) -> Iterator[Fields]:
@@ -408,7 +447,7 @@ class AdminClient:
                 for line in response.iter_lines():
                     yield Fields(json.loads(line), _malformed)
         except httpx.TransportError as error:
-            raise _connection_error(error, socket) from error
+            raise connection_error(error, socket) from error
         except ValueError as error:
             raise _malformed("a line of it is no JSON") from error
 
@@ -446,20 +485,6 @@ def _progress(event: Fields) -> Progress:
     from craftcache.wire import Progress
 
     return Progress.parse(event)
-
-
-def _connection_error(error: httpx.TransportError, socket: Path) -> CraftcacheError:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, PermissionError):
-            return PolicyDenied(
-                f"this user may not use {socket}", hint="Ask root, or join the socket's group"
-            )
-        cause = cause.__cause__ or cause.__context__
-    return Unavailable(
-        f"the daemon cannot be reached at {socket} ({error})",
-        hint="Is craftcached running? systemctl status craftcached says so",
-    )
 
 
 def _malformed(why: str) -> CraftcacheError:

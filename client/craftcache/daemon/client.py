@@ -56,9 +56,10 @@ class DaemonClient:
             return self._socket.ask(request, call, patience=lambda: self._patience(request))
         except DaemonUnavailable as failure:
             at = self._socket.path
-            raise DaemonUnavailable(f"the daemon at {at} failed: {failure}") from failure
+            why = f"the daemon at {at} failed: {failure}"
+            raise DaemonUnavailable(why, kind=failure.kind) from failure
         except ProtocolMismatch as mismatch:
-            raise DaemonUnavailable(str(mismatch)) from mismatch
+            raise DaemonUnavailable(str(mismatch), kind="protocol") from mismatch
         except ResourceLimit as error:
             about = request.about
             raise (error if about is None else error.about(about.shown)) from error.__cause__
@@ -66,8 +67,13 @@ class DaemonClient:
             # This process's own token may allow what the daemon's token does not.
             if isinstance(request.about, HubSource) and own_token() is not None:
                 why = f"the daemon may not read it: {error}"
-                raise DaemonUnavailable(why, error) from error
+                raise DaemonUnavailable(why, error, kind="denied") from error
             raise
+
+    def fell_back(self, away: DaemonUnavailable, served_by: str) -> None:
+        """Have the daemon told, when it is there again, that a load went another way."""
+        if self._socket is not None:
+            self._socket.fell_back(away.kind, served_by)
 
 
 def own_token() -> str | None:

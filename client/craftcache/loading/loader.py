@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from craftcache.cache.directory import CacheDir
 from craftcache.config import choose_cache_dir, choose_map, choose_socket_dir
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
     from pathlib import Path
-    from typing import Any
 
     from craftcache.plan import PlanStep
     from craftcache.sources import Source
@@ -104,7 +103,13 @@ class Loader:
         try:
             return self._daemon.handle(request, call)
         except DaemonUnavailable as away:
-            return self.fallback.handle(request, away, call)
+            answer: Any = None
+            try:
+                answer = self.fallback.handle(request, away, call)
+            finally:
+                if isinstance(request, Load):
+                    self._daemon.fell_back(away, answer.served_by if answer else "nobody")
+            return cast("AnswerT", answer)
 
     def plan(self, source: Source) -> tuple[PlanStep, ...]:
         """The ways that a load of ``source`` tries, in order."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from craftcache.checkpoint.filenames import check_checkpoint
 from craftcache.config import choose_cache_dir
+from craftcache.daemon.transport import time_limit
 from craftcache.device.staging import process_ring
 from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.sources import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from craftcache.daemon.admin import AdminClient
     from craftcache.daemon.transport import Call
     from craftcache.plan import Fallback
     from craftcache.sources import Part, Source
@@ -71,6 +73,13 @@ class Operations:
         self.loader = Loader(**self.arguments)
         self._others: dict[Path, Loader] = {}
 
+    @property
+    def admin(self) -> AdminClient:
+        """The client of the daemon's HTTP interface."""
+        from craftcache.daemon.admin import AdminClient
+
+        return AdminClient(self.loader.socket_dir)
+
     def close(self) -> None:
         """Close idle connections and free page-locked memory; the next call makes new ones."""
         for loader in (self.loader, *self._others.values()):
@@ -88,6 +97,7 @@ class Operations:
         source: PathLike,
         device: str | int | torch.device,
         parts: Sequence[Part],
+        timeout: float | None = None,
         *,
         call: Call,
     ) -> Export:
@@ -96,15 +106,17 @@ class Operations:
         placed = parse_device(device)
         located = export_of(locate(os.fspath(source)), parts)
         names = files_by_part(located, parts)
-        with self.loader.open(located, tuple(names.values()), call) as loaded:
-            return to_export(
-                located.shown,
-                loaded,
-                tuple(names),
-                placed,
-                started=started,
-                check=call.cancellation.check,
-            )
+        with time_limit(call.cancellation, timeout, source=located.shown):
+            loaded = self.loader.open(located, tuple(names.values()), call)
+            with loaded:
+                return to_export(
+                    located.shown,
+                    loaded,
+                    tuple(names),
+                    placed,
+                    started=started,
+                    check=call.cancellation.check,
+                )
 
     def load_state_dict(
         self,

@@ -18,6 +18,10 @@ in its own highest version. Where the common version is a lower one, the daemon 
 that follows the hello unread, and the client, which knows from the daemon's hello that it did,
 sends it again in the common version.
 
+*Fallbacks.* A client that has loaded without the daemon tells of it in the hello of its next
+connection: ``"fallbacks": [{"reason": "silent", "served_by": "cache", "count": 2}]``. The daemon
+counts them, and nothing depends on it.
+
 *Requests.* One at a time on a connection: the next may be sent when the answer to the last was
 received. ``load``, ``resolve``, ``warm``, ``status``, ``models``, ``identify`` and ``follow`` are
 answered by any number of ``progress`` and then one ``loaded``, ``resolved``, ``warmed``,
@@ -48,6 +52,7 @@ any, in neither direction. ``"map": "never"`` (or ``"always"``) says that worker
 value out of bounds is a WireError; unknown keys are ignored, so that later releases may add some.
 """
 
+from .activity import Coming, Disk, NotWarm, RecentModel
 from .answers import (
     Answer,
     Loaded,
@@ -60,7 +65,7 @@ from .answers import (
 )
 from .codec import MAX_MESSAGE, decode_answer, decode_request, encode, first_page
 from .fields import MAX_FILES, MAX_WARM_SOURCES, WireError
-from .hello import VERSIONS, Hello, Versions
+from .hello import VERSIONS, FallbackReason, Hello, ReportedFallback, Versions
 from .models import CachedModel, ModelsPage
 from .requests import (
     Follow,
@@ -86,6 +91,8 @@ __all__ = [
     "WireError",
     "Versions",
     "Hello",
+    "FallbackReason",
+    "ReportedFallback",
     "Load",
     "Resolve",
     "Warm",
@@ -105,6 +112,10 @@ __all__ = [
     "WarmedModel",
     "WarmedBatch",
     "DaemonStatus",
+    "Coming",
+    "NotWarm",
+    "RecentModel",
+    "Disk",
     "ModelsPage",
     "Identified",
     "Generation",

@@ -135,7 +135,7 @@ def _listable(model: CachedModel) -> CachedModel:
 
 def _forms(message: Message) -> Iterator[dict[str, Any]]:
     """The message's keys, and then again with ever shorter texts for people, if it has such."""
-    if isinstance(message, Loaded | WarmedBatch | ModelsPage | Problem):
+    if isinstance(message, Loaded | WarmedBatch | ModelsPage | Problem | DaemonStatus):
         yield from map(message.to_fields, TEXT_LIMITS)
     else:
         yield message.to_fields()

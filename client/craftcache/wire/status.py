@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from .fields import MAX_PATH, clipped
+from .activity import Coming, Disk, NotWarm, RecentModel, one_line
+from .fields import MAX_PATH, TEXT_LIMITS, clipped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .fields import Fields
 
@@ -22,6 +23,11 @@ MAX_PROBLEMS = 16
 
 MAX_PROBLEM = 1024
 """Characters of a problem; a longer one is clipped."""
+
+MAX_LISTED = 16
+"""Sources that come, that are not warm and that are, each; all of them are in the counts."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +47,21 @@ class DaemonStatus:
         resident_bytes: Bytes of all cached models in memory; None where the kernel does not say.
         has_token: Whether it has a token for files of the Hub that are not public.
         watches: Number of watched directories by state.
-        problems: The daemon's own directories that were removed and cannot be made anew, and why.
+        problems: What is wrong, and what to do about it; each in one line.
+        coming: What is being brought, oldest first; 16 of ``requests`` at most.
+        not_warm: What somebody wanted or had here and is not warm, newest first; 16 of
+            ``not_warm_count`` at most.
+        not_warm_count: Number of those.
+        recent: The models that were used last, newest first; 16 of ``models`` at most.
+        disk: The file system of the cache directory; None where it cannot be asked.
+        max_bytes: The setting: bytes that all models together may take; 0 is no limit.
         quarantined: Number of files that turned out wrong and are kept for a look.
         quarantined_bytes: Bytes of them.
         hashed_since: Time since which every cached file has been hashed, in seconds since the
             epoch; None where nothing is cached, or the daemon has not looked yet.
         has_verity: Whether the file system of the cache has fs-verity, which the daemon uses then.
+        processes: Number of processes that were handed models and still run.
+        fallbacks: How often workers have told of loads without the daemon, by reason.
     """
 
     version: str
@@ -62,23 +77,45 @@ class DaemonStatus:
     has_token: bool
     watches: Mapping[str, int]
     problems: tuple[str, ...] = ()
+    coming: tuple[Coming, ...] = ()
+    not_warm: tuple[NotWarm, ...] = ()
+    not_warm_count: int = 0
+    recent: tuple[RecentModel, ...] = ()
+    disk: Disk | None = None
+    max_bytes: int = 0
     quarantined: int = 0
     quarantined_bytes: int = 0
     hashed_since: float | None = None
     has_verity: bool = False
+    processes: int = 0
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
 
     TYPE: ClassVar[str] = "status_report"
 
-    def to_fields(self) -> dict[str, Any]:
+    def to_document(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
+        """The status as a JSON object, its texts clipped to ``text_limit``."""
+        limit = min(MAX_PROBLEM, text_limit)
+        problems = [clipped(one_line(problem), limit) for problem in self.problems]
+        return asdict(self) | {
+            "problems": problems[:MAX_PROBLEMS],
+            "coming": [each.to_fields(text_limit) for each in self.coming[:MAX_LISTED]],
+            "not_warm": [each.to_fields(text_limit) for each in self.not_warm[:MAX_LISTED]],
+            "recent": [each.to_fields(text_limit) for each in self.recent[:MAX_LISTED]],
+        }
+
+    def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The message's keys, but for its type."""
-        problems = [clipped(_line(problem), MAX_PROBLEM) for problem in self.problems]
-        return {"report": asdict(self) | {"problems": problems[:MAX_PROBLEMS]}}
+        return {"report": self.to_document(text_limit)}
 
     @classmethod
     def parse(cls, message: Fields) -> DaemonStatus:
         """The message with these keys."""
-        fields = message.child("report")
-        watches = fields.child("watches")
+        return cls.of(message.child("report"))
+
+    @classmethod
+    def of(cls, fields: Fields) -> DaemonStatus:
+        """The status with these keys; those that earlier releases do not send may be absent."""
+        disk = fields.optional_child("disk")
         return cls(
             version=fields.text("version", MAX_VERSION),
             pid=fields.integer("pid"),
@@ -91,18 +128,29 @@ class DaemonStatus:
             queued=fields.integer("queued"),
             resident_bytes=fields.optional_integer("resident_bytes"),
             has_token=fields.flag("has_token"),
-            watches={state: watches.integer(state) for state in watches.whole},
-            # Earlier releases tell of none.
+            watches=_counts(fields, "watches"),
             problems=()
             if fields.is_null("problems")
             else fields.texts("problems", MAX_PROBLEMS, MAX_PROBLEM),
+            coming=_listed(fields, "coming", Coming.parse),
+            not_warm=_listed(fields, "not_warm", NotWarm.parse),
+            not_warm_count=fields.optional_integer("not_warm_count") or 0,
+            recent=_listed(fields, "recent", RecentModel.parse),
+            disk=Disk.parse(disk) if disk else None,
+            max_bytes=fields.optional_integer("max_bytes") or 0,
             quarantined=fields.optional_integer("quarantined") or 0,
             quarantined_bytes=fields.optional_integer("quarantined_bytes") or 0,
-            hashed_since=None if fields.is_null("hashed_since") else fields.seconds("hashed_since"),
+            hashed_since=fields.optional_seconds("hashed_since"),
             has_verity=fields.optional_flag("has_verity"),
+            processes=fields.optional_integer("processes") or 0,
+            fallbacks={} if fields.is_null("fallbacks") else _counts(fields, "fallbacks"),
         )
 
 
-def _line(words: str) -> str:
-    """Words in one line: they may name a path, which may hold anything."""
-    return "".join(char if char.isprintable() else "?" for char in words)
+def _counts(fields: Fields, key: str) -> dict[str, int]:
+    counts = fields.child(key)
+    return {name: counts.integer(name) for name in counts.whole}
+
+
+def _listed(fields: Fields, key: str, parse: Callable[[Fields], T]) -> tuple[T, ...]:
+    return () if fields.is_null(key) else tuple(map(parse, fields.children(key, MAX_LISTED)))

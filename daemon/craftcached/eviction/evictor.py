@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from craftcache.daemon.administration import Eviction, KeptModel
 from craftcache.daemon.room import RoomReport
 from craftcache.errors import StorageFull
+from craftcached.events import Events
 from craftcached.min_free import MinFree
 
 from .others import OTHERS, remove_others, survey_others
@@ -75,6 +76,7 @@ class Evictor:
         max_bytes: Bytes that all that craftcache put there may take; 0 is no limit.
         min_free: The part of the disk that no fetch may use.
         clock: Returns the time in seconds since the epoch.
+        events: Told of each model that goes.
 
     Attributes:
         max_bytes: Bytes that all that craftcache put there may take; may be changed at any time.
@@ -94,6 +96,7 @@ class Evictor:
         max_bytes: int,
         min_free: MinFree = NO_MIN_FREE,
         clock: Callable[[], float] = time.time,
+        events: Events | None = None,
     ) -> None:
         self.max_bytes = max_bytes
         self.min_free = min_free
@@ -105,6 +108,7 @@ class Evictor:
         self._uses = uses
         self._holds = holds
         self._clock = clock
+        self._events = events or Events()
         # Held across a whole eviction, from the survey to the last removal: two at once would each
         # free the bytes that are wanted. Taken after DiskSpace's lock, before the store's writing
         # thread and the database; no other lock is taken inside.
@@ -159,7 +163,7 @@ class Evictor:
             if dry_run:
                 plan = plan_eviction(models, wanted)
                 return self._outcome(plan.victims, plan.freed, models, wanted - plan.freed)
-            return await self._shrink(wanted, handover=0.0)
+            return await self._shrink(wanted, handover=0.0, reason="asked")
 
     async def trim(self) -> None:
         """Evict down to ``max_bytes``, as far as there are models that may be evicted."""
@@ -168,7 +172,10 @@ class Evictor:
         async with self._turn:
             models, usage = await self._look(handover=HANDOVER_SECONDS)
             outcome = await self._shrink(
-                self._over_quota(usage), handover=HANDOVER_SECONDS, models=models
+                self._over_quota(usage),
+                handover=HANDOVER_SECONDS,
+                models=models,
+                reason="max_bytes",
             )
         if outcome.kept and outcome.kept != self._told:
             listed = ", ".join(f"{kept.source} ({kept.reason})" for kept in outcome.kept)
@@ -196,10 +203,15 @@ class Evictor:
                     continue
             if admission.missing:
                 raise self._full(more, usage, limits, admission, models, source)
-            await self._remove_first(admission.plan, models, removed, f"for {source}")
+            await self._remove_first(admission.plan, models, removed, "admission")
 
     async def _shrink(
-        self, wanted: int, *, handover: float, models: Sequence[EvictionCandidate] | None = None
+        self,
+        wanted: int,
+        *,
+        handover: float,
+        reason: str,
+        models: Sequence[EvictionCandidate] | None = None,
     ) -> Eviction:
         """Remove one model after the other, surveying again before each: some come into use."""
         removed: dict[str, EvictionCandidate] = {}
@@ -210,14 +222,14 @@ class Evictor:
             plan = plan_eviction(models, wanted - freed)
             if not plan.victims:
                 return self._outcome(removed.values(), freed, models, wanted - freed)
-            freed += await self._remove_first(plan, models, removed, "to make room")
+            freed += await self._remove_first(plan, models, removed, reason)
 
     async def _remove_first(
         self,
         plan: Plan,
         models: Iterable[EvictionCandidate],
         removed: dict[str, EvictionCandidate],
-        why: str,
+        reason: str,
     ) -> int:
         """Remove the first victim of a plan, and note it; returns the bytes freed."""
         victim = plan.victims[0]
@@ -225,7 +237,7 @@ class Evictor:
         if victim.key.startswith(OTHERS):
             freed = await remove_others(self._store, victim.key)
         elif victim.key.startswith(LEFT):
-            freed = await self._store.remove_incoming(victim.key.removeprefix(LEFT))
+            freed = await self._store.remove_underway(victim.key.removeprefix(LEFT))
         else:
             going = {model.key: model for model in plan.victims}
             outcome = await self._remove(victim.key, {model.key for model in models} - going.keys())
@@ -234,7 +246,7 @@ class Evictor:
                 await self._uses.forget(key)
                 await self._holds.forget(key)
             freed = outcome.freed
-        log.info("evicted %s %s: %d bytes freed", victim.source, why, freed)
+        self._events.tell("evicted", source=victim.source, freed_bytes=freed, reason=reason)
         return freed
 
     def _outcome(
@@ -303,7 +315,7 @@ class Evictor:
             usage = await self._meter.measure(models)
             if (self._meter.ended, self._meter.begun) == (ended, begun):
                 break
-        in_doubt = self._meter.ended - ended
+        in_doubt = self._meter.in_doubt(ended, models)
         return models, replace(usage, used=usage.used + in_doubt)
 
     def _over_quota(self, usage: RoomUsage) -> int:

@@ -75,9 +75,19 @@ class RoomMeter:
         """Bytes of all claims that have ended; what changes it in a survey may be in it or not."""
         return self._space.ended
 
+    def in_doubt(self, since: int, models: Collection[EvictionCandidate]) -> int:
+        """Bytes of claims that have ended since, and of which it is not known what became of them.
+
+        Args:
+            since: The value of ``ended`` before ``models`` were surveyed.
+            models: All models; what is published among them is counted there.
+        """
+        seen = {blob.inode for model in models for blob in model.blobs}
+        return self._space.in_doubt(since, seen)
+
     @property
     def begun(self) -> int:
-        """Number of all claims; what changes it in a survey may count twice."""
+        """Number of all claims; one that begins in a survey may count twice, if it is resumed."""
         return self._space.begun
 
     async def estimate(self) -> RoomUsage | None:
@@ -110,17 +120,15 @@ class RoomMeter:
     ) -> tuple[int, set[str]]:
         """Bytes in our own directories, but for ``known`` files and those being fetched.
 
-        Some kilobytes of records for each model are not counted, nor the quarantine, which has
-        limits of its own beside max_bytes.
+        Records and indexes are not counted: they are thousandths of a model, and nothing could be
+        claimed for them beforehand. Nor is the quarantine, which has limits beside max_bytes.
 
         Returns:
             The bytes, and the keys of claims whose file is a known one by now.
         """
         published: set[str] = set()
         seen = set(known)
-        private = self._cache.private
-        counted = (private / name for name in ("blobs", "index"))
-        size = sum(_new_bytes(status, seen) for top in counted for _, status in _files(top))
+        size = sum(_new_bytes(status, seen) for _, status in _files(self._cache.private / "blobs"))
         for path, status in _files(self._cache.staging):
             names = path.relative_to(self._cache.staging).parts[:2]
             keys = {key for name in names if (key := _claim(name)) in claimed}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from craftcache.cache.manifest import manifest_key
 from craftcache.errors import CraftcacheError, NotFound, PolicyDenied
 from craftcached.database import Pin
+from craftcached.events import Events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,7 @@ class Pins:
         records: The database that keeps the pins.
         residency: Locks files in memory.
         clock: Returns the time in seconds since the epoch.
+        events: Told of pins that come and go.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Pins:
         records: Database,
         residency: Residency,
         clock: Callable[[], float] = time.time,
+        events: Events | None = None,
     ) -> None:
         self._clock = clock
+        self._events = events or Events()
         self._store = store
         self._records = records
         self._residency = residency
@@ -133,7 +137,7 @@ class Pins:
             self._pins[key] = pin
             if not lock:
                 await self._unlock(key)
-        log.info("pinned %s%s", source.shown, ", locked in memory" if lock else "")
+        self._events.tell("pinned", source=source.shown, locked=lock)
         return pin
 
     async def unpin(self, source: RemoteSource) -> None:
@@ -149,7 +153,7 @@ class Pins:
             await self._records.remove_pin(key)
             del self._pins[key]
             await self._unlock(key)
-        log.info("unpinned %s", source.shown)
+        self._events.tell("unpinned", source=source.shown)
 
     async def drop_expired(self) -> None:
         """Delete the pins that have ended, and release their memory locks."""

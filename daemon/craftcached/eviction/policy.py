@@ -6,7 +6,7 @@ once if they were cached only as dependencies of removed models, else when they 
 recently used. A blob that several models share is freed with the last of them, so it is counted
 once. A model stays if its removal would unlink a blob that is in use, because that would free
 nothing. No more goes than is needed: of the models that were chosen in that order, those stay
-without which the others free enough, the most recently used first.
+without which the others free enough, the most recently used first, and superseded ones last.
 """
 
 from __future__ import annotations
@@ -157,12 +157,15 @@ def _remove_oldest(
 def _fewest(victims: Sequence[EvictionCandidate], freed: set[Blob], wanted: int) -> Plan:
     """The plan without those victims that need not go, the most recently used spared first.
 
-    A model that is spared spares what it needs too. What only a victim needs goes with it.
+    A model that is spared spares what it needs too. What only a victim needs goes with it. No
+    superseded one is spared while a current one goes.
     """
     going = {model.key: model for model in victims}
     spare = _size(freed) - wanted
     for model in reversed(victims):
         if model.key not in going or _is_left_behind(model, going):
+            continue
+        if model.is_superseded and not all(other.is_superseded for other in going.values()):
             continue
         group = _closure(model, going)
         kept = {blob for key in group for blob in going[key].blobs} & freed

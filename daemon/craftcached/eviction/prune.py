@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from .policy import EvictionCandidate
 
 __all__ = ["Pruner", "PruningPlan", "plan_pruning"]
-
-log = logging.getLogger("craftcached")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +71,7 @@ class Pruner:
             but for those whose keys are given as well.
         is_kept: Whether a model may not be removed now; asked again before each removal.
         uses: The time of each model's last use.
+        tell: Told of each removed model, as shown to people, and of the bytes that this freed.
     """
 
     def __init__(
@@ -83,11 +81,13 @@ class Pruner:
         remove: Callable[[str, Collection[str]], Awaitable[Removed]],
         is_kept: Callable[[str], bool],
         uses: LastUse,
+        tell: Callable[[str, int], None],
     ) -> None:
         self._survey = survey
         self._remove = remove
         self._is_kept = is_kept
         self._uses = uses
+        self._tell = tell
 
     async def prune(self, chosen: Collection[str], *, dry_run: bool) -> Pruning:
         """Remove models, or say which of them would be removed.
@@ -118,7 +118,7 @@ class Pruner:
             outcome = await self._remove(victim.key, sources.keys() - going)
             for key in {victim.key, *outcome.keys}:
                 await self._uses.forget(key)
-            log.info("pruned %s: %d bytes freed", victim.source, outcome.freed)
+            self._tell(victim.source, outcome.freed)
             gone.append(victim.source)
             freed += outcome.freed
         return Pruning(tuple(gone), freed, tuple(_sorted(kept)))

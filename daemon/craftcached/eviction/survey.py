@@ -89,7 +89,7 @@ class Surveyor:
         current = {key: manifest.revision for key, manifest in published}
         left = [
             (LEFT + name, manifest)
-            for name, manifest in await self._store.incoming()
+            for name, manifest in await self._store.underway()
             if current.get(name.partition("-")[0]) != manifest.revision
         ]
         last_uses = {

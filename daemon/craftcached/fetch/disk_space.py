@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +22,16 @@ from craftcache.errors import CraftcacheError, StorageFull
 from craftcache.full_disk import FULL, free_bytes, storage_full
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Mapping
     from pathlib import Path
 
     from craftcached.threads import Threads
 
 __all__ = ["DiskSpace", "ModelClaim", "RoomPolicy", "existing", "free_bytes", "staged_bytes"]
+
+
+ENDS_KEPT = 512
+"""Ends of claims of which it is known what they were published as; for a survey of moments."""
 
 
 class RoomPolicy(Protocol):
@@ -71,7 +76,7 @@ class ModelClaim:
         self,
         claims: Mapping[str, _Claim],
         new: Mapping[str, int],
-        drop: Callable[[Hashable], None],
+        drop: Callable[[Hashable, frozenset[int]], None],
     ) -> None:
         self._claims = claims
         self._new = new
@@ -82,13 +87,17 @@ class ModelClaim:
         """Bytes of these files that were written since; of those another model had, none."""
         return sum(self._claims[key].present - before for key, before in self._new.items())
 
-    def settle(self) -> None:
-        """Hold the claims no longer: the files are published, and count as such, or given up."""
+    def settle(self, inodes: frozenset[int] = frozenset()) -> None:
+        """Hold the claims no longer: the files are published, and count as such, or given up.
+
+        Args:
+            inodes: Inode numbers of the files as they are published; none where they are not.
+        """
         if not self._is_settled:
             self._is_settled = True
             for key, claim in self._claims.items():
                 claim.models -= 1
-                self._drop(key)
+                self._drop(key, inodes)
 
 
 class DiskSpace:
@@ -109,6 +118,7 @@ class DiskSpace:
         self.policy: RoomPolicy | None = None
         self.ended = 0
         self.begun = 0
+        self._published: deque[tuple[int, int, frozenset[int]]] = deque(maxlen=ENDS_KEPT)
         self._free_blocking = free
         self._directory = directory
         self._threads = threads
@@ -276,10 +286,24 @@ class DiskSpace:
         if missing > 0:
             raise _full(missing, source)
 
-    def _drop(self, key: Hashable) -> None:
+    def in_doubt(self, since: int, seen: Collection[int]) -> int:
+        """Bytes that have ended since ``ended`` had a value, but for what is published and seen.
+
+        Args:
+            since: The value.
+            seen: Inode numbers of the published files that were found meanwhile.
+        """
+        doubtful = self.ended - since
+        for after, size, inodes in self._published:
+            if after > since and inodes and inodes <= set(seen):
+                doubtful -= size
+        return max(0, doubtful)
+
+    def _drop(self, key: Hashable, inodes: frozenset[int] = frozenset()) -> None:
         claim = self._claims.get(key)
         if claim is not None and not claim.models and not claim.is_fetched:
             self.ended += claim.present
+            self._published.append((self.ended, claim.present, inodes))
             del self._claims[key]
 
 

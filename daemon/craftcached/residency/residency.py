@@ -153,6 +153,8 @@ def _resident(paths: Iterable[str | os.PathLike[str]]) -> int | None:
     for path in paths:
         try:
             descriptor = _open(path)
+        except FileNotFoundError:  # nothing of it is in memory; the others are counted
+            continue
         except OSError:
             return None
         try:

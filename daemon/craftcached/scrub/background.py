@@ -33,6 +33,9 @@ log = logging.getLogger("craftcached")
 
 DAY_SECONDS = 86400.0
 
+START_SECONDS = 2.0
+"""Pause at the start, so that the requests that waited for the daemon go first."""
+
 LOOK_SECONDS = 60.0
 """Longest time between two looks at what is due, as models come and go."""
 
@@ -104,16 +107,21 @@ class Scrub:
         self._configured.set()
 
     async def _run(self) -> None:
+        await self._pause(START_SECONDS)
         while True:
             try:
                 pause = await self.step()
             except Exception:
                 log.exception("the scrub pauses")
                 pause = FAILURE_SECONDS
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._configured.wait()
-            self._configured.clear()
+            await self._pause(pause)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait for so long, or until other days are configured."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._configured.wait()
+        self._configured.clear()
 
     async def step(self) -> float:
         """Do what is due next, at most one file; returns the seconds until the next step."""

@@ -57,7 +57,7 @@ class Integrity:
         examiner = Examiner(
             store=store, mender=mender, records=records, events=events, verity=self.verity
         )
-        self.verifications = Verifications(examiner)
+        self.verifications = Verifications(examiner, events)
         self.quarantine = Quarantine(
             store, days=settings.quarantine_days, max_bytes=settings.quarantine_bytes
         )

@@ -12,9 +12,9 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from craftcache.daemon.administration import Verification
+from craftcache.daemon.administration import Outcome, Verification
 from craftcache.errors import CraftcacheError, NotFound
 from craftcache.wire import Progress
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from craftcache.daemon.administration import Verdict
+    from craftcached.events import Events
 
     from .examiner import Examiner, PublishedFile, PublishedModel
 
@@ -76,11 +77,15 @@ class Verifications:
 
     Args:
         examiner: Examines and mends.
+        events: Told of the end of each.
         clock: Returns the time in seconds since the epoch.
     """
 
-    def __init__(self, examiner: Examiner, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, examiner: Examiner, events: Events, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._examiner = examiner
+        self._events = events
         self._clock = clock
         self._hasher = FileHasher()
         self._jobs: dict[int, _Job] = {}
@@ -198,8 +203,14 @@ class Verifications:
             )
         finally:
             job.ended_at = self._clock()
-            state = job.state()
-            log.info("verified %d files: %s", state.files_done, dict(state.found))
+            found = job.state().found
+            self._events.tell(
+                "verified",
+                files=job.files_done,
+                **{outcome: found.get(outcome, 0) for outcome in get_args(Outcome)},
+                whole=not job.sources and job.failure is None,
+                seconds=job.ended_at - job.started_at,
+            )
 
     async def _verify(self, job: _Job, models: list[PublishedModel]) -> None:
         if not job.sources:

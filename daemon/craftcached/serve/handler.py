@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from craftcache.errors import CraftcacheError
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
     from craftcache.wire import Progress, Request
     from craftcached.counts import Counts
+    from craftcached.job_log import Refusals
+    from craftcached.processes import Processes
 
     from .peers import Peer
 
@@ -49,52 +52,72 @@ class Handler(Protocol):
 
 
 class CountedHandler:
-    """A Handler that counts the answers and the errors of another Handler.
+    """A Handler that counts the answers and the errors of another Handler, and who has what.
 
     Args:
         handler: The Handler that does the work.
         counts: The daemon's counters, which are added to.
+        processes: Told which models each process is handed, and which it waits for.
+        refusals: Logs the errors.
     """
 
-    def __init__(self, handler: Handler, counts: Counts) -> None:
+    def __init__(
+        self, handler: Handler, counts: Counts, processes: Processes, refusals: Refusals
+    ) -> None:
         self._handler = handler
         self._counts = counts
+        self._processes = processes
+        self._refusals = refusals
 
     def handle_nowait(self, request: Request[AnswerT], peer: Peer) -> AnswerT | None:
         """See Handler.handle_nowait."""
-        with self._counting_refusals():
+        began = time.perf_counter()
+        with self._counting_refusals(request, peer):
             answer = self._handler.handle_nowait(request, peer)
         if isinstance(answer, Loaded):
-            self._counts.hits += 1
-            self._count(answer)
+            self._counts.count_load("hit", time.perf_counter() - began)
+            self._count(answer, request, peer)
         return answer
 
     async def handle(
         self, request: Request[AnswerT], peer: Peer, report: Callable[[Progress], None]
     ) -> AnswerT:
         """See Handler.handle."""
-        with self._counting_refusals():
+        began = time.perf_counter()
+        with self._counting_refusals(request, peer), self._waiting(request, peer):
             answer = await self._handler.handle(request, peer, report)
         if isinstance(request, Load):
-            self._counts.misses += 1
-        self._count(answer)
+            self._counts.count_load("miss", time.perf_counter() - began)
+        self._count(answer, request, peer)
         return answer
 
-    def _count(self, answer: Any) -> None:  # noqa: ANN401  # an answer of whatever request
+    def _waiting(
+        self, request: Request[object], peer: Peer
+    ) -> contextlib.AbstractContextManager[None]:
+        if isinstance(request, Load):
+            return self._processes.waiting(peer.pid, peer.uid, request.source.shown)
+        return contextlib.nullcontext()
+
+    def _count(self, answer: Any, request: Request[object], peer: Peer) -> None:  # noqa: ANN401  # an answer of whatever request
         if isinstance(answer, Loaded):
             self._counts.bytes_served += sum(file.info.size for file in answer.files)
+            self._processes.note(peer.pid, peer.uid, answer.source, answer.revision)
         elif isinstance(answer, WarmedBatch):
             for result in answer.results:
                 if isinstance(result, CraftcacheError):
-                    self._counts.refusals[result.code] += 1
+                    self._refuse(request, peer, result)
 
     @contextlib.contextmanager
-    def _counting_refusals(self) -> Iterator[None]:
+    def _counting_refusals(self, request: Request[object], peer: Peer) -> Iterator[None]:
         try:
             yield
         except CraftcacheError as error:
-            self._counts.refusals[error.code] += 1
+            self._refuse(request, peer, error)
             raise
         except Exception:
             self._counts.refusals[OWN_FAULT] += 1
             raise
+
+    def _refuse(self, request: Request[object], peer: Peer, error: CraftcacheError) -> None:
+        self._counts.refusals[error.code] += 1
+        self._refusals.log(request.TYPE, error, uid=peer.uid, pid=peer.pid)

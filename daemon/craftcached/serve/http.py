@@ -7,6 +7,7 @@ RFC 9457 problem documents. Usable with ``curl --unix-socket``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -53,10 +54,12 @@ if TYPE_CHECKING:
     from socket import socket
 
     from craftcache.wire import Progress, WarmOptions
+    from craftcached.job_log import Refusals
     from craftcached.service import Service
     from craftcached.status import ModelState
 
     from .metrics import MetricsRoute
+    from .sight_routes import SightRoutes
 
 __all__ = ["AdminServer"]
 
@@ -146,6 +149,8 @@ class AdminServer:
         service: The daemon's service, which does the work.
         administrators: The peers that may do more than warm and read.
         metrics: The route for Prometheus.
+        sight_routes: The routes for what the daemon sees of itself.
+        refusals: Logs the requests that are answered by an error.
         drain_seconds: Time that running requests may take to finish on close.
     """
 
@@ -154,14 +159,17 @@ class AdminServer:
         service: Service,
         administrators: Administrators,
         metrics: MetricsRoute,
+        sight_routes: SightRoutes,
+        refusals: Refusals,
         *,
         drain_seconds: float,
     ) -> None:
         self._service = service
+        self._refusals = refusals
         self._administrators = administrators
         self._connections = HttpConnections()
         app = web.Application(
-            client_max_size=MAX_BODY, middlewares=[self._connections.middleware, _problems]
+            client_max_size=MAX_BODY, middlewares=[self._connections.middleware, self._problems]
         )
         app.router.add_get("/v1/health", self._health)
         app.router.add_get("/v1/status", self._status)
@@ -179,8 +187,9 @@ class AdminServer:
         BundleRoutes(service.bundles, administrators).add_to(app)
         app.router.add_get("/v1/room", self._room)
         app.router.add_get("/v1/users", self._users)
-        WatchRoutes(service.watches, service.events, administrators).add_to(app)
+        WatchRoutes(service.watches, administrators).add_to(app)
         IntegrityRoutes(service, administrators).add_to(app)
+        sight_routes.add_to(app)
         metrics.add_to(app)
         OpenApiRoute().add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.
@@ -190,6 +199,36 @@ class AdminServer:
             handler_cancellation=True,  # a client that disconnects cancels its request
             shutdown_timeout=drain_seconds / 2,
         )
+
+    @web.middleware
+    async def _problems(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        """Every failure as a problem document."""
+        try:
+            return await handler(request)
+        except CraftcacheError as error:
+            self._log_refusal(request, error)
+            return _problem(error.to_problem())
+        except web.HTTPException as error:
+            refusal = CraftcacheError(
+                error.reason or "refused",
+                hint="Are craftcache and craftcached of the same release?",
+            )
+            self._log_refusal(request, refusal)
+            return _problem(refusal.to_problem() | {"title": error.reason, "status": error.status})
+        except Exception:
+            log.exception("a %s request failed", request.method)
+            return _problem(_own_fault().to_problem())
+
+    def _log_refusal(self, request: web.Request, error: CraftcacheError) -> None:
+        resource = request.match_info.route.resource
+        shown = f"{request.method} {resource.canonical if resource else 'other'}"
+        with contextlib.suppress(CraftcacheError, OSError):  # it may be gone by now
+            peer = peer_of(request.transport)
+            self._refusals.log(shown, error, uid=peer.uid, pid=peer.pid)
 
     async def start(self, listener: socket) -> None:
         """Serve on ``listener``, which stays the caller's to unlink."""
@@ -219,7 +258,8 @@ class AdminServer:
 
     @answers(inside("report", DaemonStatus.parse))
     async def _status(self, _request: web.Request) -> web.Response:
-        return web.json_response(asdict(await self._service.status()))
+        status = await self._service.status()
+        return web.json_response(status.to_document())
 
     @answers({"models": [MODEL]})
     async def _models(self, _request: web.Request) -> web.Response:
@@ -300,6 +340,9 @@ class AdminServer:
     async def _warm(self, request: web.Request, body: WarmBody) -> web.StreamResponse:
         uid = peer_of(request.transport).uid
         wanted = [_warm_of(source, body.options) for source in body.sources]
+        for warm in wanted:
+            if isinstance(warm, CraftcacheError):
+                self._log_refusal(request, warm)
         if not body.wait:
             queued = await self._service.queue(list(map(_sound, wanted)), uid=uid)
             jobs = [warm.to_fields() for warm in queued]
@@ -403,26 +446,6 @@ def _sound(warm: Warm | CraftcacheError) -> Warm:
 
 def _ignore(_progress: Progress) -> None:
     """A report that does nothing: nobody is told of the progress."""
-
-
-@web.middleware
-async def _problems(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Every failure as a problem document."""
-    try:
-        return await handler(request)
-    except CraftcacheError as error:
-        return _problem(error.to_problem())
-    except web.HTTPException as error:
-        refusal = CraftcacheError(
-            error.reason or "refused",
-            hint="Are craftcache and craftcached of the same release?",
-        )
-        return _problem(refusal.to_problem() | {"title": error.reason, "status": error.status})
-    except Exception:
-        log.exception("a %s request failed", request.method)
-        return _problem(_own_fault().to_problem())
 
 
 def _own_fault() -> CraftcacheError:

@@ -1,20 +1,32 @@
-"""``GET /metrics``: the daemon's state and counters, for Prometheus."""
+"""``GET /metrics``: the daemon's state and counters, for Prometheus.
+
+A scrape is made of parts. One that fails, whatever the reason, is left out and counted; the others
+are there all the same.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import copy
+import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from craftcache.daemon.administration import Outcome
+from craftcached.histogram import Histogram
 
+from .metric_table import METRICS, PREFIX
 from .mirror_metrics import mirror_metrics
 from .openapi import answers
 
@@ -31,6 +43,8 @@ if TYPE_CHECKING:
     from .worker import WorkerStatistics
 
 __all__ = ["MetricsRoute"]
+
+log = logging.getLogger("craftcached")
 
 OTHER = "other"
 """Label for requests to unknown paths: clients must not be able to add values to a label."""
@@ -59,17 +73,23 @@ class MetricsRoute:
         self._mirrors = mirrors
 
     def add_to(self, app: web.Application) -> None:
-        """Add the route, and count the responses of all."""
+        """Add the route, and count the responses of all that ``app`` has."""
         app.router.add_get("/metrics", self._get)
         app.middlewares.insert(0, self._counted)
 
     @answers(media=("text/plain",))
     async def _get(self, _request: web.Request) -> web.Response:
+        try:
+            status = await self._service.status()
+        except Exception:
+            log.exception("a scrape lacks the status")
+            self._counts.scrape_failures["status"] += 1
+            status = None
         snapshot = _Snapshot(
-            await self._service.status(),
+            status,
             sum(warm.failure is not None for warm in self._service.queued()),
             self._workers(),
-            _copied(self._counts),
+            copy.deepcopy(self._counts),
             self._service.integrity.scrub.hashed_bytes,
             dict(self._service.integrity.scrub.found),
             self._mirrors(),
@@ -90,21 +110,12 @@ class MetricsRoute:
         return response
 
 
-def _copied(counts: Counts) -> Counts:
-    return replace(
-        counts,
-        fetch_failures=counts.fetch_failures.copy(),
-        refusals=counts.refusals.copy(),
-        responses=counts.responses.copy(),
-    )
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Snapshot(Collector):
     """Everything at one moment.
 
     Attributes:
-        status: The daemon's status.
+        status: The daemon's status; None where it cannot be had.
         failing: Queued warms that have failed at least once and are tried again.
         workers: Statistics of the worker socket.
         counts: A copy of the counters, which count from the daemon's start.
@@ -113,7 +124,7 @@ class _Snapshot(Collector):
         mirrors: Statistics of the mirrors.
     """
 
-    status: DaemonStatus
+    status: DaemonStatus | None
     failing: int
     workers: WorkerStatistics
     counts: Counts
@@ -123,78 +134,65 @@ class _Snapshot(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
-        yield from self._gauges()
-        yield from self._counters()
+        if self.status is not None:
+            yield from _state(self.status)
+        yield _family("failing_warms", self.failing)
+        yield _family("worker_connections", self.workers.connections)
+        yield _family("worker_requests", self.workers.requests)
+        yield _family("worker_followers", self.workers.followers)
+        yield from _counters(self.counts)
+        yield _family("scrubbed_bytes", self.scrubbed_bytes)
+        found = {each: self.scrub_findings.get(each, 0) for each in get_args(Outcome)}
+        yield _family("scrub_findings", found)
         yield from mirror_metrics(self.mirrors)
+        yield from _histograms(self.counts)
 
-    def _gauges(self) -> Iterator[Metric]:
-        status, workers = self.status, self.workers
-        yield _gauge(
-            "build_info", "1, with the software's version.", {(status.version,): 1}, "version"
-        )
-        yield _gauge("start_time_seconds", "When the daemon started.", _one(status.started_at))
-        yield _gauge("models", "Models that are cached.", _one(status.models))
-        yield _gauge("cached_bytes", "Of all cached models, each file once.", _one(status.bytes))
-        if status.resident_bytes is not None:
-            yield _gauge("resident_bytes", "Of them in memory.", _one(status.resident_bytes))
-        yield _gauge(
-            "requests_in_flight",
-            "Different requests that are fetched, verified or published for.",
-            _one(status.requests),
-        )
-        yield _gauge("queued_warms", "Warms that are promised and not done.", _one(status.queued))
-        yield _gauge(
-            "failing_warms", "Of them have failed and are tried again.", _one(self.failing)
-        )
-        by_state = {(state,): count for state, count in status.watches.items()}
-        yield _gauge("watches", "Watched directories.", by_state, "state")
-        yield _gauge(
-            "quarantined_files", "Turned out wrong, and kept for a look.", _one(status.quarantined)
-        )
-        yield _gauge("quarantined_bytes", "Of them.", _one(status.quarantined_bytes))
-        yield _gauge(
-            "scrub_age_seconds",
-            "Since the last hashing of the cached file that was hashed longest ago.",
-            _one(time.time() - status.hashed_since if status.hashed_since is not None else 0.0),
-        )
-        yield _gauge("worker_connections", "Workers connected.", _one(workers.connections))
-        yield _gauge("worker_requests", "Requests of workers under way.", _one(workers.requests))
-        yield _gauge("worker_followers", "Workers that follow a watch.", _one(workers.followers))
 
-    def _counters(self) -> Iterator[Metric]:
-        counts = self.counts
-        yield _counter(
-            "loads",
-            "Loads served: a hit's files were at hand, a miss's were brought.",
-            {("hit",): counts.hits, ("miss",): counts.misses},
-            "result",
-        )
-        yield _counter(
-            "served_bytes", "Of the files that loads were handed.", _one(counts.bytes_served)
-        )
-        yield _counter(
-            "fetched_bytes", "Downloaded, of files that came whole.", _one(counts.bytes_fetched)
-        )
-        yield _counter(
-            "resumed_bytes", "Left by interrupted downloads and used.", _one(counts.bytes_resumed)
-        )
-        yield _counter(
-            "fetch_failures", "Downloads given up.", _by_one(counts.fetch_failures), "code"
-        )
-        yield _counter("scrubbed_bytes", "Hashed by the scrub.", _one(self.scrubbed_bytes))
-        yield _counter(
-            "scrub_findings",
-            "What the scrub found of files, indexes, links and manifests.",
-            {(outcome,): self.scrub_findings.get(outcome, 0) for outcome in get_args(Outcome)},
-            "outcome",
-        )
-        yield _counter(
-            "worker_failures",
-            "Requests on the worker socket that ended in an error.",
-            _by_one(counts.refusals),
-            "code",
-        )
-        yield _counter("http_responses", "Over HTTP.", counts.responses, "method", "path", "status")
+def _state(status: DaemonStatus) -> Iterator[Metric]:
+    yield _family("build_info", {status.version: 1})
+    yield _family("start_time_seconds", status.started_at)
+    yield _family("models", status.models)
+    yield _family("cached_bytes", status.bytes)
+    yield _family("resident_bytes", status.resident_bytes)
+    yield _family("quota_bytes", status.max_bytes)
+    disk = status.disk
+    yield _family("disk_free_bytes", None if disk is None else disk.free_bytes)
+    yield _family("disk_size_bytes", None if disk is None else disk.total_bytes)
+    yield _family("quarantined_files", status.quarantined)
+    yield _family("quarantined_bytes", status.quarantined_bytes)
+    yield _family("problems", len(status.problems))
+    yield _family("not_warm_sources", status.not_warm_count)
+    yield _family("requests_in_flight", status.requests)
+    yield _family("queued_warms", status.queued)
+    yield _family("watches", status.watches)
+    yield _family("model_processes", status.processes)
+    since = status.hashed_since
+    yield _family("scrub_age_seconds", None if since is None else max(time.time() - since, 0.0))
+
+
+def _counters(counts: Counts) -> Iterator[Metric]:
+    yield _family("loads", counts.loads)
+    yield _family("served_bytes", counts.bytes_served)
+    yield _family("fetched_bytes", counts.bytes_fetched)
+    yield _family("resumed_bytes", counts.bytes_resumed)
+    yield _family("fetch_failures", counts.fetch_failures)
+    yield _family("warms", counts.warms)
+    yield _family("evictions", counts.evictions)
+    yield _family("evicted_bytes", counts.bytes_evicted)
+    yield _family("quarantined", counts.quarantined)
+    yield _family("verified_files", counts.verified)
+    yield _family("worker_failures", counts.refusals)
+    yield _family("worker_fallbacks", counts.fallbacks)
+    yield _family("http_responses", counts.responses)
+    yield _family("scrape_failures", counts.scrape_failures)
+
+
+def _histograms(counts: Counts) -> Iterator[Metric]:
+    yield _histogram("load_wait_seconds", counts.load_wait)
+    yield _histogram("fetch_duration_seconds", counts.fetch_seconds)
+    yield _histogram("fetch_bytes_per_second", counts.fetch_rate)
+    yield _histogram("warm_duration_seconds", counts.warm_seconds)
+    yield _histogram("event_loop_lag_seconds", counts.loop_lag)
 
 
 def _encode(snapshot: _Snapshot) -> bytes:
@@ -204,25 +202,28 @@ def _encode(snapshot: _Snapshot) -> bytes:
     return generate_latest(registry)
 
 
-def _by_one(counts: Mapping[str, int]) -> dict[tuple[str], int]:
-    """Values of a metric with one label."""
-    return {(label,): count for label, count in counts.items()}
+def _family(name: str, values: float | Mapping[Any, float] | None) -> Metric:
+    """A gauge or counter: its value, or its values by label, or by labels in a tuple.
 
-
-def _one(value: float) -> dict[tuple[()], float]:
-    """The value of a metric without labels."""
-    return {(): value}
-
-
-def _gauge(name: str, meaning: str, values: Mapping[Any, float], *labels: str) -> Metric:
-    family = GaugeMetricFamily(f"craftcache_{name}", meaning, labels=labels)
+    With None, which stands for a value that is not known, it is named and has no sample.
+    """
+    metric = METRICS[name]
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family = kind(PREFIX + name, metric.meaning, labels=metric.labels)
+    if values is None:
+        return family
+    if isinstance(values, int | float):
+        family.add_metric((), values)
+        return family
     for labelled, value in values.items():
-        family.add_metric(labelled, value)
+        family.add_metric((labelled,) if isinstance(labelled, str) else labelled, value)
     return family
 
 
-def _counter(name: str, meaning: str, values: Mapping[Any, float], *labels: str) -> Metric:
-    family = CounterMetricFamily(f"craftcache_{name}", meaning, labels=labels)
-    for labelled, value in values.items():
-        family.add_metric(labelled, value)
+def _histogram(name: str, values: Histogram | Mapping[str, Histogram]) -> Metric:
+    metric = METRICS[name]
+    family = HistogramMetricFamily(PREFIX + name, metric.meaning, labels=metric.labels)
+    by_label = [("", values)] if isinstance(values, Histogram) else values.items()
+    for label, histogram in by_label:
+        family.add_metric((label,) if label else (), histogram.buckets(), histogram.sum)
     return family

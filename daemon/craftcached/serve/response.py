@@ -13,7 +13,7 @@ from craftcache.wire import Loaded, Problem, encode
 if TYPE_CHECKING:
     from craftcache.wire import Answer, WarmedBatch
 
-__all__ = ["Response"]
+__all__ = ["Response", "overloaded"]
 
 log = logging.getLogger("craftcached")
 
@@ -62,7 +62,11 @@ class Response:
     @classmethod
     def busy(cls, why: str) -> Response:
         """The response to a request that may succeed if the worker asks again, in a second."""
-        error = Unavailable(f"the daemon is overloaded: {why}", hint="Try again", retry_after=1.0)
+        return cls.overload(overloaded(why))
+
+    @classmethod
+    def overload(cls, error: Unavailable) -> Response:
+        """Likewise, for an error of ``overloaded``."""
         return cls(encode(Problem(error, own_fault=True)))
 
     @property
@@ -74,3 +78,8 @@ class Response:
         """Close the files in this process; the worker's copies of the descriptors stay open."""
         if self.loaded is not None:
             self.loaded.close()
+
+
+def overloaded(why: str) -> Unavailable:
+    """The error of a request that the daemon does not take at this moment."""
+    return Unavailable(f"the daemon is overloaded: {why}", hint="Try again", retry_after=1.0)

@@ -1,8 +1,7 @@
-"""HTTP for watches and events: ``/v1/watches`` and ``/v1/events``."""
+"""HTTP for watches: ``/v1/watches``."""
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from craftcache.sources import FILENAMES, check_watch_name
 from craftcache.watch_rule import WatchRule
 
 from .bodies import RollbackBody, takes
-from .openapi import NDJSON, answers
+from .openapi import answers
 from .peers import peer_of
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from craftcache.cache.manifest import Manifest
     from craftcache.wire.fields import Fields
-    from craftcached.events import Events
     from craftcached.watch import Report, Watches
 
     from .peers import Administrators
@@ -62,17 +60,15 @@ REPORT = (WatchReport, WatchRule)
 
 
 class WatchRoutes:
-    """Decodes requests and encodes answers; Watches and Events do the work.
+    """Decodes requests and encodes answers; Watches do the work.
 
     Args:
         watches: The daemon's watches.
-        events: The daemon's event stream.
         administrators: The peers that may change watches.
     """
 
-    def __init__(self, watches: Watches, events: Events, administrators: Administrators) -> None:
+    def __init__(self, watches: Watches, administrators: Administrators) -> None:
         self._watches = watches
-        self._events = events
         self._administrators = administrators
 
     def add_to(self, app: web.Application) -> None:
@@ -83,8 +79,6 @@ class WatchRoutes:
         app.router.add_delete("/v1/watches/{name}", self._delete)
         app.router.add_post("/v1/watches/{name}/rollback", self._rollback)
         app.router.add_post("/v1/watches/{name}/resume", self._resume)
-        app.router.add_get("/v1/events", self._stream)
-        app.on_shutdown.append(self._end)
 
     @answers(WatchList)
     async def _list(self, _request: web.Request) -> web.Response:
@@ -129,20 +123,6 @@ class WatchRoutes:
         name = self._administered(request, "resuming it")
         await self._watches.resume(name)
         return web.json_response(self._document(name))
-
-    @answers(media=(NDJSON,))
-    async def _stream(self, request: web.Request) -> web.StreamResponse:
-        """One line for each event from now on, until the client or the daemon goes away."""
-        response = web.StreamResponse(headers={"Content-Type": NDJSON})
-        with self._events.listening() as events:
-            await response.prepare(request)
-            while (event := await events.get()) is not None:
-                await response.write(json.dumps(event).encode() + b"\n")
-        await response.write_eof()
-        return response
-
-    async def _end(self, _app: web.Application) -> None:
-        self._events.end()
 
     def _document(self, name: str) -> dict[str, Any]:
         return _report(self._watches.report(name)).to_fields()

@@ -43,12 +43,14 @@ from .connection import ReceiveBuffer, WorkerConnection
 from .connection_table import ConnectionTable, Limits
 from .peers import Peer
 from .reporting import Reporter
-from .response import Response
+from .response import Response, overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
-    from craftcache.wire import Request
+    from craftcache.errors import CraftcacheError
+    from craftcache.wire import ReportedFallback, Request
+    from craftcached.job_log import Refusals
 
     from .connection import User
     from .handler import Handler
@@ -94,14 +96,24 @@ class WorkerServer:
         listener: The socket; bound and listening, made by systemd or by bind_worker_socket.
         handler: Answers requests.
         limits: The most that workers can use.
+        refusals: Logs what is refused here, before it comes to the handler; None logs nothing.
+        fallbacks: Called with the loads without the daemon that a worker tells of.
     """
 
     def __init__(
-        self, listener: socket.socket, handler: Handler, limits: Limits | None = None
+        self,
+        listener: socket.socket,
+        handler: Handler,
+        limits: Limits | None = None,
+        *,
+        refusals: Refusals | None = None,
+        fallbacks: Callable[[Sequence[ReportedFallback]], None] = lambda _: None,
     ) -> None:
         self._listener = listener
         self._handler = handler
         self._limits = limits or Limits()
+        self._refusals = refusals
+        self._fallbacks = fallbacks
         self._buffer = ReceiveBuffer()
         self._table = ConnectionTable(self._limits)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -186,7 +198,7 @@ class WorkerServer:
         has_place = self._make_room(connection.user) or self._table.add_extra(connection)
         if not has_place:
             self._send(connection, Response(_HELLO))
-            self._send(connection, Response.busy("too many connections"))
+            self._send(connection, self._busy(connection, "connection", "too many connections"))
             self._end(connection)
             return
         self._rest(connection)
@@ -287,7 +299,7 @@ class WorkerServer:
         except WireError as error:
             self._expel(connection, str(error))
         except InvalidSource as error:
-            self._answer(connection, Response.problem(error))
+            self._answer(connection, self._refused(connection, "request", error))
         else:
             if isinstance(message, Hello) == connection.greeted:
                 self._expel(connection, "a conversation begins with one hello")
@@ -298,6 +310,8 @@ class WorkerServer:
 
     def _greet(self, connection: WorkerConnection, hello: Hello) -> None:
         connection.greeted = True
+        if hello.fallbacks:
+            self._fallbacks(hello.fallbacks)
         self._send(connection, Response(_HELLO))
         version = VERSIONS.common(hello.versions)
         if version is None:
@@ -309,16 +323,32 @@ class WorkerServer:
 
     def _expel(self, connection: WorkerConnection, why: str) -> None:
         """Answer a worker that breaks the protocol with an error, and close its connection."""
-        log.debug("worker pid %d uid %d: %s", connection.peer.pid, connection.peer.uid, why)
         error = ProtocolMismatch(why, hint="Bring client and daemon to neighbouring releases")
-        self._send(connection, Response.problem(error))
+        self._send(connection, self._refused(connection, "packet", error))
         self._end(connection)
+
+    def _busy(self, connection: WorkerConnection, what: str, why: str) -> Response:
+        """The response that has a worker ask again."""
+        error = overloaded(why)
+        self._log_refusal(connection, what, error)
+        return Response.overload(error)
+
+    def _refused(self, connection: WorkerConnection, what: str, error: CraftcacheError) -> Response:
+        """The response that refuses what a worker has sent."""
+        self._log_refusal(connection, what, error)
+        return Response.problem(error)
+
+    def _log_refusal(self, connection: WorkerConnection, what: str, error: CraftcacheError) -> None:
+        if self._refusals is not None:
+            peer = connection.peer
+            self._refusals.log(what, error, uid=peer.uid, pid=peer.pid)
 
     # --- What becomes of a request ---
 
     def _begin(self, connection: WorkerConnection, request: Request[Any]) -> None:
         if self._has_too_much_unread(connection.user):
-            self._answer(connection, Response.busy("too many descriptors wait to be received"))
+            too_much = "too many descriptors wait to be received"
+            self._answer(connection, self._busy(connection, request.TYPE, too_much))
             return
         parcel = self._handle_nowait(request, connection.peer)
         if parcel is not None:
@@ -329,9 +359,9 @@ class WorkerServer:
             # Always answered, however busy the daemon is: they take a moment and no bytes.
             self._work(connection, self._serve(connection, request), self._tasks)
         elif connection.is_extra:
-            self._answer(connection, Response.busy("too many connections"))
+            self._answer(connection, self._busy(connection, request.TYPE, "too many connections"))
         elif connection.user.requests >= self._limits.requests - len(self._tasks):
-            self._answer(connection, Response.busy("too many requests"))
+            self._answer(connection, self._busy(connection, request.TYPE, "too many requests"))
         else:
             self._work(connection, self._serve(connection, request), self._tasks)
 

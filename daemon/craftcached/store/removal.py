@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.durable import sync_directory
-from craftcache.cache.incoming import forget_incoming, incoming_at
 from craftcache.cache.paths import real_path
+from craftcache.cache.underway import forget_underway, note_underway, underway_at
 from craftcache.digests import Stamp
 from craftcache.sources import HubSource, parse
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from craftcache.cache.hub_cache import HubTree
     from craftcache.cache.manifest import FileRecord, Manifest
 
-__all__ = ["Removed", "remove", "remove_incoming", "remove_unneeded", "set_aside", "sweep"]
+__all__ = ["Removed", "remove", "remove_underway", "remove_unneeded", "set_aside", "sweep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +85,21 @@ def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] 
     return also
 
 
-def remove_incoming(cache: CacheDir, name: str) -> int:
-    """Remove what a kill has left of a publication, but for what a model or a snapshot needs.
+def remove_underway(cache: CacheDir, name: str) -> int:
+    """Remove what a kill has left of a publication or removal, but for what others need.
 
     Args:
         cache: The cache directory.
-        name: Name of its record, see craftcache.cache.incoming.
+        name: Name of its record, see craftcache.cache.underway.
 
     Returns:
         Bytes freed on the disk.
     """
-    left = incoming_at(cache, name)
+    left = underway_at(cache, name)
     freed = 0
     if left is not None and not _is_published(cache, left):
         freed = _remove_files(cache, left, tuple(cache.manifests()))
-    forget_incoming(cache, name)
+    forget_underway(cache, name)
     return freed
 
 
@@ -152,8 +152,15 @@ def _orphans(cache: CacheDir, removed: Manifest) -> list[str]:
 
 
 def _remove_one(cache: CacheDir, key: str, manifest: Manifest) -> int:
+    # A kill in between leaves files in the Hub's tree that the next one to need room removes. On a
+    # full disk it must do without the record.
+    if isinstance(parse(manifest.source), HubSource):
+        with contextlib.suppress(OSError):
+            note_underway(cache, key, manifest)
     cache.manifest_path(key).unlink(missing_ok=True)
-    return _remove_files(cache, manifest, tuple(cache.manifests()))
+    freed = _remove_files(cache, manifest, tuple(cache.manifests()))
+    forget_underway(cache, f"{key}-{manifest.revision}")
+    return freed
 
 
 def _remove_files(cache: CacheDir, manifest: Manifest, others: tuple[Manifest, ...]) -> int:

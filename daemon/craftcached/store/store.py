@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.durable import staging_name
-from craftcache.cache.incoming import incoming
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.placing import TreeObstacle, link_or_copy
 from craftcache.cache.publish import (
@@ -37,19 +36,21 @@ from craftcache.cache.publish import (
 )
 from craftcache.cache.signed_urls import same_file
 from craftcache.cache.stamps import FileStamp
+from craftcache.cache.underway import underway
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.full_disk import FULL, storage_full
 from craftcache.sources import NO_SELECTION
+from craftcached.events import Events
 from craftcached.in_use import is_in_use
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
 from .indexes import Indexes
 from .links import mend_links
-from .removal import Removed, remove, remove_incoming, remove_unneeded, set_aside, sweep
+from .removal import Removed, remove, remove_underway, remove_unneeded, set_aside, sweep
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import FileRecord, Manifest, Watched
     from craftcache.dependencies import Dependency
     from craftcache.sources import HubSource, RemoteSource, Selection, UrlSource
-    from craftcached.events import Events
 
 __all__ = ["Store"]
 
@@ -102,7 +102,7 @@ class Store:
 
     Args:
         cache: The cache directory.
-        events: The event stream, told of files that were set aside as wrong; None tells nobody.
+        events: Told of models that are published, and of files that were set aside as wrong.
 
     Attributes:
         changed: Set when something was published or removed; its one reader clears it.
@@ -113,7 +113,7 @@ class Store:
         self.cache = cache
         self.changed = asyncio.Event()
         self.indexes = Indexes()
-        self._events = events
+        self._events = events or Events()
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
         self._lock_fd = -1
         self._device = -1
@@ -349,13 +349,16 @@ class Store:
             return None
         shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
-        if self._events is not None:
-            self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
+        self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
         return shown
 
     async def record_stamp(self, sha256: str, stamp: FileStamp) -> None:
         """Record that a file with this stamp was found to have that digest."""
         await self._hashing.run(self.cache.stamps.record, sha256, stamp)
+
+    async def forget_stamps(self, sha256: str) -> None:
+        """Have files of that digest hashed again before they are served."""
+        await self._hashing.run(self.cache.stamps.forget, sha256)
 
     async def is_index_right(self, record: FileRecord) -> bool:
         """Whether the index of a published file is there and has the digest of its record."""
@@ -460,7 +463,7 @@ class Store:
         """
         found = await asyncio.to_thread(self._find_index, sha256, size)
         if found is None:
-            if self._events is not None and self.cache.index_path(sha256).exists():
+            if self.cache.index_path(sha256).exists():
                 self._events.tell("index-refused", sha256=sha256)
             return False
         self.indexes.keep(*found)
@@ -529,7 +532,9 @@ class Store:
     ) -> Manifest:
         """Publish files of one commit; see craftcache.cache.publish."""
         publish = partial(publish_hub, is_named=is_named, as_need=as_need, selection=selection)
-        return await self._add(source.repo_id, publish, self.cache, source, commit, files, origin)
+        return self._told(
+            await self._add(source.repo_id, publish, self.cache, source, commit, files, origin)
+        )
 
     async def publish_url(
         self,
@@ -540,7 +545,7 @@ class Store:
     ) -> Manifest:
         """Publish files of a URL; see craftcache.cache.publish."""
         publish = partial(publish_url, as_need=as_need)
-        return await self._add(str(source), publish, self.cache, source, files)
+        return self._told(await self._add(str(source), publish, self.cache, source, files))
 
     async def follow_owner(self, key: str, manifest: Manifest, root: Path) -> None:
         """Publish a manifest whose files are in another daemon's cache; see OwnerCache."""
@@ -571,11 +576,17 @@ class Store:
         self, name: str, watched: Watched, files: Mapping[str, Verified]
     ) -> Manifest:
         """Publish a generation of a watched directory; see craftcache.cache.publish."""
-        return await self._write(publish_generation, self.cache, name, watched, files)
+        return self._told(await self._write(publish_generation, self.cache, name, watched, files))
 
     async def serve_generation(self, name: str, generation: Manifest) -> Manifest:
         """Make a generation the served one; see craftcache.cache.publish."""
         return await self._write(serve_generation, self.cache, name, generation)
+
+    def _told(self, manifest: Manifest) -> Manifest:
+        """Tell that a model was published."""
+        source, revision, size = manifest.source, manifest.revision, manifest.size
+        self._events.tell("published", source=source, revision=revision, size=size)
+        return manifest
 
     async def _add(
         self, source: str, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -634,13 +645,13 @@ class Store:
         """
         return await self._write(remove, self.cache, key, spared)
 
-    async def incoming(self) -> list[tuple[str, Manifest]]:
-        """Records of what is being published, or was when the daemon was killed; see incoming."""
-        return await asyncio.to_thread(lambda: sorted(incoming(self.cache), key=itemgetter(0)))
+    async def underway(self) -> list[tuple[str, Manifest]]:
+        """Records of what is being published, or was when the daemon was killed; see underway."""
+        return await asyncio.to_thread(lambda: sorted(underway(self.cache), key=itemgetter(0)))
 
-    async def remove_incoming(self, name: str) -> int:
-        """Remove what a kill has left of a publication; see removal.remove_incoming."""
-        return await self._write(remove_incoming, self.cache, name)
+    async def remove_underway(self, name: str) -> int:
+        """Remove what a kill has left of a publication; see removal.remove_underway."""
+        return await self._write(remove_underway, self.cache, name)
 
     async def remove_unneeded(self, removed: Manifest, spared: Collection[str]) -> Removed:
         """Remove the dependencies that a removed model leaves; see removal.remove_unneeded."""

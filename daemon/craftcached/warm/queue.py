@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,11 +43,13 @@ class _Entry:
         job: The warm and its number in the database.
         tries: Number of tries that failed.
         failure: Error of the last try; None before the first has failed.
+        next_try_at: Time of the next try, in seconds since the epoch; None while one runs.
     """
 
     job: WarmJob
     tries: int = 0
     failure: CraftcacheError | None = None
+    next_try_at: float | None = None
 
     def queued(self) -> QueuedWarm:
         """The entry as shown to people, without secrets that its source may hold."""
@@ -80,6 +83,14 @@ class WarmQueue:
     def all(self) -> list[QueuedWarm]:
         """Those that are not done yet, oldest first."""
         return [self._entries[number].queued() for number in sorted(self._entries)]
+
+    def waiting(self) -> list[tuple[QueuedWarm, float]]:
+        """Those that have failed, each with the time of its next try."""
+        return [
+            (entry.queued(), entry.next_try_at)
+            for entry in self._entries.values()
+            if entry.next_try_at is not None
+        ]
 
     async def resume(self) -> None:
         """Start the warms that were queued before the last stop."""
@@ -170,7 +181,9 @@ class WarmQueue:
             pause = pause_after(failure, entry.tries)
             if pause is None:
                 break
+            entry.next_try_at = time.time() + pause
             await asyncio.sleep(pause)
+            entry.next_try_at = None
         await self._records.finish_warm_job(entry.job)
 
     async def _try(self, job: WarmJob) -> CraftcacheError | None:

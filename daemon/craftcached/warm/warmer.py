@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from craftcache.errors import CraftcacheError, Offline, PolicyDenied, Unavailable
 from craftcache.sources import NO_SELECTION, HubSource, UrlSource, shown_url, wanted_files
+from craftcached.events import Events
 from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
 
@@ -28,6 +28,7 @@ from .allow import is_allowed, is_denied
 from .dependencies import MetNeed, warm_needs
 from .description import Wanted
 from .locked import check_locked, hold_to_lock
+from .pace import WarmPace
 from .progress import SourceProgress
 from .tasks import all_results
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from craftcache.dependencies import Dependency
     from craftcache.locked import LockedRevision
     from craftcache.sources import RemoteSource, Selection
-    from craftcache.wire import Progress
+    from craftcache.wire import Coming, Progress
     from craftcached.fetch.disk_space import ModelClaim
     from craftcached.store.owner import OwnerCache
     from craftcached.store.store import Store
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from .origins import Origins
 
 __all__ = ["Admission", "Warmer", "Warmed"]
-
-log = logging.getLogger("craftcached")
 
 Admission: TypeAlias = (
     "Callable[[Description], contextlib.AbstractAsyncContextManager[ModelClaim | None]]"
@@ -94,9 +93,9 @@ def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
 class Warmer:
     """Makes sources present, verified and published; one instance a daemon.
 
-    The mutable state: the running warms, by source and options, and the patterns of sources that
-    may be fetched. Both change on the event loop between awaits. A warm holds no lock itself; the
-    locks of its files are taken in the order that FileAcquirer states.
+    The mutable state: the running warms, by source and options, how far each has come, and the
+    patterns of sources that may be fetched. All change on the event loop between awaits. A warm
+    holds no lock itself; the locks of its files are taken in the order that FileAcquirer states.
 
     Args:
         store: The store that sources are published in.
@@ -106,6 +105,7 @@ class Warmer:
         deny: Patterns of sources that it may not fetch, though ``allow`` has them.
         admission: The step between description and acquisition.
         owner: Another daemon's cache that is served from as well; None for none.
+        events: Told of the beginning and the end of each warm.
     """
 
     def __init__(
@@ -118,6 +118,7 @@ class Warmer:
         deny: tuple[str, ...] = (),
         admission: Admission = admit_all,
         owner: OwnerCache | None = None,
+        events: Events | None = None,
     ) -> None:
         self._store = store
         self._origins = origins
@@ -125,6 +126,8 @@ class Warmer:
         self._allow = allow
         self._deny = deny
         self._admission = admission
+        self._events = events or Events()
+        self._paces: set[WarmPace] = set()
         self._owner = owner
         self._requests: SingleFlight[Warmed, Progress] = SingleFlight()
 
@@ -137,13 +140,24 @@ class Warmer:
         """The last progress of each running warm."""
         return self._requests.latest()
 
+    def coming(self) -> list[Coming]:
+        """What each running warm brings, how fast and for how much longer; oldest first."""
+        return [pace.coming() for pace in sorted(self._paces, key=lambda pace: pace.began)]
+
     def allow(self, patterns: tuple[str, ...], *, deny: tuple[str, ...] = ()) -> None:
         """Use these patterns from now on; running warms are not stopped."""
         self._allow = patterns
         self._deny = deny
 
     def check_allowed(self, source: RemoteSource) -> None:
-        """Raise PolicyDenied unless this node may fetch ``source``."""
+        """Raise PolicyDenied unless this node may fetch ``source``; that is told as a failure."""
+        try:
+            self._check_allowed(source)
+        except PolicyDenied as error:
+            self._tell_failed(source, error, 0.0)
+            raise
+
+    def _check_allowed(self, source: RemoteSource) -> None:
         if any(is_denied(source, pattern) for pattern in self._deny):
             raise PolicyDenied(
                 "this node is told not to fetch it",
@@ -351,7 +365,13 @@ class Warmer:
         """Do ``work`` once for all requests with the same ``key``; errors name ``source``."""
 
         async def run(tell: Callable[[Progress], None]) -> Warmed:
-            return await _logged(source, work(SourceProgress(source, tell)))
+            pace = WarmPace(source.shown)
+            self._paces.add(pace)
+            try:
+                progress = SourceProgress(source, tell).heard_by(pace.heard)
+                return await self._told(source, work(progress))
+            finally:
+                self._paces.discard(pace)
 
         try:
             async with self._requests.join(key, run, report) as warmed:
@@ -414,7 +434,7 @@ class Warmer:
             # Inside the context: a program that waits for a blob's lock then finds it published.
             manifest = await self._publish(files, known, wanted)
             if claim is not None:
-                claim.settle()
+                claim.settle(frozenset(record.inode for record in manifest.files))
         progress.tell(None, manifest.size, manifest.size, "done")
         # The caller removes dependencies that the new revision dropped; see Warming.warm.
         is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
@@ -423,6 +443,40 @@ class Warmer:
             files.bytes_fetched,
             files.bytes_reused,
             superseded=known if is_less_needed else None,
+        )
+
+    async def _told(self, source: FetchedSource, work: Coroutine[object, object, Warmed]) -> Warmed:
+        """Do ``work``; tell of its beginning and its end, once for all requests that share it."""
+        started = time.monotonic()
+        self._events.tell("warm_started", source=source.shown)
+        try:
+            warmed = await work
+        except CraftcacheError as error:
+            self._tell_failed(source, error, time.monotonic() - started)
+            raise
+        except asyncio.CancelledError:
+            seconds = time.monotonic() - started
+            self._events.tell("warm_cancelled", source=source.shown, seconds=seconds)
+            raise
+        self._events.tell(
+            "warmed",
+            source=source.shown,
+            revision=warmed.manifest.revision,
+            bytes_fetched=warmed.bytes_fetched,
+            bytes_reused=warmed.bytes_reused,
+            seconds=time.monotonic() - started,
+        )
+        return warmed
+
+    def _tell_failed(self, source: RemoteSource, error: CraftcacheError, seconds: float) -> None:
+        self._events.tell(
+            "warm_failed",
+            source=source.shown,
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            retryable=error.retryable,
+            seconds=seconds,
         )
 
     async def _closure(self, known: Manifest) -> tuple[DescribedFile, ...]:
@@ -486,32 +540,6 @@ class Warmer:
         return files.commit in ("", known.revision) and all(
             verified.file.path.is_relative_to(owner) for verified, _ in files.files.values()
         )
-
-
-async def _logged(source: FetchedSource, work: Coroutine[object, object, Warmed]) -> Warmed:
-    """Do ``work`` and log its outcome in one line, once for all requests that share it."""
-    started = time.monotonic()
-    try:
-        warmed = await work
-    except CraftcacheError as error:
-        seconds = time.monotonic() - started
-        log.warning(
-            "not warmed %s: %s, %s, %.2f s", source.shown, error.code, error.message, seconds
-        )
-        raise
-    except asyncio.CancelledError:
-        seconds = time.monotonic() - started
-        log.info("not warmed %s: nobody waits for it any more, %.2f s", source.shown, seconds)
-        raise
-    log.info(
-        "warmed %s at %s: %d bytes fetched, %d reused, %.2f s",
-        source.shown,
-        warmed.manifest.revision,
-        warmed.bytes_fetched,
-        warmed.bytes_reused,
-        time.monotonic() - started,
-    )
-    return warmed
 
 
 def _known_commit(wanted: Wanted, known: Manifest | None) -> str:

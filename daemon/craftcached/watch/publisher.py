@@ -153,10 +153,9 @@ class Publisher:
         self._served(watcher, manifest)
 
     def _served(self, watcher: Watcher, manifest: Manifest) -> None:
-        """Log, send the event and wake the waiters: another generation is served."""
+        """Tell, and wake the waiters: another generation is served."""
         name = watcher.rule.name
         number = manifest.watched.generation if manifest.watched else 0
-        log.info("watch %s: generation %d is served", name, number)
         self._events.tell("generation", name=name, generation=number, revision=manifest.revision)
         self.turn(name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,13 +46,6 @@ def test_explain(node: Node, commit: str) -> None:
     assert node.hub.count(None, "/org/never/*") == 0
 
 
-def test_status(node: Node) -> None:
-    report = node.run("status", "--json").json
-    assert report["pid"] == node.daemon.pid
-    assert report["cache_dir"] == str(node.daemon.cache_dir)
-    assert re.search(rf"^pid: +{node.daemon.pid}$", node.run("status").out, re.MULTILINE)
-
-
 def test_rm_frees_what_no_other_model_needs(node: Node) -> None:
     own = io.BytesIO()
     torch.save({"best_state": {"weight": torch.arange(1000)}}, own)
@@ -68,7 +60,10 @@ def test_rm_frees_what_no_other_model_needs(node: Node) -> None:
     assert node.run("warm", "--check", "org/model").code == 0
 
 
-@pytest.mark.parametrize("command", [("status",), ("rm", "org/model"), ("warm", "--detach", "a/b")])
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("ps",), ("top",), ("events",), ("rm", "org/model"), ("warm", "--detach", "a/b")],
+)
 def test_without_a_daemon_what_needs_one_exits_with_75(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:

@@ -51,8 +51,33 @@ INFOS = st.builds(
 )
 INFO_TUPLES = st.lists(INFOS, max_size=wire.MAX_FILES).map(tuple)
 OPEN_FILES = st.builds(OpenFile, INFOS, st.just(-1), st.none() | st.just(-1))
+MOMENTS = st.floats(0, 2**40)
+COMING = st.builds(
+    wire.Coming,
+    NAMES,
+    NAMES,
+    SIZES,
+    st.none() | SIZES,
+    st.none() | MOMENTS,
+    st.none() | MOMENTS,
+    MOMENTS,
+)
+NOT_WARM = st.builds(wire.NotWarm, *[NAMES] * 4, MOMENTS, st.none() | MOMENTS)
+RECENT = st.builds(wire.RecentModel, NAMES, NAMES, SIZES, MOMENTS, st.booleans())
 STATUSES = st.builds(
-    status, version=NAMES, pid=SIZES, models=SIZES, watches=st.dictionaries(NAMES, SIZES)
+    status,
+    version=NAMES,
+    pid=SIZES,
+    models=SIZES,
+    watches=st.dictionaries(NAMES, SIZES),
+    coming=st.lists(COMING, max_size=3).map(tuple),
+    not_warm=st.lists(NOT_WARM, max_size=3).map(tuple),
+    not_warm_count=SIZES,
+    recent=st.lists(RECENT, max_size=3).map(tuple),
+    disk=st.none() | st.builds(wire.Disk, SIZES, SIZES),
+    quarantined=SIZES,
+    hashed_since=st.none() | MOMENTS,
+    fallbacks=st.dictionaries(NAMES, SIZES),
 )
 FILENAMES = st.lists(NAMES, max_size=wire.MAX_FILES).map(tuple)
 VERSIONS = st.tuples(st.integers(0, 65_535), st.integers(0, 65_535)).map(
@@ -84,7 +109,10 @@ OPTIONS = st.one_of(
     st.builds(wire.WarmOptions, st.just(()), *FLAGS, lock=LOCKS),
 )
 WARMS = st.builds(wire.Warm, SOURCES, OPTIONS)
-HELLOS = st.builds(wire.Hello, VERSIONS, NAMES)
+FALLBACKS = st.builds(wire.ReportedFallback, NAMES, NAMES, SIZES)
+HELLOS = st.builds(
+    wire.Hello, VERSIONS, NAMES, st.lists(FALLBACKS, max_size=wire.MAX_FILES).map(tuple)
+)
 REQUESTS = st.one_of(
     HELLOS,
     st.builds(wire.Load, SOURCES, FILENAMES),
@@ -334,6 +362,36 @@ def test_text_that_is_no_unicode_does_not_stop_an_answer() -> None:
     problem = wire.decode_answer(wire.encode(wire.Problem(Unavailable("cannot open /x/\udcff"))))
     assert isinstance(problem, wire.Problem)
     assert problem.error.message == "cannot open /x/?"
+
+
+def test_the_largest_status_fits_and_its_texts_are_clipped_first() -> None:
+    coming = wire.Coming(WIDE * 4096, "fetching", 2**63 - 1, 2**63 - 1, 1e9 / 3, 1e9 / 3, 1e9 / 3)
+    not_warm = wire.NotWarm(WIDE * 4096, "C" * 64, WIDE * 9000, WIDE * 9000, 1e9 / 3, 1e9 / 3)
+    recent = wire.RecentModel(WIDE * 4096, "r" * 256, 2**63 - 1, 1e9 / 3)
+    whole = status(
+        coming=(coming,) * 20,
+        not_warm=(not_warm,) * 20,
+        recent=(recent,) * 20,
+        problems=(WIDE * 5000,) * 20,
+        cache_dir="/" + "c" * 4095,
+        socket_dir="/" + "s" * 4095,
+        watches=dict.fromkeys("abcdefg", 2**63 - 1),
+        fallbacks=dict.fromkeys("abcdefgh", 2**63 - 1),
+    )
+    arrived = wire.decode_answer(wire.encode(whole))
+    assert isinstance(arrived, wire.DaemonStatus)
+    assert (len(arrived.coming), len(arrived.not_warm), len(arrived.recent)) == (16, 16, 16)
+    assert len(arrived.problems) == 16
+    assert all(each.message.endswith("...") for each in arrived.not_warm)
+
+
+def test_a_status_of_an_earlier_release_lacks_what_it_did_not_know() -> None:
+    sent = json.loads(wire.encode(status(models=3)))
+    later = ("coming", "not_warm", "not_warm_count", "recent", "disk", "max_bytes", "problems")
+    for key in (*later, "quarantined", "quarantined_bytes", "hashed_since", "processes"):
+        del sent["report"][key]
+    del sent["report"]["fallbacks"]
+    assert wire.decode_answer(json.dumps(sent).encode()) == status(models=3)
 
 
 def largest_model() -> wire.CachedModel:

@@ -96,6 +96,8 @@ def test_no_model_goes_in_vain(room: tuple[list[Candidate], RoomUsage, RoomLimit
     for model in plan.victims:
         if model.is_needed_only and any(model.key in other.needs for other in plan.victims):
             continue  # goes because nobody is left who needs it
+        if model.is_superseded and not all(other.is_superseded for other in plan.victims):
+            continue  # goes before any that is current
         spared = closure(model, going)
         left = [other for other in models if other.key in spared or other.key not in going]
         freed = frozenset().union(*(m.blobs for m in models)) - frozenset().union(

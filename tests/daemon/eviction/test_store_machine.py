@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from craftcache.cache.incoming import note_incoming
+from craftcache.cache.underway import note_underway
 from craftcache.errors import PolicyDenied, StorageFull
 from tests.support.published import Clock, Keeping, keeping, key, source
 
@@ -126,7 +126,7 @@ class StoreMachine(RuleBasedStateMachine):
                     past = await parts.store.manifest_at(key(name))
                     manifest = await parts.publish(name, file=content)
                     if past is not None and past.revision != manifest.revision:
-                        note_incoming(parts.store.cache, key(name), past)
+                        note_underway(parts.store.cache, key(name), past)
                     parts.space.release("k")
 
         refusal: StorageFull | None = None

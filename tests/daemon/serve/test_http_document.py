@@ -258,7 +258,7 @@ def wait_generation(events: IO[str], number: int) -> None:
     for line in events:
         event = json.loads(line)
         keys = set(re.findall(r"`(\w+)`", listed[event["event"]]))
-        assert set(event) == {"event", "at"} | keys
+        assert set(event) == {"seq", "event", "at"} | keys
         if event.get("generation") == number:
             return
     raise AssertionError("the stream ended")

@@ -18,7 +18,7 @@ from craftcache.cache.stamps import FileStamp, Stamps
 from craftcache.digests import Digest, Promise, hash_stamped
 from craftcache.errors import NotFound
 from craftcache.sources import HubSource, UrlSource, WatchSource
-from craftcached.events import Events
+from craftcached.events import Event, Events
 from craftcached.store.opener import BlobOpener
 from craftcached.store.store import Store
 from craftcached.watch.generations import Generations
@@ -167,10 +167,10 @@ async def test_what_is_wrong_goes_to_quarantine_and_is_told(
     path.write_bytes(OTHERS[: len(CONTENT)])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert not is_served(store, source)
-    with events.listening() as heard:
-        assert await store.recheck(source, [NAME]) is None
-        event = heard.get_nowait()
-    assert event is not None
+    heard: list[Event] = []
+    events.observe(heard.append)
+    assert await store.recheck(source, [NAME]) is None
+    (event,) = heard
     assert (event["event"], event["path"]) == ("quarantined", store.cache.relative(path))
     (aside,) = store.cache.quarantine.iterdir()
     assert aside.read_bytes() == OTHERS[: len(CONTENT)]

@@ -164,6 +164,7 @@ def test_follow_runs_a_command_for_each_generation(daemon: DaemonProcess, export
     assert got == "got watch:run@1"
     write_pair(export, 2)
     found = craftcache(daemon, "follow", "run", "--once", "--after", "1", "--json")
+    assert found.stdout.count("\n") == 1  # a stream has one object a line
     assert json.loads(found.stdout)["number"] == 2
 
 

@@ -7,7 +7,7 @@ no part of the public tree. An error of :mod:`craftcache.errors` is the daemon's
 """
 
 from .failures import Cancelled, DaemonUnavailable
-from .waiting import Call, Cancellation, Deadlines, shut
+from .waiting import Call, Cancellation, Deadlines, shut, time_limit
 from .worker_socket import WorkerSocket
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Cancellation",
     "Call",
     "shut",
+    "time_limit",
     "Deadlines",
     "WorkerSocket",
 ]

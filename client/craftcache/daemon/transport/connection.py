@@ -30,7 +30,7 @@ from .waiting import shut
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from craftcache.wire import Answer, Request
+    from craftcache.wire import Answer, ReportedFallback, Request
 
     from .waiting import Silence
 
@@ -48,13 +48,18 @@ class Ended(Exception):
 class DaemonConnection:
     """A connection to the daemon, for one thread at a time.
 
+    Args:
+        fallbacks: Loads without the daemon that the hello tells of.
+
     Attributes:
         sock: The socket, not blocking; waits on it poll.
+        untold: Those of which the daemon may not have heard yet.
     """
 
-    __slots__ = ("_greeted", "_poll", "sock")
+    __slots__ = ("_greeted", "_poll", "sock", "untold")
 
-    def __init__(self) -> None:
+    def __init__(self, fallbacks: tuple[ReportedFallback, ...] = ()) -> None:
+        self.untold = fallbacks
         # The class that no other module takes the place of: PySocks knows only TCP, and gevent's
         # and eventlet's would add nothing, since waits here poll.
         self.sock = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -75,7 +80,7 @@ class DaemonConnection:
             self.sock.connect(path)
         except BlockingIOError:
             return False
-        self.send(_HELLO)
+        self.send(encode(Hello(fallbacks=self.untold)) if self.untold else _HELLO)
         return True
 
     def is_quiet(self) -> bool:
@@ -114,16 +119,15 @@ class DaemonConnection:
                 self._greet(message)
                 continue
             if not self._greeted:
-                raise DaemonUnavailable("the daemon said no hello")
+                raise DaemonUnavailable("the daemon said no hello", kind="protocol")
             silence.heard()
             if isinstance(message, Progress):
                 report(message)
             elif isinstance(message, Problem) or request.is_answered_by(message):
                 return message
             else:
-                raise DaemonUnavailable(
-                    f"the answer to {request.TYPE!r} is another {message.TYPE!r}"
-                )
+                why = f"the answer to {request.TYPE!r} is another {message.TYPE!r}"
+                raise DaemonUnavailable(why, kind="protocol")
 
     def close(self, *, for_all: bool = True) -> None:
         """Close it; with ``for_all`` also for forked processes that hold a copy."""
@@ -133,7 +137,7 @@ class DaemonConnection:
 
     def _greet(self, hello: Hello) -> None:
         if self._greeted:
-            raise DaemonUnavailable("the daemon said hello twice")
+            raise DaemonUnavailable("the daemon said hello twice", kind="protocol")
         if VERSIONS.common(hello.versions) is None:
             theirs, ours = hello.versions, VERSIONS
             raise ProtocolMismatch(
@@ -142,6 +146,7 @@ class DaemonConnection:
                 hint="Bring client and daemon to neighbouring releases",
             )
         self._greeted = True
+        self.untold = ()  # it has read this process's hello before it said its own
 
     def _receive(self, silence: Silence) -> Hello | Progress | Answer | Problem:
         while not self._has_word(silence.seconds_left()):
@@ -201,7 +206,8 @@ def _parse(
         # The kernel cut them though there was room in the buffer: the process has no number left.
         if flags & socket.MSG_CTRUNC and len(descriptors) < 2 * MAX_FILES:
             raise no_descriptors_left() from error
-        raise DaemonUnavailable(f"the daemon's message is malformed: {error}") from error
+        why = f"the daemon's message is malformed: {error}"
+        raise DaemonUnavailable(why, kind="protocol") from error
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:

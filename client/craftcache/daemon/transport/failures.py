@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from craftcache.errors import CraftcacheError
+    from craftcache.wire import FallbackReason
 
 __all__ = ["Busy", "DaemonUnavailable", "Cancelled"]
 
@@ -17,13 +18,26 @@ class DaemonUnavailable(Exception):  # internal, never seen by users
     fault; or its token may not read a source that this process's own token perhaps may. The text
     says which.
 
+    Args:
+        reason: Why, for people.
+        refusal: See below.
+        kind: See below.
+
     Attributes:
         refusal: The daemon's error in that last case; None in the others.
+        kind: Why, in a word.
     """
 
-    def __init__(self, reason: str, refusal: CraftcacheError | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        refusal: CraftcacheError | None = None,
+        *,
+        kind: FallbackReason = "failed",
+    ) -> None:
         super().__init__(reason)
         self.refusal = refusal
+        self.kind: FallbackReason = kind
 
 
 class Busy(Exception):  # internal, caught by WorkerSocket.ask

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from craftcache.errors import Unavailable
+
 from .failures import Cancelled, DaemonUnavailable
 
 if TYPE_CHECKING:
@@ -85,7 +87,8 @@ class Silence:
             self._extended = True
             self._until = self._began + self._patience()
         if now >= self._until:
-            raise DaemonUnavailable(f"no word from the daemon for {now - self._began:.1f} s")
+            why = f"no word from the daemon for {now - self._began:.1f} s"
+            raise DaemonUnavailable(why, kind="silent")
         return self._until - now
 
 
@@ -118,7 +121,8 @@ class Restarts:
             Cancelled: The request was cancelled.
         """
         if self._ends >= MAX_ENDS or time.monotonic() >= self._until:
-            raise DaemonUnavailable(f"the daemon went away in the middle of the request: {why}")
+            said = f"the daemon went away in the middle of the request: {why}"
+            raise DaemonUnavailable(said, kind="gone")
         cancellation.pause(self._deadlines.pause)
 
 
@@ -151,7 +155,7 @@ class Turn:
                 patience = self._deadlines.busy
             self._until = time.monotonic() + patience
         if time.monotonic() >= self._until:
-            raise DaemonUnavailable(str(busy)) from busy
+            raise DaemonUnavailable(str(busy), kind="busy") from busy
         cancellation.pause(busy.retry_after * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
 
 
@@ -195,6 +199,47 @@ class Cancellation:
         finally:
             with self._lock:
                 self._end = None
+
+
+@contextlib.contextmanager
+def time_limit(cancellation: Cancellation, seconds: float | None, *, source: str) -> Iterator[None]:
+    """A context that cancels a request which is not answered in time.
+
+    Args:
+        cancellation: Cancels the request.
+        seconds: Time that it may take; None for as long as it takes.
+        source: Named in the error.
+
+    Raises:
+        ValueError: ``seconds`` is no time.
+        Unavailable: The time is up; a retry may help.
+    """
+    if seconds is None:
+        yield
+        return
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise ValueError(f"timeout is {seconds!r}, and must be a number of seconds above 0")
+    is_up = threading.Event()
+
+    def end() -> None:
+        is_up.set()
+        cancellation.withdraw()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Cancelled as cancelled:
+        if not is_up.is_set():
+            raise
+        raise Unavailable(
+            f"not there after {seconds:g} s",
+            source=source,
+            hint=f"Try again, which goes on where this ended, or first craftcache warm {source}",
+        ) from cancelled
+    finally:
+        timer.cancel()
 
 
 def _ignore(_progress: Progress) -> None:

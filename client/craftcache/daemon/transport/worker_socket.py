@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from craftcache.limits import limit_reached
-from craftcache.wire import Problem, encode
+from craftcache.wire import Problem, ReportedFallback, encode
 
 from .connection import DaemonConnection, Ended
 from .failures import Busy, DaemonUnavailable
@@ -18,7 +19,7 @@ from .waiting import Call, Cancellation, Deadlines, Restarts, Silence, Turn, shu
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from craftcache.wire import Request
+    from craftcache.wire import FallbackReason, Request
 
 __all__ = ["WorkerSocket"]
 
@@ -50,8 +51,9 @@ class WorkerSocket:
         self.close()
 
     def _begin_empty(self) -> None:
-        # The lock guards the other two. Nothing blocks and no other lock is taken while it is held.
+        # The lock guards the others. Nothing blocks and no other lock is taken while it is held.
         self._lock = threading.Lock()
+        self._untold: Counter[tuple[FallbackReason, str]] = Counter()
         self._idle: list[DaemonConnection] = []
         self._connections: set[DaemonConnection] = set()
 
@@ -92,7 +94,7 @@ class WorkerSocket:
                     raise reached from error
                 why = f"{self.path}: {error.strerror or error}"
                 if not restarts.expected:
-                    raise DaemonUnavailable(why) from error
+                    raise DaemonUnavailable(why, kind="absent") from error
                 restarts.wait(call.cancellation, why)
                 continue
             try:
@@ -102,6 +104,11 @@ class WorkerSocket:
                 restarts.wait(call.cancellation, str(ended))
             except Busy as busy:
                 turn.wait(call.cancellation, busy)
+
+    def fell_back(self, reason: FallbackReason, served_by: str) -> None:
+        """Note a load without the daemon; the next connection tells the daemon of it."""
+        with self._lock:
+            self._untold[reason, served_by] += 1
 
     def close(self) -> None:
         """Close the idle connections; a later request opens its own."""
@@ -122,7 +129,7 @@ class WorkerSocket:
         """An idle connection on which ``packet`` was sent, or None; closed ones are dropped."""
         while True:
             with self._lock:
-                if not self._idle:
+                if not self._idle or self._untold:
                     return None
                 connection = self._idle.pop()
             if connection.is_quiet() and connection.send(packet):
@@ -133,8 +140,11 @@ class WorkerSocket:
         self, packet: bytes, silence: Silence, cancellation: Cancellation
     ) -> DaemonConnection:
         """A new connection on which ``packet`` was sent."""
-        connection = DaemonConnection()
         with self._lock:
+            untold, self._untold = self._untold, Counter()
+            connection = DaemonConnection(
+                tuple(ReportedFallback(*which, count) for which, count in untold.items())
+            )
             self._connections.add(connection)
         try:
             while not connection.connect(self.path):
@@ -175,6 +185,9 @@ class WorkerSocket:
     def _drop(self, connection: DaemonConnection) -> None:
         with self._lock:
             self._connections.discard(connection)
+            for each in connection.untold:
+                reason = cast("FallbackReason", each.reason)
+                self._untold[reason, each.served_by] += each.count
         connection.close()
 
 

@@ -1,9 +1,9 @@
-"""Incoming revisions: what is about to be published in huggingface_hub's tree.
+"""What is under way in huggingface_hub's tree: revisions that are being published or removed.
 
-A record of each, ``incoming/<key>-<commit>.json`` in the form of a manifest, is written before the
-first of its files has its name there, and removed once its manifest is in place. Where a kill came
-in between, it says that craftcache put the files there: so they count towards its quota, and are
-the first to go. All calls block.
+A record of each, ``underway/<key>-<commit>.json`` in the form of a manifest, is written before the
+first of its files gets or loses its name there, and removed after the last step. Where a kill came
+in between, it says that craftcache put there what is left: so that counts towards its quota, and
+is the first to go. All calls block.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
 
     from .directory import CacheDir
 
-__all__ = ["forget_incoming", "incoming", "incoming_at", "note_incoming"]
+__all__ = ["forget_underway", "underway", "underway_at", "note_underway"]
 
 
-def note_incoming(cache: CacheDir, key: str, coming: Manifest) -> None:
-    """Record a revision before its first file comes.
+def note_underway(cache: CacheDir, key: str, manifest: Manifest) -> None:
+    """Record a revision before its first file comes or goes.
 
     Args:
         cache: The cache directory.
-        key: Key of the manifest that will be written.
-        coming: The files that are about to come.
+        key: Key of its manifest.
+        manifest: The files that are about to come or go.
 
     Raises:
         OSError: It is not recorded.
     """
-    name = f"{key}-{coming.revision}"
+    name = f"{key}-{manifest.revision}"
     path = _path(cache, name)
     make_directory(path.parent)
-    write_file(path, coming.dump(name), staging=cache.staging)
+    write_file(path, manifest.dump(name), staging=cache.staging)
 
 
-def forget_incoming(cache: CacheDir, name: str) -> None:
+def forget_underway(cache: CacheDir, name: str) -> None:
     """Remove the record of that name, ``<key>-<commit>``, if there is one."""
     _path(cache, name).unlink(missing_ok=True)
 
 
-def incoming(cache: CacheDir) -> Iterator[tuple[str, Manifest]]:
+def underway(cache: CacheDir) -> Iterator[tuple[str, Manifest]]:
     """All recorded revisions by name, in no order."""
     for path in _path(cache, "").parent.glob("*.json"):
-        if (manifest := incoming_at(cache, path.stem)) is not None:
+        if (manifest := underway_at(cache, path.stem)) is not None:
             yield path.stem, manifest
 
 
-def incoming_at(cache: CacheDir, name: str) -> Manifest | None:
+def underway_at(cache: CacheDir, name: str) -> Manifest | None:
     """The recorded revision of that name; None where there is none that can be read."""
     try:
         with _path(cache, name).open("rb") as file:
@@ -63,4 +63,4 @@ def incoming_at(cache: CacheDir, name: str) -> Manifest | None:
 
 
 def _path(cache: CacheDir, name: str) -> Path:
-    return cache.private / "incoming" / f"{name}.json"
+    return cache.private / "underway" / f"{name}.json"

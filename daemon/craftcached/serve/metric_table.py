@@ -1,0 +1,115 @@
+"""Every metric of the daemon: its name, kind, labels and meaning.
+
+The scrape, the table in docs/http.md, the dashboard and the alert rules go by this table: none of
+them can name a metric that is not here, and none that is here is left out of a scrape.
+
+Names follow Prometheus' conventions: base units, ``_total`` for what only grows,
+``_timestamp_seconds`` for moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+__all__ = ["METRICS", "Kind", "MetricDefinition"]
+
+Kind: TypeAlias = Literal["gauge", "counter", "histogram"]
+
+PREFIX = "craftcache_"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDefinition:
+    """What a metric is.
+
+    Attributes:
+        name: Its name without the prefix and without ``_total``.
+        kind: Its kind.
+        meaning: What it says, for people.
+        labels: Names of its labels.
+        is_optional: Whether it has no sample where it is not known.
+    """
+
+    name: str
+    kind: Kind
+    meaning: str
+    labels: tuple[str, ...] = ()
+    is_optional: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """The name under which its samples stand."""
+        return f"{PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
+
+
+def _gauge(name: str, meaning: str, *labels: str, optional: bool = False) -> MetricDefinition:
+    return MetricDefinition(name, "gauge", meaning, labels, optional)
+
+
+def _counter(name: str, meaning: str, *labels: str) -> MetricDefinition:
+    return MetricDefinition(name, "counter", meaning, labels)
+
+
+def _histogram(name: str, meaning: str, *labels: str) -> MetricDefinition:
+    return MetricDefinition(name, "histogram", meaning, labels)
+
+
+METRICS: dict[str, MetricDefinition] = {
+    metric.name: metric
+    for metric in (
+        _gauge("build_info", "1, with the software's version.", "version"),
+        _gauge("start_time_seconds", "When the daemon started."),
+        _gauge("models", "Models that are cached."),
+        _gauge("cached_bytes", "Of all cached models, each file once."),
+        _gauge("resident_bytes", "Of them in memory.", optional=True),
+        _gauge("quota_bytes", "The setting max_bytes; 0 is no limit."),
+        _gauge("disk_free_bytes", "That the daemon may still write.", optional=True),
+        _gauge("disk_size_bytes", "Of the file system of the cache.", optional=True),
+        _gauge("quarantined_files", "Turned out wrong, and kept for a look."),
+        _gauge("quarantined_bytes", "Of them."),
+        _gauge("problems", "What is wrong, as the status lists it."),
+        _gauge("not_warm_sources", "Wanted or here before, and not warm now."),
+        _gauge("requests_in_flight", "Sources that are fetched, verified or published."),
+        _gauge("queued_warms", "Warms that are promised and not done."),
+        _gauge("failing_warms", "Of them have failed and are tried again."),
+        _gauge("watches", "Watched directories.", "state"),
+        _gauge("worker_connections", "Workers connected."),
+        _gauge("worker_requests", "Requests of workers under way."),
+        _gauge("worker_followers", "Workers that follow a watch."),
+        _gauge("model_processes", "Processes that were handed models and still run."),
+        _gauge(
+            "scrub_age_seconds",
+            "Since the last hashing of the file that was hashed longest ago.",
+            optional=True,
+        ),
+        _counter("loads", "Loads, by who served them and how.", "served_by", "result"),
+        _histogram("load_wait_seconds", "From a load's request to its answer.", "result"),
+        _counter("served_bytes", "Of the files that loads were handed."),
+        _counter(
+            "fetched_bytes", "Downloaded, by the origin's host and outcome.", "origin", "outcome"
+        ),
+        _counter("resumed_bytes", "Left by interrupted downloads and used."),
+        _counter("fetch_failures", "Downloads given up.", "code"),
+        _histogram("fetch_duration_seconds", "Of each file's download."),
+        _histogram("fetch_bytes_per_second", "Of each file's download."),
+        _counter("warms", "Warms that ended.", "outcome"),
+        _histogram("warm_duration_seconds", "Of each warm.", "outcome"),
+        _counter("evictions", "Models that were evicted.", "reason"),
+        _counter("evicted_bytes", "That evictions freed.", "reason"),
+        _counter("quarantined", "Files that were set aside as wrong."),
+        _counter("verified_files", "Files that were hashed again on request.", "outcome"),
+        _counter("scrubbed_bytes", "Hashed by the scrub."),
+        _counter("scrub_findings", "What the scrub found, of whatever is cached.", "outcome"),
+        _gauge("mirror_up", "0 while a mirror has failed and is left alone.", "mirror"),
+        _counter("mirror_bytes", "Downloaded from mirrors.", "mirror"),
+        _counter("mirror_failures", "Requests that a mirror did not serve.", "mirror", "kind"),
+        _counter("mirror_wrong_ranges", "Ranges from mirrors that turned out wrong.", "mirror"),
+        _counter("worker_failures", "Requests on the worker socket that failed.", "code"),
+        _counter("worker_fallbacks", "Loads without the daemon, as workers tell it.", "reason"),
+        _counter("http_responses", "Over HTTP.", "method", "path", "status"),
+        _histogram("event_loop_lag_seconds", "By which the event loop was late."),
+        _counter("scrape_failures", "Parts of a scrape left out because they failed.", "part"),
+    )
+}
+"""All of them, by name, in the order of a scrape."""

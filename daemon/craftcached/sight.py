@@ -1,0 +1,40 @@
+"""What the daemon sees of itself: its events, and all that is made of them for people and tools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .absences import Absences
+from .counts import Counts
+from .events import Events
+from .job_log import Refusals, log_job
+from .processes import Processes
+
+__all__ = ["Sight"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One instance a daemon; its parts change on the event loop only.
+
+    Attributes:
+        events: What happens.
+        counts: How much has happened.
+        absences: Why models are not warm.
+        processes: Who was handed which model.
+        refusals: The log of requests that are answered by an error.
+    """
+
+    events: Events
+    counts: Counts
+    absences: Absences
+    processes: Processes
+    refusals: Refusals
+
+    @classmethod
+    def of(cls, processes: Processes | None = None) -> Sight:
+        """A new one, whose parts hear of all events."""
+        sight = cls(Events(), Counts(), Absences(), processes or Processes(), Refusals())
+        for observer in (sight.counts.hear, sight.absences.hear, log_job):
+            sight.events.observe(observer)
+        return sight
