@@ -365,7 +365,12 @@ class Store:
         return await asyncio.to_thread(self.cache.read_index, record) is not None
 
     async def mend_links(self, manifest: Manifest) -> list[FileRecord]:
-        """Put right what leads unmodified programs to a model's files; see links.mend_links."""
+        """Put right what leads unmodified programs to a model's files; see links.mend_links.
+
+        Of a model in another daemon's cache that is the owner's to do.
+        """
+        if any(map(self.cache.is_owners, manifest.files)):
+            return []
         return await self._write(mend_links, self.cache, manifest)
 
     def remembered(self, key: str) -> Manifest | None:
