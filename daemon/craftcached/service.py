@@ -253,8 +253,9 @@ class Service:
             check_checkpoint(name, source=source.shown)
         # It stays until it is open: from then on the kernel knows that it is in use.
         with self._surveyor.needing(manifest_key(source)):
-            for _ in range(OPEN_ATTEMPTS):
-                if loaded := self._open(request):
+            for attempt in range(OPEN_ATTEMPTS):
+                # What was made sure of just now is served, whatever its owner has done since.
+                if loaded := self._open(request, is_fresh=attempt > 0):
                     return loaded
                 await self._warming.ensure(
                     source, request.names, Priority.WAITED_FOR, report, for_uid=uid
@@ -265,10 +266,15 @@ class Service:
             hint="See who removes it; the daemon's log says when",
         )
 
-    def _open(self, request: Load) -> Loaded | None:
-        """Open the files of a source if all are published and untouched; None otherwise."""
+    def _open(self, request: Load, *, is_fresh: bool = False) -> Loaded | None:
+        """Open the files of a source if all are published and untouched; None otherwise.
+
+        Args:
+            request: Names the files.
+            is_fresh: Whether they are served though another daemon's cache has others by now.
+        """
         source = request.source
-        if self._owner is not None and not self._owner.is_followed(source):
+        if not (is_fresh or self._owner is None or self._owner.is_followed(source)):
             return None
         manifest = self._store.trusted(source)
         records = manifest.select(source, request.names) if manifest else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,9 @@ def test_the_document_knows_each_key_and_its_default() -> None:
 
 
 def test_the_documents_examples_are_settings(tmp_path: Path) -> None:
-    [example] = re.findall(r"^```toml\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
-    assert tomllib.loads(example)
-    [rule] = loaded(tmp_path, example)
+    mirror, shared = re.findall(r"^```toml\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    [rule] = loaded(tmp_path, mirror)
     assert rule.of == HUB
+    file = tmp_path / "config.toml"
+    file.write_text(shared)
+    assert Settings.load({}, environment={}, config_file=file).read_only

@@ -109,6 +109,21 @@ def listing(directory: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
+def blob_of(owner: DaemonProcess) -> Path:
+    """The owner's file of the language model."""
+    wanted = EXPORT_FILES["state_dict.bin"].read_bytes()
+    found = owner.cache_dir.glob("models--*/blobs/*")
+    return next(path for path in found if path.read_bytes() == wanted)
+
+
+def verdicts(node: DaemonProcess) -> set[str]:
+    """What a verification says of what is not right."""
+    with Api(node.socket_dir) as api:
+        answer = api.request("POST", "/verify", json={})
+        assert answer.status_code == 200, answer.text
+        return {each["outcome"] for each in answer.json()["results"]} - {"right"}
+
+
 @pytest.mark.parametrize(
     "mount", [mounted_read_only, pytest.param(mounted_by_fuse, marks=needs("bindfs"))]
 )
@@ -161,11 +176,7 @@ def test_a_node_follows_updates_and_survives_evictions_and_the_owners_death(
 def test_what_the_owners_disk_has_wrong_is_served_to_nobody(
     owner: DaemonProcess, at: Callable[..., DaemonProcess]
 ) -> None:
-    [blob] = [
-        path
-        for path in owner.cache_dir.glob("models--*/blobs/*")
-        if path.read_bytes() == EXPORT_FILES["state_dict.bin"].read_bytes()
-    ]
+    blob = blob_of(owner)
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
     blob.chmod(0o644)
@@ -174,6 +185,27 @@ def test_what_the_owners_disk_has_wrong_is_served_to_nobody(
     loaded(node)
     assert "does not hold what its owner's manifest says" in node.log
     assert blob.read_bytes() == bytes(data)  # the owner's to find
+    assert own_blobs(node)
+
+
+def test_rot_at_the_owner_is_found_here_and_left_there(
+    owner: DaemonProcess, at: Callable[..., DaemonProcess]
+) -> None:
+    node = at()
+    loaded(node)
+    before = listing(owner.cache_dir)
+    assert verdicts(node) == set()
+    assert listing(owner.cache_dir) == before
+    blob = blob_of(owner)
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(data)
+    before = listing(owner.cache_dir)
+    assert verdicts(node) == {"mended"}
+    assert listing(owner.cache_dir) == before
+    assert own_blobs(node)
+    loaded(node)
 
 
 def test_a_restart_inspects_nothing_again(
@@ -250,3 +282,24 @@ def test_the_environment_says_yes_or_no(word: str, flag: bool) -> None:
     with pytest.raises(ConfigError, match="true or false"):
         Settings.load({"cache_dir": "/c"}, environment={"CRAFTCACHE_READ_ONLY": "perhaps"})
     assert os.path.isabs(settings.own_cache_dir)
+
+
+def test_a_verification_mends_in_the_overlay_and_leaves_the_owners_files_alone(
+    at: Callable[..., DaemonProcess], owner: DaemonProcess
+) -> None:
+    node = at()
+    loaded(node)
+    with owner.client() as client:
+        blob = client.resolve("org/model", "state_dict.bin").resolve()
+    wrong = bytes(1) + blob.read_bytes()[1:]
+    blob.chmod(0o644)
+    blob.write_bytes(wrong)
+    before = listing(owner.cache_dir)
+    with Api(node.socket_dir) as api:
+        found = api.request("POST", "/verify").json()["found"]
+        assert found == {"right": 1, "mended": 1}
+        assert api.get("/quarantine")["files"] == []
+        assert api.request("POST", "/verify").json()["found"] == {"right": 2}
+    assert (blob.read_bytes(), listing(owner.cache_dir)) == (wrong, before)
+    assert own_blobs(node)
+    loaded(node)

@@ -9,9 +9,9 @@ from pathlib import Path
 DIRECTORY = Path(__file__).parents[2] / "wheels"
 
 
-def unpack_wheels(target: Path) -> dict[str, str]:
+def unpack_wheels(target: Path, wheels: Path = DIRECTORY) -> dict[str, str]:
     """Unpack all wheels, and return the environment in which Python finds them and this project."""
-    for wheel in sorted(DIRECTORY.glob("*.whl")):
+    for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(target)
     root = Path(__file__).parents[2]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECKSUM", "seal", "check_seal"]
 
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
 CHECKSUM: Final = "checksum"
 """The key of the digest, which is over all others, in whatever order and form they stand."""
 
@@ -36,5 +38,5 @@ def check_seal(document: Mapping[str, Any]) -> None:
 
 
 def _digest(fields: Mapping[str, Any]) -> str:
-    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    canonical = _CANONICAL.encode(fields)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -133,6 +133,11 @@ class Stamps:
             make_directory(self.directory)
             write_file(self.path(sha256), document, staging=self._staging, durable=False)
 
+    def forget(self, sha256: str) -> None:
+        """Forget all stamps for that digest: its files are hashed before they are believed."""
+        self._known.pop(sha256, None)
+        self.path(sha256).unlink(missing_ok=True)
+
     def hash(self, path: Path, *, git: bool = False) -> HashedFile:
         """Hash a whole file and record its stamp; see digests.hash_stamped.
 

@@ -27,7 +27,7 @@ __all__ = ["events"]
 @json_option
 @pass_place
 def events(place: Site, since: int | None, kinds: tuple[str, ...], *, as_json: bool) -> None:
-    """Print what happens, as it happens: warms, evictions, pins, watches.
+    """Print what happens, as it happens.
 
     It goes on until interrupted, also after a restart of the daemon. Where events are lost, a line
     `gap` says so.

@@ -28,7 +28,7 @@ _OPEN = {True: "open", False: "closed", None: NOT_KNOWN}
 @json_option
 @pass_place
 def ps(place: Site, *, as_json: bool) -> None:
-    """List the processes that use models, and those that wait for some.
+    """List the processes that use models, and those that wait.
 
     A process stands here from its first load to its end, whatever it does with the model. FILES
     says whether any process has files of the model open or mapped; a model on a GPU needs none.

@@ -26,7 +26,7 @@ COMING = ("SOURCE", "STATE", "DONE", "RATE", "LEFT")
 @json_option
 @pass_place
 def status(place: Site, *, as_json: bool) -> None:
-    """Say what is warm, what is coming, what is not warm and why, and what is wrong."""
+    """Say what is warm, what comes, what does not and why."""
     report = place.client().status()
     if as_json:
         print_json(report.to_document())

@@ -41,7 +41,7 @@ PROCESSES_EVERY = 5
 @json_option
 @pass_place
 def top(place: Site, interval: float, count: int | None, *, as_json: bool) -> None:
-    """Show what the daemon does, live: loads, what is coming and how fast, who uses what.
+    """Show live what the daemon does, what comes and who uses what.
 
     Where stdout is no terminal each refresh is printed below the one before; with --json each is
     one line of JSON.

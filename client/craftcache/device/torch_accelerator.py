@@ -221,6 +221,6 @@ def _return_pinned_memory() -> None:
     """Have torch give page-locked memory that nobody has back to the system, where it can."""
     api: Any = getattr(torch, "accelerator", None)
     empty = getattr(api, "empty_host_cache", None) or getattr(torch._C, "_host_emptyCache", None)  # noqa: SLF001
-    if empty is not None:  # before torch 2.5 it keeps it for its own next use
+    if empty is not None:  # otherwise torch keeps it for its own next use
         with contextlib.suppress(RuntimeError):
             empty()

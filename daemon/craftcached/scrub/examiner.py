@@ -181,7 +181,12 @@ class Examiner:
         )
 
     async def protect(self, record: FileRecord) -> None:
-        """Have the kernel check a published file at each read, where the file system can."""
+        """Have the kernel check a published file at each read, where the file system can.
+
+        Not one of another daemon's cache, where nothing is changed.
+        """
+        if self._store.cache.is_owners(record):
+            return
         with contextlib.suppress(FileNotFoundError):
             await self._verity.protect(self._store.cache.path(record), record.sha256)
 
@@ -211,10 +216,10 @@ class Examiner:
         self, record: FileRecord, hasher: FileHasher, pace: Pace, report: Callable[[int], None]
     ) -> tuple[Outcome, str | None]:
         """Hash a file; a wrong one goes to quarantine. Returns also its place there."""
-        path = self._store.cache.path(record)
+        path, is_owners = self._store.cache.path(record), self._store.cache.is_owners(record)
         while True:
             try:
-                await self._verity.protect(path, record.sha256)
+                await self.protect(record)
                 stamp = Stamp.of(path.stat())
                 sha256 = await hasher.hash(path, pace, report)
                 after = Stamp.of(path.stat())
@@ -224,6 +229,10 @@ class Examiner:
                 if after.ctime_ns == stamp.ctime_ns:
                     await self._store.record_stamp(sha256, FileStamp.of_stamp(stamp))
                 return "right", None
+            if is_owners and after == stamp:
+                # It stays where it is, is served no more, and this node gets a copy of its own.
+                await self._store.forget_stamps(record.sha256)
+                return "wrong", None
             quarantined = await self._store.quarantine_wrong(record, stamp)
             if quarantined is not None:  # None: another file was put in its place, so hash that
                 return "wrong", quarantined

@@ -32,6 +32,8 @@ def mend_links(cache: CacheDir, manifest: Manifest) -> list[FileRecord]:
         TreeObstacle: A file or directory is in the way.
     """
     source = parse(manifest.source)
+    if any(map(cache.is_owners, manifest.files)):
+        return []  # what leads to the files of a cache that another daemon owns is that daemon's
     present = [record for record in manifest.files if cache.path(record).exists()]
     if not isinstance(source, HubSource):
         return [record for record in present if _mend_torch_link(cache, record)]

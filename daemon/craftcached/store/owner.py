@@ -19,6 +19,7 @@ import logging
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
@@ -54,6 +55,10 @@ class OwnerCache:
         self._store = store
         self._cache = CacheDir(root, store.cache.trusted_uids)
         self._seen: dict[str, FileStamp | None] = {}
+        # By key; each guards the manifest here between the look at the owner's and its writing, so
+        # that of two that follow at once the later one has the later word. The store's writing
+        # thread is taken inside, and nothing else.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def follow_all(self) -> None:
         """Follow every model that the owner has now."""
@@ -73,9 +78,13 @@ class OwnerCache:
     async def follow(self, source: RemoteSource) -> None:
         """Take over what the owner's cache has of ``source`` now; nothing is read of its files."""
         key = manifest_key(source)
-        stamp = await asyncio.to_thread(self._stamp, key)
-        if key in self._seen and self._seen[key] == stamp:
-            return
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            stamp = await asyncio.to_thread(self._stamp, key)
+            if key not in self._seen or self._seen[key] != stamp:
+                await self._take_over(source, key, stamp)
+                self._seen[key] = stamp
+
+    async def _take_over(self, source: RemoteSource, key: str, stamp: FileStamp | None) -> None:
         theirs = await asyncio.to_thread(self._cache.manifest_at, key, ours=True)
         ours = await self._store.manifest_at(key)
         if theirs is None and stamp is not None:
@@ -88,7 +97,6 @@ class OwnerCache:
         elif theirs is None and ours is not None and _is_owners(self._store.cache, ours):
             await self._store.remove(key)
             log.info("%s: the owner has it no more", source.shown)
-        self._seen[key] = stamp
 
     def _led_to(self, manifest: Manifest) -> Manifest:
         """The owner's manifest with the paths by which this node sees the files.

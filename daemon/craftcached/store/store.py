@@ -355,12 +355,21 @@ class Store:
         """Record that a file with this stamp was found to have that digest."""
         await self._hashing.run(self.cache.stamps.record, sha256, stamp)
 
+    async def forget_stamps(self, sha256: str) -> None:
+        """Have files of that digest hashed again before they are served."""
+        await self._hashing.run(self.cache.stamps.forget, sha256)
+
     async def is_index_right(self, record: FileRecord) -> bool:
         """Whether the index of a published file is there and has the digest of its record."""
         return await asyncio.to_thread(self.cache.read_index, record) is not None
 
     async def mend_links(self, manifest: Manifest) -> list[FileRecord]:
-        """Put right what leads unmodified programs to a model's files; see links.mend_links."""
+        """Put right what leads unmodified programs to a model's files; see links.mend_links.
+
+        Of a model in another daemon's cache that is the owner's to do.
+        """
+        if any(map(self.cache.is_owners, manifest.files)):
+            return []
         return await self._write(mend_links, self.cache, manifest)
 
     def remembered(self, key: str) -> Manifest | None:

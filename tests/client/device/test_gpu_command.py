@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.gpu.__main__ import Steps
 from tests.gpu.verdict import verdict
+from tests.gpu.wheels import unpack_wheels
 
 ROOT = Path(__file__).parents[3]
 
@@ -76,3 +80,23 @@ def test_what_is_enough_is_what_was_asked_for(ours: float, enough: list[bool]) -
 
 def test_without_figures_nothing_is_said() -> None:
     assert verdict({}) == {"wrong_tensors": 0, "compared_tensors": 0, "models": {}}
+
+
+def test_what_lies_in_wheels_is_there_to_import(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "carried-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("carried/__init__.py", "NAME = 'carried here'")
+    environment = unpack_wheels(tmp_path / "unpacked", wheels)
+    program = "import carried, craftcache, tests.gpu; print(carried.NAME)"
+    assert Steps(environment, tmp_path).run("import", ["-c", program], 60) == (
+        "exit 0",
+        "carried here\n",
+    )
+
+
+def test_a_step_that_hangs_is_cut_off_and_what_it_said_is_kept(tmp_path: Path) -> None:
+    program = "import threading; print('begun', flush=True); threading.Event().wait()"
+    outcome, printed = Steps(dict(os.environ), tmp_path).run("hang", ["-c", program], 3)
+    assert outcome == "cut off"
+    assert printed in ("begun\n", "")  # where Python had not even started
