@@ -406,6 +406,7 @@ class Warmer:
         inspected = not wanted.as_need or (known is not None and not known.needed_only)
         commit = wanted.commit or _known_commit(wanted, known)
         claim: ModelClaim | None = None
+        claimed: frozenset[str] = frozenset()
         async with contextlib.AsyncExitStack() as held:
             # All files may be here, though not published under this name: then no origin is asked,
             # and the warm works offline.
@@ -422,6 +423,7 @@ class Warmer:
                 description = replace(description, for_uid=wanted.for_uid, closure=closure)
                 admission = self._admission(description)
                 claim = await held.enter_async_context(admission)
+                claimed = frozenset(file.remote.key for file in description.files)
                 # The files, and the locks of their blobs, are held until publication too.
                 files = await held.enter_async_context(
                     self._obtainer.hold(
@@ -434,7 +436,8 @@ class Warmer:
             # Inside the context: a program that waits for a blob's lock then finds it published.
             manifest = await self._publish(files, known, wanted)
             if claim is not None:
-                claim.settle(frozenset(record.inode for record in manifest.files))
+                inodes = frozenset(record.inode for record in manifest.files)
+                claim.settle(inodes, claimed)
         progress.tell(None, manifest.size, manifest.size, "done")
         # The caller removes dependencies that the new revision dropped; see Warming.warm.
         is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
