@@ -277,9 +277,15 @@ class Service:
                 # What was made sure of just now is served, whatever its owner has done since.
                 if loaded := self._open(request, is_fresh=attempt > 0):
                     return loaded
-                await self._warming.ensure(
-                    source, request.names, Priority.WAITED_FOR, report, for_uid=uid
-                )
+                try:
+                    await self._warming.ensure(
+                        source, request.names, Priority.WAITED_FOR, report, for_uid=uid
+                    )
+                except OSError as error:
+                    if self._owner is None:
+                        raise
+                    # A file of another daemon's cache was removed while it was looked at.
+                    log.info("%s: %s; looked for again", source.shown, error)
         raise Unavailable(
             "it is removed as often as it is brought",
             source=source.shown,
