@@ -5,7 +5,7 @@
 # make audiocraft   those with AudioCraft 1.3.0 itself, which it installs twice: in .venv-audiocraft
 #                with today's libraries, and in .venv-audiocraft-pinned with those that it asks for
 # make check   linters, types and the border between the two packages
-# make bench   the benchmarks
+# make bench   the benchmarks, and docs/charts/ from what they find
 # make soak    ten minutes of 32 clients of three users, with the daemon killed every few seconds; as
 #              root, so that there are three users; make soak SOAK_SECONDS=60
 # make gpu     what needs a GPU, tests and benchmark, in one JSON document; without one a dry run. It
@@ -85,8 +85,13 @@ check: $(INSTALLED)
 	$(BIN)/mypy --explicit-package-bases tests
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) $(VENV)/.charts
 	for name in $(BENCHES); do $(BIN)/python -m tests.bench.$$name || exit; done
+	$(BIN)/python -m tests.bench.charts
+
+$(VENV)/.charts: pyproject.toml $(CONSTRAINTS) | $(INSTALLED)
+	$(PIP) install --editable '.[bench]'
+	touch $@
 
 soak: $(INSTALLED)
 	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS)

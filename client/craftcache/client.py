@@ -164,9 +164,10 @@ class Client:
         Args:
             sources: URLs and Hub ids.
             on_progress: Called with each step, in this thread.
-            options: Attributes of WarmOptions: ``filenames`` to fetch, ``resident`` to read them
-                into memory, ``pair_only`` to leave out dependencies, ``refresh=False`` to take
-                the revision that was warmed last.
+            options: Attributes of WarmOptions: ``filenames`` to fetch, or ``include`` and
+                ``exclude``, patterns of a Hub repository's files; ``resident`` to read them into
+                memory, ``pair_only`` to leave out dependencies, ``refresh=False`` to take the
+                revision that was warmed last.
 
         Raises:
             CraftcacheError: The first failure, with the others as its notes. Sources that were

@@ -9,6 +9,7 @@ import logging
 import os
 import sqlite3
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from craftcache.cache.cache_format import check_format
@@ -28,9 +29,11 @@ from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
 from .eviction.meter import RoomMeter
 from .eviction.pins import Pins
+from .eviction.prune import Pruner
 from .eviction.survey import Surveyor
 from .fetch import Engine, EngineSettings, Mirrors, SecondAttempt
 from .fetch.disk_space import DiskSpace, existing, free_bytes
+from .fetch.measured_rate import MeasuredFetcher
 from .host_tokens import HostTokens
 from .inspect import Inspector
 from .loop_lag import measuring_lag
@@ -52,7 +55,9 @@ from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
 from .warm.admission import FetchAdmission
+from .warm.bundles import BundleImporter
 from .warm.origins import Hub, Origins
+from .warm.planner import Planner
 from .warm.warmer import Warmer
 from .watch import Watches
 
@@ -196,15 +201,18 @@ class Daemon:
             mirrors=self._mirrors,
         )
         life.callback(hub.close)
+        attempt = SecondAttempt(engine, self._mirrors)
+        fetcher = MeasuredFetcher(CountedFetcher(attempt, self._sight.counts))
         obtainer = FileAcquirer(
             store=store,
-            fetcher=CountedFetcher(SecondAttempt(engine, self._mirrors), self._sight.counts),
+            fetcher=fetcher,
             inspector=inspector,
         )
         self._budgets = await life.enter_async_context(Budgets(records, _budget_limits(settings)))
+        origins = Origins(hub, self._policy, HostTokens(settings.tokens_dir))
         self._warmer = Warmer(
             store=store,
-            origins=Origins(hub, self._policy, HostTokens(settings.tokens_dir)),
+            origins=origins,
             obtainer=obtainer,
             allow=settings.allow,
             deny=settings.deny,
@@ -218,6 +226,23 @@ class Daemon:
         handout.check()
         residency = await life.enter_async_context(Residency())
         keepers = await self._open_keepers(life, store, records, residency, space)
+        bundles = BundleImporter(
+            store=store,
+            obtainer=obtainer,
+            origins=origins,
+            check_allowed=self._warmer.check_allowed,
+            make_room=partial(keepers.evictor.make_room, source="a bundle"),
+        )
+        life.callback(bundles.close)
+        pruner = Pruner(
+            survey=keepers.surveyor.survey,
+            remove=store.remove,
+            is_kept=keepers.is_kept,
+            uses=keepers.uses,
+            tell=lambda source, freed: self._sight.events.tell(
+                "removed", source=source, freed_bytes=freed
+            ),
+        )
         self._watches = Watches(
             store=store,
             inspector=inspector,
@@ -251,6 +276,10 @@ class Daemon:
             watches=self._watches,
             sight=self._sight,
             monitor=self._monitor,
+            bundles=bundles,
+            pruner=pruner,
+            planner=Planner(store=store, origins=origins, check_allowed=self._warmer.check_allowed),
+            fetcher=fetcher,
             owner=owner,
         )
         life.push_async_callback(service.close)

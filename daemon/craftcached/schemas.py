@@ -191,6 +191,13 @@ class _Noted(Fields):
     def sha256(self, key: str) -> str:
         return self._note(key, {"type": "string", "pattern": "^[0-9a-f]{64}$"}, "0" * 64)
 
+    def commit(self, key: str) -> str:
+        return self._note(key, {"type": "string", "pattern": "^[0-9a-f]{40}$"}, "0" * 40)
+
+    def hub_etag(self, key: str) -> str:
+        pattern = "^([0-9a-f]{40}|[0-9a-f]{64})$"
+        return self._note(key, {"type": "string", "pattern": pattern}, "0" * 64)
+
     def integer(self, key: str) -> int:
         return self._note(key, dict(_COUNT), 1)
 

@@ -15,8 +15,10 @@ from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.checkpoint.filenames import check_checkpoint
+from craftcache.daemon.planning import PlannedRoom, WarmPlan
 from craftcache.daemon.room import UserReport
 from craftcache.errors import CraftcacheError, InvalidSource, NotFound, PolicyDenied, Unavailable
+from craftcache.model_filter import ModelFilter, ModelTraits, are_met
 from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
 from craftcache.version import VERSION
 from craftcache.wire import (
@@ -39,6 +41,7 @@ from craftcache.wire import (
     first_page,
 )
 
+from .eviction.quota import RoomLimits, RoomUsage, excess
 from .fetch import Priority
 from .overview import Overview
 from .scrub import Integrity
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from craftcache.cache.manifest import FileRecord, Manifest
-    from craftcache.daemon.administration import Eviction, QueuedWarm
+    from craftcache.daemon.administration import Eviction, Pruning, QueuedWarm
     from craftcache.daemon.room import RoomReport
     from craftcache.sources import RemoteSource
     from craftcache.wire import Coming, ModelsPage, Progress, Request
@@ -63,12 +66,16 @@ if TYPE_CHECKING:
     from .database import Database, Pin, WarmJob
     from .directory_monitor import DirectoryMonitor
     from .eviction.keepers import Keepers
+    from .eviction.prune import Pruner
+    from .fetch.measured_rate import MeasuredFetcher
     from .residency.residency import Residency
     from .settings import Settings
     from .sight import Sight
     from .store.opener import BlobOpener
     from .store.owner import OwnerCache
     from .store.store import Store
+    from .warm.bundles import BundleImporter
+    from .warm.planner import Planner
     from .warm.warmer import Warmed, Warmer
     from .watch import Watches
 
@@ -109,10 +116,15 @@ class Service:
         watches: The watched directories, whose generations are published.
         sight: What the daemon sees of itself; told of what is done here.
         monitor: Reports which of the daemon's own directories and sockets are gone.
+        bundles: Imports models that come in a file.
+        pruner: Removes models that were chosen by filters.
+        planner: Says what a warm would bring.
+        fetcher: Knows how fast this node fetches.
         owner: Another daemon's cache that is served from as well; None for none.
 
     Attributes:
         watches: The watched directories, whose generations are published.
+        bundles: Imports models that come in a file.
         started_at: Time of the daemon's start, in seconds since the epoch.
         integrity: Keeps what is cached what it was; the caller enters and leaves it.
     """
@@ -131,6 +143,10 @@ class Service:
         watches: Watches,
         sight: Sight,
         monitor: DirectoryMonitor,
+        bundles: BundleImporter,
+        pruner: Pruner,
+        planner: Planner,
+        fetcher: MeasuredFetcher,
         owner: OwnerCache | None = None,
     ) -> None:
         self._settings = settings
@@ -138,6 +154,9 @@ class Service:
         self._warmer = warmer
         self._handout = handout
         self._residency = residency
+        self._pruner = pruner
+        self._planner = planner
+        self._fetcher = fetcher
         self._pins = keepers.pins
         self._holds = keepers.holds
         self._uses = keepers.uses
@@ -147,6 +166,7 @@ class Service:
         self._monitor = monitor
         self._owner = owner
         self.watches = watches
+        self.bundles = bundles
         self._sight = sight
         self.started_at = time.time()
         self._warming = Warming(
@@ -412,6 +432,28 @@ class Service:
         except Unavailable as error:  # the generation is served all the same
             log.warning("what %s needs is not fetched: %s", generation.source, error)
 
+    async def plan(self, warms: Sequence[Warm]) -> WarmPlan:
+        """What these warms would take; see Planner.plan."""
+        models = tuple(await self._planner.plan(warms))
+        report = await self._evictor.report()
+        room = PlannedRoom(report.free, report.min_free, report.used, report.max_bytes, (), 0, 0)
+        plan = WarmPlan(models, room, self._fetcher.bytes_per_second)
+        wanted = excess(
+            RoomUsage(report.used, report.claimed, report.claimed, report.free),
+            RoomLimits(report.max_bytes, report.min_free),
+            plan.fetch_bytes,
+        )
+        if not wanted:
+            return plan
+        eviction = await self._evictor.evict(wanted, dry_run=True)
+        room = replace(
+            room,
+            evicted=eviction.removed,
+            freed_bytes=eviction.freed_bytes,
+            missing_bytes=eviction.missing_bytes,
+        )
+        return replace(plan, room=room)
+
     def queued(self) -> list[QueuedWarm]:
         """The queued warms that are not done, oldest first."""
         return self._queue.all()
@@ -467,6 +509,36 @@ class Service:
     async def evict(self, wanted: int | None, *, dry_run: bool) -> Eviction:
         """Evict models to free ``wanted`` bytes, or down to the quota; see Evictor.evict."""
         return await self._evictor.evict(wanted, dry_run=dry_run)
+
+    async def prune(self, filters: Sequence[str], *, dry_run: bool) -> Pruning:
+        """Remove the models that all filters mean and nothing needs; see Pruner.prune.
+
+        Raises:
+            InvalidSource: There is no filter, or one that is none.
+        """
+        conditions = [ModelFilter.parse(text) for text in filters]
+        if not conditions:
+            raise InvalidSource(
+                "no filter says which models are meant",
+                hint="Send one like 'accessed>30d'; DELETE /v1/models/{source} removes one model",
+            )
+        now = time.time()
+        chosen = [
+            key
+            for key, manifest in await self._store.published()
+            # A watch keeps as many of its generations as its rule says.
+            if manifest.watched is None and are_met(conditions, self._traits(key, manifest), now)
+        ]
+        return await self._pruner.prune(chosen, dry_run=dry_run)
+
+    def _traits(self, key: str, manifest: Manifest) -> ModelTraits:
+        return ModelTraits(
+            manifest.source,
+            manifest.size,
+            self._pins.find(key) is not None,
+            manifest.published_at.timestamp(),
+            self._uses.last(key) or None,
+        )
 
     async def room(self) -> RoomReport:
         """The room of the cache, and what takes it; see Evictor.report."""
@@ -595,6 +667,7 @@ class Service:
             resident_bytes=await self._resident(manifest.files),
             is_pinned=pin is not None,
             is_locked=pin is not None and pin.is_locked,
+            last_used_at=self._uses.last(key) or None,
             pinned_until=None if pin is None else pin.expires_at,
             held_until=self._holds.until(key),
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.cache.manifest import manifest_key
 from craftcache.errors import NotFound, Unavailable
-from craftcache.sources import WatchSource, parse
+from craftcache.sources import NO_SELECTION, WatchSource, parse
 from craftcache.wire import Progress
 
 from .fetch import Priority
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from craftcache.cache.manifest import FileRecord, Manifest
-    from craftcache.sources import RemoteSource
+    from craftcache.locked import LockedRevision
+    from craftcache.sources import RemoteSource, Selection
     from craftcache.wire import Warm
 
     from .eviction.last_use import LastUse
@@ -74,6 +75,8 @@ class Warming:
         report: Callable[[Progress], None],
         *,
         refresh: bool = False,
+        selection: Selection = NO_SELECTION,
+        lock: LockedRevision | None = None,
         for_uid: int | None = None,
         with_needs: bool = False,
     ) -> Warmed:
@@ -85,6 +88,8 @@ class Warming:
                 refresh=refresh,
                 priority=priority,
                 report=report,
+                selection=selection,
+                lock=lock,
                 for_uid=for_uid,
                 with_needs=with_needs,
             )
@@ -149,18 +154,22 @@ class Warming:
                 is published all the same.
         """
         source, options = request.source, request.options
+        # A lock names what the model needs as models of their own, at revisions of theirs.
+        is_alone = options.pair_only or options.lock is not None
         warmed = await self.ensure(
             source,
             request.names,
             Priority.BACKGROUND,
             report,
             refresh=options.refresh,
+            selection=options.selection,
+            lock=options.lock,
             for_uid=for_uid,
-            with_needs=not options.pair_only,
+            with_needs=not is_alone,
         )
         self._uses.note(manifest_key(source))
         try:
-            if not options.pair_only and (options.refresh or not self._has_needs(warmed.manifest)):
+            if not is_alone and (options.refresh or not self._has_needs(warmed.manifest)):
                 not_refreshed = await self._bring_needs(source, warmed.manifest, report, for_uid)
                 warmed = replace(warmed, not_refreshed=not_refreshed)
         finally:
@@ -168,7 +177,10 @@ class Warming:
             if warmed.superseded is not None:
                 await self._drop_unneeded(warmed.superseded)
         if options.resident:
-            records = warmed.manifest.select(source, request.names) or ()
+            names = request.names
+            if options.selection:
+                names = tuple(filter(options.selection.has, map(_name, warmed.manifest.files)))
+            records = warmed.manifest.select(source, names) or ()
             resident = await self._bring_in(source, records, report)
             warmed = replace(warmed, resident_bytes=resident)
         return warmed
@@ -230,3 +242,7 @@ class Warming:
             size = sum(record.size for record in records)
             log.info("%s: %d of %d bytes in memory", source.shown, found, size)
         return found
+
+
+def _name(record: FileRecord) -> str:
+    return record.filename

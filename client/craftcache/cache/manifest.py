@@ -21,10 +21,12 @@ moment at which a model exists for craftcache. Format, version 1::
                 "optional": ["spiece.model", ...]}],
      "unmet": [{"what": "...", "why": "...", "hint": "..."}],
      "needed_only": true,                                    if cached as a dependency only
+     "selections": [{"include": ["*.json"], "exclude": []}],    only if files were selected so
      "superseded": true,                                     if a newer revision took its place
      "watched": {"directory": "/runs/a/export", "generation": 3},   of a watch only
      "checksum": "<64 hex>"}          over all else, see craftcache.cache.sealed
 
+``selections`` are the patterns of which all files of that revision are among ``files``.
 ``needs`` and ``unmet`` are the model's dependencies, see craftcache.dependencies; a manifest of an
 earlier release has neither.
 
@@ -46,7 +48,15 @@ from typing import TYPE_CHECKING, Any
 from craftcache.dependencies import Dependency, UnmetDependency
 from craftcache.digests import Digest, Promise, Stamp
 from craftcache.errors import InvalidSource
-from craftcache.sources import UrlSource, check_filename, is_commit, parse
+from craftcache.sources import (
+    NO_SELECTION,
+    HubSource,
+    Selection,
+    UrlSource,
+    check_filename,
+    is_commit,
+    parse,
+)
 
 from .sealed import CHECKSUM, check_seal, seal
 
@@ -54,6 +64,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from craftcache.digests import Digests
+    from craftcache.locked import LockedRevision
     from craftcache.sources import RemoteSource
 
 __all__ = [
@@ -172,6 +183,7 @@ class Manifest:
         unmet: Dependencies that no cache can hold.
         needed_only: Whether it was never asked for by name: it is cached as a dependency, and is
             removed with the last model that depends on it.
+        selections: Selections of which the revision's files are all in ``files``.
         superseded: Whether it is an earlier revision of a source that has moved on since, and was
             not asked for by its own name: the first to go when room is wanted.
     """
@@ -184,6 +196,7 @@ class Manifest:
     needs: tuple[Dependency, ...] = ()
     unmet: tuple[UnmetDependency, ...] = ()
     needed_only: bool = False
+    selections: tuple[Selection, ...] = ()
     superseded: bool = False
 
     def file(self, filename: str) -> FileRecord | None:
@@ -216,6 +229,12 @@ class Manifest:
         """Bytes of all its files."""
         return sum(record.size for record in self.files)
 
+    def is_locked_by(self, lock: LockedRevision) -> bool:
+        """Whether it is the revision that a lock means, with all its files."""
+        digests = {record.filename: record.sha256 for record in self.files}
+        has_commits = isinstance(parse(self.source), HubSource)
+        return lock.is_met_by(self.revision, digests, has_commits=has_commits)
+
     @property
     def needed_keys(self) -> frozenset[str]:
         """Keys of the manifests of its dependencies."""
@@ -230,6 +249,7 @@ class Manifest:
         records: Iterable[FileRecord],
         *,
         as_need: bool = False,
+        selection: Selection = NO_SELECTION,
     ) -> Manifest:
         """The manifest that publishes ``records``, beside what ``known`` has of the same revision.
 
@@ -240,6 +260,7 @@ class Manifest:
             records: New, or in place of those of the same name.
             as_need: Whether it is published only because another model needs it. A source that was
                 once asked for by name stays ``needed_only=False``.
+            selection: The selection that all ``records`` together are, if they are one.
         """
         keeps = known is not None and commit in (None, known.revision)
         files = {record.filename: record for record in (known.files if known and keeps else ())}
@@ -248,7 +269,16 @@ class Manifest:
         digests = {record.filename: record.sha256 for record in ordered}
         revision = commit or files_revision(digests)
         needed_only = as_need and (known is None or known.needed_only)
-        return cls(source.shown, revision, ordered, now(), needed_only=needed_only)
+        selections = dict.fromkeys(known.selections if known and keeps else ())
+        selections |= {selection: None} if selection else {}
+        return cls(
+            source.shown,
+            revision,
+            ordered,
+            now(),
+            needed_only=needed_only,
+            selections=tuple(selections),
+        )
 
     def dump(self, key: str | None = None) -> bytes:
         """The manifest as the content of the file that is named by ``key``."""
@@ -263,9 +293,9 @@ class Manifest:
             record["verified_at"] = _shown_time(record["verified_at"])
         if self.watched is None:
             del fields["watched"]
-        for flag in ("needed_only", "superseded"):
-            if not fields[flag]:
-                del fields[flag]
+        for key in ("needed_only", "selections", "superseded"):
+            if not fields[key]:
+                del fields[key]
         return fields
 
     @classmethod
@@ -294,6 +324,7 @@ class Manifest:
                 needs=tuple(_need(item) for item in _list(raw.get("needs", []))),
                 unmet=tuple(_unmet(item) for item in _list(raw.get("unmet", []))),
                 needed_only=_flag(raw.get("needed_only", False)),
+                selections=tuple(_selection(item) for item in _list(raw.get("selections", []))),
                 superseded=_flag(raw.get("superseded", False)),
             )
         except ManifestError:
@@ -398,6 +429,11 @@ def _need(raw: dict[str, Any]) -> Dependency:
 
 def _unmet(raw: dict[str, Any]) -> UnmetDependency:
     return UnmetDependency(_text(raw["what"]), _text(raw["why"]), _text(raw["hint"]))
+
+
+def _selection(raw: dict[str, Any]) -> Selection:
+    include, exclude = (tuple(map(_text, _list(raw[key]))) for key in ("include", "exclude"))
+    return Selection(include, exclude)
 
 
 def _filenames(value: object) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from craftcache.dependencies import discover
-from craftcache.sources import HubSource, WatchSource, parse
+from craftcache.sources import NO_SELECTION, HubSource, WatchSource, parse
 
 from .manifest import FileRecord, Manifest, files_revision, manifest_key, now
 from .underway import forget_underway, note_underway
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from craftcache.digests import Digests, HashedFile, Promise
-    from craftcache.sources import RemoteSource, UrlSource
+    from craftcache.sources import RemoteSource, Selection, UrlSource
 
     from .directory import CacheDir
     from .manifest import Watched
@@ -82,6 +82,7 @@ def publish_hub(
     *,
     is_named: bool,
     as_need: bool = False,
+    selection: Selection = NO_SELECTION,
 ) -> Manifest:
     """Publish files of one commit of a repository.
 
@@ -98,6 +99,7 @@ def publish_hub(
             the ref is moved too. If not, huggingface_hub may have moved the ref on since the
             commit was known.
         as_need: Whether the source is published as a dependency, not because it was asked for.
+        selection: The selection that ``files`` are all files of, if they are one.
 
     Raises:
         IntegrityError: A file was changed after it was verified; nothing is published.
@@ -115,7 +117,9 @@ def publish_hub(
         )
     tree.link_snapshot(commit, etags)
     earlier = _earlier(cache, source)
-    manifest = Manifest.merged(earlier, source, commit, records, as_need=as_need)
+    manifest = Manifest.merged(
+        earlier, source, commit, records, as_need=as_need, selection=selection
+    )
     manifest = _with_closure(cache, source, manifest)
     if earlier is not None and earlier.revision != commit and not source.is_pinned:
         _keep_superseded(cache, source, earlier)

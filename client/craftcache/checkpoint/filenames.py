@@ -8,10 +8,23 @@ from __future__ import annotations
 
 from craftcache.errors import NotACheckpoint
 
-__all__ = ["is_checkpoint", "check_checkpoint"]
+__all__ = ["is_checkpoint", "check_checkpoint", "is_pickled"]
 
 PLAIN_SUFFIXES = (".json", ".md", ".model", ".py", ".safetensors", ".txt", ".yaml", ".yml")
 """Suffixes of files that are never unpickled, so that nothing in them needs inspection."""
+
+
+PICKLED_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".th")
+"""Suffixes of files that programs unpickle."""
+
+
+def is_pickled(filename: str) -> bool:
+    """Whether programs unpickle a file of that name.
+
+    Of a whole repository these are inspected before they are published; the rest only if it is to
+    be loaded as a checkpoint.
+    """
+    return filename.lower().endswith(PICKLED_SUFFIXES)
 
 
 def is_checkpoint(filename: str) -> bool:

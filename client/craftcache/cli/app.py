@@ -9,6 +9,7 @@ import click
 from craftcache.inherited import put_right, unwind_on_sigterm
 from craftcache.version import VERSION
 
+from .bundle import bundle, lock
 from .cached import explain, ls, rm, show
 from .context import Commands, Site
 from .demo import demo
@@ -18,7 +19,9 @@ from .events import events
 from .export import export, publish
 from .keep import evict, pin, unpin
 from .load import load
+from .plan import plan
 from .processes import ps
+from .prune import prune
 from .quarantine import quarantine
 from .queue import queue
 from .status import status
@@ -60,6 +63,7 @@ def main(context: click.Context, socket_dir: Path | None, cache_dir: Path | None
 
 for command in (
     warm,
+    plan,
     queue,
     load,
     ls,
@@ -73,6 +77,9 @@ for command in (
     unpin,
     rm,
     evict,
+    prune,
+    lock,
+    bundle,
     verify,
     quarantine,
     watch,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import click
 
 from craftcache.errors import NotFound
+from craftcache.model_filter import are_met
 from craftcache.sources import parse
 
 from .context import Site, json_option, pass_place
+from .filtering import filter_option
 from .output import (
     NOT_KNOWN,
     Branch,
@@ -24,22 +28,49 @@ from .output import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from craftcache import FileInfo
+    from craftcache.model_filter import ModelFilter
     from craftcache.wire import CachedModel
+
+_ORDERS: dict[str, Callable[[CachedModel], tuple[float, str]]] = {
+    "source": lambda model: (0.0, model.source),
+    "size": lambda model: (-model.size, model.source),
+    "accessed": lambda model: (model.last_used_at or model.published_at or 0.0, model.source),
+    "published": lambda model: (-(model.published_at or 0.0), model.source),
+}
+"""What ``ls`` sorts by."""
 
 __all__ = ["ls", "show", "explain", "rm"]
 
 
 @click.command()
+@filter_option
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(tuple(_ORDERS)),
+    default="source",
+    show_default=True,
+    help="Largest, longest unused or newest first.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print the sources alone, one a line.")
 @json_option
 @pass_place
-def ls(place: Site, *, as_json: bool) -> None:
+def ls(
+    place: Site, filters: tuple[ModelFilter, ...], order: str, *, quiet: bool, as_json: bool
+) -> None:
     """List the models of the cache."""
-    models = place.client().models()
+    now = time.time()
+    found = [model for model in place.client().models() if are_met(filters, model, now)]
+    models = sorted(found, key=_ORDERS[order])
     if as_json:
         print_json({"models": [_document(model) for model in models]})
+        return
+    if quiet:
+        for model in models:
+            click.echo(model.source)
         return
     rows = [
         (
@@ -48,11 +79,13 @@ def ls(place: Site, *, as_json: bool) -> None:
             str(len(model.files)),
             size_text(model.size),
             _resident(model),
+            _last_use(model, now),
             _pinned(model),
         )
         for model in models
     ]
-    print_columns(("SOURCE", "REVISION", "FILES", "SIZE", "RESIDENT", "PINNED"), rows)
+    header = ("SOURCE", "REVISION", "FILES", "SIZE", "RESIDENT", "USED", "PINNED")
+    print_columns(header, rows)
 
 
 @click.command()
@@ -154,6 +187,8 @@ def _document(model: CachedModel) -> dict[str, object]:
         "pinned": model.is_pinned,
         "locked": model.is_locked,
         "needed_only": model.is_needed_only,
+        "published_at": _moment(model.published_at),
+        "last_used_at": _moment(model.last_used_at),
         "superseded": model.is_superseded,
         "pinned_until": model.pinned_until,
         "held_until": model.held_until,
@@ -165,6 +200,21 @@ def _document(model: CachedModel) -> dict[str, object]:
 
 def _resident(model: CachedModel) -> str:
     return "unknown" if model.resident_bytes is None else size_text(model.resident_bytes)
+
+
+def _last_use(model: CachedModel, now: float) -> str:
+    """How long ago a model was used, in a word."""
+    if model.last_used_at is None:
+        return NOT_KNOWN
+    seconds = max(now - model.last_used_at, 0.0)
+    for unit, length in (("days", 86_400), ("hours", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
 
 
 def _pinned(model: CachedModel) -> str:

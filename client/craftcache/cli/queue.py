@@ -11,6 +11,7 @@ from .output import NOT_KNOWN, print_columns, print_json
 
 if TYPE_CHECKING:
     from craftcache.daemon.administration import QueuedWarm
+    from craftcache.wire import WarmOptions
 
 __all__ = ["named", "queue"]
 
@@ -33,10 +34,7 @@ def ls(place: Site, *, as_json: bool) -> None:
     if as_json:
         print_json({"jobs": [job.to_fields() for job in queued]})
         return
-    rows = [
-        (str(job.id), job.source, ",".join(job.options.filenames) or NOT_KNOWN, str(job.tries))
-        for job in queued
-    ]
+    rows = [(str(job.id), job.source, _files(job.options), str(job.tries)) for job in queued]
     print_columns(("NUMBER", "SOURCE", "FILES", "FAILURES"), rows)
     for job in queued:
         if job.failure:
@@ -54,6 +52,14 @@ def rm(place: Site, number: int, *, as_json: bool) -> None:
         print_json(named(job))
     else:
         click.echo(f"{job.source}: withdrawn")
+
+
+def _files(options: WarmOptions) -> str:
+    """Which files of its source a warm is for, in a word."""
+    if options.lock:
+        return f"locked at {options.lock.revision[:12]}"
+    excluded = [f"!{pattern}" for pattern in options.exclude]
+    return ",".join((*options.filenames, *options.include, *excluded)) or NOT_KNOWN
 
 
 def named(job: QueuedWarm) -> dict[str, object]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from craftcache.errors import CraftcacheError, Unavailable
-from craftcache.sources import parse, wanted_files
+from craftcache.sources import HubSource, parse, wanted_files
 from craftcache.wire import WarmOptions
 
+from .bundle import read_lock
 from .context import Site, exit_code, json_option, pass_place, show_error
 from .durations import as_seconds
 from .output import moment_text, print_json, short_revision, size_text
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from craftcache import AsyncClient
     from craftcache.dependencies import UnmetDependency
+    from craftcache.locked import LockedRevision
     from craftcache.sources import RemoteSource
     from craftcache.wire import CachedModel, WarmedModel, WarmKeywords
 
@@ -37,13 +41,31 @@ AT_ONCE = 8
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, metavar="SOURCE...")
 @click.option(
     "--file",
     "filenames",
     multiple=True,
     metavar="NAME",
     help="This file of each source instead of the export's pair; may be given again.",
+)
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="All files of each Hub repository that match, like '*.safetensors'; may be given again.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="None that match; alone it means all other files of the repository.",
+)
+@click.option(
+    "--locked",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Exactly the commits and sha256s of a lock, of all its models or of each SOURCE.",
 )
 @click.option("--resident", is_flag=True, help="Bring it into memory too, as far as there is room.")
 @click.option(
@@ -77,6 +99,7 @@ def warm(
     place: Site,
     sources: tuple[str, ...],
     timeout: float | None,
+    locked: Path | None,
     *,
     detach: bool,
     check: bool,
@@ -91,27 +114,34 @@ def warm(
         raise click.UsageError("--detach and --check exclude each other")
     if timeout is not None and (detach or check):
         raise click.UsageError("--timeout is for a warm that is waited for")
+    if not sources and locked is None:
+        raise click.UsageError("Missing argument 'SOURCE...'")
     wanted = WarmOptions.of(options)
     if check and (wanted.resident or wanted.hold):
         raise click.UsageError("--check only asks, so it excludes --resident and --hold")
+    if check and wanted.selection:
+        raise click.UsageError("--check is for named files; warm --no-refresh asks nobody either")
+    wants = [(source, wanted) for source in sources]
+    if locked is not None:
+        locks = read_lock(locked, sources).items()
+        wants = [(source, replace(wanted, lock=lock)) for source, lock in locks]
     if check:
-        _check(place, sources, wanted, as_json=as_json)
+        _check(place, wants, as_json=as_json)
     elif detach:
-        _detach(place, sources, wanted, as_json=as_json)
+        _detach(place, wants, as_json=as_json)
     else:
-        _warm(place, sources, wanted, timeout, as_json=as_json)
+        _warm(place, wants, timeout, as_json=as_json)
 
 
 def _warm(
     place: Site,
-    sources: Sequence[str],
-    wanted: WarmOptions,
+    wants: Sequence[tuple[str, WarmOptions]],
     timeout: float | None,
     *,
     as_json: bool,
 ) -> None:
     with make_display(quiet=as_json) as display:
-        outcomes, cached = asyncio.run(_warm_all(place, sources, wanted, timeout, display))
+        outcomes, cached = asyncio.run(_warm_all(place, wants, timeout, display))
     errors = [outcome for outcome in outcomes if isinstance(outcome, CraftcacheError)]
     warmed = [outcome for outcome in outcomes if not isinstance(outcome, CraftcacheError)]
     if as_json:
@@ -122,9 +152,9 @@ def _warm(
             f"{size_text(model.bytes_fetched)} fetched, {size_text(model.bytes_reused)} reused, "
             f"by {model.served_by}"
         )
-        if wanted.resident:
+        if any(wanted.resident for _, wanted in wants):
             click.echo(f"{model.source}: {_resident_text(model)}")
-        if wanted.hold:
+        if any(wanted.hold for _, wanted in wants):
             click.echo(f"{model.source}: {_hold_text(model)}")
         for unmet in _unmet(cached.get(model.source)):
             click.echo(f"{model.source} needs {unmet.what}, which cannot be warmed. {unmet.hint}")
@@ -144,8 +174,7 @@ def _unmet(cached: CachedModel | None) -> tuple[UnmetDependency, ...]:
 
 async def _warm_all(
     place: Site,
-    sources: Sequence[str],
-    wanted: WarmOptions,
+    wants: Sequence[tuple[str, WarmOptions]],
     timeout: float | None,
     display: Display,
 ) -> tuple[list[WarmedModel | CraftcacheError], dict[str, CachedModel]]:
@@ -155,7 +184,9 @@ async def _warm_all(
     """
     turns = asyncio.Semaphore(AT_ONCE)
 
-    async def warm_one(client: AsyncClient, source: str) -> WarmedModel | CraftcacheError:
+    async def warm_one(
+        client: AsyncClient, source: str, wanted: WarmOptions
+    ) -> WarmedModel | CraftcacheError:
         try:
             async with turns:
                 [model] = await client.warm(
@@ -168,14 +199,14 @@ async def _warm_all(
         return model
 
     async with place.async_client() as client:
-        tasks = [asyncio.create_task(warm_one(client, source)) for source in sources]
+        tasks = [asyncio.create_task(warm_one(client, *want)) for want in wants]
         _, late = await asyncio.wait(tasks, timeout=timeout)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         outcomes = [
             _too_late(source, timeout) if task in late else task.result()
-            for source, task in zip(sources, tasks, strict=True)
+            for (source, _), task in zip(wants, tasks, strict=True)
         ]
         is_any_warm = not all(isinstance(outcome, CraftcacheError) for outcome in outcomes)
         cached = {model.source: model for model in await client.models()} if is_any_warm else {}
@@ -204,8 +235,13 @@ def _too_late(source: str, timeout: float | None) -> Unavailable:
     )
 
 
-def _detach(place: Site, sources: Sequence[str], wanted: WarmOptions, *, as_json: bool) -> None:
-    jobs = place.admin().queue_warm(sources, wanted)
+def _detach(place: Site, wants: Sequence[tuple[str, WarmOptions]], *, as_json: bool) -> None:
+    admin, grouped = place.admin(), groupby(wants, lambda want: want[1])
+    jobs = [
+        job
+        for wanted, group in grouped
+        for job in admin.queue_warm([source for source, _ in group], wanted)
+    ]
     if as_json:
         print_json({"jobs": list(map(named, jobs))})
         return
@@ -213,9 +249,10 @@ def _detach(place: Site, sources: Sequence[str], wanted: WarmOptions, *, as_json
         click.echo(f"{job.source}: queued")
 
 
-def _check(place: Site, sources: Sequence[str], wanted: WarmOptions, *, as_json: bool) -> None:
+def _check(place: Site, wants: Sequence[tuple[str, WarmOptions]], *, as_json: bool) -> None:
     models = {model.source: model for model in place.client().models()}
-    missing = {source.shown: _missing(models, source, wanted) for source in map(parse, sources)}
+    parsed = [(parse(source), wanted) for source, wanted in wants]
+    missing = {source.shown: _missing(models, source, wanted) for source, wanted in parsed}
     if as_json:
         results = [
             {"source": shown, "warm": not lacks, "missing": lacks}
@@ -233,8 +270,20 @@ def _missing(
 ) -> list[str]:
     """What is not cached of a source and, unless the pair is enough, of what it needs."""
     model = models.get(source.shown)
+    if wanted.lock is not None:
+        return _lacking(model, wanted.lock)
     files = {file.filename for file in model.files} if model else set()
     missing = [name for name in wanted_files(source, wanted.filenames) if name not in files]
     if model is not None and not wanted.pair_only:
         missing += [need.source for need in model.needs if not need.is_cached]
     return missing
+
+
+def _lacking(model: CachedModel | None, lock: LockedRevision) -> list[str]:
+    """What a cached model lacks to be the locked one."""
+    digests = {file.filename: file.sha256 or "" for file in model.files} if model else {}
+    lacks = [entry.filename for entry in lock.files if digests.get(entry.filename) != entry.sha256]
+    is_other = model is not None and not lock.is_met_by(
+        model.revision, digests, has_commits=isinstance(parse(model.source), HubSource)
+    )
+    return lacks or ([f"revision {lock.revision}"] if is_other else [])

@@ -16,6 +16,8 @@ from craftcache.wire.fields import Fields
 from .activity import Activity
 from .administration import (
     Eviction,
+    ImportedModel,
+    Pruning,
     QuarantinedFile,
     QueuedWarm,
     Verdict,
@@ -24,11 +26,12 @@ from .administration import (
     WatchReport,
 )
 from .events import EventStream, connection_error
+from .planning import WarmPlan
 from .processes import ModelProcess
 from .room import RoomReport, UserReport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import httpx
@@ -57,6 +60,15 @@ ANSWER_SECONDS = 60.0
 
 STEP_SECONDS = 1800.0
 """Timeout between two signs of life of a verification: a file may be fetched anew in between."""
+
+PLAN_SECONDS = 300.0
+"""Timeout of asking the Hub about hundreds of files."""
+
+IMPORT_SECONDS = 6 * 3600.0
+"""Timeout of importing a bundle, all of which is hashed and written."""
+
+UPLOAD_BYTES = 1024 * 1024
+"""Bytes of a bundle that are read and sent at once."""
 
 LOCK_SECONDS = 1800.0
 """Timeout of locking a model in memory, all of which is read from the disk for that."""
@@ -131,6 +143,21 @@ class AdminClient:
         """
         answer = self._request("POST", "/v1/evict", {"bytes": wanted, "dry_run": dry_run})
         return Eviction.parse(answer)
+
+    def prune(self, filters: Sequence[str], *, dry_run: bool = False) -> Pruning:
+        """Remove the models that all filters mean, and that nothing needs, uses, pins or holds.
+
+        Args:
+            filters: See craftcache.model_filter; one at least.
+            dry_run: Whether nothing is removed, and the answer says what would be.
+
+        Raises:
+            InvalidSource: One of the filters is none.
+            PolicyDenied: This user is no administrator.
+            Unavailable: The daemon cannot be reached.
+        """
+        body = {"filters": list(filters), "dry_run": dry_run}
+        return Pruning.parse(self._request("POST", "/v1/prune", body))
 
     def verify(
         self,
@@ -237,6 +264,21 @@ class AdminClient:
         answer = self._request("POST", "/v1/warm", body)
         return list(map(QueuedWarm.parse, answer.children("jobs", MAX_ITEMS)))
 
+    def plan(self, sources: Sequence[str], options: WarmOptions) -> WarmPlan:
+        """What a warm of ``sources`` would take: bytes, room, tensors and time. Fetches nothing.
+
+        Args:
+            sources: Sources that would be warmed.
+            options: Options of the warms.
+
+        Raises:
+            CraftcacheError: Any that the warm of one of them would raise before its first byte.
+            Unavailable: The daemon cannot be reached.
+        """
+        flags = options.to_fields()
+        body = {"sources": list(sources), "files": flags.pop("filenames"), **flags}
+        return WarmPlan.parse(self._request("POST", "/v1/plan", body, seconds=PLAN_SECONDS))
+
     def queued_warms(self) -> list[QueuedWarm]:
         """The warms that are queued and not done yet, oldest first.
 
@@ -256,6 +298,26 @@ class AdminClient:
         """
         answer = self._request("DELETE", f"/v1/warm/{number}")
         return QueuedWarm.parse(answer)
+
+    def import_bundle(self, file: Path) -> list[ImportedModel]:
+        """Send a bundle to the daemon, which verifies and publishes its models.
+
+        Args:
+            file: The bundle, as ``craftcache bundle create`` wrote it.
+
+        Raises:
+            IntegrityError: It is damaged; nothing was imported.
+            UnsafeCheckpoint: Loading one of its files would run code; nothing was imported.
+            PolicyDenied: The settings do not allow one of its models, or this user is no
+                administrator.
+            StorageFull: There is no room for it.
+            Unavailable: The daemon cannot be reached.
+            OSError: The file cannot be read.
+        """
+        with file.open("rb") as stream:
+            chunks = iter(lambda: stream.read(UPLOAD_BYTES), b"")
+            answer = self._request("POST", "/v1/bundles", content=chunks, seconds=IMPORT_SECONDS)
+        return list(map(ImportedModel.parse, answer.children("models", MAX_ITEMS)))
 
     def events(self, since: int | None = None) -> Iterator[DaemonEvent]:
         """Yield what happens in the daemon; goes on after its restart, and says what was missed.
@@ -344,7 +406,13 @@ class AdminClient:
         return WatchReport.parse(self._request("POST", path))
 
     def _request(
-        self, method: str, path: str, body: object = None, *, seconds: float = ANSWER_SECONDS
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        content: Iterable[bytes] | None = None,
+        seconds: float = ANSWER_SECONDS,
     ) -> Fields:
         import httpx
 
@@ -353,7 +421,8 @@ class AdminClient:
         transport = httpx.HTTPTransport(uds=str(socket))
         try:
             with httpx.Client(transport=transport, timeout=timeout) as client:
-                response = client.request(method, f"http://craftcached{path}", json=body)
+                url = f"http://craftcached{path}"
+                response = client.request(method, url, json=body, content=content)
         except httpx.TransportError as error:
             raise connection_error(error, socket) from error
         return _answer(response)

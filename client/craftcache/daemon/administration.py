@@ -25,6 +25,8 @@ __all__ = [
     "QueuedWarm",
     "KeptModel",
     "Eviction",
+    "ImportedModel",
+    "Pruning",
     "Outcome",
     "Verdict",
     "VerdictPart",
@@ -140,6 +142,65 @@ class Eviction:
                 KeptModel(kept.text("source", MAX_SOURCE), kept.text("reason", MAX_TEXT))
                 for kept in fields.children("kept", MAX_MODELS)
             ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """The result of removing models by filters; for a dry run, what it would be.
+
+    Attributes:
+        removed: Sources of the models, as shown to people, in the order of their removal.
+        freed_bytes: Bytes freed on the disk.
+        kept: Models that the filters mean and that stayed, with the reason.
+    """
+
+    removed: tuple[str, ...]
+    freed_bytes: int
+    kept: tuple[KeptModel, ...]
+
+    def to_fields(self) -> dict[str, Any]:
+        """The pruning as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Pruning:
+        """The pruning with these keys."""
+        return cls(
+            fields.texts("removed", MAX_MODELS, MAX_SOURCE),
+            fields.integer("freed_bytes"),
+            tuple(
+                KeptModel(kept.text("source", MAX_SOURCE), kept.text("reason", MAX_TEXT))
+                for kept in fields.children("kept", MAX_MODELS)
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedModel:
+    """A model that came in a bundle.
+
+    Attributes:
+        source: The model, as shown to people.
+        revision: Revision that is served from now on.
+        size: Bytes of its files.
+    """
+
+    source: str
+    revision: str
+    size: int
+
+    def to_fields(self) -> dict[str, Any]:
+        """The model as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, fields: Fields) -> ImportedModel:
+        """The model with these keys."""
+        return cls(
+            fields.text("source", MAX_SOURCE),
+            fields.text("revision", MAX_REVISION),
+            fields.integer("size"),
         )
 
 

@@ -26,12 +26,14 @@ from craftcache.wire import (
     WarmedModel,
 )
 
+from .own_fetch import Fetching
 from .resolver import Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from craftcache.cache.directory import CacheDir
+    from craftcache.cache.manifest import Manifest
     from craftcache.daemon.transport import Call, DaemonUnavailable
     from craftcache.plan import Fallback, PlanStep
     from craftcache.sources import RemoteSource
@@ -120,7 +122,7 @@ class FallbackHandler:
             return self.resolver.cached(source, names)
         if step.way == "hub cache":
             return self.resolver.unverified(source, names)
-        fetched = self._fetch(source, names, away, call)
+        fetched = self._fetch(source, Fetching(names), away, call)
         if fetched.not_kept is not None:
             log.warning("%s is loaded and not kept: %s", source.shown, fetched.not_kept)
         return fetched.files
@@ -140,20 +142,20 @@ class FallbackHandler:
 
     def _warm(self, request: Warm, away: DaemonUnavailable, call: Call) -> WarmedModel:
         """Fetch a source's own files and publish them; without ``refresh``, cached ones suffice."""
-        source = request.source
-        known = None if request.options.refresh else self.resolver.known(source, request.names)
-        if known is not None:
+        source, options = request.source, request.options
+        if (known := self._known(request)) is not None:
             return WarmedModel(source.shown, known.revision, 0, known.size, "cache")
         obstacle = next(step.obstacle for step in self.plan() if step.way == "origin")
         if obstacle is not None:
             raise self._forbidden(obstacle, source, away) from away
         self._warn(away)
-        if not request.options.pair_only:
+        if not (options.pair_only or options.lock):
             log.warning(
                 "%s: without the daemon its own files are warmed, and nothing that it needs",
                 source.shown,
             )
-        fetched = self._fetch(source, request.names, away, call)
+        what = Fetching(request.names, options.selection, options.lock)
+        fetched = self._fetch(source, what, away, call)
         with fetched.files as files:
             if fetched.not_kept is not None:
                 raise Unavailable(
@@ -182,12 +184,24 @@ class FallbackHandler:
             )
         )
 
+    def _known(self, request: Warm) -> Manifest | None:
+        """A verified copy that is all that a warm asks for, without asking the origin."""
+        options = request.options
+        if options.lock is not None:
+            known = self.resolver.known(request.source, request.names)
+            return known if known and known.is_locked_by(options.lock) else None
+        if options.refresh:
+            return None
+        if options.selection:
+            return self.resolver.selected(request.source, options.selection)
+        return self.resolver.known(request.source, request.names)
+
     def _fetch(
-        self, source: RemoteSource, names: tuple[str, ...], away: DaemonUnavailable, call: Call
+        self, source: RemoteSource, what: Fetching, away: DaemonUnavailable, call: Call
     ) -> OwnFetch:
         return self.resolver.fetch(
             source,
-            names,
+            what,
             token=own_token(),
             is_private=away.refusal is not None,
             report=_checked(call),

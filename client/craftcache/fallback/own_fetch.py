@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -21,14 +21,15 @@ from craftcache.cache.manifest import files_revision, manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.cache.publish import Verified, publish_hub, publish_url
 from craftcache.cache.signed_urls import same_file
-from craftcache.checkpoint.filenames import is_checkpoint
+from craftcache.checkpoint.filenames import is_checkpoint, is_pickled
 from craftcache.checkpoint.inspection import inspect
 from craftcache.config import choose_insecure_hosts
-from craftcache.digests import Promise, hash_stamped
+from craftcache.digests import Digest, Promise, hash_stamped
+from craftcache.errors import NotACheckpoint
 from craftcache.network.token import authorization
-from craftcache.origins.hub import describe, hub_endpoint
+from craftcache.origins.hub import describe, hub_endpoint, list_revision
 from craftcache.origins.policy import UrlPolicy
-from craftcache.sources import shown_url
+from craftcache.sources import NO_SELECTION, shown_url
 from craftcache.wire import Loaded, Progress
 
 from .abandonable import call_apart
@@ -39,12 +40,13 @@ if TYPE_CHECKING:
     from craftcache.cache.directory import CacheDir
     from craftcache.cache.hub_cache import HubTree
     from craftcache.daemon.transport import Cancellation
+    from craftcache.locked import LockedRevision
     from craftcache.origins.hub import HubFile
-    from craftcache.sources import HubSource, UrlSource
+    from craftcache.sources import HubSource, Selection, UrlSource
 
     from .stream import Download
 
-__all__ = ["OwnFetch", "Report", "fetch_hub", "fetch_url"]
+__all__ = ["Fetching", "OwnFetch", "Report", "fetch_hub", "fetch_url"]
 
 Report: TypeAlias = Callable[[Progress], None]
 
@@ -69,22 +71,42 @@ class OwnFetch:
     not_kept: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """Which files of a source are to be fetched: named, selected by patterns, or locked.
+
+    Attributes:
+        names: Their names; empty where they are selected.
+        selection: Patterns of their names.
+        lock: The revision that they must be of, and their digests.
+    """
+
+    names: tuple[str, ...] = ()
+    selection: Selection = NO_SELECTION
+    lock: LockedRevision | None = None
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Names of those that must be checkpoints, as they were asked for by name."""
+        return () if self.selection or self.lock else self.names
+
+
 def fetch_hub(
     cache: CacheDir,
     source: HubSource,
-    names: Sequence[str],
+    what: Fetching,
     *,
     token: str | None,
     lock_seconds: float,
     report: Report,
     cancellation: Cancellation,
 ) -> OwnFetch:
-    """Fetch files of a repository at its newest commit.
+    """Fetch files of a repository at its newest commit, or at that of a lock.
 
     Args:
         cache: The cache that is fetched into.
         source: The repository.
-        names: Names of the files.
+        what: Which files.
         token: Access token, sent to the Hub only; None sends none.
         lock_seconds: Time to wait for each lock of huggingface_hub.
         report: Called with progress; what it raises ends the fetch.
@@ -95,19 +117,32 @@ def fetch_hub(
         Cancelled: The fetch was cancelled; nothing was published.
     """
     tree = cache.hub_tree(source.repo_id)
-    described = _describe(source, names, token, cancellation)
+    described = _describe(source, what, token, cancellation)
     by_etag = {file.etag: file for file in described}  # two names may have one content
     with contextlib.ExitStack() as stack:
         # Sorted, so that two workers that need the same blobs cannot deadlock.
         held = [stack.enter_context(tree.lock(e, seconds=lock_seconds)) for e in sorted(by_etag)]
         obtained = {
-            etag: _obtain(stack, cache, tree, source, file, token, report, cancellation)
+            etag: _obtain(stack, cache, tree, source, file, what, token, report, cancellation)
             for etag, file in by_etag.items()
         }
         files = {file.filename: (obtained[file.etag], file.promise) for file in described}
+        if what.lock is not None:
+            for filename, (verified, _) in files.items():
+                what.lock.check(filename, verified.digests.sha256, source=source.shown)
         commit = described[0].commit
         origin = f"{hub_endpoint()}/{source.repo_id}/resolve/{commit}"
-        publish = partial(publish_hub, cache, source, commit, files, origin, is_named=True)
+        publish = partial(
+            publish_hub,
+            cache,
+            source,
+            commit,
+            files,
+            origin,
+            is_named=True,
+            as_need=what.lock is not None and what.lock.needed_only,
+            selection=what.selection,
+        )
         not_kept = _kept(publish, all(held))
         opened = {name: (file, f"{origin}/{name}") for name, (file, _) in files.items()}
         return _own_fetch(source.shown, opened, commit, not_kept)
@@ -116,7 +151,7 @@ def fetch_hub(
 def fetch_url(
     cache: CacheDir,
     source: UrlSource,
-    names: Sequence[str],
+    what: Fetching,
     *,
     lock_seconds: float,
     report: Report,
@@ -128,15 +163,18 @@ def fetch_url(
     with contextlib.ExitStack() as stack:
         is_held = stack.enter_context(cache.lock(manifest_key(source), seconds=lock_seconds))
         files: dict[str, tuple[Verified, str]] = {}
-        for name in names:
+        for name in what.names:
             url = source.file_url(name)
             _policy().check_source(url)
-            wanted = Download(source.shown, url, Promise(digest=source.file_digest(name)))
+            locked = what.lock.file(name) if what.lock else None
+            digest = Digest("sha256", locked.sha256) if locked else source.file_digest(name)
+            wanted = Download(source.shown, url, Promise(digest=digest))
             verified = _signed_before(cache, wanted, name) or _download(
                 stack, cache, wanted, name, report, cancellation
             )
             files[name] = (verified, shown_url(url))
-        not_kept = _kept(lambda: publish_url(cache, source, files), is_held)
+        as_need = what.lock is not None and what.lock.needed_only
+        not_kept = _kept(lambda: publish_url(cache, source, files, as_need=as_need), is_held)
         published = cache.manifest(source) if not_kept is None else None
         digests = {name: verified.digests.sha256 for name, (verified, _) in files.items()}
         revision = published.revision if published else files_revision(digests)
@@ -156,20 +194,38 @@ def _signed_before(cache: CacheDir, wanted: Download, name: str) -> Verified | N
 
 
 def _describe(
-    source: HubSource, names: Sequence[str], token: str | None, cancellation: Cancellation
+    source: HubSource, what: Fetching, token: str | None, cancellation: Cancellation
 ) -> list[HubFile]:
+    """What the Hub says of the files; only the first question names the source's revision."""
+    names, revision = what.names, what.lock.revision if what.lock else source.revision
+    endpoint, seconds = hub_endpoint(), HUB_SECONDS
+    if what.selection:
+        ask = partial(
+            list_revision,
+            source,
+            revision=revision,
+            endpoint=endpoint,
+            token=token,
+            timeout=seconds,
+        )
+        listing = call_apart(ask, cancellation=cancellation)
+        names = what.selection.choose(listing.filenames, source=source.shown)
+        revision = listing.commit
     described: list[HubFile] = []
     for name in names:
-        ask = partial(
+        ask_file = partial(
             describe,
             source,
             name,
-            revision=described[0].commit if described else source.revision,
-            endpoint=hub_endpoint(),
+            revision=revision,
+            endpoint=endpoint,
             token=token,
-            timeout=HUB_SECONDS,
+            timeout=seconds,
         )
-        described.append(call_apart(ask, cancellation=cancellation))
+        described.append(file := call_apart(ask_file, cancellation=cancellation))
+        if what.lock is not None:
+            what.lock.check_promise(name, file.promise, source=source.shown)
+        revision = file.commit
     return described
 
 
@@ -179,6 +235,7 @@ def _obtain(
     tree: HubTree,
     source: HubSource,
     file: HubFile,
+    what: Fetching,
     token: str | None,
     report: Report,
     cancellation: Cancellation,
@@ -191,8 +248,18 @@ def _obtain(
     if present is None:
         headers = authorization(token, source=source.shown)
         wanted = Download(source.shown, file.url, file.promise, headers)
-        return _download(stack, cache, wanted, file.filename, report, cancellation, etag=file.etag)
-    _inspect(present.path, file.filename, source.shown)
+        is_named = file.filename in what.named
+        return _download(
+            stack,
+            cache,
+            wanted,
+            file.filename,
+            report,
+            cancellation,
+            etag=file.etag,
+            is_named=is_named,
+        )
+    _inspect(present.path, file.filename, source.shown, is_named=file.filename in what.named)
     return Verified(present, file.etag, 0, present.digests.size)
 
 
@@ -205,6 +272,7 @@ def _download(
     cancellation: Cancellation,
     *,
     etag: str | None = None,
+    is_named: bool = True,
 ) -> Verified:
     """Fetch one file into staging, verify and inspect it; ``stack`` removes it from there."""
     from .stream import download
@@ -217,7 +285,7 @@ def _download(
         cancellation=cancellation,
     )
     stack.callback(cache.discard, fetched.file)
-    _inspect(fetched.file.path, name, wanted.source)
+    _inspect(fetched.file.path, name, wanted.source, is_named=is_named)
     return Verified(fetched.file, etag or fetched.etag, fetched.file.digests.size, 0)
 
 
@@ -225,10 +293,15 @@ def _policy() -> UrlPolicy:
     return UrlPolicy(insecure_hosts=choose_insecure_hosts(), hub_endpoint=hub_endpoint())
 
 
-def _inspect(path: Path, filename: str, source: str) -> None:
-    """Refuse a checkpoint that cannot be loaded safely."""
-    if is_checkpoint(filename):
+def _inspect(path: Path, filename: str, source: str, *, is_named: bool = True) -> None:
+    """Refuse a checkpoint that cannot be loaded safely; what was not named need not be one."""
+    if not (is_checkpoint if is_named else is_pickled)(filename):
+        return
+    try:
         inspect(path, source=source)
+    except NotACheckpoint:
+        if is_named:
+            raise
 
 
 def _kept(publish: Callable[[], object], is_held: bool) -> str | None:

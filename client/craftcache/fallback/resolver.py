@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from craftcache.cache.hub_cache import HubTree
     from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.daemon.transport import Cancellation
-    from craftcache.sources import RemoteSource
+    from craftcache.sources import RemoteSource, Selection
 
-    from .own_fetch import OwnFetch, Report
+    from .own_fetch import Fetching, OwnFetch, Report
 
 __all__ = ["Resolver"]
 
@@ -63,6 +63,17 @@ class Resolver:
         """The manifest of a verified copy of all ``names``; None without one. Takes a few stats."""
         found = (self._manifest(cache, source, names) for cache in self._caches)
         return next(filter(None, found), None)
+
+    def selected(self, source: RemoteSource, selection: Selection) -> Manifest | None:
+        """The manifest of a verified copy of all files of a selection; None without one."""
+        for cache in self._caches:
+            manifest = cache.manifest(source)
+            if manifest is None or selection not in manifest.selections:
+                continue
+            names = tuple(file.filename for file in manifest.files if selection.has(file.filename))
+            if self._manifest(cache, source, names) is not None:
+                return manifest
+        return None
 
     def cached(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
         """Open a verified copy in a cache; None where there is none."""
@@ -98,18 +109,18 @@ class Resolver:
     def fetch(
         self,
         source: RemoteSource,
-        names: Sequence[str],
+        what: Fetching,
         *,
         token: str | None,
         is_private: bool,
         report: Report,
         cancellation: Cancellation,
     ) -> OwnFetch:
-        """Fetch ``names`` from the origin at its newest revision, and publish them.
+        """Fetch files from the origin, at its newest or at a locked revision, and publish them.
 
         Args:
             source: The source that is fetched.
-            names: Names of the files.
+            what: Which files of it.
             token: Access token, sent to the Hub only; None sends none.
             is_private: Whether the daemon's token may not read the source: then it is published in
                 the user's own cache, and not in the one that everybody reads.
@@ -134,7 +145,7 @@ class Resolver:
             else:
                 fetch = partial(fetch_hub, cache, source, token=token)
             fetched = fetch(
-                names, lock_seconds=self._lock_seconds, report=report, cancellation=cancellation
+                what, lock_seconds=self._lock_seconds, report=report, cancellation=cancellation
             )
         if cache not in self._caches:
             return replace(fetched, not_kept="this user may write to no cache")

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from craftcache.network.exchange import Exchange
     from craftcache.sources import HubSource
 
-__all__ = ["HubFile", "hub_endpoint", "describe", "list_files", "invalid_token"]
+__all__ = [
+    "HubFile",
+    "Listing",
+    "hub_endpoint",
+    "describe",
+    "list_files",
+    "list_revision",
+    "invalid_token",
+]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
@@ -50,6 +58,19 @@ class HubFile:
     etag: str
     promise: Promise
     url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All files of a repository at one commit.
+
+    Attributes:
+        commit: The commit.
+        filenames: Their names.
+    """
+
+    commit: str
+    filenames: tuple[str, ...]
 
 
 def hub_endpoint() -> str:
@@ -123,11 +144,45 @@ def list_files(
     Raises:
         CraftcacheError: As for describe.
     """
+    return _list(
+        source, source.revision, endpoint=endpoint, token=token, timeout=timeout, ca=ca
+    ).filenames
+
+
+def list_revision(
+    source: HubSource,
+    *,
+    revision: str,
+    endpoint: str,
+    token: str | None,
+    timeout: float,
+    ca: str | None = None,
+) -> Listing:
+    """Likewise at ``revision``, with the commit that this names.
+
+    Raises:
+        CraftcacheError: As for describe.
+    """
+    listing = _list(source, revision, endpoint=endpoint, token=token, timeout=timeout, ca=ca)
+    if not is_commit(listing.commit):
+        raise _unreadable(source)
+    return listing
+
+
+def _list(
+    source: HubSource,
+    revision: str,
+    *,
+    endpoint: str,
+    token: str | None,
+    timeout: float,
+    ca: str | None,
+) -> Listing:
     from craftcache.network.exchange import Exchange
 
     _check_online(source)
-    question = _Question(source, "list of files", source.revision, has_token=bool(token))
-    url = f"{endpoint}/api/models/{source.repo_id}/revision/{quote(source.revision, safe='')}"
+    question = _Question(source, "list of files", revision, has_token=bool(token))
+    url = f"{endpoint}/api/models/{source.repo_id}/revision/{quote(revision, safe='')}"
     credentials = authorization(token, source=source.shown)
     with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout, ca=ca) as exchange:
         response = exchange.follow("GET", url, {}, credentials)
@@ -136,12 +191,16 @@ def list_files(
         try:
             return _listed(_body(response, exchange, url))
         except (ValueError, KeyError, TypeError):
-            raise Unavailable(
-                "the Hub's list of files cannot be read",
-                source=source.shown,
-                hint="Is HF_ENDPOINT a Hub?",
-                retryable=False,
-            ) from None
+            raise _unreadable(source) from None
+
+
+def _unreadable(source: HubSource) -> Unavailable:
+    return Unavailable(
+        "the Hub's list of files cannot be read",
+        source=source.shown,
+        hint="Is HF_ENDPOINT a Hub?",
+        retryable=False,
+    )
 
 
 def invalid_token(where: str, *, source: str) -> AccessDenied:
@@ -269,10 +328,12 @@ def _body(response: httpx.Response, exchange: Exchange, url: str) -> bytes:
     return bytes(body)
 
 
-def _listed(body: bytes) -> tuple[str, ...]:
+def _listed(body: bytes) -> Listing:
     import json
 
-    return tuple(str(sibling["rfilename"]) for sibling in json.loads(body).get("siblings") or ())
+    answer = json.loads(body)
+    names = (str(sibling["rfilename"]) for sibling in answer.get("siblings") or ())
+    return Listing(str(answer.get("sha") or ""), tuple(names))
 
 
 def _from_status(status: int, retry_after: str | None, shown: str) -> CraftcacheError:

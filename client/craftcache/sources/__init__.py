@@ -25,6 +25,7 @@ from .kinds import (
 )
 from .names import check_filename, check_watch_name, is_commit, shown_url, url_digest
 from .parsing import locate, parse, wanted_files
+from .selection import NO_SELECTION, Selection
 
 __all__ = [
     "Part",
@@ -37,6 +38,8 @@ __all__ = [
     "LocalDirectory",
     "RemoteSource",
     "Source",
+    "Selection",
+    "NO_SELECTION",
     "parse",
     "locate",
     "wanted_files",

@@ -33,7 +33,9 @@ withdraws the request.
 
 *Warms.* A ``warm`` may name up to 32 sources; there is a result for each, in order, with a
 ``problem`` in the place of a revision where one failed. A lone source that fails may be answered
-by a ``problem`` instead. It brings what its sources need as well, unless it says
+by a ``problem`` instead. Which files it is for is said by ``filenames``, by patterns of a
+repository's files (``include``, ``exclude``) or by a ``lock``: a revision and each file's sha256,
+other than which nothing is published. It brings what its sources need as well, unless it says
 ``"pair_only": true``. ``models`` lists with each model what it needs and whether that is cached,
 and what it needs that no cache can hold.
 

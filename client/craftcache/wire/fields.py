@@ -49,11 +49,18 @@ MAX_WATCH_NAME = 128
 """Characters of a watch's name."""
 
 MAX_FILENAMES_BYTES = 8 * 1024
-"""UTF-8 bytes of all filenames of a request, so that any answer about them fits in a message."""
+"""UTF-8 bytes of all filenames of a request, so that any answer about them fits in a message; and
+of all its patterns of either kind."""
 
 TEXT_LIMITS = (8192, 2048, 512, 64)
 """Characters that texts for people (of problems, and origins) are clipped to, in turn, until the
 message fits; at the last of them every answer does."""
+
+MAX_PATTERNS = 64
+"""Patterns of files in one request, of either kind."""
+
+MAX_PATTERN = 256
+"""Characters of a pattern."""
 
 MAX_REVISION = 256
 """Characters of a revision."""
@@ -61,6 +68,7 @@ MAX_REVISION = 256
 MAX_INTEGER = 2**63 - 1
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class WireError(Exception):
@@ -126,6 +134,20 @@ class Fields:
         digits = self.text(key, 64)
         if not _SHA256.fullmatch(digits):
             raise self.refusal(f"{key!r} is no sha256")
+        return digits
+
+    def commit(self, key: str) -> str:
+        """A commit, or another revision that is a digest, in hex."""
+        digits = self.text(key, 40)
+        if not _COMMIT.fullmatch(digits):
+            raise self.refusal(f"{key!r} is no commit")
+        return digits
+
+    def hub_etag(self, key: str) -> str:
+        """The name of a blob in huggingface_hub's cache: a sha256 or a git blob sha1, in hex."""
+        digits = self.text(key, 64)
+        if not (_SHA256.fullmatch(digits) or _COMMIT.fullmatch(digits)):
+            raise self.refusal(f"{key!r} is no digest")
         return digits
 
     def integer(self, key: str) -> int:
@@ -208,6 +230,13 @@ class Fields:
         if sum(len(name.encode()) for name in names) > MAX_FILENAMES_BYTES:
             raise self.refusal(f"'filenames' holds more than {MAX_FILENAMES_BYTES} bytes")
         return names
+
+    def patterns(self, key: str) -> tuple[str, ...]:
+        """Patterns of files' names; none where the key is absent or null."""
+        patterns = () if self.is_null(key) else self.texts(key, MAX_PATTERNS, MAX_PATTERN)
+        if sum(len(pattern.encode()) for pattern in patterns) > MAX_FILENAMES_BYTES:
+            raise self.refusal(f"{key!r} holds more than {MAX_FILENAMES_BYTES} bytes")
+        return patterns
 
     def error(self) -> CraftcacheError:
         """The object as a problem document."""

@@ -76,6 +76,10 @@ class CachedModel:
         needs: Its dependencies, and whether they are cached.
         unmet: Dependencies that no cache can hold.
         is_needed_only: Whether it is cached only as a dependency of other models.
+        published_at: When its revision was published, in seconds since the epoch; None where that
+            is not known.
+        last_used_at: When it was last loaded or warmed, in seconds since the epoch; None where that
+            is not known.
         is_superseded: Whether it is an earlier revision, which is the first to go.
         pinned_until: Time at which its pin ends by itself, in seconds since the epoch, or None.
         held_until: Time until which users hold it, in seconds since the epoch, or None.
@@ -90,6 +94,8 @@ class CachedModel:
     needs: tuple[DependencyState, ...] = ()
     unmet: tuple[UnmetDependency, ...] = ()
     is_needed_only: bool = False
+    published_at: float | None = None
+    last_used_at: float | None = None
     is_superseded: bool = False
     pinned_until: float | None = None
     held_until: float | None = None
@@ -104,6 +110,7 @@ class CachedModel:
         resident_bytes: int | None = None,
         is_pinned: bool = False,
         is_locked: bool = False,
+        last_used_at: float | None = None,
         pinned_until: float | None = None,
         held_until: float | None = None,
     ) -> CachedModel:
@@ -121,9 +128,11 @@ class CachedModel:
             ),
             manifest.unmet,
             manifest.needed_only,
-            manifest.superseded,
-            pinned_until,
-            held_until,
+            is_superseded=manifest.superseded,
+            published_at=manifest.published_at.timestamp(),
+            last_used_at=last_used_at,
+            pinned_until=pinned_until,
+            held_until=held_until,
         )
 
     @property
@@ -146,6 +155,8 @@ class CachedModel:
                 for unmet in self.unmet
             ],
             "is_needed_only": self.is_needed_only,
+            "published_at": self.published_at,
+            "last_used_at": self.last_used_at,
             "is_superseded": self.is_superseded,
             "pinned_until": self.pinned_until,
             "held_until": self.held_until,
@@ -164,6 +175,8 @@ class CachedModel:
             needs=_needs(fields),
             unmet=_unmet(fields),
             is_needed_only=fields.optional_flag("is_needed_only"),
+            published_at=fields.optional_seconds("published_at"),
+            last_used_at=fields.optional_seconds("last_used_at"),
             is_superseded=fields.optional_flag("is_superseded"),
             pinned_until=fields.optional_seconds("pinned_until"),
             held_until=fields.optional_seconds("held_until"),

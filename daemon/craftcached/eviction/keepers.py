@@ -32,3 +32,7 @@ class Keepers:
     uses: LastUse
     surveyor: Surveyor
     evictor: Evictor
+
+    def is_kept(self, key: str) -> bool:
+        """Whether somebody has said that a model stays: it is pinned, or held for a while."""
+        return self.pins.find(key) is not None or self.holds.until(key) is not None

@@ -76,28 +76,36 @@ class ModelClaim:
         self,
         claims: Mapping[str, _Claim],
         new: Mapping[str, int],
-        drop: Callable[[Hashable, frozenset[int]], None],
+        drop: Callable[[Hashable, frozenset[int], bool], None],
     ) -> None:
         self._claims = claims
         self._new = new
         self._drop = drop
         self._is_settled = False
+        self._written = 0
 
     def written(self) -> int:
         """Bytes of these files that were written since; of those another model had, none."""
-        return sum(self._claims[key].present - before for key, before in self._new.items())
+        if self._is_settled:
+            return self._written
+        return sum(max(0, self._claims[key].present - had) for key, had in self._new.items())
 
-    def settle(self, inodes: frozenset[int] = frozenset()) -> None:
+    def settle(
+        self, inodes: frozenset[int] = frozenset(), published: Collection[Hashable] = ()
+    ) -> None:
         """Hold the claims no longer: the files are published, and count as such, or given up.
 
         Args:
             inodes: Inode numbers of the files as they are published; none where they are not.
+            published: Keys of these files. Another model that has claimed one of them too needs no
+                room for it any more.
         """
         if not self._is_settled:
+            self._written = self.written()
             self._is_settled = True
             for key, claim in self._claims.items():
                 claim.models -= 1
-                self._drop(key, inodes)
+                self._drop(key, inodes, key in published)
 
 
 class DiskSpace:
@@ -299,11 +307,22 @@ class DiskSpace:
                 doubtful -= size
         return max(0, doubtful)
 
-    def _drop(self, key: Hashable, inodes: frozenset[int] = frozenset()) -> None:
+    def _drop(
+        self,
+        key: Hashable,
+        inodes: frozenset[int] = frozenset(),
+        is_published: bool = False,  # of this module alone
+    ) -> None:
+        """End a claim that nobody holds any more, or whose file counts as published from now on."""
         claim = self._claims.get(key)
-        if claim is not None and not claim.models and not claim.is_fetched:
+        if claim is None:
+            return
+        is_over = not claim.models and not claim.is_fetched
+        if is_over or is_published:
             self.ended += claim.present
             self._published.append((self.ended, claim.present, inodes))
+            claim.present = claim.lacking = 0
+        if is_over:
             del self._claims[key]
 
 

@@ -21,6 +21,8 @@ __all__ = [
     "Body",
     "EvictBody",
     "PinBody",
+    "PlanBody",
+    "PruneBody",
     "RollbackBody",
     "VerifyBody",
     "WarmBody",
@@ -31,6 +33,9 @@ __all__ = [
 
 MAX_SOURCES = 256
 """Sources of one request."""
+
+MAX_FILTERS = 64
+"""Filters of one pruning."""
 
 HandlerT = TypeVar("HandlerT")
 AnswerT = TypeVar("AnswerT", covariant=True)
@@ -69,6 +74,40 @@ class WarmBody:
         options = WarmOptions.parse(fields.renamed("files", "filenames"), MAX_SOURCES)
         sources = tuple(dict.fromkeys(fields.strings("sources", 1, MAX_SOURCES)))
         return cls(sources, options, fields.optional_flag("wait", default=True))
+
+
+@dataclass(frozen=True, slots=True)
+class PlanBody:
+    """Sources whose warms are planned, and how they would be warmed."""
+
+    sources: tuple[str, ...]
+    options: WarmOptions
+
+    EXAMPLE: ClassVar[str] = '{"sources": ["org/name"]}'
+    IS_OPTIONAL: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, fields: Fields, /) -> PlanBody:
+        """See Body.parse; the sources are not parsed yet, each of them once."""
+        options = WarmOptions.parse(fields.renamed("files", "filenames"), MAX_SOURCES)
+        return cls(tuple(dict.fromkeys(fields.strings("sources", 1, MAX_SOURCES))), options)
+
+
+@dataclass(frozen=True, slots=True)
+class PruneBody:
+    """Filters of models that are removed; they are not parsed yet."""
+
+    filters: tuple[str, ...]
+    dry_run: bool
+
+    EXAMPLE: ClassVar[str] = '{"filters": ["accessed>30d", "size>1GB"], "dry_run": true}'
+    IS_OPTIONAL: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, fields: Fields, /) -> PruneBody:
+        """See Body.parse."""
+        dry_run = fields.optional_flag("dry_run")
+        return cls(fields.strings("filters", 1, MAX_FILTERS), dry_run)
 
 
 @dataclass(frozen=True, slots=True)

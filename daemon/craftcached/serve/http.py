@@ -18,7 +18,8 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from craftcache.cache.manifest import Manifest
-from craftcache.daemon.administration import Eviction, QueuedWarm
+from craftcache.daemon.administration import Eviction, Pruning, QueuedWarm
+from craftcache.daemon.planning import WarmPlan
 from craftcache.daemon.room import RoomReport, UserReport
 from craftcache.dependencies import DependencyState  # noqa: TC001  # for schema_of
 from craftcache.errors import (
@@ -39,7 +40,8 @@ from craftcache.wire import DaemonStatus, Warm
 from craftcached.budgets import BudgetLimits
 from craftcached.schemas import inside
 
-from .bodies import EvictBody, PinBody, WarmBody, moment_text, takes
+from .bodies import EvictBody, PinBody, PlanBody, PruneBody, WarmBody, moment_text, takes
+from .bundle_routes import BundleRoutes
 from .http_connections import HttpConnections
 from .integrity_routes import IntegrityRoutes
 from .ndjson import NdjsonStream
@@ -105,9 +107,19 @@ class ModelKeys(TypedDict):
     resident_bytes: int | None
     pinned: bool
     locked: bool
+    last_used_at: str | None
     pinned_until: str | None
     held_until: str | None
     needs: list[DependencyState]
+
+
+class PlanKeys(TypedDict):
+    """What is said of a plan as a whole."""
+
+    fetch_bytes: int
+    tensor_bytes: dict[str, int]
+    is_estimate: bool
+    seconds: float | None
 
 
 class PinKeys(TypedDict):
@@ -165,11 +177,14 @@ class AdminServer:
         app.router.add_get(MODELS + "{source:.+}", self._model)
         app.router.add_delete(MODELS + "{source:.+}", self._delete)
         app.router.add_post("/v1/warm", self._warm)
+        app.router.add_post("/v1/plan", self._plan)
         app.router.add_get("/v1/warm", self._queued)
         app.router.add_delete("/v1/warm/{number:[0-9]{1,18}}", self._withdraw)
         app.router.add_put(PINS + "{source:.+}", self._pin)
         app.router.add_delete(PINS + "{source:.+}", self._unpin)
         app.router.add_post("/v1/evict", self._evict)
+        app.router.add_post("/v1/prune", self._prune)
+        BundleRoutes(service.bundles, administrators).add_to(app)
         app.router.add_get("/v1/room", self._room)
         app.router.add_get("/v1/users", self._users)
         WatchRoutes(service.watches, administrators).add_to(app)
@@ -298,6 +313,13 @@ class AdminServer:
         users = [user.to_fields() for user in self._service.users()]
         return web.json_response({"users": users, "limits": asdict(self._service.budget_limits)})
 
+    @answers((Pruning, {"dry_run": bool}), errors=(InvalidSource, PolicyDenied))
+    @takes(PruneBody)
+    async def _prune(self, request: web.Request, body: PruneBody) -> web.Response:
+        self._administrators.check(peer_of(request.transport), "pruning")
+        pruning = await self._service.prune(body.filters, dry_run=body.dry_run)
+        return web.json_response(pruning.to_fields() | {"dry_run": body.dry_run})
+
     def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
         """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
         source = _source(request, under)
@@ -331,6 +353,16 @@ class AdminServer:
             return _warm_response(
                 await asyncio.gather(*(self._warm_one(warm, _ignore, uid) for warm in wanted))
             )
+
+    @answers(
+        (WarmPlan, PlanKeys),
+        errors=(InvalidSource, PolicyDenied, NotFound, AccessDenied, IntegrityError, Unavailable),
+    )
+    @takes(PlanBody)
+    async def _plan(self, _request: web.Request, body: PlanBody) -> web.Response:
+        warms = [_sound(_warm_of(source, body.options)) for source in body.sources]
+        plan = await self._service.plan(warms)
+        return web.json_response(plan.to_fields())
 
     @answers(JOBS)
     async def _queued(self, _request: web.Request) -> web.Response:
@@ -453,6 +485,7 @@ def _state(state: ModelState) -> dict[str, Any]:
         "resident_bytes": model.resident_bytes,
         "pinned": model.is_pinned,
         "locked": model.is_locked,
+        "last_used_at": moment_text(model.last_used_at),
         "pinned_until": moment_text(model.pinned_until),
         "held_until": moment_text(model.held_until),
         "needs": list(model.needs),

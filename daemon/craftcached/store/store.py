@@ -42,6 +42,7 @@ from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.full_disk import FULL, storage_full
+from craftcache.sources import NO_SELECTION
 from craftcached.events import Events
 from craftcached.in_use import is_in_use
 from craftcached.singleflight import SingleFlight
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from craftcache.cache.directory import CacheDir
     from craftcache.cache.manifest import FileRecord, Manifest, Watched
     from craftcache.dependencies import Dependency
-    from craftcache.sources import HubSource, RemoteSource, UrlSource
+    from craftcache.sources import HubSource, RemoteSource, Selection, UrlSource
 
 __all__ = ["Store"]
 
@@ -443,11 +444,13 @@ class Store:
         A blob's name there is its digest, so the Hub need not be asked.
         """
         tree = self.cache.hub_tree(source.repo_id)
+        etags = {filename: tree.etag_of(commit, filename) or "" for filename in filenames}
+        if not all(map(Digest.from_hub_etag, etags.values())):  # nothing is hashed in vain
+            return None
         files: dict[str, tuple[Verified, Promise]] = {}
-        for filename in filenames:
-            etag = tree.etag_of(commit, filename) or ""
+        for filename, etag in etags.items():
             promise = Promise(digest=Digest.from_hub_etag(etag))
-            verified = await self.adopt(source, etag, promise) if promise.digest else None
+            verified = await self.adopt(source, etag, promise)
             if verified is None:
                 return None
             files[filename] = verified, promise
@@ -503,10 +506,10 @@ class Store:
         """Record the digest of a checkpoint's index in all manifests that name the checkpoint."""
         await self._write(record_index, self.cache, sha256)
 
-    async def published_elsewhere(
-        self, source: HubSource, filenames: Iterable[str]
+    async def published_at(
+        self, source: HubSource, commit: str, filenames: Iterable[str]
     ) -> Manifest | None:
-        """An intact manifest of the same repository at the commit that ``source`` is pinned to."""
+        """An intact manifest of the same repository, under whichever name, at that commit."""
         names = tuple(filenames)
 
         def search() -> Manifest | None:
@@ -515,7 +518,7 @@ class Store:
                     continue
                 records = manifest.select(source, names)
                 is_there = records is not None and all(map(self.cache.is_intact, records))
-                if is_there and manifest.revision == source.revision:
+                if is_there and manifest.revision == commit:
                     return manifest
             return None
 
@@ -530,9 +533,10 @@ class Store:
         *,
         is_named: bool,
         as_need: bool = False,
+        selection: Selection = NO_SELECTION,
     ) -> Manifest:
         """Publish files of one commit; see craftcache.cache.publish."""
-        publish = partial(publish_hub, is_named=is_named, as_need=as_need)
+        publish = partial(publish_hub, is_named=is_named, as_need=as_need, selection=selection)
         return self._told(
             await self._add(source.repo_id, publish, self.cache, source, commit, files, origin)
         )

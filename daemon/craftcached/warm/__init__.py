@@ -10,6 +10,9 @@
     progress               progress of shared work, reported to each request under its own source
     tasks                  several coroutines at once
     queue                  queued warms, which survive a restart
+    locked                 what a lock asks of a warm
+    planner                what a warm would take
+    bundles                models that come in a file, with their lock
     allow                  which sources this node fetches
 
 A source that several requests ask for at once is warmed once.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from craftcache.cache.publish import Verified
-from craftcache.checkpoint.filenames import is_checkpoint
+from craftcache.checkpoint.filenames import is_checkpoint, is_pickled
 from craftcache.digests import HashedFile
 from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 from craftcache.sources import HubSource
@@ -32,7 +32,7 @@ from .stalls import StallDetector
 from .tasks import all_results
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 
     from craftcache.cache.manifest import FileRecord
     from craftcache.digests import Promise
@@ -145,9 +145,8 @@ class FileAcquirer:
             return None
         files: Mapping[str, tuple[Verified, Promise]] | None = None
         # The commit is published under another of the repository's revisions: it stays as it is.
-        if source.is_pinned and (
-            known := await self._store.published_elsewhere(source, wanted.filenames)
-        ):
+        is_fixed = source.is_pinned or wanted.commit
+        if is_fixed and (known := await self._store.published_at(source, commit, wanted.filenames)):
             files = {
                 record.filename: (self._store.as_verified(record), record.promise)
                 for record in known.files
@@ -160,12 +159,17 @@ class FileAcquirer:
         if files is None:
             return None
         for filename, (verified, _) in files.items() if inspected else ():
-            await self._inspect(progress, filename, verified)
+            await self._inspect(progress, filename, verified, is_named=filename in wanted.named)
         return VerifiedFiles(source, files, commit)
 
     @contextlib.asynccontextmanager
     async def hold(
-        self, description: Description, progress: SourceProgress, *, inspected: bool
+        self,
+        description: Description,
+        progress: SourceProgress,
+        *,
+        inspected: bool,
+        named: Collection[str] | None = None,
     ) -> AsyncIterator[VerifiedFiles]:
         """Acquire all files of a description; their paths are valid until the context ends.
 
@@ -173,6 +177,7 @@ class FileAcquirer:
             description: The files, which are published as one.
             progress: Told the progress of each file.
             inspected: As for at_hand.
+            named: Names of the files that must be checkpoints; None for all of them.
 
         Raises:
             CraftcacheError: One of them cannot be fetched, is not what was promised, or is unsafe
@@ -183,7 +188,13 @@ class FileAcquirer:
         async with contextlib.AsyncExitStack() as held:
             verified = await all_results(
                 held.enter_async_context(
-                    self._hold_file(file, heard, reception, inspected=inspected)
+                    self._hold_file(
+                        file,
+                        heard,
+                        reception,
+                        inspected=inspected,
+                        is_named=named is None or file.filename in named,
+                    )
                 )
                 for file in description.files
             )
@@ -199,15 +210,36 @@ class FileAcquirer:
                 description.mirror,
             )
 
-    async def inspect(self, record: FileRecord, progress: SourceProgress) -> None:
+    async def inspect(
+        self, record: FileRecord, progress: SourceProgress, *, is_named: bool = True
+    ) -> None:
         """Inspect a published file if nobody did, and record its index in the manifests.
+
+        Args:
+            record: Record of the file.
+            progress: Told of the work.
+            is_named: Whether it was asked for by its own name; one that was selected by a pattern
+                need not be a checkpoint.
 
         Raises:
             UnsafeCheckpoint, NotACheckpoint: The file must not be served.
         """
-        await self._inspect(progress, record.filename, self._store.as_verified(record))
-        if is_checkpoint(record.filename) and record.index_sha256 not in self._store.indexes:
+        verified = self._store.as_verified(record)
+        if not await self._inspect(progress, record.filename, verified, is_named=is_named):
+            return
+        if record.index_sha256 not in self._store.indexes:
             await self._store.record_index(record.sha256)
+
+    async def inspect_verified(
+        self, source: RemoteSource, filename: str, verified: Verified
+    ) -> None:
+        """Inspect a verified file of a source that is to be published.
+
+        Raises:
+            UnsafeCheckpoint: Loading it would run code.
+        """
+        progress = SourceProgress(source, lambda _: None)
+        await self._inspect(progress, filename, verified, is_named=False)
 
     @contextlib.asynccontextmanager
     async def _hold_file(
@@ -217,6 +249,7 @@ class FileAcquirer:
         reception: StallDetector,
         *,
         inspected: bool,
+        is_named: bool,
     ) -> AsyncIterator[Verified]:
         """Hold one file of a request; ``reception`` watches all files of that request."""
         async with contextlib.AsyncExitStack() as stack:
@@ -229,7 +262,7 @@ class FileAcquirer:
                 held = await stack.enter_async_context(self._acquired(file, progress))
             with held.waiting_for(reception):
                 if inspected:
-                    await self._inspect(progress, file.filename, held.file)
+                    await self._inspect(progress, file.filename, held.file, is_named=is_named)
                 yield held.file
 
     def _acquired(
@@ -317,10 +350,16 @@ class FileAcquirer:
             fetched.bytes_reused,
         )
 
-    async def _inspect(self, progress: SourceProgress, filename: str, file: Verified) -> None:
+    async def _inspect(
+        self, progress: SourceProgress, filename: str, file: Verified, *, is_named: bool
+    ) -> bool:
         """Refuse a checkpoint that is unsafe to load; write the index of one that is safe.
 
-        A checkpoint that several requests wait for is inspected once.
+        A checkpoint that several requests wait for is inspected once. A file that was not named
+        may be no checkpoint, though its name says so: then it is kept for its own readers.
+
+        Returns:
+            Whether it is a checkpoint, and has an index now.
         """
         sha256, size = file.digests.sha256, file.digests.size
 
@@ -329,14 +368,19 @@ class FileAcquirer:
             index = await self._inspector.inspect(file.path, source=progress.source.shown)
             await self._store.write_index(sha256, index)
 
+        if not (is_checkpoint if is_named else is_pickled)(filename):
+            return False
         try:
-            if is_checkpoint(filename) and not await self._store.has_index(sha256, size):
+            if not await self._store.has_index(sha256, size):
                 async with self._inspections.join(sha256, work, progress.relay(filename)):
                     pass
         except (NotACheckpoint, UnsafeCheckpoint) as error:
+            if isinstance(error, NotACheckpoint) and not is_named:
+                return False
             raise error.about(progress.source.shown).in_file(filename) from error
         except CraftcacheError as error:  # shared with other requests, so each raises a copy
             raise error.about(progress.source.shown) from error
+        return True
 
     async def _release(self, held: _HeldFile) -> None:
         try:

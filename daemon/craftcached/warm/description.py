@@ -10,14 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from craftcache.sources import HubSource, UrlSource
+from craftcache.sources import NO_SELECTION, HubSource, UrlSource, wanted_files
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Mapping, Sequence
 
     from craftcache.cache.manifest import FileRecord
     from craftcache.cache.publish import Verified
     from craftcache.digests import Promise
+    from craftcache.locked import LockedRevision
+    from craftcache.sources import Selection
     from craftcached.fetch import RemoteFile
 
 __all__ = [
@@ -42,6 +44,10 @@ class Wanted:
         filenames: Names of its files; one at least.
         refresh: Whether its origin is asked for a newer revision than the published one.
         as_need: Whether it is warmed as a dependency of another model, not by its own name.
+        selection: The selection that ``filenames`` are; false for files that were named.
+        lock: What the files must be; None where that is what the origin says.
+        commit: The commit of the Hub that is meant; empty to be asked for, or found in the cache.
+        is_named: Whether ``commit`` is what the source's own revision is to name.
         for_uid: User for whom it is fetched; None where the daemon does it by itself.
         with_needs: Whether what it needs is brought after it.
     """
@@ -50,8 +56,41 @@ class Wanted:
     filenames: tuple[str, ...]
     refresh: bool
     as_need: bool = False
+    selection: Selection = NO_SELECTION
+    lock: LockedRevision | None = None
+    commit: str = ""
+    is_named: bool = False
     for_uid: int | None = None
     with_needs: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        source: FetchedSource,
+        filenames: Sequence[str],
+        selection: Selection,
+        lock: LockedRevision | None,
+        *,
+        refresh: bool,
+    ) -> Wanted:
+        """What a request asks for: files by their names, by patterns, or by a lock."""
+        if lock is None:
+            return cls(source, wanted_files(source, filenames), refresh, selection=selection)
+        # A lock's commit is what its source's revision is to name on this node from now on.
+        return cls(
+            source,
+            lock.names,
+            refresh=False,
+            as_need=lock.needed_only,
+            lock=lock,
+            commit=lock.revision if isinstance(source, HubSource) else "",
+            is_named=True,
+        )
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Names of the files that were asked for as checkpoints, by their own names."""
+        return () if self.selection or self.lock else self.filenames
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from craftcached.fetch import Mirrors
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from craftcache.origins.hub import HubFile
+    from craftcache.origins.hub import HubFile, Listing
     from craftcache.sources import HubSource
     from craftcached.fetch import Mirror
 
@@ -69,15 +69,28 @@ class HubSite:
             Unavailable: Also where a mirror names another commit than the one asked for.
         """
         found = await self._ask(partial(hub_api.describe, source, filename, revision=revision))
-        if is_commit(revision) and found.commit != revision and self.mirror is not None:
-            raise Unavailable(
-                f"mirror {self.mirror.rule.name} answers for another commit", source=source.shown
-            )
+        self._check_commit(source, revision, found.commit)
         return replace(found, url=self.hub_endpoint + found.url.removeprefix(self.endpoint))
 
     async def filenames(self, source: HubSource) -> tuple[str, ...]:
         """See craftcache.origins.hub.list_files."""
         return await self._ask(partial(hub_api.list_files, source))
+
+    async def listing(self, source: HubSource, revision: str) -> Listing:
+        """See craftcache.origins.hub.list_revision.
+
+        Raises:
+            Unavailable: Also where a mirror lists another commit than the one asked for.
+        """
+        found = await self._ask(partial(hub_api.list_revision, source, revision=revision))
+        self._check_commit(source, revision, found.commit)
+        return found
+
+    def _check_commit(self, source: HubSource, revision: str, commit: str) -> None:
+        if is_commit(revision) and commit != revision and self.mirror is not None:
+            raise Unavailable(
+                f"mirror {self.mirror.rule.name} answers for another commit", source=source.shown
+            )
 
     async def _ask(self, ask: Callable[..., T]) -> T:
         ca = self.mirror.rule.ca if self.mirror is not None else None

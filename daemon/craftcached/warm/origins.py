@@ -24,7 +24,7 @@ from craftcache.network.locations import (
     redirect_target,
 )
 from craftcache.origins.etags import strong_etag
-from craftcache.sources import HubSource, UrlSource, shown_url
+from craftcache.sources import HubSource, UrlSource, is_commit, shown_url
 from craftcached.fetch import RemoteFile
 from craftcached.fetch.faults import Fault
 from craftcached.fetch.network import Network
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from craftcache.cache.manifest import Manifest
-    from craftcache.origins.hub import HubFile
+    from craftcache.origins.hub import HubFile, Listing
     from craftcache.origins.policy import UrlPolicy
 
     from .description import FetchedSource
@@ -55,7 +55,12 @@ class Origin(Protocol):
     """The origin of one source."""
 
     async def describe(
-        self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
+        self,
+        filenames: Sequence[str],
+        *,
+        known: Manifest | None,
+        refresh: bool,
+        commit: str = "",
     ) -> Description:
         """Describe files of the source, at its newest or at its published revision.
 
@@ -65,6 +70,7 @@ class Origin(Protocol):
             refresh: Whether the newest revision is wanted. Then the other files of ``known`` are
                 described too, as far as the source still has them: a new revision replaces all
                 files of the old one. Otherwise the published revision, where there is one.
+            commit: The commit to describe them at instead, as the revision named it before.
 
         Raises:
             NotFound, AccessDenied, PolicyDenied, Unavailable, Offline: Each names the source.
@@ -73,6 +79,14 @@ class Origin(Protocol):
 
     async def filenames(self) -> tuple[str, ...]:
         """The names of all files that the source has at its revision.
+
+        Raises:
+            CraftcacheError: As for describe.
+        """
+        ...
+
+    async def listing(self, revision: str, /) -> Listing:
+        """All files of the source at a revision, and which commit that is.
 
         Raises:
             CraftcacheError: As for describe.
@@ -97,7 +111,12 @@ class HubOrigin:
         self._hub = hub
 
     async def describe(
-        self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
+        self,
+        filenames: Sequence[str],
+        *,
+        known: Manifest | None,
+        refresh: bool,
+        commit: str = "",
     ) -> Description:
         """See Origin.describe. Only the first question names the revision, the others its commit.
 
@@ -106,15 +125,21 @@ class HubOrigin:
         """
 
         async def questions(site: HubSite) -> Description:
-            return await self._describe_at(site, filenames, known, refresh=refresh)
+            return await self._describe_at(site, filenames, known, refresh=refresh, commit=commit)
 
         return await self._hub.ask(self._source, questions, of_mirrors=known is None or not refresh)
 
     async def _describe_at(
-        self, site: HubSite, filenames: Sequence[str], known: Manifest | None, *, refresh: bool
+        self,
+        site: HubSite,
+        filenames: Sequence[str],
+        known: Manifest | None,
+        *,
+        refresh: bool,
+        commit: str,
     ) -> Description:
         source = self._source
-        revision = source.revision if refresh or known is None else known.revision
+        revision = commit or (source.revision if refresh or known is None else known.revision)
         first = await site.describe(source, filenames[0], revision)
         # A mirror is asked for a file by its commit, so it must know the file under that as well.
         if site.mirror is not None and first.commit != revision:
@@ -139,6 +164,14 @@ class HubOrigin:
         """See Origin.filenames."""
         source = self._source
         return await self._hub.ask(source, lambda site: site.filenames(source), of_mirrors=True)
+
+    async def listing(self, revision: str, /) -> Listing:
+        """See Origin.listing."""
+        source = self._source
+        # A commit's files are the same wherever they are listed; what a name means the Hub says.
+        return await self._hub.ask(
+            source, lambda site: site.listing(source, revision), of_mirrors=is_commit(revision)
+        )
 
     def shown(self, commit: str) -> str:
         """See Origin.shown."""
@@ -211,7 +244,12 @@ class UrlOrigin:
         self._tokens = tokens or NoTokens()
 
     async def describe(
-        self, filenames: Sequence[str], *, known: Manifest | None, refresh: bool
+        self,
+        filenames: Sequence[str],
+        *,
+        known: Manifest | None,
+        refresh: bool,
+        commit: str = "",  # noqa: ARG002  # a URL has none
     ) -> Description:
         """See Origin.describe. The server is asked only about files that are published already.
 
@@ -230,7 +268,18 @@ class UrlOrigin:
         Raises:
             NotFound: Always.
         """
-        raise NotFound(
+        raise self._unlisted()
+
+    async def listing(self, _revision: str, /) -> Listing:
+        """See Origin.listing. A web server lists nothing.
+
+        Raises:
+            NotFound: Always.
+        """
+        raise self._unlisted()
+
+    def _unlisted(self) -> NotFound:
+        return NotFound(
             "a URL does not say which files it has",
             source=self._source.shown,
             hint="Name each file that is needed of it",
@@ -272,6 +321,23 @@ class UrlOrigin:
         """The strong ETag that the server gives now, unquoted; None where it gives none.
 
         Raises:
+            CraftcacheError: As for _header.
+        """
+        return strong_etag(await self._header(filename, "ETag"))
+
+    async def size(self, filename: str) -> int | None:
+        """The length that the server gives now, in bytes; None where it gives none.
+
+        Raises:
+            CraftcacheError: As for _header.
+        """
+        length = await self._header(filename, "Content-Length") or ""
+        return int(length) if length.isascii() and length.isdecimal() else None
+
+    async def _header(self, filename: str, name: str) -> str | None:
+        """A header of the server's answer to a HEAD request; None where it has none.
+
+        Raises:
             PolicyDenied: The target of a redirect may not be asked.
             Unavailable: The server does not answer, or redirects too often.
         """
@@ -295,7 +361,7 @@ class UrlOrigin:
                     )
                     answer.release()
                     if answer.status not in REDIRECTS:
-                        return strong_etag(answer.headers.get("ETag")) if answer.ok else None
+                        return answer.headers.get(name) if answer.ok else None
                     target = redirect_target(target, location_of(answer), source=shown)
         except Fault as fault:
             raise Unavailable(
@@ -323,6 +389,10 @@ class Origins:
         self._hub = hub
         self._policy = policy
         self._tokens = tokens or NoTokens()
+
+    async def size(self, source: UrlSource, filename: str) -> int | None:
+        """The size of a URL's file, in bytes; see UrlOrigin.size."""
+        return await UrlOrigin(source, self._policy, self._tokens).size(filename)
 
     def of(self, source: FetchedSource) -> Origin:
         """The origin of ``source``."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from craftcache.errors import CraftcacheError, Offline, PolicyDenied, Unavailable
-from craftcache.sources import HubSource, UrlSource, shown_url, wanted_files
+from craftcache.sources import NO_SELECTION, HubSource, UrlSource, shown_url, wanted_files
 from craftcached.events import Events
 from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
@@ -27,6 +27,7 @@ from craftcached.singleflight import SingleFlight
 from .allow import is_allowed, is_denied
 from .dependencies import MetNeed, warm_needs
 from .description import Wanted
+from .locked import check_locked, hold_to_lock
 from .pace import WarmPace
 from .progress import SourceProgress
 from .tasks import all_results
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
     from craftcache.cache.manifest import Manifest
     from craftcache.dependencies import Dependency
-    from craftcache.sources import RemoteSource
+    from craftcache.locked import LockedRevision
+    from craftcache.sources import RemoteSource, Selection
     from craftcache.wire import Coming, Progress
     from craftcached.fetch.disk_space import ModelClaim
     from craftcached.store.owner import OwnerCache
@@ -177,6 +179,8 @@ class Warmer:
         refresh: bool,
         priority: Priority,
         report: Callable[[Progress], None],
+        selection: Selection = NO_SELECTION,
+        lock: LockedRevision | None = None,
         for_uid: int | None = None,
         with_needs: bool = False,
     ) -> Warmed:
@@ -189,6 +193,8 @@ class Warmer:
                 was warmed last is used, and the origin is asked only for missing files.
             priority: Which fetches go first when connections are scarce.
             report: Called with progress; must not block.
+            selection: Patterns of the files, in place of names.
+            lock: The revision and files that are wanted, in place of names and patterns.
             for_uid: User whose budget it counts towards, unless another asked before; None for
                 nobody's.
             with_needs: Whether the caller brings what it needs after it, so that there must be
@@ -197,23 +203,26 @@ class Warmer:
         Raises:
             CraftcacheError: Any of the tree but those of loading.
         """
-        names = wanted_files(source, filenames)
+        wanted = replace(
+            Wanted.of(source, filenames, selection, lock, refresh=refresh),
+            for_uid=for_uid,
+            with_needs=with_needs,
+        )
         # A hit asks no origin, so it is answered whatever the settings allow now.
-        if not refresh and (manifest := await self.recheck(source, names, report)):
+        if (manifest := await self._published(wanted, report)) is not None:
             # Somebody asks for it by name: it stays, also when no model depends on it any more.
-            if not manifest.is_by_name:
+            if not (manifest.is_by_name or wanted.as_need):
                 await self._store.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
-        wanted = Wanted(source, names, refresh, for_uid=for_uid, with_needs=with_needs)
         with contextlib.ExitStack() as stack:
             # Also hurries a background warm of the same source that this request joins.
             if priority is Priority.WAITED_FOR:
                 stack.enter_context(self._obtainer.waited_for(source))
             return await self._shared(
-                (source, frozenset(names), refresh, with_needs),
+                (source, frozenset(wanted.filenames), refresh, with_needs, selection, lock),
                 source,
-                lambda progress: self._warm(wanted, progress),
+                lambda progress: self._warm_wanted(wanted, progress),
                 report,
             )
 
@@ -261,7 +270,12 @@ class Warmer:
         return await warm_needs(manifest, lambda need: self._warm_need(need, report, for_uid))
 
     async def recheck(
-        self, source: RemoteSource, names: Sequence[str], report: Callable[[Progress], None]
+        self,
+        source: RemoteSource,
+        names: Sequence[str],
+        report: Callable[[Progress], None],
+        *,
+        is_named: bool = True,
     ) -> Manifest | None:
         """The manifest of a source if all ``names`` are verified and inspected; None if not.
 
@@ -269,14 +283,42 @@ class Warmer:
         where a worker without a daemon published the file, where it came as a dependency, or where
         the index was damaged; the file is then inspected now, before anybody is handed it.
 
+        Args:
+            source: The source.
+            names: Names of its files.
+            report: Called with progress; must not block.
+            is_named: Whether the files were asked for by their own names; see FileAcquirer.inspect.
+
         Raises:
             UnsafeCheckpoint, NotACheckpoint: One of the files must not be served.
         """
         await self._follow_owner(source)
         manifest = await self._store.recheck(source, names)
         for record in (manifest.select(source, names) if manifest else None) or ():
-            await self._obtainer.inspect(record, SourceProgress(source, report))
+            progress = SourceProgress(source, report)
+            await self._obtainer.inspect(record, progress, is_named=is_named)
         return manifest
+
+    async def _published(
+        self, wanted: Wanted, report: Callable[[Progress], None]
+    ) -> Manifest | None:
+        """What is published, if that is all that is wanted and no origin need be asked."""
+        source, known = wanted.source, self._store.trusted(wanted.source)
+        names = wanted.filenames
+        if wanted.lock is not None:
+            if known is None or not known.is_locked_by(wanted.lock):
+                return None
+        elif wanted.selection:
+            is_fixed = isinstance(source, HubSource) and source.is_pinned
+            if known is None or wanted.selection not in known.selections:
+                return None
+            if wanted.refresh and not is_fixed:
+                return None
+            listing = (record.filename for record in known.files)
+            names = wanted.selection.choose(listing, source=source.shown)
+        elif wanted.refresh:
+            return None
+        return await self.recheck(source, names, report, is_named=bool(wanted.named))
 
     async def _warm_need(
         self, need: Dependency, report: Callable[[Progress], None], for_uid: int | None
@@ -337,14 +379,34 @@ class Warmer:
         except CraftcacheError as error:  # shared with other requests, so each raises a copy
             raise error.about(source.shown) from error
 
+    async def _warm_wanted(self, wanted: Wanted, progress: SourceProgress) -> Warmed:
+        """Find out which files of which commit are meant, where only the Hub knows, and warm them.
+
+        From then on the commit is used: all files are of one, even if the revision moves meanwhile.
+        """
+        source = wanted.source
+        if not wanted.selection or not isinstance(source, HubSource):
+            return await self._warm(wanted, progress)
+        known = await self._store.believed(source)
+        revision = known.revision if known and not wanted.refresh else source.revision
+        listing = await self._origins.of(source).listing(revision)
+        chosen = replace(
+            wanted,
+            filenames=wanted.selection.choose(listing.filenames, source=source.shown),
+            commit=listing.commit,
+            is_named=revision == source.revision,
+        )
+        return await self._warm(chosen, progress)
+
     async def _warm(self, wanted: Wanted, progress: SourceProgress) -> Warmed:
         """The pipeline: describe, admit, acquire and verify, publish."""
         known = await self._store.believed(wanted.source)
         # What is here only as a dependency is handed to no worker, and so need not be inspected
         # until somebody asks for it by name.
         inspected = not wanted.as_need or (known is not None and not known.needed_only)
-        commit = _known_commit(wanted, known)
+        commit = wanted.commit or _known_commit(wanted, known)
         claim: ModelClaim | None = None
+        claimed: frozenset[str] = frozenset()
         async with contextlib.AsyncExitStack() as held:
             # All files may be here, though not published under this name: then no origin is asked,
             # and the warm works offline.
@@ -352,22 +414,30 @@ class Warmer:
             # A file is missing, or only the origin knows the commit: ask it what the files are.
             if files is None:
                 description = await self._origins.of(wanted.source).describe(
-                    wanted.filenames, known=known, refresh=wanted.refresh
+                    wanted.filenames, known=known, refresh=wanted.refresh, commit=wanted.commit
                 )
+                if wanted.lock is not None:
+                    description = hold_to_lock(description, wanted.lock)
                 # Room is made sure of before the first byte comes, and kept until publication.
                 closure = await self._closure(known) if wanted.with_needs and known else ()
                 description = replace(description, for_uid=wanted.for_uid, closure=closure)
                 admission = self._admission(description)
                 claim = await held.enter_async_context(admission)
+                claimed = frozenset(file.remote.key for file in description.files)
                 # The files, and the locks of their blobs, are held until publication too.
                 files = await held.enter_async_context(
-                    self._obtainer.hold(description, progress, inspected=inspected)
+                    self._obtainer.hold(
+                        description, progress, inspected=inspected, named=wanted.named
+                    )
                 )
+            if wanted.lock is not None:
+                check_locked(files, wanted.lock)
             progress.tell(None, 0, None, "publishing")
             # Inside the context: a program that waits for a blob's lock then finds it published.
-            manifest = await self._publish(files, known, as_need=wanted.as_need)
+            manifest = await self._publish(files, known, wanted)
             if claim is not None:
-                claim.settle(frozenset(record.inode for record in manifest.files))
+                inodes = frozenset(record.inode for record in manifest.files)
+                claim.settle(inodes, claimed)
         progress.tell(None, manifest.size, manifest.size, "done")
         # The caller removes dependencies that the new revision dropped; see Warming.warm.
         is_less_needed = known is not None and not known.needed_keys <= manifest.needed_keys
@@ -440,11 +510,11 @@ class Warmer:
             await self._owner.follow(source)
 
     async def _publish(
-        self, files: VerifiedFiles, known: Manifest | None, *, as_need: bool
+        self, files: VerifiedFiles, known: Manifest | None, wanted: Wanted
     ) -> Manifest:
         """Publish verified files; the manifest, written last, makes them a model."""
         if known is not None and self._is_served_in_place(files, known):
-            if known.needed_only and not as_need:
+            if known.needed_only and not wanted.as_need:
                 await self._store.mark_asked_for(files.source)
             return self._store.trusted(files.source) or known
         match files.source:
@@ -455,8 +525,9 @@ class Warmer:
                     files.commit,
                     files.files,
                     files.mirror or self._origins.of(source).shown(files.commit),
-                    is_named=files.is_named,
-                    as_need=as_need,
+                    is_named=files.is_named or wanted.is_named,
+                    as_need=wanted.as_need,
+                    selection=wanted.selection,
                 )
             # By content: no other program has a place for a URL's files that could be shared.
             case UrlSource() as source:
@@ -464,7 +535,7 @@ class Warmer:
                     name: (verified, shown_url(source.file_url(name)))
                     for name, (verified, _) in files.files.items()
                 }
-                return await self._store.publish_url(source, shown, as_need=as_need)
+                return await self._store.publish_url(source, shown, as_need=wanted.as_need)
 
     def _is_served_in_place(self, files: VerifiedFiles, known: Manifest) -> bool:
         """Whether all files are those of the owner's cache that ``known`` leads to already."""

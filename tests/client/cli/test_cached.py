@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def test_ls_and_show(node: Node, commit: str) -> None:
     header, *lines = node.run("ls").out.splitlines()
-    assert header.split() == ["SOURCE", "REVISION", "FILES", "SIZE", "RESIDENT", "PINNED"]
+    assert header.split() == ["SOURCE", "REVISION", "FILES", "SIZE", "RESIDENT", "USED", "PINNED"]
     [row] = [line.split() for line in lines if line.startswith("org/model ")]
     assert row[:5] == ["org/model", commit[:12], "2", "2.2", "MB"]
     assert row[-1] == "no"

@@ -18,6 +18,7 @@ from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.daemon.transport import Cancellation
 from craftcache.errors import StorageFull, Unavailable
+from craftcache.fallback.own_fetch import Fetching
 from craftcache.fallback.resolver import Resolver
 from craftcache.sources import HubSource, parse
 from tests.support.checkpoints import assert_same, saved
@@ -42,7 +43,7 @@ def test_a_lock_that_is_held_for_long_is_passed_by_and_nothing_is_published(
         assert is_held
         fetched = resolver.fetch(
             source,
-            FILENAMES,
+            Fetching(FILENAMES),
             token=None,
             is_private=False,
             report=ignore,
@@ -65,7 +66,7 @@ def test_a_lock_of_a_url_is_passed_by_likewise(
     with cache.lock(manifest_key(source)):
         fetched = resolver.fetch(
             source,
-            ["one.th"],
+            Fetching(("one.th",)),
             token=None,
             is_private=False,
             report=ignore,
@@ -76,7 +77,12 @@ def test_a_lock_of_a_url_is_passed_by_likewise(
     assert "lock" in (fetched.not_kept or "")
     assert_nothing_published(cache.root)
     fetched = resolver.fetch(
-        source, ["one.th"], token=None, is_private=False, report=ignore, cancellation=Cancellation()
+        source,
+        Fetching(("one.th",)),
+        token=None,
+        is_private=False,
+        report=ignore,
+        cancellation=Cancellation(),
     )
     with fetched.files as files:
         assert files.revision == revision

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from craftcache import errors, wire
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.errors import CraftcacheError, InvalidSource, StorageFull, Unavailable
+from craftcache.locked import LockedRevision, LockEntry
 from craftcache.sources import HubSource, parse
 from tests.support.sockets import file_info, status
 
@@ -82,7 +83,31 @@ FILENAMES = st.lists(NAMES, max_size=wire.MAX_FILES).map(tuple)
 VERSIONS = st.tuples(st.integers(0, 65_535), st.integers(0, 65_535)).map(
     lambda ends: wire.Versions(min(ends), max(ends))
 )
-OPTIONS = st.builds(wire.WarmOptions, FILENAMES, *[st.booleans()] * 3)
+FLAGS = [st.booleans()] * 3
+PATTERNS = st.lists(NAMES, max_size=4).map(tuple)
+HEX = "0123456789abcdef"
+LOCKS = st.builds(
+    LockedRevision,
+    st.text(HEX, min_size=40, max_size=40),
+    st.lists(
+        st.builds(
+            LockEntry,
+            NAMES,
+            st.text(HEX, min_size=64, max_size=64),
+            SIZES,
+            st.none() | st.text(HEX, min_size=40, max_size=40),
+        ),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda file: file.filename,
+    ).map(tuple),
+    st.booleans(),
+)
+OPTIONS = st.one_of(
+    st.builds(wire.WarmOptions, FILENAMES, *FLAGS),
+    st.builds(wire.WarmOptions, st.just(()), *FLAGS, include=PATTERNS, exclude=PATTERNS),
+    st.builds(wire.WarmOptions, st.just(()), *FLAGS, lock=LOCKS),
+)
 WARMS = st.builds(wire.Warm, SOURCES, OPTIONS)
 FALLBACKS = st.builds(wire.ReportedFallback, NAMES, NAMES, SIZES)
 HELLOS = st.builds(

@@ -273,3 +273,26 @@ async def test_the_estimate_between_surveys_never_falls_short(tmp_path: Path) ->
             await fill(parts, name)
             parts.space.release(name)
         assert await parts.names() == {"c", "d", "e"}
+
+
+async def test_a_file_that_two_models_wait_for_counts_once_when_it_is_published(
+    tmp_path: Path,
+) -> None:
+    async with keeping(tmp_path, max_bytes=3 * KB) as parts:
+        space = parts.space
+        async with (
+            space.claiming({"shared": (KB, 0)}, source="first") as first,
+            space.claiming({"shared": (KB, 0), "own": (KB, 0)}, source="second") as second,
+        ):
+            await space.reserve("shared", KB, source="first")
+            space.written("shared", KB)
+            space.release("shared")
+            manifest = await parts.publish("first", file=content("f"))
+            first.settle(frozenset(record.inode for record in manifest.files), {"shared"})
+            assert (first.written(), second.written()) == (KB, 0)
+            report = await parts.evictor.report()
+            assert (report.used, report.claimed) == (KB, KB)
+            await space.reserve("more", KB, source="third")
+        assert await parts.names() == {"first"}
+        space.release("more")
+        assert space.claimed == 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -292,6 +293,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert not [path for path in self.parts.store.cache.staging.rglob("*") if path.is_file()]
 
 
+@pytest.mark.timeout(400)  # a hundred restarts, on a machine that may be busy
 def test_any_sequence_with_restarts_keeps_the_quota_and_every_word_given() -> None:
     run_state_machine_as_test(
         StoreMachine,

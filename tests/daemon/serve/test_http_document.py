@@ -18,6 +18,8 @@ import httpx
 import pytest
 import torch
 
+from craftcache.bundle import find_closure, write_bundle
+from craftcache.cache.directory import CacheDir
 from craftcached import serve
 from tests.support.checkpoints import saved
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
@@ -34,6 +36,7 @@ TEXT = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
 METHODS = {"add_get": "GET", "add_put": "PUT", "add_post": "POST", "add_delete": "DELETE"}
 
 STREAM = "GET /v1/events"
+BUNDLES = "POST /v1/bundles"
 ROLLBACK = "POST /v1/watches/{name}/rollback"
 METRICS = "GET /metrics"
 
@@ -147,6 +150,11 @@ class Node:
     export: Path
 
     @property
+    def bundle(self) -> Path:
+        """In the place of the bundle that the document imports."""
+        return self.export.with_name("models.tar")
+
+    @property
     def socket(self) -> Path:
         """The socket for people and tools."""
         return self.daemon.socket_dir / "craftcache.sock"
@@ -156,6 +164,7 @@ class Node:
         for theirs, ours in (
             ("/run/craftcache/craftcache.sock", str(self.socket)),
             ("/runs/my-run/export", str(self.export)),
+            ("/media/models.tar", str(self.bundle)),
             ('"settle": 10', '"settle": 0.2'),
         ):
             command = command.replace(theirs, ours)
@@ -230,6 +239,10 @@ def run_all(node: Node, events: IO[str]) -> list[tuple[Example, str]]:
     for example in examples():
         if example.route == STREAM:
             continue
+        if example.route == BUNDLES:
+            cache = CacheDir(node.daemon.cache_dir)
+            closure = find_closure(cache, ["facebook/musicgen-small"])
+            write_bundle(node.bundle, closure, cache)
         if example.route == ROLLBACK:
             node.write_generation(2.0)
             wait_generation(events, 2)

@@ -1,0 +1,199 @@
+"""Importing a bundle: models that come with their lock, from whoever administers this node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from craftcache.bundle import unpack, verified_files
+from craftcache.cache.publish import Verified
+from craftcache.errors import IntegrityError
+from craftcache.sources import HubSource, shown_url
+from craftcached.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from concurrent.futures import Future
+
+    from craftcache.bundle import LockedModel, Unpacked
+    from craftcache.cache.manifest import Manifest
+    from craftcache.sources import RemoteSource
+    from craftcached.store.store import Store
+
+    from .acquire import FileAcquirer
+    from .origins import Origins
+
+__all__ = ["BundleImporter"]
+
+log = logging.getLogger("craftcached")
+
+READ_AT_ONCE = 1024 * 1024
+"""Bytes that the thread is handed at once; they come in pieces of some 64 KiB."""
+
+AT_ONCE = 2
+"""Bundles that are unpacked at once; a further one waits."""
+
+
+class BundleImporter:
+    """Publishes the models of bundles as their warm would have; one instance a daemon.
+
+    It has no state but its threads. Every byte of a bundle is hashed, and every checkpoint
+    inspected, before its first model is published.
+
+    Args:
+        store: Publishes the models.
+        obtainer: Inspects their checkpoints.
+        origins: Know the address that a source's files would have come from.
+        check_allowed: Raises PolicyDenied for a source that this node may not have.
+        make_room: Makes room for so many bytes; raises StorageFull where there can be none.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        obtainer: FileAcquirer,
+        origins: Origins,
+        check_allowed: Callable[[RemoteSource], None],
+        make_room: Callable[[int], Awaitable[object]],
+    ) -> None:
+        self._store = store
+        self._obtainer = obtainer
+        self._origins = origins
+        self._check_allowed = check_allowed
+        self._make_room = make_room
+        self._threads = Threads(AT_ONCE, "bundle")
+
+    def close(self) -> None:
+        """End the threads; nothing may be running."""
+        self._threads.close()
+
+    async def import_bundle(self, read: Callable[[int], Awaitable[bytes]]) -> list[Manifest]:
+        """Import a bundle.
+
+        Args:
+            read: Reads at most so many of its bytes; none at its end.
+
+        Returns:
+            The manifests, in the order of the bundle's lock.
+
+        Raises:
+            IntegrityError: The bundle is damaged; nothing was imported.
+            InvalidSource: Its lock is none.
+            PolicyDenied: The settings do not allow one of its sources; nothing was imported.
+            UnsafeCheckpoint: Loading one of its files would run code; nothing was imported.
+            StorageFull: There is no room for it.
+        """
+        await self._store.heal()
+        unpacked = await self._unpack(_Body(read))
+        try:
+            for model in unpacked.lock.models:
+                self._check_allowed(model.source)
+            for model in unpacked.lock.models:
+                await self._inspect(model, unpacked)
+            published = {}
+            for model in reversed(unpacked.lock.models):  # what is needed comes first
+                published[model.source.shown] = await self._publish(model, unpacked)
+        finally:
+            await self._discard(unpacked)
+        return [published[model.source.shown] for model in unpacked.lock.models]
+
+    async def _unpack(self, body: _Body) -> Unpacked:
+        unpacking = asyncio.ensure_future(
+            self._threads.run(
+                unpack,
+                body,
+                self._store.cache.staging,
+                check_room=lambda size: body.wait_for(self._make_room(size)),
+            )
+        )
+        try:
+            return await asyncio.shield(unpacking)
+        except asyncio.CancelledError:
+            body.end()
+            with contextlib.suppress(IntegrityError):
+                await self._discard(await unpacking)
+            raise
+
+    async def _inspect(self, model: LockedModel, unpacked: Unpacked) -> None:
+        known = self._store.trusted(model.source)
+        # As for a warm: what comes as a dependency is inspected when it is asked for by name.
+        if model.lock.needed_only and (known is None or known.needed_only):
+            return
+        for filename, (verified, _) in verified_files(model, unpacked).items():
+            await self._obtainer.inspect_verified(model.source, filename, verified)
+
+    async def _publish(self, model: LockedModel, unpacked: Unpacked) -> Manifest:
+        files, lock = verified_files(model, unpacked), model.lock
+        if isinstance(model.source, HubSource):
+            manifest = await self._store.publish_hub(
+                model.source,
+                lock.revision,
+                files,
+                self._origins.of(model.source).shown(lock.revision),
+                is_named=True,
+                as_need=lock.needed_only,
+            )
+        else:
+            shown = {
+                name: (verified, shown_url(model.source.file_url(name)))
+                for name, (verified, _) in files.items()
+            }
+            manifest = await self._store.publish_url(model.source, shown, as_need=lock.needed_only)
+        log.info("imported %s at %s: %d bytes", manifest.source, manifest.revision, manifest.size)
+        return manifest
+
+    async def _discard(self, unpacked: Unpacked) -> None:
+        for file in unpacked.files.values():
+            await self._store.discard(Verified(file, None, 0, file.digests.size))
+
+
+class _Body:
+    """Bytes that arrive on the event loop, as a blocking stream for the thread that unpacks them.
+
+    Args:
+        read: Reads at most so many bytes; none at their end.
+    """
+
+    def __init__(self, read: Callable[[int], Awaitable[bytes]]) -> None:
+        self._read = read
+        self._loop = asyncio.get_running_loop()
+        self._waiting: Future[bytes] | None = None
+        self._is_ended = False
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, as soon as there are some; called in the thread."""
+        self._waiting = asyncio.run_coroutine_threadsafe(self._next(size), self._loop)
+        try:
+            return self._waiting.result()
+        except BaseException as error:
+            if self._is_ended:
+                raise IntegrityError("the bundle is withdrawn") from error
+            raise
+
+    def wait_for(self, making: Awaitable[object]) -> None:
+        """Have the event loop do something that the thread waits for; called in the thread."""
+
+        async def make() -> None:
+            await making
+
+        asyncio.run_coroutine_threadsafe(make(), self._loop).result()
+
+    def end(self) -> None:
+        """Let the thread read no more; called on the event loop."""
+        self._is_ended = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _next(self, size: int) -> bytes:
+        """As much as is worth a change of threads."""
+        if self._is_ended:
+            raise IntegrityError("the bundle is withdrawn")
+        wanted = min(size, READ_AT_ONCE)
+        pieces: list[bytes] = []
+        while wanted > 0 and (piece := await self._read(wanted)):
+            pieces.append(piece)
+            wanted -= len(piece)
+        return b"".join(pieces)
