@@ -203,7 +203,7 @@ class Daemon:
         life.callback(hub.close)
         attempt = SecondAttempt(engine, self._mirrors)
         fetcher = MeasuredFetcher(CountedFetcher(attempt, self._sight.counts))
-        obtainer = FileAcquirer(
+        acquirer = FileAcquirer(
             store=store,
             fetcher=fetcher,
             inspector=inspector,
@@ -213,7 +213,7 @@ class Daemon:
         self._warmer = Warmer(
             store=store,
             origins=origins,
-            obtainer=obtainer,
+            acquirer=acquirer,
             allow=settings.allow,
             deny=settings.deny,
             admission=FetchAdmission(
@@ -222,13 +222,13 @@ class Daemon:
             owner=owner,
             events=events,
         )
-        handout = BlobOpener(store, settings.serve_dir)
-        handout.check()
+        opener = BlobOpener(store, settings.serve_dir)
+        opener.check()
         residency = await life.enter_async_context(Residency())
         keepers = await self._open_keepers(life, store, records, residency, space)
         bundles = BundleImporter(
             store=store,
-            obtainer=obtainer,
+            acquirer=acquirer,
             origins=origins,
             check_allowed=self._warmer.check_allowed,
             make_room=partial(keepers.evictor.make_room, source="a bundle"),
@@ -269,7 +269,7 @@ class Daemon:
             store=store,
             warmer=self._warmer,
             records=records,
-            handout=handout,
+            opener=opener,
             residency=residency,
             keepers=keepers,
             budgets=self._budgets,

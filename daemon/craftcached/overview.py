@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import Manifest
     from craftcache.wire import DaemonStatus
 
+    from .absences import Absences
     from .eviction.keepers import Keepers
-    from .sight import Sight
     from .warm.queue import WarmQueue
     from .warm.warmer import Warmer
     from .watch import Watches
@@ -45,7 +45,7 @@ class Overview:
         queue: Knows when a failed warm is tried again.
         keepers: Know the quota, which models stay, and which were used last.
         watches: Know how watched directories are.
-        sight: Knows what has happened.
+        absences: Say why models are not warm.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Overview:
         queue: WarmQueue,
         keepers: Keepers,
         watches: Watches,
-        sight: Sight,
+        absences: Absences,
     ) -> None:
         self._cache = cache
         self._warmer = warmer
@@ -65,7 +65,7 @@ class Overview:
         self._pins = keepers.pins
         self._uses = keepers.uses
         self._watches = watches
-        self._sight = sight
+        self._absences = absences
 
     async def complete(
         self, status: DaemonStatus, published: Sequence[tuple[str, Manifest]]
@@ -77,7 +77,7 @@ class Overview:
             published: All published models, by their manifests' keys.
         """
         disk = await asyncio.to_thread(_disk, self._cache.root)
-        stale, not_warm = self._absences({manifest.source for _, manifest in published})
+        stale, not_warm = self._told_absences({manifest.source for _, manifest in published})
         completed = replace(
             status,
             coming=tuple(self._warmer.coming()[:LISTED]),
@@ -86,19 +86,17 @@ class Overview:
             recent=tuple(self._recent(published)),
             disk=disk,
             max_bytes=max(self._evictor.max_bytes, 0),
-            processes=len(self._sight.processes),
-            fallbacks=dict(self._sight.counts.fallbacks),
         )
         return replace(
             completed, problems=(*status.problems, *self._problems(completed), *_told(stale))
         )
 
-    def _absences(self, warm: set[str]) -> tuple[list[NotWarm], list[NotWarm]]:
+    def _told_absences(self, warm: set[str]) -> tuple[list[NotWarm], list[NotWarm]]:
         """What could not be refreshed and is warm all the same, and what is not warm."""
         tries = self._next_tries()
         stale: list[NotWarm] = []
         missing: list[NotWarm] = []
-        for each in self._sight.absences.newest():
+        for each in self._absences.newest():
             told = replace(each, next_try_at=tries.get(each.source))
             (stale if each.source in warm else missing).append(told)
         return stale, missing

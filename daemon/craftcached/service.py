@@ -109,7 +109,7 @@ class Service:
         store: The published models.
         warmer: Fetches, verifies and publishes sources.
         records: The database, which keeps the queue of warms.
-        handout: Opens published files for workers.
+        opener: Opens published files for workers.
         residency: Reads files into the page cache.
         keepers: What keeps models in the cache or lets them go.
         budgets: What each user may have of the daemon.
@@ -136,7 +136,7 @@ class Service:
         store: Store,
         warmer: Warmer,
         records: Database,
-        handout: BlobOpener,
+        opener: BlobOpener,
         residency: Residency,
         keepers: Keepers,
         budgets: Budgets,
@@ -152,7 +152,7 @@ class Service:
         self._settings = settings
         self._store = store
         self._warmer = warmer
-        self._handout = handout
+        self._opener = opener
         self._residency = residency
         self._pruner = pruner
         self._planner = planner
@@ -192,7 +192,7 @@ class Service:
             queue=self._queue,
             keepers=keepers,
             watches=watches,
-            sight=sight,
+            absences=sight.absences,
         )
 
     async def resume(self) -> None:
@@ -306,7 +306,7 @@ class Service:
         records = manifest.select(source, request.names) if manifest else None
         if manifest is None or records is None or not manifest.is_by_name:
             return None
-        opened = self._handout.open(manifest, records)
+        opened = self._opener.open(manifest, records)
         if opened is None:
             return None
         self._uses.note(manifest_key(source))
@@ -626,6 +626,8 @@ class Service:
             quarantined_bytes=quarantined_bytes,
             hashed_since=self.integrity.scrub.hashed_since,
             has_verity=self.integrity.verity.is_supported,
+            processes=len(self._sight.processes),
+            fallbacks=dict(self._sight.counts.fallbacks),
         )
         return await self._overview.complete(status, published)
 

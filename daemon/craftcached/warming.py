@@ -170,7 +170,7 @@ class Warming:
         self._uses.note(manifest_key(source))
         try:
             if not is_alone and (options.refresh or not self._has_needs(warmed.manifest)):
-                not_refreshed = await self._bring_needs(source, warmed.manifest, report, for_uid)
+                not_refreshed = await self._warm_needs(source, warmed.manifest, report, for_uid)
                 warmed = replace(warmed, not_refreshed=not_refreshed)
         finally:
             # Only once the new dependencies are published: they may depend on the old ones.
@@ -181,14 +181,14 @@ class Warming:
             if options.selection:
                 names = tuple(filter(options.selection.has, map(_name, warmed.manifest.files)))
             records = warmed.manifest.select(source, names) or ()
-            resident = await self._bring_in(source, records, report)
+            resident = await self._read_into_memory(source, records, report)
             warmed = replace(warmed, resident_bytes=resident)
         return warmed
 
     def _has_needs(self, manifest: Manifest) -> bool:
         return all(self._store.needed(need) is not None for need in manifest.needs)
 
-    async def _bring_needs(
+    async def _warm_needs(
         self,
         source: RemoteSource,
         manifest: Manifest,
@@ -223,7 +223,7 @@ class Warming:
         if removed.keys:
             log.info("removed what %s needed: %d bytes freed", past.source, removed.freed)
 
-    async def _bring_in(
+    async def _read_into_memory(
         self,
         source: RemoteSource,
         records: Sequence[FileRecord],

@@ -147,7 +147,7 @@ async def watching(base: Path, *rules: WatchRule) -> AsyncIterator[Rig]:
     """Watches upon a real store and real records below ``base``."""
     generations: list[Manifest] = []
 
-    async def bring_needs(generation: Manifest) -> None:
+    async def queue_needs(generation: Manifest) -> None:
         generations.append(generation)
 
     events = Events()
@@ -157,5 +157,5 @@ async def watching(base: Path, *rules: WatchRule) -> AsyncIterator[Rig]:
         )
         happened: asyncio.Queue[Event] = asyncio.Queue()
         events.observe(happened.put_nowait)
-        async with watches.running(bring_needs):
+        async with watches.running(queue_needs):
             yield Rig(watches, store, happened, generations)

@@ -108,9 +108,9 @@ class Engine:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self._bench = await self._workbench(stack)
+            self._context = await self._make_context(stack)
             with _logged("a fetched file stays in staging"):
-                await self._bench.threads.run(reclaim, self._staging)
+                await self._context.threads.run(reclaim, self._staging)
             await self._sweep()
             sweeping = asyncio.create_task(self._keep_swept())
             stack.push_async_callback(_ended, sweeping)
@@ -137,9 +137,9 @@ class Engine:
             claimant = self._claimants[file.key] = Claimant(priority)
             limit = self._settings.deadline_seconds
             try:
-                async with asyncio.timeout(limit) as deadline, self._bench_for(file) as bench:
+                async with asyncio.timeout(limit) as deadline, self._context_for(file) as context:
                     request = FetchRequest(file, self._mirrors.route(file), claimant, report)
-                    return await Job(request, bench).run()
+                    return await Job(request, context).run()
             except TimeoutError:
                 if not deadline.expired():
                     raise
@@ -152,7 +152,7 @@ class Engine:
         if key in self._claimants:
             self._claimants[key].priority = Priority.WAITED_FOR
 
-    async def _workbench(self, stack: AsyncExitStack) -> FetchContext:
+    async def _make_context(self, stack: AsyncExitStack) -> FetchContext:
         settings = self._settings
         threads, syncing = Threads(THREADS, "fetch"), Threads(SYNC_THREADS, "fsync")
         stack.callback(threads.close)
@@ -193,14 +193,14 @@ class Engine:
         )
 
     @asynccontextmanager
-    async def _bench_for(self, file: RemoteFile) -> AsyncIterator[FetchContext]:
+    async def _context_for(self, file: RemoteFile) -> AsyncIterator[FetchContext]:
         """The context for the fetch of ``file``; with new connections if it came wrong before."""
         if file.attempt == 1:
-            yield self._bench
+            yield self._context
             return
         async with self._network() as network:
             transfer = Transfer(network, self._settings, self._check_url, self._uplink)
-            yield replace(self._bench, transfer=transfer)
+            yield replace(self._context, transfer=transfer)
 
     async def _read_certificates(self, threads: Threads) -> None:
         """Read the certificates of mirrors that have their own, so that no request has to.
@@ -227,7 +227,7 @@ class Engine:
 
     async def _sweep(self) -> None:
         """Remove partial files that no fetch has resumed for long; log those that cannot be."""
-        threads = self._bench.threads
+        threads = self._context.threads
         before = self._clock() - self._settings.journal_retention_seconds
         keys: set[str] = set()
         with _logged("staging is not swept"):

@@ -65,28 +65,30 @@ class Job:
     It has no lock: Engine.fetch holds the lock of the file's key, so that there is one job a key.
 
     Args:
-        order: The file, its claimant and its reporter.
-        bench: The limits, threads and connections that all downloads share.
+        request: The file, its claimant and its reporter.
+        context: The limits, threads and connections that all downloads share.
     """
 
-    def __init__(self, order: FetchRequest, bench: FetchContext) -> None:
-        self._order = order
-        self._file = order.file
-        self._bench = bench
-        self._names = Names.of(bench.staging, order.file.key)
-        self._plain = order.file.promise.size == 0  # there is no range of an empty file
+    def __init__(self, request: FetchRequest, context: FetchContext) -> None:
+        self._request = request
+        self._file = request.file
+        self._context = context
+        self._names = Names.of(context.staging, request.file.key)
+        self._plain = request.file.promise.size == 0  # there is no range of an empty file
         self._changes = 0
         self._failures = 0
         self._fillings = 0
-        self._xet = bench.xet
+        self._xet = context.xet
 
     async def run(self) -> Fetched:
         """Fetch the file; see Fetcher.fetch for what is raised."""
-        bench = self._bench
-        bench.mirrors.provenance.begin(self._file)
+        context = self._context
+        context.mirrors.provenance.begin(self._file)
         try:
             # An administrator may have emptied the cache since the last fetch.
-            await bench.threads.run(bench.staging.mkdir, mode=0o700, parents=True, exist_ok=True)
+            await context.threads.run(
+                context.staging.mkdir, mode=0o700, parents=True, exist_ok=True
+            )
             while True:
                 try:
                     # Attempts run in task groups, whose ExceptionGroup no except clause here knows.
@@ -100,12 +102,12 @@ class Job:
                 except OSError as error:
                     await self._make_room(error)
         finally:
-            self._bench.space.release(self._file.key)
-            bench.mirrors.provenance.end(self._file)
+            self._context.space.release(self._file.key)
+            context.mirrors.provenance.end(self._file)
 
     async def _make_room(self, error: OSError) -> None:
         """Have room made on a full disk, so that the fetch goes on where it was, or give up."""
-        space, key, source = self._bench.space, self._file.key, self._file.source
+        space, key, source = self._context.space, self._file.key, self._file.source
         self._fillings += 1
         may_go_on = self._fillings <= MAX_FILLINGS
         if may_go_on and await space.recover(key, error, source=source):
@@ -113,18 +115,18 @@ class Job:
             return
         raised = await space.error_for(error, key, source=source)
         # What could be resumed would only keep the disk full.
-        await self._bench.threads.run(self._names.remove)
+        await self._context.threads.run(self._names.remove)
         raise raised from error
 
     async def _attempt(self) -> Fetched:
-        bench = self._bench
-        record = await bench.threads.run(
-            find_record, self._names, self._file.promise, bench.boot_id
+        context = self._context
+        record = await context.threads.run(
+            find_record, self._names, self._file.promise, context.boot_id
         )
         # Resume: the journal holds size and validator, so no first request has to ask for them.
         if record is not None and not self._plain:
             return await self._by_ranges(record, self._file.url)
-        async with self._request() as reply:
+        async with self._first_request() as reply:
             # The server ignored the range, or none was asked for: this one answer is the file.
             if reply.is_whole_file:
                 return await self._as_one_stream(reply)
@@ -132,7 +134,7 @@ class Job:
             # The Xet client checks no validator, so only a digest makes its bytes trustworthy. It
             # knows of no mirrors.
             xet = self._xet if reply.is_xet and self._file.promise.digest else None
-            if self._order.route.has_mirrors:
+            if self._request.route.has_mirrors:
                 xet = None
             head: list[bytes] = []
             # The first range's bytes are kept, and written once there is a file to write to.
@@ -147,14 +149,16 @@ class Job:
         return await self._by_ranges(record, reply.url, head)
 
     @asynccontextmanager
-    async def _request(self) -> AsyncIterator[RangeReply]:
+    async def _first_request(self) -> AsyncIterator[RangeReply]:
         """The first request of an attempt that has nothing to resume."""
-        order, file = self._order, self._file
-        span = None if self._plain else Span(0, order.route.slice_bytes or PROBE_BYTES)
+        request, file = self._request, self._file
+        span = None if self._plain else Span(0, request.route.slice_bytes or PROBE_BYTES)
         async with (
-            self._bench.connections.one(host_of(order.route.address(file.url, 0)), order.claimant),
-            self._bench.transfer.open(
-                file, order.route, url=file.url, span=span, etag=None, claimant=order.claimant
+            self._context.connections.one(
+                host_of(request.route.address(file.url, 0)), request.claimant
+            ),
+            self._context.transfer.open(
+                file, request.route, url=file.url, span=span, etag=None, claimant=request.claimant
             ) as reply,
         ):
             # Before the body is read: gigabytes of a wrong file need not come to be refused.
@@ -179,51 +183,51 @@ class Job:
 
     async def _by_ranges(self, record: PartRecord, url: str, head: Sequence[bytes] = ()) -> Fetched:
         """Fetch the bytes that ``record`` lacks; ``head`` holds the file's first bytes, if any."""
-        order, bench, present = self._order, self._bench, record.present
+        request, context, present = self._request, self._context, record.present
         size, etag = record.identity.size, record.identity.etag
         reused = sum(span.size for span in present)
         async with self._part(record, size - reused, reused) as part:
-            assembly = Writer(order, bench, part, total=size, present=present)
-            async with assembly.at_work():
+            writer = Writer(request, context, part, total=size, present=present)
+            async with writer.at_work():
                 if head:
-                    present = (*present, await assembly.put(0, head))
+                    present = (*present, await writer.put(0, head))
                 pieces = Pieces(size, present)
-                await RangedDownload(order, bench, pieces, assembly, etag=etag, url=url).run()
-                digests = await assembly.finish()
+                await RangedDownload(request, context, pieces, writer, etag=etag, url=url).run()
+                digests = await writer.finish()
             return await self._sealed(part, digests, etag, reused)
 
     async def _as_it_came(self, identity: Identity, head: Sequence[bytes]) -> Fetched:
         """Write a file that the first answer held whole: there is nothing to resume, no journal."""
         async with self._part(None, identity.size) as part:
-            assembly = Writer(self._order, self._bench, part, total=identity.size)
-            async with assembly.at_work():
-                await assembly.put(0, head)
-                digests = await assembly.finish()
+            writer = Writer(self._request, self._context, part, total=identity.size)
+            async with writer.at_work():
+                await writer.put(0, head)
+                digests = await writer.finish()
             return await self._sealed(part, digests, identity.etag, 0)
 
     async def _by_xet(self, xet: Xet, record: PartRecord) -> Fetched:
         """Let huggingface_hub's own client fetch the file, once; if it fails, HTTP is next."""
-        order, bench, size = self._order, self._bench, record.identity.size
+        request, context, size = self._request, self._context, record.identity.size
         self._xet = None  # a further attempt goes by HTTP
-        await bench.space.reserve(self._file.key, size, source=self._file.source, present=0)
+        await context.space.reserve(self._file.key, size, source=self._file.source, present=0)
         present = 0
 
         def tell(done: int) -> None:
             nonlocal present
             done = min(done, size)
-            bench.space.written(self._file.key, done - present)
+            context.space.written(self._file.key, done - present)
             present = done
-            order.report(done, size)
+            request.report(done, size)
 
         try:
             await xet.fetch(self._file, self._names.xet, size, tell)
-            if not await bench.threads.run(take_over_xet, self._names, size):
+            if not await context.threads.run(take_over_xet, self._names, size):
                 raise Fault(Trouble.LOST, "the Xet client brought too little")
         finally:
-            await bench.threads.run(self._names.xet.unlink, missing_ok=True)
+            await context.threads.run(self._names.xet.unlink, missing_ok=True)
         # All bytes are present, so none is downloaded, but all are hashed and checked as ever.
         whole = PartRecord(record.identity, (), (Span(0, size),))
-        order.claimant.received += size
+        request.claimant.received += size
         fetched = await self._by_ranges(whole, self._file.url)
         return replace(fetched, bytes_reused=0)
 
@@ -231,21 +235,21 @@ class Job:
         promised = self._file.promise.size
         total = promised if reply.total is None else reply.total
         async with self._part(None, ROOM_AHEAD_BYTES if total is None else total) as part:
-            assembly = Writer(self._order, self._bench, part, total=total)
-            async with assembly.at_work():
+            writer = Writer(self._request, self._context, part, total=total)
+            async with writer.at_work():
                 position = 0
                 while chunks := await reply.block():
-                    position = (await assembly.put(position, chunks)).stop
+                    position = (await writer.put(position, chunks)).stop
                     # Of unknown length, so no space for all of it could be reserved at the start.
                     if total is None:
-                        await self._bench.space.keep_ahead(
+                        await self._context.space.keep_ahead(
                             self._file.key, ROOM_AHEAD_BYTES, source=self._file.source
                         )
                     elif position > total:
                         raise Fault(Trouble.CHANGED, f"{shown_url(reply.url)} sends too much")
                 if total is not None and position < total:
                     raise Fault(Trouble.LOST, f"{shown_url(reply.url)} ended early")
-                digests = await assembly.finish()
+                digests = await writer.finish()
             return await self._sealed(part, digests, reply.etag, 0)
 
     @asynccontextmanager
@@ -253,19 +257,21 @@ class Job:
         self, record: PartRecord | None, needed: int, present: int = 0
     ) -> AsyncIterator[PartialFile]:
         """The open partial file, with disk space reserved; removed if it cannot be resumed."""
-        bench = self._bench
-        await bench.space.reserve(self._file.key, needed, source=self._file.source, present=present)
-        part = PartialFile(self._names, record, bench.boot_id)
+        context = self._context
+        await context.space.reserve(
+            self._file.key, needed, source=self._file.source, present=present
+        )
+        part = PartialFile(self._names, record, context.boot_id)
         try:
-            await bench.threads.run(part.open)
+            await context.threads.run(part.open)
             yield part
         except BaseException as error:
             # Without a record the next attempt could not tell which version the bytes are of.
             if record is None or _is_worthless_after(_sole(error)):
-                await bench.threads.run(self._names.remove)
+                await context.threads.run(self._names.remove)
             raise
         finally:
-            await bench.threads.run(
+            await context.threads.run(
                 part.close
             )  # frees the space of what was removed: may take long
 
@@ -280,28 +286,28 @@ class Job:
             await self._keep_evidence(part)
             raise
         await self._convict(part)
-        stamp = await self._bench.syncing.run(part.seal)
-        return Fetched(part.path, digests, stamp, etag, self._order.claimant.received, reused)
+        stamp = await self._context.syncing.run(part.seal)
+        return Fetched(part.path, digests, stamp, etag, self._request.claimant.received, reused)
 
     async def _keep_evidence(self, part: PartialFile) -> None:
         """Note what mirrors have sent of a file that is wrong."""
-        provenance, file = self._bench.mirrors.provenance, self._file
+        provenance, file = self._context.mirrors.provenance, self._file
         sent = provenance.sent(file)
         if any(mirror for mirror, _ in sent):
-            kept = await self._bench.threads.run(evidence, part.descriptor, file.attempt, sent)
+            kept = await self._context.threads.run(evidence, part.descriptor, file.attempt, sent)
             provenance.keep(file, kept)
 
     async def _convict(self, part: PartialFile) -> None:
         """Name what was wrong in earlier attempts, now that the bytes are right."""
-        mirrors, file = self._bench.mirrors, self._file
+        mirrors, file = self._context.mirrors, self._file
         if suspects := mirrors.provenance.take(file):
-            wrong = await self._bench.threads.run(wrong_ranges, part.descriptor, suspects)
+            wrong = await self._context.threads.run(wrong_ranges, part.descriptor, suspects)
             mirrors.convict(file, wrong)
-            self._bench.repairs.begin(file, self._order.route, wrong)
+            self._context.repairs.begin(file, self._request.route, wrong)
 
     async def _taken(self, sealed: Fetched) -> Fetched:
         """Give the file a name that no later fetch of its key touches; the last step of all."""
-        threads = self._bench.threads
+        threads = self._context.threads
         whole = self._names.new_whole()
         try:
             await threads.run(sealed.path.rename, whole)
@@ -316,7 +322,7 @@ class Job:
             return
         # A changed file is not the network's failure: it has a count and a limit of its own.
         if fault.trouble in BEGIN_AGAIN:
-            self._bench.mirrors.provenance.begin(self._file)
+            self._context.mirrors.provenance.begin(self._file)
             self._changes += 1
             failures = self._changes
             self._plain |= (
@@ -326,7 +332,7 @@ class Job:
             self._failures += 1
             failures = self._failures
         jitter = random.random()  # noqa: S311  # no secret: it only spreads retries out
-        wait = self._bench.policy.wait(fault, failures, jitter)
+        wait = self._context.policy.wait(fault, failures, jitter)
         if wait is None or self._changes > MAX_CHANGES:
             raise fault.to_error(self._file.source)
         log.info("%s: %s; next try in %.1f s", self._file.source, fault.message, wait)

@@ -43,32 +43,34 @@ class RangedDownload:
     awaits, so there is no lock.
 
     Args:
-        order: The file, its claimant and its reporter.
-        bench: The limits, threads and connections that all downloads share.
+        request: The file, its claimant and its reporter.
+        context: The limits, threads and connections that all downloads share.
         pieces: The missing ranges of the file.
-        assembly: Writes, hashes and syncs the bytes.
+        writer: Writes, hashes and syncs the bytes.
         etag: The version's strong validator; may be None where the promise has a digest.
         url: The address to ask: the file's own URL, or the one it is known to redirect to.
     """
 
     def __init__(
         self,
-        order: FetchRequest,
-        bench: FetchContext,
+        request: FetchRequest,
+        context: FetchContext,
         pieces: Pieces,
-        assembly: Writer,
+        writer: Writer,
         *,
         etag: str | None,
         url: str,
     ) -> None:
-        self._order = order
-        self._bench = bench
+        self._request = request
+        self._context = context
         self._pieces = pieces
-        self._assembly = assembly
+        self._writer = writer
         self._etag = etag
         self._url = url
-        settings = bench.settings
-        self._ramp = Concurrency(min(settings.max_connections, settings.max_connections_per_host))
+        settings = context.settings
+        self._concurrency = Concurrency(
+            min(settings.max_connections, settings.max_connections_per_host)
+        )
         self._workers = 0
         self._quiet_until = 0.0
         """The event loop's time until which the origin has asked for no request."""
@@ -85,7 +87,7 @@ class RangedDownload:
             while not self._pieces.is_done:
                 # The ramp may want more workers than an interval ago, or some have ended because
                 # all ranges were claimed, and a failed request has given one back since.
-                while self._workers < self._ramp.wanted and self._pieces.has_missing:
+                while self._workers < self._concurrency.wanted and self._pieces.has_missing:
                     self._workers += 1  # here, as the task itself only starts at the next await
                     group.create_task(self._work())
                 await self._observe()
@@ -100,7 +102,7 @@ class RangedDownload:
         self._url = reply.url  # the redirect's target, which the next requests ask directly
         position = claim.start
         while chunks := await reply.block():
-            written = await self._assembly.put(position, chunks)
+            written = await self._writer.put(position, chunks)
             self._pieces.written(written)
             position = written.stop
         if self._pieces.is_done:
@@ -109,19 +111,19 @@ class RangedDownload:
     async def _observe(self) -> None:
         """Tell the ramp the bytes a second of one interval; return early when all has come."""
         loop = asyncio.get_running_loop()
-        began, received = loop.time(), self._order.claimant.received
+        began, received = loop.time(), self._request.claimant.received
         try:
             async with asyncio.timeout(INTERVAL_SECONDS):
                 await self._all_here.wait()
         except TimeoutError:
-            gained = self._order.claimant.received - received
-            self._ramp.observe(gained / (loop.time() - began))
+            gained = self._request.claimant.received - received
+            self._concurrency.observe(gained / (loop.time() - began))
 
     async def _work(self) -> None:
         failures = 0
         try:
             # Ends when the ramp wants fewer workers, or when every missing range is claimed.
-            while self._workers <= self._ramp.wanted and (claim := self._claim()):
+            while self._workers <= self._concurrency.wanted and (claim := self._claim()):
                 try:
                     await self._bring(claim)
                     failures = 0
@@ -146,30 +148,32 @@ class RangedDownload:
         Of a file that has mirrors a whole slice of theirs, up to its end: what they fetch for a
         smaller request is no less, and what is lost was not far away.
         """
-        if (slice_bytes := self._order.route.slice_bytes) is not None:
+        if (slice_bytes := self._request.route.slice_bytes) is not None:
             return self._pieces.claim(slice_bytes, boundary=slice_bytes)
-        affordable = self._order.claimant.received // (AFFORDABLE_SHARE * self._ramp.wanted)
-        most = self._bench.settings.piece_bytes
+        affordable = self._request.claimant.received // (
+            AFFORDABLE_SHARE * self._concurrency.wanted
+        )
+        most = self._context.settings.piece_bytes
         return self._pieces.claim(min(max(affordable, MIN_PIECE_BYTES), most))
 
     async def _bring(self, claim: Span) -> None:
         """Make one request for ``claim``."""
-        order, bench = self._order, self._bench
+        request, context = self._request, self._context
         try:
             await self._wait_quiet()
             url = self._url  # of this request: others may change the attribute meanwhile
             try:
                 async with (
-                    bench.connections.one(
-                        host_of(order.route.address(url, claim.start)), order.claimant
+                    context.connections.one(
+                        host_of(request.route.address(url, claim.start)), request.claimant
                     ),
-                    bench.transfer.open(
-                        order.file,
-                        order.route,
+                    context.transfer.open(
+                        request.file,
+                        request.route,
                         url=url,
                         span=claim,
                         etag=self._etag,
-                        claimant=order.claimant,
+                        claimant=request.claimant,
                     ) as reply,
                 ):
                     await self.take(reply, claim)
@@ -177,7 +181,7 @@ class RangedDownload:
                 # The redirect's target may have expired: ask the file's own URL for a new one,
                 # unless another request has found one meanwhile. A mirror's failure is not its.
                 if self._url == url and fault.trouble is not Trouble.ELSEWHERE:
-                    self._url = order.file.url
+                    self._url = request.file.url
                 raise
         finally:
             # Whatever of the claim was not written is missing again, for any worker to claim.
@@ -205,12 +209,12 @@ class RangedDownload:
 
     async def _wait_out(self, fault: Fault, failures: int) -> None:
         jitter = random.random()  # noqa: S311  # no secret: it only spreads retries out
-        wait = self._bench.policy.wait(fault, failures, jitter)
+        wait = self._context.policy.wait(fault, failures, jitter)
         if wait is None:
-            raise fault.to_error(self._order.file.source)
-        log.info("%s: %s; next try in %.1f s", self._order.file.source, fault.message, wait)
+            raise fault.to_error(self._request.file.source)
+        log.info("%s: %s; next try in %.1f s", self._request.file.source, fault.message, wait)
         # The origin asked for patience: that holds for all workers, not only for this one.
         if fault.trouble is Trouble.BUSY:
-            self._ramp.back_off()
+            self._concurrency.back_off()
             self._quiet_until = asyncio.get_running_loop().time() + wait
         await asyncio.sleep(wait)

@@ -35,8 +35,8 @@ class Writer:
     """Writes, hashes and syncs the bytes of one download, until the file can be sealed.
 
     Args:
-        order: The file, its claimant and its reporter.
-        bench: The limits, threads and connections that all downloads share.
+        request: The file, its claimant and its reporter.
+        context: The limits, threads and connections that all downloads share.
         part: The partial file that is written to.
         total: Size of the file in bytes, where known.
         present: Ranges that the partial file has already.
@@ -44,22 +44,22 @@ class Writer:
 
     def __init__(
         self,
-        order: FetchRequest,
-        bench: FetchContext,
+        request: FetchRequest,
+        context: FetchContext,
         part: PartialFile,
         *,
         total: int | None,
         present: Sequence[Span] = (),
     ) -> None:
-        self._order = order
-        self._bench = bench
+        self._request = request
+        self._context = context
         self._part = part
         self._total = total
         self._hash = OrderedHash(
-            Hasher.for_promise(replace(order.file.promise, size=total)),
+            Hasher.for_promise(replace(request.file.promise, size=total)),
             part.descriptor,
-            bench.memory,
-            bench.threads,
+            context.memory,
+            context.threads,
         )
         self._present = SpanSet(present)
         self._present_bytes = self._present.size
@@ -83,9 +83,9 @@ class Writer:
     async def put(self, offset: int, chunks: Sequence[bytes]) -> Span:
         """Write ``chunks`` at ``offset`` (bytes); returns the range that they fill."""
         span = Span(offset, offset + sum(map(len, chunks)))
-        await self._bench.bandwidth.take(span.size, self._order.claimant)
-        await self._bench.threads.run(self._part.write, offset, chunks)
-        self._bench.space.written(self._order.file.key, span.size)
+        await self._context.bandwidth.take(span.size, self._request.claimant)
+        await self._context.threads.run(self._part.write, offset, chunks)
+        self._context.space.written(self._request.file.key, span.size)
         self._present.add(span)
         self._present_bytes += span.size
         self._unsynced.add(span)
@@ -94,7 +94,7 @@ class Writer:
             self._sync_due.set()
         self._hash.keep(offset, chunks)
         self._hash.written_to(self._present.end_of_run(self._hash.position))
-        self._order.report(self._present_bytes, self._total)
+        self._request.report(self._present_bytes, self._total)
         # Until the bytes of an earlier run are read again the hash is far behind by nature, which
         # is no reason to hold up the network.
         if self._hash.position >= self._resumed_to:
@@ -121,4 +121,4 @@ class Writer:
     async def _sync(self) -> None:
         spans, self._unsynced = self._unsynced, SpanSet()
         self._unsynced_bytes = 0
-        await self._bench.syncing.run(self._part.sync, tuple(spans))
+        await self._context.syncing.run(self._part.sync, tuple(spans))

@@ -350,9 +350,9 @@ class WorkerServer:
             too_much = "too many descriptors wait to be received"
             self._answer(connection, self._busy(connection, request.TYPE, too_much))
             return
-        parcel = self._handle_nowait(request, connection.peer)
-        if parcel is not None:
-            self._answer(connection, parcel)
+        response = self._handle_nowait(request, connection.peer)
+        if response is not None:
+            self._answer(connection, response)
         elif isinstance(request, Follow):
             self._work(connection, self._serve(connection, request), self._followers)
         elif isinstance(request, Status | Models | Identify):
@@ -383,8 +383,8 @@ class WorkerServer:
             self._send(connection, Response(packet))
 
         with Reporter(send, request, self._limits.heartbeat_seconds) as report:
-            parcel = await self._handle(request, connection.peer, report)
-        await self._deliver(connection, parcel)
+            response = await self._handle(request, connection.peer, report)
+        await self._deliver(connection, response)
 
     def _work(
         self,
@@ -418,34 +418,34 @@ class WorkerServer:
 
     # --- Answers ---
 
-    def _answer(self, connection: WorkerConnection, parcel: Response) -> None:
+    def _answer(self, connection: WorkerConnection, response: Response) -> None:
         """Send an answer now, or as soon as it fits."""
-        if self._send(connection, parcel):
-            parcel.close()
+        if self._send(connection, response):
+            response.close()
             if connection.is_extra:
                 self._end(connection)
             else:
                 self._rest(connection)
         else:
-            self._work(connection, self._deliver(connection, parcel), self._tasks)
+            self._work(connection, self._deliver(connection, response), self._tasks)
 
-    async def _deliver(self, connection: WorkerConnection, parcel: Response) -> None:
+    async def _deliver(self, connection: WorkerConnection, response: Response) -> None:
         try:
             async with asyncio.timeout(self._limits.send_seconds):
-                while not self._send(connection, parcel):
+                while not self._send(connection, response):
                     await connection.wait_writable()
         except TimeoutError:
             self._end(connection)
         finally:
-            parcel.close()
+            response.close()
             connection.task = None  # from now on the worker may send its next request
 
-    def _send(self, connection: WorkerConnection, parcel: Response) -> bool:
+    def _send(self, connection: WorkerConnection, response: Response) -> bool:
         """Send a response if it fits; True also where the worker is gone, as nobody waits."""
         if connection.is_closing:
             return True
         try:
-            return connection.send(parcel.packet, parcel.descriptors)
+            return connection.send(response.packet, response.descriptors)
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
                 return self._send(

@@ -67,9 +67,9 @@ class _HeldFile:
     def hold(cls, file: Verified, lock: HubLock | None = None) -> _HeldFile:
         return cls(file, os.open(file.path, os.O_RDONLY | os.O_CLOEXEC), lock)
 
-    def waiting_for(self, reception: StallDetector) -> contextlib.AbstractContextManager[None]:
+    def waiting_for(self, stalls: StallDetector) -> contextlib.AbstractContextManager[None]:
         """A context in which the lock is kept while the request's other files still progress."""
-        return self.lock.waiting_for(reception) if self.lock else contextlib.nullcontext()
+        return self.lock.waiting_for(stalls) if self.lock else contextlib.nullcontext()
 
 
 class FileAcquirer:
@@ -183,15 +183,15 @@ class FileAcquirer:
             CraftcacheError: One of them cannot be fetched, is not what was promised, or is unsafe
                 to load. The others are released.
         """
-        reception = StallDetector()
-        heard = progress.heard_by(reception.heard)
+        stalls = StallDetector()
+        heard = progress.heard_by(stalls.heard)
         async with contextlib.AsyncExitStack() as held:
             verified = await all_results(
                 held.enter_async_context(
                     self._hold_file(
                         file,
                         heard,
-                        reception,
+                        stalls,
                         inspected=inspected,
                         is_named=named is None or file.filename in named,
                     )
@@ -246,12 +246,12 @@ class FileAcquirer:
         self,
         file: DescribedFile,
         progress: SourceProgress,
-        reception: StallDetector,
+        stalls: StallDetector,
         *,
         inspected: bool,
         is_named: bool,
     ) -> AsyncIterator[Verified]:
-        """Hold one file of a request; ``reception`` watches all files of that request."""
+        """Hold one file of a request; ``stalls`` watches all files of that request."""
         async with contextlib.AsyncExitStack() as stack:
             if current := await self._current(file):
                 # Not shared with other requests: a load of the published version must not wait
@@ -260,7 +260,7 @@ class FileAcquirer:
                 stack.push_async_callback(self._release, held)
             else:
                 held = await stack.enter_async_context(self._acquired(file, progress))
-            with held.waiting_for(reception):
+            with held.waiting_for(stalls):
                 if inspected:
                     await self._inspect(progress, file.filename, held.file, is_named=is_named)
                 yield held.file

@@ -44,7 +44,7 @@ class BundleImporter:
 
     Args:
         store: Publishes the models.
-        obtainer: Inspects their checkpoints.
+        acquirer: Inspects their checkpoints.
         origins: Know the address that a source's files would have come from.
         check_allowed: Raises PolicyDenied for a source that this node may not have.
         make_room: Makes room for so many bytes; raises StorageFull where there can be none.
@@ -54,13 +54,13 @@ class BundleImporter:
         self,
         *,
         store: Store,
-        obtainer: FileAcquirer,
+        acquirer: FileAcquirer,
         origins: Origins,
         check_allowed: Callable[[RemoteSource], None],
         make_room: Callable[[int], Awaitable[object]],
     ) -> None:
         self._store = store
-        self._obtainer = obtainer
+        self._acquirer = acquirer
         self._origins = origins
         self._check_allowed = check_allowed
         self._make_room = make_room
@@ -123,7 +123,7 @@ class BundleImporter:
         if model.lock.needed_only and (known is None or known.needed_only):
             return
         for filename, (verified, _) in verified_files(model, unpacked).items():
-            await self._obtainer.inspect_verified(model.source, filename, verified)
+            await self._acquirer.inspect_verified(model.source, filename, verified)
 
     async def _publish(self, model: LockedModel, unpacked: Unpacked) -> Manifest:
         files, lock = verified_files(model, unpacked), model.lock

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import Manifest
     from craftcache.dependencies import Dependency
 
-__all__ = ["MetNeed", "warm_needs"]
+__all__ = ["WarmedDependency", "warm_needs"]
 
 
 @dataclass(frozen=True, slots=True)
-class MetNeed:
+class WarmedDependency:
     """A dependency as it is cached now.
 
     Attributes:
@@ -39,8 +39,8 @@ class MetNeed:
 
 
 async def warm_needs(
-    manifest: Manifest, warm: Callable[[Dependency], Coroutine[object, object, MetNeed]]
-) -> list[MetNeed]:
+    manifest: Manifest, warm: Callable[[Dependency], Coroutine[object, object, WarmedDependency]]
+) -> list[WarmedDependency]:
     """Warm a model's dependencies, and theirs in turn, at their newest revisions.
 
     Those of one level are all tried before the first failure is raised, so that only what failed
@@ -57,13 +57,13 @@ async def warm_needs(
         CraftcacheError: The first failure, as one of the model; it says what is needed and why.
     """
 
-    async def attempt(need: Dependency) -> MetNeed | CraftcacheError:
+    async def attempt(need: Dependency) -> WarmedDependency | CraftcacheError:
         try:
             return await warm(need)
         except CraftcacheError as error:
             return error
 
-    met: dict[Dependency, MetNeed] = {}
+    met: dict[Dependency, WarmedDependency] = {}
     wanted = manifest.needs
     # Dependencies may form circles: each is warmed once, and the walk ends when none is new.
     while wanted := tuple(need for need in wanted if need not in met):

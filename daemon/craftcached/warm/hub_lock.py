@@ -100,16 +100,16 @@ class HubLock:
         return self._blob.exists()
 
     @contextlib.contextmanager
-    def waiting_for(self, reception: StallDetector) -> Iterator[None]:
-        """A context in which publication of the blob waits for the downloads of ``reception``.
+    def waiting_for(self, stalls: StallDetector) -> Iterator[None]:
+        """A context in which publication of the blob waits for the downloads of ``stalls``.
 
         The lock is released when the downloads of all such contexts have stalled.
         """
-        self._awaited.append(reception)
+        self._awaited.append(stalls)
         try:
             yield
         finally:
-            self._awaited.remove(reception)
+            self._awaited.remove(stalls)
 
     def release(self) -> None:
         """Release the lock, whether it is held or not."""
@@ -120,7 +120,7 @@ class HubLock:
     async def _keep_while_progressing(self) -> None:
         """Release the lock while downloads stall; take it again, if free, when they go on."""
         while True:
-            before = {reception: reception.snapshot() for reception in self._awaited}
+            before = {stalls: stalls.snapshot() for stalls in self._awaited}
             await asyncio.sleep(self._patience)
             if self._has_stalled(before):
                 self._lock.release()
@@ -130,8 +130,7 @@ class HubLock:
 
     def _has_stalled(self, since: Mapping[StallDetector, Mapping[str | None, int]]) -> bool:
         return bool(self._awaited) and all(
-            reception in since and reception.has_stalled(since[reception])
-            for reception in self._awaited
+            stalls in since and stalls.has_stalled(since[stalls]) for stalls in self._awaited
         )
 
     async def _try_acquire(self, seconds: float) -> bool:

@@ -25,7 +25,7 @@ from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
 
 from .allow import is_allowed, is_denied
-from .dependencies import MetNeed, warm_needs
+from .dependencies import WarmedDependency, warm_needs
 from .description import Wanted
 from .locked import check_locked, hold_to_lock
 from .pace import WarmPace
@@ -100,7 +100,7 @@ class Warmer:
     Args:
         store: The store that sources are published in.
         origins: The origin of each source.
-        obtainer: Acquires the files of a description.
+        acquirer: Acquires the files of a description.
         allow: Patterns of sources that this node may fetch.
         deny: Patterns of sources that it may not fetch, though ``allow`` has them.
         admission: The step between description and acquisition.
@@ -113,7 +113,7 @@ class Warmer:
         *,
         store: Store,
         origins: Origins,
-        obtainer: FileAcquirer,
+        acquirer: FileAcquirer,
         allow: tuple[str, ...],
         deny: tuple[str, ...] = (),
         admission: Admission = admit_all,
@@ -122,7 +122,7 @@ class Warmer:
     ) -> None:
         self._store = store
         self._origins = origins
-        self._obtainer = obtainer
+        self._acquirer = acquirer
         self._allow = allow
         self._deny = deny
         self._admission = admission
@@ -218,7 +218,7 @@ class Warmer:
         with contextlib.ExitStack() as stack:
             # Also hurries a background warm of the same source that this request joins.
             if priority is Priority.WAITED_FOR:
-                stack.enter_context(self._obtainer.waited_for(source))
+                stack.enter_context(self._acquirer.waited_for(source))
             return await self._shared(
                 (source, frozenset(wanted.filenames), refresh, with_needs, selection, lock),
                 source,
@@ -265,7 +265,7 @@ class Warmer:
         *,
         report: Callable[[Progress], None],
         for_uid: int | None = None,
-    ) -> list[MetNeed]:
+    ) -> list[WarmedDependency]:
         """Warm the dependencies of a published model; see dependencies.warm_needs."""
         return await warm_needs(manifest, lambda need: self._warm_need(need, report, for_uid))
 
@@ -296,7 +296,7 @@ class Warmer:
         manifest = await self._store.recheck(source, names)
         for record in (manifest.select(source, names) if manifest else None) or ():
             progress = SourceProgress(source, report)
-            await self._obtainer.inspect(record, progress, is_named=is_named)
+            await self._acquirer.inspect(record, progress, is_named=is_named)
         return manifest
 
     async def _published(
@@ -322,7 +322,7 @@ class Warmer:
 
     async def _warm_need(
         self, need: Dependency, report: Callable[[Progress], None], for_uid: int | None
-    ) -> MetNeed:
+    ) -> WarmedDependency:
         """Warm a dependency at its newest revision.
 
         Raises:
@@ -333,7 +333,7 @@ class Warmer:
         known = self._store.needed(need)
         # A dependency's URL has its hash in its name, so there is never a newer version of it.
         if known is not None and isinstance(source, UrlSource):
-            return MetNeed(known)
+            return WarmedDependency(known)
         self.check_allowed(source)
 
         async def work(progress: SourceProgress) -> Warmed:
@@ -352,8 +352,8 @@ class Warmer:
             known = self._store.needed(need)
             if known is None:
                 raise
-            return MetNeed(known, not_refreshed=error)
-        return MetNeed(warmed.manifest, warmed.superseded)
+            return WarmedDependency(known, not_refreshed=error)
+        return WarmedDependency(warmed.manifest, warmed.superseded)
 
     async def _shared(
         self,
@@ -410,7 +410,7 @@ class Warmer:
         async with contextlib.AsyncExitStack() as held:
             # All files may be here, though not published under this name: then no origin is asked,
             # and the warm works offline.
-            files = await self._obtainer.at_hand(wanted, commit, progress, inspected=inspected)
+            files = await self._acquirer.at_hand(wanted, commit, progress, inspected=inspected)
             # A file is missing, or only the origin knows the commit: ask it what the files are.
             if files is None:
                 description = await self._origins.of(wanted.source).describe(
@@ -426,7 +426,7 @@ class Warmer:
                 claimed = frozenset(file.remote.key for file in description.files)
                 # The files, and the locks of their blobs, are held until publication too.
                 files = await held.enter_async_context(
-                    self._obtainer.hold(
+                    self._acquirer.hold(
                         description, progress, inspected=inspected, named=wanted.named
                     )
                 )

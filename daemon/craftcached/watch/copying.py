@@ -67,7 +67,7 @@ def copy_pair(
         raise FilesChanged from error
     finally:
         os.close(directory)
-    if look(target, marker).essence != seen.essence:
+    if look(target, marker).without_bystanders != seen.without_bystanders:
         raise FilesChanged
     return copied
 

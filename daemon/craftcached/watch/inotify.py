@@ -129,32 +129,34 @@ class Attention:
         self._inotify = inotify
         self._limit = limit
         self._hint = hint
-        self._heard: dict[WatchedPlace, _Listener] = {}
-        self._reason: str | None = None
+        self._listeners: dict[WatchedPlace, _Listener] = {}
+        self._blind_spot: str | None = None
 
-    def turn_to(self, places: Iterable[WatchedPlace]) -> bool:
+    def listen_to(self, places: Iterable[WatchedPlace]) -> bool:
         """Listen to these places only from now on; returns whether there are new ones.
 
         Changes before that may be missed, so a caller that adds places looks at them again.
         """
         wanted = frozenset(places)
-        deaf = {place for place, listener in self._heard.items() if listener.is_deaf}
-        for place in (self._heard.keys() - wanted) | deaf:  # the number of a deaf one was reused
+        deaf = {place for place, listener in self._listeners.items() if listener.is_deaf}
+        for place in (
+            self._listeners.keys() - wanted
+        ) | deaf:  # the number of a deaf one was reused
             self._forget(place)
-        new = wanted - self._heard.keys()
-        self._reason = None
+        new = wanted - self._listeners.keys()
+        self._blind_spot = None
         for place in new:
-            self._reason = self._listen(place) or self._reason
-        return bool(new & self._heard.keys())
+            self._blind_spot = self._listen(place) or self._blind_spot
+        return bool(new & self._listeners.keys())
 
     @property
     def blind_spot(self) -> str | None:
         """Reason why changes may be missed, so that the listener has to poll; or None."""
-        return self._reason
+        return self._blind_spot
 
     def close(self) -> None:
         """Stop listening."""
-        for place in tuple(self._heard):
+        for place in tuple(self._listeners):
             self._forget(place)
 
     def _listen(self, place: WatchedPlace) -> str | None:
@@ -170,11 +172,11 @@ class Attention:
             return None  # it has just gone, and the next look will say so
         except OSError as error:
             return _limit_reached(error)
-        self._heard[place] = listener
+        self._listeners[place] = listener
         return f"{kind} does not tell of other machines' changes" if is_network(kind) else None
 
     def _forget(self, place: WatchedPlace) -> None:
-        listener = self._heard.pop(place)
+        listener = self._listeners.pop(place)
         if self._inotify is not None and not listener.is_deaf:
             self._inotify.remove_callbacks([(listener.descriptor, listener.number)])
 

@@ -99,7 +99,7 @@ class PatternWatcher:
     def _search(self) -> list[tuple[str, Target]]:
         found, parents = expand(self._rule)
         places = [WatchedPlace.nearest(parents[0]), *map(WatchedPlace.at, parents)]
-        if self._attention.turn_to(place for place in places if place is not None):
+        if self._attention.listen_to(place for place in places if place is not None):
             found, _ = expand(self._rule)
         if len(found) >= MAX_DIRECTORIES and not self._has_warned:
             self._has_warned = True

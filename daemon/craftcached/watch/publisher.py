@@ -52,16 +52,16 @@ class Publisher:
         # and the database; no other lock is taken inside.
         self._moving = asyncio.Lock()
         self._turns: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self._bring_needs: Callable[[Manifest], Awaitable[object]]
+        self._queue_needs: Callable[[Manifest], Awaitable[object]]
 
-    async def begin(self, bring_needs: Callable[[Manifest], Awaitable[object]]) -> None:
+    async def begin(self, queue_needs: Callable[[Manifest], Awaitable[object]]) -> None:
         """Read which watches were held before the last stop.
 
         Args:
-            bring_needs: Called with each new generation; queues a warm of its dependencies, and
+            queue_needs: Called with each new generation; queues a warm of its dependencies, and
                 returns at once.
         """
-        self._bring_needs = bring_needs
+        self._queue_needs = queue_needs
         self._held = await self._records.held_watches()
 
     async def take_up(self, watcher: Watcher) -> None:
@@ -91,7 +91,7 @@ class Publisher:
             log.info("watch %s: %s is generation %s", rule.name, rule.directory, manifest.source)
         await self._serve_newest(watcher)
         if generations.newest is not None:
-            await self._bring_needs(generations.newest)
+            await self._queue_needs(generations.newest)
         await generations.prune(rule.keep)
 
     async def roll_back(self, watcher: Watcher, number: int | None) -> None:

@@ -109,7 +109,7 @@ class Snapshot:
     others: str = ""
 
     @property
-    def essence(self) -> Snapshot:
+    def without_bystanders(self) -> Snapshot:
         """The snapshot without the files beside the pair: what a copy must find unchanged."""
         return replace(self, beside=(), others="")
 

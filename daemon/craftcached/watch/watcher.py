@@ -99,7 +99,7 @@ class Watcher:
         generations: The generations of this watch.
         maker: Makes and verifies candidates.
         observer: Gives hints of changes.
-        hears: The listener, told of changes of state and of verified candidates.
+        listener: The listener, told of changes of state and of verified candidates.
         threads: Threads that look at the directory, as its file system may hang.
     """
 
@@ -111,7 +111,7 @@ class Watcher:
         generations: Generations,
         maker: CandidateMaker,
         observer: InotifyObserver,
-        hears: WatchListener,
+        listener: WatchListener,
         threads: Executor,
     ) -> None:
         self.rule = rule
@@ -119,7 +119,7 @@ class Watcher:
         self.is_held = False
         self._target = target
         self._maker = maker
-        self._hears = hears
+        self._listener = listener
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         newest = generations.newest
@@ -203,7 +203,7 @@ class Watcher:
 
         def look_and_turn() -> Snapshot:
             seen = look(self._target, self.rule.marker)
-            if self.rule.poll or not self._attention.turn_to(self._places(seen)):
+            if self.rule.poll or not self._attention.listen_to(self._places(seen)):
                 return seen
             return look(self._target, self.rule.marker)
 
@@ -248,7 +248,7 @@ class Watcher:
         if telling != self._told:
             self._told = telling
             self._since = time.time()
-            self._hears.situation_changed(self)
+            self._listener.situation_changed(self)
 
     def _take(self) -> None:
         self._become(self._situation.took())
@@ -261,7 +261,7 @@ class Watcher:
             async with self._maker.candidate(
                 self.rule, self._target, seen, self._stop
             ) as candidate:
-                await self._hears.candidate_verified(self, candidate)
+                await self._listener.candidate_verified(self, candidate)
             self._become(self._situation.published())
         except FilesChanged:
             self._become(self._situation.changed(time.monotonic()))

@@ -77,34 +77,34 @@ class Watches:
         self._store = store
         self._records = records
         self._maker = CandidateMaker(store, inspector, space)
-        self._serving = Publisher(store, self._maker, records, events)
+        self._publisher = Publisher(store, self._maker, records, events)
         self._configured = {rule.name: rule for rule in rules}
         self._added: dict[str, WatchRule] = {}
-        self._numbers: dict[str, set[int]] = {}
-        self._known: dict[str, str] = {}
+        self._generation_numbers_by_watch: dict[str, set[int]] = {}
+        self._last_directory_by_watch: dict[str, str] = {}
         self._searching: list[PatternWatcher] = []
         self._watchers: dict[str, Watcher] = {}
         self._tasks: defaultdict[str, list[asyncio.Task[None]]] = defaultdict(list)
-        self._owned: defaultdict[str, list[str]] = defaultdict(list)
+        self._watches_by_rule: defaultdict[str, list[str]] = defaultdict(list)
         self._observer = InotifyObserver()
         self._threads = ThreadPoolExecutor(LOOKING_THREADS, thread_name_prefix="watch")
 
     @contextlib.asynccontextmanager
     async def running(
-        self, bring_needs: Callable[[Manifest], Awaitable[object]]
+        self, queue_needs: Callable[[Manifest], Awaitable[object]]
     ) -> AsyncIterator[None]:
         """Watch until the context ends.
 
         Args:
-            bring_needs: Called with each new generation; queues a warm of its dependencies, and
+            queue_needs: Called with each new generation; queues a warm of its dependencies, and
                 returns at once.
         """
-        await self._serving.begin(bring_needs)
+        await self._publisher.begin(queue_needs)
         await asyncio.to_thread(self._maker.clear)
         self._added = {rule.name: rule for rule in await self._records.watch_rules()}
         manifests = await self._store.manifests()
-        self._numbers = numbers_by_watch(manifests)
-        self._known = directories_by_watch(manifests)
+        self._generation_numbers_by_watch = numbers_by_watch(manifests)
+        self._last_directory_by_watch = directories_by_watch(manifests)
         try:
             with self._observer:
                 try:
@@ -168,13 +168,13 @@ class Watches:
             raise _no_watch(name)
         await self._records.remove_watch_rule(name)
         del self._added[name]
-        owned = [self._watchers[each] for each in self._owned[name]]
+        owned = [self._watchers[each] for each in self._watches_by_rule[name]]
         await self._stop(name)
         freed = 0
         for watcher in owned:
-            await self._serving.release(watcher)
+            await self._publisher.release(watcher)
             freed += await watcher.generations.remove_all()
-            self._known.pop(watcher.rule.name, None)
+            self._last_directory_by_watch.pop(watcher.rule.name, None)
         return freed
 
     def reports(self) -> list[Report]:
@@ -200,7 +200,7 @@ class Watches:
         Raises:
             NotFound: There is no such watch, or generation.
         """
-        await self._serving.roll_back(self._watcher(name), number)
+        await self._publisher.roll_back(self._watcher(name), number)
 
     async def resume(self, name: str) -> None:
         """Serve the newest generation again, and each new one.
@@ -208,7 +208,7 @@ class Watches:
         Raises:
             NotFound: There is no such watch.
         """
-        await self._serving.resume(self._watcher(name))
+        await self._publisher.resume(self._watcher(name))
 
     async def wait_other(self, name: str, after: int | None) -> Manifest:
         """The served generation, as soon as it is another than ``after``.
@@ -220,7 +220,7 @@ class Watches:
             served = self._watcher(name).generations.served
             if served is not None and served.watched and served.watched.generation != after:
                 return served
-            await self._serving.wait_turn(name)
+            await self._publisher.wait_turn(name)
 
     async def find(self, device: int, inode: int) -> str | None:
         """The name of the watch of a directory that has this device and inode now; or None.
@@ -277,7 +277,7 @@ class Watches:
 
     def _owner(self, name: str) -> str | None:
         """Name of the rule that a watch of that name comes from."""
-        return next((rule for rule, names in self._owned.items() if name in names), None)
+        return next((rule for rule, names in self._watches_by_rule.items() if name in names), None)
 
     def _watcher(self, name: str) -> Watcher:
         if name not in self._watchers:
@@ -293,7 +293,7 @@ class Watches:
         if not rule.is_pattern:
             self._watch(rule.name, rule, Target.of(rule.directory))
             return
-        for name, directory in self._known.items():
+        for name, directory in self._last_directory_by_watch.items():
             target = matching(rule, directory)
             if target is not None and name.startswith(f"{rule.name}-"):
                 self._watch(rule.name, replace(rule, name=name, directory=directory), target)
@@ -314,19 +314,21 @@ class Watches:
         watcher = Watcher(
             rule,
             target,
-            generations=Generations(self._store, rule.name, self._numbers.get(rule.name, ())),
+            generations=Generations(
+                self._store, rule.name, self._generation_numbers_by_watch.get(rule.name, ())
+            ),
             maker=self._maker,
             observer=self._observer,
-            hears=self._serving,
+            listener=self._publisher,
             threads=self._threads,
         )
         self._watchers[rule.name] = watcher
-        self._owned[owner].append(rule.name)
+        self._watches_by_rule[owner].append(rule.name)
         self._spawn(owner, self._run(watcher))
 
     async def _run(self, watcher: Watcher) -> None:
         try:
-            await self._serving.take_up(watcher)
+            await self._publisher.take_up(watcher)
         except OSError as error:  # the generation served before stays served
             log.warning("watch %s: its newest is not served: %s", watcher.rule.name, error)
         await watcher.run()
@@ -337,12 +339,12 @@ class Watches:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for name in self._owned.pop(owner, []):
+        for name in self._watches_by_rule.pop(owner, []):
             watcher = self._watchers.pop(name)
-            self._numbers[name] = set(watcher.generations.numbers)
+            self._generation_numbers_by_watch[name] = set(watcher.generations.numbers)
             if watcher.generations.served is not None:
-                self._known[name] = watcher.rule.directory
-            self._serving.turn(name)
+                self._last_directory_by_watch[name] = watcher.rule.directory
+            self._publisher.turn(name)
 
     def _spawn(self, owner: str, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -240,13 +240,13 @@ async def test_a_file_that_is_whole_is_kept_for_the_other_while_that_comes(base:
     )
     theirs = FileLock(cache.hub_tree("org/model").lock_path("a" * 64), thread_local=False)
     async with Store(cache) as store, Inspector() as inspector, asyncio.TaskGroup() as requests:
-        obtainer = FileAcquirer(
+        acquirer = FileAcquirer(
             store=store, fetcher=trickle, inspector=inspector, lock_patience=0.0
         )
 
         async def obtain() -> None:
             progress = SourceProgress(source, lambda _: None)
-            async with obtainer.hold(
+            async with acquirer.hold(
                 Description(source, files, "c" * 40), progress, inspected=False
             ):
                 raise AssertionError  # the other file never ends

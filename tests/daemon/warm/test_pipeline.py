@@ -122,7 +122,7 @@ async def running(
         warmer = Warmer(
             store=store,
             origins=origins,
-            obtainer=FileAcquirer(store=store, fetcher=engine, inspector=inspector),
+            acquirer=FileAcquirer(store=store, fetcher=engine, inspector=inspector),
             allow=("*",),
             admission=admission or admit_all,
         )

@@ -58,7 +58,7 @@ def test_a_file_on_its_way_in_a_directory_of_rsync_s_is_seen_to_grow(
         looks.append(look(target))
     assert len({each.beside for each in looks}) == 3
     assert [each.awaits_more for each in looks] == [False, True, True]
-    assert {each.essence for each in looks} == {before.essence}
+    assert {each.without_bystanders for each in looks} == {before.without_bystanders}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_file_on_its_way_is_seen_to_grow(tmp_path: Path, name: str, awaits_mor
     grown = look(Target.of(str(tmp_path)))
     assert len({before, begun, grown}) == 3
     assert len({before.beside, begun.beside, grown.beside}) == 3
-    assert (before.others, before.essence) == (grown.others, grown.essence)
+    assert (before.others, before.without_bystanders) == (grown.others, grown.without_bystanders)
     assert [each.awaits_more for each in (before, grown)] == [False, awaits_more]
 
 
@@ -89,7 +89,7 @@ def test_what_is_no_file_on_its_way_is_told_apart(tmp_path: Path, name: str) -> 
     before = look(Target.of(str(tmp_path)))
     (tmp_path / name).write_bytes(b"x")
     after = look(Target.of(str(tmp_path)))
-    assert (before.beside, before.essence) == (after.beside, after.essence)
+    assert (before.beside, before.without_bystanders) == (after.beside, after.without_bystanders)
     assert before.others != after.others
 
 

@@ -51,8 +51,8 @@ def test_writes_and_names_of_a_place_are_heard_of(
     observer: InotifyObserver, tmp_path: Path
 ) -> None:
     ear = Ear(observer)
-    assert ear.attention.turn_to([place(tmp_path)])
-    assert not ear.attention.turn_to([place(tmp_path)])
+    assert ear.attention.listen_to([place(tmp_path)])
+    assert not ear.attention.listen_to([place(tmp_path)])
     assert ear.attention.blind_spot is None
     (tmp_path / "a").write_text("x")
     ear.hears()
@@ -69,8 +69,8 @@ def test_where_only_names_matter_writes_are_no_hints(
     names, all_of_it = Ear(observer), Ear(observer)
     there = WatchedPlace.at(str(tmp_path))
     assert there is not None
-    names.attention.turn_to([there])
-    all_of_it.attention.turn_to([place(tmp_path)])
+    names.attention.listen_to([there])
+    all_of_it.attention.listen_to([place(tmp_path)])
     (tmp_path / "log").write_text("x")
     all_of_it.hears()
     assert names.is_quiet
@@ -83,7 +83,7 @@ def test_only_the_name_that_matters_is_a_hint(observer: InotifyObserver, tmp_pat
     for ear, name in ((one, "one"), (other, "other")):
         nearest = WatchedPlace.nearest(str(tmp_path / name))
         assert nearest is not None
-        ear.attention.turn_to([nearest])
+        ear.attention.listen_to([nearest])
     (tmp_path / "other").mkdir()
     other.hears()
     assert one.is_quiet
@@ -103,12 +103,12 @@ def test_a_directory_that_goes_is_a_hint_and_its_successor_another_place(
     directory = tmp_path / "d"
     directory.mkdir()
     ear, before = Ear(observer), place(directory)
-    ear.attention.turn_to([before])
+    ear.attention.listen_to([before])
     shutil.move(directory, tmp_path / "moved")
     ear.hears()
     directory.mkdir()
     assert place(directory) != before
-    assert ear.attention.turn_to([place(directory)])
+    assert ear.attention.listen_to([place(directory)])
     ear.forget()
     (directory / "f").touch()
     ear.hears()
@@ -120,8 +120,8 @@ def test_a_directory_that_goes_is_a_hint_and_its_successor_another_place(
 def test_what_is_attended_to_no_more_is_quiet(observer: InotifyObserver, tmp_path: Path) -> None:
     first, second = Ear(observer), Ear(observer)
     for ear in (first, second):
-        ear.attention.turn_to([place(tmp_path)])
-    first.attention.turn_to([])
+        ear.attention.listen_to([place(tmp_path)])
+    first.attention.listen_to([])
     (tmp_path / "a").touch()
     second.hears()
     assert first.is_quiet
