@@ -46,7 +46,8 @@ _SIMPLE: dict[object, JsonSchema] = {
 _RUNTIME = {"Mapping": Mapping, "Sequence": Sequence, "datetime": datetime, "Path": Path}
 """Names that modules import for type checkers alone, for annotations that use them."""
 
-MAX_SAMPLE = "x"
+SAMPLE_TEXT = "x"
+"""What a parser is given for any text, while what it asks for is noted."""
 
 
 def schema_of(shape: Shape) -> JsonSchema:
@@ -87,7 +88,7 @@ def schema_read_by(read: Callable[[Fields], object]) -> JsonSchema:
 
 
 def inside(key: str, read: Callable[[Fields], object]) -> Callable[[Fields], object]:
-    """What ``read`` reads below a key, as it stands where there is no such key."""
+    """``read``, for an object that holds at its top what ``read`` looks for below ``key``."""
 
     def read_inside(given: Fields) -> object:
         assert isinstance(given, _Noted)  # noqa: S101  # only schemas are made of it
@@ -174,16 +175,16 @@ class _Noted(Fields):
         return self.flag(key)
 
     def text(self, key: str, limit: int, *, empty: bool = False) -> str:
-        return self._note(key, _text(limit, empty=empty), MAX_SAMPLE)
+        return self._note(key, _text(limit, empty=empty), SAMPLE_TEXT)
 
     def texts(self, key: str, count: int, limit: int, *, empty: bool = True) -> tuple[str, ...]:
         least = {} if empty else {"minItems": 1}
         items = {"type": "array", "items": _text(limit), "maxItems": count} | least
-        return self._note(key, items, (MAX_SAMPLE,))
+        return self._note(key, items, (SAMPLE_TEXT,))
 
     def strings(self, key: str, least: int, most: int) -> tuple[str, ...]:
         items = {"type": "array", "items": {"type": "string"}, "minItems": least, "maxItems": most}
-        return self._note(key, items, (MAX_SAMPLE,))
+        return self._note(key, items, (SAMPLE_TEXT,))
 
     def choice(self, key: str, options: Mapping[str, T]) -> T:
         return self._note(key, {"enum": list(options)}, next(iter(options.values())))
@@ -241,7 +242,7 @@ class _Noted(Fields):
         return super().error()
 
     def _words(self, key: str) -> str:
-        return self._note(key, {"type": "string"}, MAX_SAMPLE)
+        return self._note(key, {"type": "string"}, SAMPLE_TEXT)
 
 
 _ANY_KEY = "*"

@@ -181,13 +181,13 @@ class Settings:
         default=8, metadata=_about("Connections of downloads, to one origin.", least=1)
     )
     max_bytes_per_second: int = field(
-        default=0, metadata=_about("Bytes of all downloads together; 0 is no limit.")
+        default=0, metadata=_about("Bytes a second of all downloads together; 0 is no limit.")
     )
     max_uplink_bytes_per_second: int = field(
         default=0,
         metadata=_about(
-            "Bytes of all downloads together from origins that have a mirror, for the time that "
-            "it does not serve them; 0 is no limit."
+            "Bytes a second of all downloads together from origins that have a mirror, while it "
+            "does not serve them; 0 is no limit."
         ),
     )
     max_bytes: int = field(
@@ -231,8 +231,8 @@ class Settings:
     quarantine_bytes: int = field(
         default=20_000_000_000,
         metadata=_about(
-            "Bytes of such files, of which the oldest go first; 0 is no limit. They are not "
-            "counted in max_bytes."
+            "Bytes of files that turned out wrong and are kept, of which the oldest go first; 0 "
+            "is no limit. They are not counted in max_bytes."
         ),
     )
     serve_dir: Path | None = field(
@@ -267,7 +267,11 @@ class Settings:
         ),
     )
     max_requests_per_minute_per_uid: int = field(
-        default=0, metadata=_about("Such requests of one user in any minute; 0 is no limit.")
+        default=0,
+        metadata=_about(
+            "Requests that take work of one user, other than root and the daemon's own, in any "
+            "minute; 0 is no limit."
+        ),
     )
     max_daily_bytes_per_uid: int = field(
         default=0,

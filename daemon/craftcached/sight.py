@@ -15,7 +15,7 @@ __all__ = ["Sight"]
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One instance a daemon; its parts change on the event loop only.
+    """The parts by which a daemon observes itself; they change on the event loop only.
 
     Attributes:
         events: What happens.

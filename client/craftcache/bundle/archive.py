@@ -119,7 +119,7 @@ def unpack(
 
     Raises:
         IntegrityError: It is damaged, incomplete, or holds what no bundle holds; nothing is left.
-        InvalidSource: Its lock is none.
+        InvalidSource: Its lock file is malformed.
         StorageFull: There is no room for it.
     """
     metered = _Metered(stream)
@@ -221,7 +221,7 @@ def _is_plain(member: tarfile.TarInfo) -> bool:
 
 
 def _by_content(lock: LockFile) -> dict[str, list[LockEntry]]:
-    """The entries of a lock by sha256; some have one content, and maybe different names of it."""
+    """The entries of a lock by sha256; several files may have the same content."""
     found: dict[str, list[LockEntry]] = {}
     for entry in lock.entries():
         found.setdefault(entry.sha256, []).append(entry)

@@ -105,7 +105,7 @@ def _lockable(text: str) -> HubSource | UrlSource:
         )
     if isinstance(source, UrlSource) and "?" in source.shown:
         raise InvalidSource(
-            "a URL with a query cannot be locked: its signature must stand in no file, and ends",
+            "a URL with a query cannot be locked: a signature ends, and must not be written down",
             source=source.shown,
             hint="Serve it at a URL without one",
         )

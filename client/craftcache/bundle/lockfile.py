@@ -132,7 +132,7 @@ class LockFile:
             if shown in chosen:
                 continue
             if shown not in by_source:
-                raise NotFound("the lock has it not", source=shown, hint="Make the lock anew")
+                raise NotFound("the lock does not name it", source=shown, hint="Make the lock anew")
             chosen[shown] = by_source[shown]
             wanted += by_source[shown].needs
         return LockFile(tuple(model for shown, model in by_source.items() if shown in chosen))

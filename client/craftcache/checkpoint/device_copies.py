@@ -49,7 +49,7 @@ _LOOKS: Final = frozenset(
         ),
     }
 )
-"""What load_state_dict asks of tensors between copies, and no value of theirs changes or tells."""
+"""What load_state_dict calls between copies that neither reads nor changes any value."""
 
 _HANDS_OUT: Final = frozenset(
     {
@@ -130,7 +130,7 @@ class DeviceCopies:
             raise failures[0] from None
 
     def take(self, target: torch.Tensor, source: torch.Tensor) -> bool:
-        """Note a copy, to be made soon; False if it is one to be made as ever."""
+        """Note a copy, to be made soon; False where it is left to torch."""
         copies = self._copies_to(target.device)
         if copies is None or not _can_take(target, source):
             return False
@@ -153,7 +153,7 @@ class DeviceCopies:
 
 
 class CopyingMode(TorchFunctionMode):
-    """While it is entered, copies in this thread are put to ``copies``; entered inside of it.
+    """While it is entered, this thread's copies are offered to ``copies``, entered before it.
 
     Args:
         copies: Where copies to devices go.
@@ -164,7 +164,7 @@ class CopyingMode(TorchFunctionMode):
         self._copies = copies
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> bool:
-        """Make or note a copy that nothing but its two tensors says; False to make it as ever."""
+        """Make or note a copy without further arguments; False leaves it to torch."""
         return self._copies.take(target, source)
 
     def copied(self, source: torch.Tensor) -> None:

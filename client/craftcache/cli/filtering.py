@@ -25,7 +25,7 @@ def filter_option(command: F) -> F:
         multiple=True,
         callback=_parsed,
         metavar="FILTER",
-        help="Only models that are so, like 'accessed>30d', 'published<12h', 'size>1GB', "
+        help="Only models that match, like 'accessed>30d', 'published<12h', 'size>1GB', "
         "'source=org/*' or 'pinned=no'; given again, both must hold.",
     )(command)
 

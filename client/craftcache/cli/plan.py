@@ -55,13 +55,13 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, text: str | Non
 @click.option(
     "--device",
     metavar="DEVICE",
-    help="Whether the tensors fit the free memory of this one, like cuda:0; torch is asked.",
+    help="Say whether the tensors fit the free memory of a device, like cuda:0; asks torch.",
 )
 @click.option(
     "--device-memory",
     callback=_bytes,
     metavar="SIZE",
-    help="Whether they fit into so much, like 16GB, instead of asking torch.",
+    help="Say whether the tensors fit this much memory, like 16GB, without asking torch.",
 )
 @json_option
 @pass_place

@@ -26,7 +26,7 @@ class ModelUse:
         loads: How often.
         loaded_at: When last, in seconds since the epoch.
         is_open: Whether any process has a file of it open or mapped; a model that was copied to a
-            device is in use without. None where the kernel does not say.
+            device may be in use though none has. None where the kernel does not say.
     """
 
     source: str

@@ -4,6 +4,7 @@ Several threads read spans of the file into page-locked buffers and enqueue the 
 each upon a stream of its own, so that reading and copying overlap. The parts:
 
 - ``accelerator``: what is asked of a device, a small protocol; ``torch_accelerator`` is torch's.
+- ``link``: the way to one device: its accelerator, the buffers and what may end a load.
 - ``pieces``: how the storages of a file are cut into what one buffer holds.
 - ``file_reader``: reads a span from the page cache or, past it, from the disk.
 - ``staging``: the page-locked buffers that the process keeps.

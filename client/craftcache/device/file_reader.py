@@ -1,8 +1,8 @@
 """Reads spans of a file into page-locked memory, from several threads at once.
 
 What is in the page cache is copied from there by preadv, which took less time than copies from
-mapped pages in all that was measured. What is not comes through it too, and stays for other workers
-of the node; or, where the caller says that nobody else will want the file, past it.
+mapped pages in all that was measured. What is not there is read through it too, and so
+stays for other workers; or past it, where the caller says that nobody else will want the file.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class FileReader:
 
 
 class _DirectReader:
-    """Reads what is not in the page cache past it."""
+    """Reads past the page cache, by O_DIRECT, what is not in it."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
@@ -116,7 +116,7 @@ class _DirectReader:
         return done
 
     def _open(self) -> int | None:
-        """A descriptor of its own, for flags of the other one are those of all who were sent it."""
+        """A descriptor of its own: O_DIRECT on the given one would hold for all who share it."""
         with self._lock:
             if self._own is None and not self._gave_up:
                 flags = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT

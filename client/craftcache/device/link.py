@@ -61,7 +61,7 @@ class DeviceLink:
         try:
             return place()
         except NoDeviceMemory:
-            pass  # whose frames keep what was taken; they are gone after this
+            pass  # its frames keep the memory that was taken, and are gone after this
         self.accelerator.give_back()
         free = self.accelerator.free_bytes()
         raise DeviceMemoryFull(

@@ -67,7 +67,7 @@ class StagingRing:
         """Kind and era of each buffer that somebody has, by its id."""
 
     def set_limit(self, limit_bytes: int) -> None:
-        """Set the page-locked memory at most; buffers that are there keep to it when next used.
+        """Set the limit of page-locked memory; buffers beyond it are dropped when next used.
 
         Raises:
             ValueError: It is too little for one buffer.
@@ -80,13 +80,13 @@ class StagingRing:
     @property
     def held_bytes(self) -> int:
         """Page-locked memory of all buffers, in use and idle."""
-        self._look_where_we_are()
+        self._check_for_fork()
         return self._count * self.buffer_bytes
 
     @property
     def idle(self) -> int:
         """Buffers that nobody has."""
-        self._look_where_we_are()
+        self._check_for_fork()
         return len(self._idle)
 
     def take(self, accelerator: Accelerator, check: Callable[[], bool]) -> PinnedBuffer | None:
@@ -116,7 +116,7 @@ class StagingRing:
         Raises:
             ResourceLimit: See take.
         """
-        self._look_where_we_are()
+        self._check_for_fork()
         with self._changed:
             taken = accelerator.kind, self._era
             for position in reversed(range(len(self._idle))):
@@ -160,7 +160,7 @@ class StagingRing:
             buffer: The buffer.
             clean: Whether it is certain that no device reads from it; otherwise it is not kept.
         """
-        self._look_where_we_are()
+        self._check_for_fork()
         with self._changed:
             kind, era = self._taken.pop(id(buffer), ("", -1))
             if era < 0:  # taken before a fork
@@ -181,7 +181,7 @@ class StagingRing:
 
         The next load makes new buffers.
         """
-        self._look_where_we_are()
+        self._check_for_fork()
         with self._changed:
             self._era += 1
             useless = [buffer for _, buffer in self._idle]
@@ -190,7 +190,7 @@ class StagingRing:
             self._changed.notify_all()
         _free(useless)
 
-    def _look_where_we_are(self) -> None:
+    def _check_for_fork(self) -> None:
         """In a forked child, leave the parent's buffers alone: the device copies from them yet."""
         if self._process != os.getpid():
             _of_parents.extend(buffer for _, buffer in self._idle)
@@ -198,7 +198,7 @@ class StagingRing:
 
 
 _of_parents: Final[list[PinnedBuffer]] = []
-"""In a forked child: buffers of the parent's, kept, for to free them here is not ours to do."""
+"""In a forked child: the parent's buffers, kept because only the parent may free them."""
 
 
 def _free(buffers: list[PinnedBuffer]) -> None:
@@ -214,7 +214,7 @@ process_ring: Final = StagingRing()
 
 
 def set_staging_limit(limit_bytes: int) -> None:
-    """Set how much memory this process may lock to copy to devices through, in bytes.
+    """Set how many bytes of page-locked buffers this process may use to copy to devices.
 
     256 MiB at first. It is locked when a load to a device needs it, kept for the next one, and
     freed by Client.close. With less, fewer threads read at a time.

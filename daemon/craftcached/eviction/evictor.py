@@ -47,7 +47,7 @@ LEFTOVER_SECONDS = 60.0
 """Age of a blob without a manifest after which it is removed where room is needed."""
 
 LOOKS = 10
-"""Times that the room is measured before what is published meanwhile counts as used."""
+"""Attempts to measure while nothing is published; after them what is in doubt counts as used."""
 
 TRIM_SECONDS = 50.0
 """Time after which all models are surveyed again even if the daemon itself has put nothing there:

@@ -72,7 +72,7 @@ class RoomMeter:
 
     @property
     def ended(self) -> int:
-        """Bytes of all claims that have ended; what changes it in a survey may be in it or not."""
+        """Bytes of all ended claims; a survey may lack the files of those that end during it."""
         return self._space.ended
 
     def in_doubt(self, since: int, models: Collection[EvictionCandidate]) -> int:

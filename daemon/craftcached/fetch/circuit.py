@@ -38,7 +38,7 @@ class Circuit:
         self._clock = clock
         self._chance = chance
         self._failures = 0
-        """In a row, those of requests that were under way together counted once."""
+        """Failures in a row; those of requests that were under way together count once."""
         self._opened_at = float("-inf")
         self._closed_at = float("-inf")
         """When the time of an open circuit is over."""
@@ -64,7 +64,7 @@ class Circuit:
         """Close the circuit; returns whether it was open.
 
         Args:
-            began: As for failed: what was under way may still have arrived.
+            began: When the request began; one from before the circuit was opened closes nothing.
         """
         if began < self._opened_at:
             return False

@@ -31,7 +31,7 @@ __all__ = ["DiskSpace", "ModelClaim", "RoomPolicy", "existing", "free_bytes", "s
 
 
 ENDS_KEPT = 512
-"""Ends of claims of which it is known what they were published as; for a survey of moments."""
+"""Ended claims whose published files are remembered: more than end during one survey."""
 
 
 class RoomPolicy(Protocol):
@@ -68,7 +68,7 @@ class ModelClaim:
 
     Args:
         claims: The claims of all its files, by key, each counted for this model already.
-        new: Of them, those that no other model had, with the bytes that were on the disk.
+        new: Keys of those that no other model had, with the bytes that were on the disk.
         drop: Called with the key of a claim that this model does not hold any more.
     """
 
@@ -85,7 +85,7 @@ class ModelClaim:
         self._written = 0
 
     def written(self) -> int:
-        """Bytes of these files that were written since; of those another model had, none."""
+        """Bytes written since to those of the files that no other model had claimed before."""
         if self._is_settled:
             return self._written
         return sum(max(0, self._claims[key].present - had) for key, had in self._new.items())
@@ -311,7 +311,7 @@ class DiskSpace:
         self,
         key: Hashable,
         inodes: frozenset[int] = frozenset(),
-        is_published: bool = False,  # of this module alone
+        is_published: bool = False,  # though another model may still hold the claim
     ) -> None:
         """End a claim that nobody holds any more, or whose file counts as published from now on."""
         claim = self._claims.get(key)

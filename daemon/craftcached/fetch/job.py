@@ -240,7 +240,7 @@ class Job:
                 position = 0
                 while chunks := await reply.block():
                     position = (await writer.put(position, chunks)).stop
-                    # Of unknown length, so no space for all of it could be reserved at the start.
+                    # Its length is unknown, so its space is reserved as it comes, not at the start.
                     if total is None:
                         await self._context.space.keep_ahead(
                             self._file.key, ROOM_AHEAD_BYTES, source=self._file.source

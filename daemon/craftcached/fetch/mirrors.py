@@ -152,7 +152,7 @@ class Mirrors:
         ]
 
     def of_hub(self) -> list[Mirror]:
-        """The mirrors that may be believed what the Hub has, those that fail left out."""
+        """The mirrors whose word on the Hub's files may be taken now, the heaviest first."""
         return [
             each
             for each in sorted(self._mirrors, key=lambda mirror: -mirror.rule.weight)

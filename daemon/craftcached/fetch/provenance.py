@@ -1,4 +1,4 @@
-"""Who sent which bytes, so that wrong ones can be laid at somebody's door.
+"""Which mirror sent which bytes of a file, so that wrong ones can be traced to their sender.
 
 A file's hash says that something is wrong, and not where. So of an attempt that turned out wrong
 the digest of each range is kept, with who sent it; when another attempt has the right bytes, the
@@ -47,7 +47,7 @@ class SentRange:
 
 
 class Provenance:
-    """What was sent by whom, of the files that are fetched or have come wrong.
+    """Who sent which ranges of the files that are being fetched or have come wrong.
 
     Changes on the event loop between awaits; what reads files works on values.
     """
@@ -57,7 +57,7 @@ class Provenance:
         self._wrong: dict[str, list[SentRange]] = {}
 
     def begin(self, file: RemoteFile) -> None:
-        """Forget what an attempt before brought, but for what it left as evidence."""
+        """Begin an attempt: forget who sent what before and, at the first one, all evidence."""
         self._sent[file.key] = []
         if file.attempt == 1:
             self._wrong.pop(file.key, None)
@@ -95,7 +95,7 @@ def evidence(descriptor: int, attempt: int, sent: Iterable[tuple[str, Span]]) ->
 
 
 def wrong_ranges(descriptor: int, sent: Iterable[SentRange]) -> list[SentRange]:
-    """Those of the sent ranges that a right file has other bytes in; blocking."""
+    """The sent ranges in which a right file has other bytes; blocking."""
     return [each for each in sent if digest_of(descriptor, each.span) != each.digest]
 
 

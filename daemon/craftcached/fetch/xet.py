@@ -62,7 +62,7 @@ class Xet:
         Raises:
             Fault: The process failed or stalled, and is gone.
         """
-        order = {"url": file.url, "headers": dict(file.headers), "path": str(path), "size": size}
+        request = {"url": file.url, "headers": dict(file.headers), "path": str(path), "size": size}
         try:
             environment = self._environment()
         except Unavailable as error:  # said of the plain request that follows
@@ -75,7 +75,7 @@ class Xet:
             env=environment,
         )
         try:
-            await self._follow(process, json.dumps(order), report)
+            await self._follow(process, json.dumps(request), report)
         except TimeoutError:
             raise Fault(Trouble.STALLED, "the Xet client stalled") from None
         finally:
@@ -92,12 +92,12 @@ class Xet:
         return kept | ours | self._rules.to_environment()
 
     async def _follow(
-        self, process: asyncio.subprocess.Process, order: str, report: Callable[[int], None]
+        self, process: asyncio.subprocess.Process, request: str, report: Callable[[int], None]
     ) -> None:
         """Pass on what the process tells until it ends."""
         assert process.stdin is not None  # noqa: S101  # for mypy: they are pipes
         assert process.stdout is not None  # noqa: S101
-        process.stdin.write(order.encode() + b"\n")
+        process.stdin.write(request.encode() + b"\n")
         while True:
             async with asyncio.timeout(self._stall_seconds):
                 line = await process.stdout.readline()

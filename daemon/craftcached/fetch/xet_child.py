@@ -21,19 +21,19 @@ TELL_SECONDS = 0.5
 
 def main() -> None:
     """Fetch what standard input names."""
-    order = json.loads(sys.stdin.readline())
-    path = Path(order["path"])
+    request = json.loads(sys.stdin.readline())
+    path = Path(request["path"])
     path.touch(mode=0o600)
     threading.Thread(target=_end_with_the_daemon, daemon=True).start()
     threading.Thread(target=_tell_growth, args=(path,), daemon=True).start()
-    metadata = get_hf_file_metadata(order["url"], token=False, headers=order["headers"])
+    metadata = get_hf_file_metadata(request["url"], token=False, headers=request["headers"])
     if metadata.xet_file_data is None:
         raise SystemExit("the Hub does not keep this file in Xet storage")
     xet_get(
         incomplete_path=path,
         xet_file_data=metadata.xet_file_data,
-        headers=order["headers"],
-        expected_size=order["size"],
+        headers=request["headers"],
+        expected_size=request["size"],
     )
 
 

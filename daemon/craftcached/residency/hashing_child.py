@@ -28,7 +28,7 @@ PIECE_BYTES: Final = 4 * 1024 * 1024
 """Bytes hashed at a time: some thousandths of a second of one core."""
 
 NUMBER_BYTES: Final = 8
-"""Of each answer."""
+"""Size of the number that each answer begins with."""
 
 RESIDENT_SHARE: Final = 0.5
 """Share of a piece's pages above which it counts as in memory: less may be what the kernel has just

@@ -1,4 +1,4 @@
-"""What is cached hashed again, in the background and on demand, and mended.
+"""The scrub: hashes cached files again, in the background and on demand, and mends them.
 
 Begin with schedule (which file is due), then examiner (what is looked at, and what becomes of it).
 """

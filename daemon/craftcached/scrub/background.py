@@ -1,4 +1,4 @@
-"""The scrub: all that is cached hashed again within ``scrub_days``, one file after the other.
+"""The background scrub: hashes every cached file again within ``scrub_days``, one at a time.
 
 It goes on where it was after a restart: when each file was hashed last stands in the database. It
 also looks at what leads to the files, and keeps the quarantine within its limits.

@@ -35,11 +35,11 @@ class DamagedManifest:
     Attributes:
         key: Key that its file is named by.
         path: Path of the file, relative to the cache directory.
-        source: The source that it is of; None where that cannot be told for certain.
+        source: The source that it is for; None where that is not certain.
         filenames: Names of the source's files, as far as they can be told.
         as_need: Whether the model was cached as a dependency only, as far as that can be told.
         is_restored: Whether it was written again as it was, from memory.
-        quarantined: Place in quarantine of one that nothing can be told of; else None.
+        quarantined: Its place in quarantine, where its source is not known; else None.
     """
 
     key: str
@@ -75,7 +75,7 @@ async def _treated(store: Store, damaged: DamagedManifest) -> DamagedManifest:
         return DamagedManifest(damaged.key, damaged.path, parse(known.source), is_restored=True)
     if damaged.source is not None:
         return damaged
-    log.error("%s cannot be read, and says not what it was of", damaged.path)
+    log.error("%s cannot be read, and does not say which source it is for", damaged.path)
     quarantined = await store.quarantine_manifest(damaged.key)
     return DamagedManifest(damaged.key, damaged.path, quarantined=quarantined)
 

@@ -1,4 +1,4 @@
-"""What is published looked at, byte by byte, and mended where it is not what it was.
+"""Examines what is published, byte by byte, and mends what is not what it was.
 
     file -> index -> links, of each model; and the manifests, which say what a model is
 
@@ -137,8 +137,8 @@ class Examiner:
             pace: How fast.
             report: Called with the bytes hashed so far.
 
-        One that cannot be read, or put aside, for a reason that is not its own is ``wrong``, and
-        may be served still.
+        A file that cannot be read or put aside for a reason outside of it, such as a permission,
+        is ``wrong``, and may still be served.
         """
         record = file.record
         try:
@@ -271,7 +271,7 @@ class Examiner:
             self._events.tell("mended", **about)
         else:
             log.error("%s: %s (%s) is not mended: %s", source, filename, part, failure.message)
-            self._events.tell("not-mended", **about, problem=failure.to_problem())
+            self._events.tell("not_mended", **about, problem=failure.to_problem())
 
     async def _examine_index(self, model: PublishedModel, record: FileRecord) -> list[Verdict]:
         """Compare the index of a model's file with its digest; one that differs is made anew."""
@@ -302,7 +302,7 @@ class Examiner:
             return None
         if damaged.source is None:
             return CraftcacheError(
-                "the manifest cannot be read, and what it was of is not known",
+                "the manifest cannot be read, and its source is not known",
                 source=damaged.shown,
                 hint="Warm again what is missing now",
             )

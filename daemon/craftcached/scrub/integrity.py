@@ -1,4 +1,4 @@
-"""All that keeps what is cached what it was: the scrub, verifications, quarantine, fs-verity."""
+"""What keeps cached files intact: the scrub, verifications, the quarantine and fs-verity."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Integrity"]
 
 
 class Integrity:
-    """The parts, and what is asked of all of them; an async context manager.
+    """These parts, opened, configured and closed together; an async context manager.
 
     Args:
         settings: The daemon's settings.

@@ -60,7 +60,7 @@ class BundleRoutes:
         try:
             manifests = await self._importer.import_bundle(read)
         except IntegrityError as error:
-            # Of an origin's bytes it is a bad gateway; these are the sender's own.
+            # Wrong bytes of an origin make a 502; these are the sender's own, so a 400.
             problem = error.to_problem() | {"status": SENDER_STATUS}
             return web.json_response(problem, status=SENDER_STATUS, content_type=PROBLEM)
         imported = (ImportedModel(each.source, each.revision, each.size) for each in manifests)

@@ -24,7 +24,7 @@ def mirror_metrics(mirrors: Sequence[MirrorStatistics]) -> Iterator[Metric]:
         labels=["mirror"],
     )
     received = CounterMetricFamily(
-        "craftcache_mirror_bytes", "Downloaded from mirrors.", labels=["mirror"]
+        "craftcache_mirror_bytes", "Bytes downloaded from mirrors.", labels=["mirror"]
     )
     failures = CounterMetricFamily(
         "craftcache_mirror_failures",

@@ -48,12 +48,12 @@ _PARAMETERS: dict[str, JsonSchema] = {
     },
     "/{number}": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
 }
-"""Schemas of what stands in paths, by what the path ends with there; of another, it is any text."""
+"""Schemas of path parameters, by the end of the path up to each; any other is any text."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What is said of a handler.
+    """What a handler answers with, as ``answers`` says it.
 
     Attributes:
         shapes: Shapes of its JSON answers, by status.
@@ -76,7 +76,7 @@ def answers(
     """Say what a handler answers with; stands as the first of its decorators.
 
     Args:
-        shape: Of its JSON answer with status 200; None where it has none.
+        shape: Shape of its JSON answer with status 200; None where it has none.
         errors: Errors of the tree that it raises, beside CraftcacheError.
         media: Other types of its answers with status 200.
         also: Shapes of JSON answers with other statuses.
@@ -142,7 +142,7 @@ def _operation(route: web.AbstractRoute, path: str) -> dict[str, Any]:
         "responses": {
             **{str(status): _success(shape) for status, shape in answer.shapes.items()},
             **{str(status): _failure() for status in sorted(failures)},
-            # What the interface has not (404, 405), and what is too long (413).
+            # Unknown paths and methods (404, 405), and bodies that are too long (413).
             "default": _failure(),
         },
     }

@@ -7,6 +7,8 @@
     links                names by which unmodified programs reach the blobs
     quarantine           what turned out wrong, kept for a while
     verity               has the kernel check published blobs
+    owner                follows another daemon's cache, for a daemon with read_only
+    turns                who may write now: many that add, or one that changes
 
 Nothing else in the daemon writes there, but for the fetch engine in its own part of staging.
 """

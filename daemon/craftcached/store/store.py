@@ -469,7 +469,7 @@ class Store:
         found = await asyncio.to_thread(self._find_index, sha256, size)
         if found is None:
             if self.cache.index_path(sha256).exists():
-                self._events.tell("index-refused", sha256=sha256)
+                self._events.tell("index_refused", sha256=sha256)
             return False
         self.indexes.keep(*found)
         return True

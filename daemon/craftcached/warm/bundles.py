@@ -81,7 +81,7 @@ class BundleImporter:
 
         Raises:
             IntegrityError: The bundle is damaged; nothing was imported.
-            InvalidSource: Its lock is none.
+            InvalidSource: Its lock file is malformed.
             PolicyDenied: The settings do not allow one of its sources; nothing was imported.
             UnsafeCheckpoint: Loading one of its files would run code; nothing was imported.
             StorageFull: There is no room for it.
@@ -188,7 +188,7 @@ class _Body:
             self._waiting.cancel()
 
     async def _next(self, size: int) -> bytes:
-        """As much as is worth a change of threads."""
+        """The next bytes, as many as are worth a change of threads."""
         if self._is_ended:
             raise IntegrityError("the bundle is withdrawn")
         wanted = min(size, READ_AT_ONCE)

@@ -180,7 +180,7 @@ class _KnownFiles:
     def _tensors(
         self, filename: str, size: int | None, record: FileRecord | None
     ) -> dict[str, int]:
-        """Bytes of a file's tensors by dtype, from what has looked into it, else by its size."""
+        """Bytes of a file's tensors by dtype, from its index or header, else by its size."""
         cache, found = self.store.cache, None
         if filename.lower().endswith(".safetensors"):
             if record is not None:
@@ -203,7 +203,7 @@ def _known_files(store: Store) -> _KnownFiles:
 
 
 def _published(known: Manifest, wanted: Wanted) -> Iterable[FileRecord] | None:
-    """The published files that are all that is wanted, where no origin would be asked."""
+    """The published files, where they are all that is wanted and no origin would be asked."""
     if wanted.lock is not None:
         return known.files if known.is_locked_by(wanted.lock) else None
     if wanted.refresh:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.support.api import Api
     from tests.support.daemons import DaemonProcess
 
-BESIDE = "index-refused"
+BESIDE = "index_refused"
 """Told of what the fixtures have put into the cache beforehand."""
 
 SIZE = sum(path.stat().st_size for path in EXPORT_FILES.values())
