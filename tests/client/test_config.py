@@ -311,5 +311,5 @@ def test_a_user_without_home_or_name_gets_no_directory_of_that_name(tmp_path: Pa
     lines = finished.stdout.splitlines()
     assert lines[1:2] == ["local"], finished.stderr
     assert lines[0] == f"True {SYSTEM_CONFIG if SYSTEM_CONFIG.is_file() else None}"
-    assert "4242 has no home directory. Set CRAFTCACHE_" in lines[2]
+    assert "there is no cache_dir: uid 4242 has no home directory" in lines[2]
     assert lines[3] == "['~']"

@@ -29,7 +29,7 @@ __all__ = ["lock", "bundle", "read_lock"]
 @json_option
 @pass_place
 def lock(place: Site, sources: tuple[str, ...], *, as_json: bool) -> None:  # noqa: ARG001  # it is JSON
-    """Print a lock of models of the cache: their commits, all sha256s, and what they need.
+    """Print a lock of models: commits, sha256s, what they need.
 
     `craftcache warm --locked FILE` then brings exactly these, whatever the origins have by then.
     """
