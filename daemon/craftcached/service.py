@@ -479,7 +479,7 @@ class Service:
                 source=source.shown,
                 hint=f"craftcache watch rm {source.name}",
             )
-        removed = await self._store.remove(key, self._pins.keys)
+        removed = await self._store.remove(key)
         removed += await self._remove_superseded(source)
         for gone in removed.keys:
             await self._uses.forget(gone)
@@ -495,7 +495,7 @@ class Service:
         for key, manifest in await self._store.published():
             earlier = HubSource(source.repo_id, manifest.revision)
             if manifest.superseded and key == manifest_key(earlier) and not self._pins.find(key):
-                removed += await self._store.remove(key, self._pins.keys)
+                removed += await self._store.remove(key)
         return removed
 
     async def pin(self, text: str, *, lock: bool, expires_in: float | None = None) -> Pin:

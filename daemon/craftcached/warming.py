@@ -217,7 +217,7 @@ class Warming:
 
     async def _drop_unneeded(self, past: Manifest) -> None:
         """Remove the dependencies that only a removed model, or a replaced revision, had."""
-        removed = await self._store.remove_unneeded(past, self._pins.keys)
+        removed = await self._store.remove_unneeded(past)
         for gone in removed.keys:
             await self._uses.forget(gone)
         if removed.keys:

@@ -106,6 +106,8 @@ class Store:
 
     Attributes:
         changed: Set when something was published or removed; its one reader clears it.
+        kept_keys: Returns the keys of the models that stay, by a person's word, though no model
+            depends on them any more; asked on the event loop before each removal.
         indexes: The checked indexes, sealed in memory.
     """
 
@@ -113,6 +115,7 @@ class Store:
         self.cache = cache
         self.changed = asyncio.Event()
         self.indexes = Indexes()
+        self.kept_keys: Callable[[], Collection[str]] = frozenset
         self._events = events or Events()
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
         self._lock_fd = -1
@@ -646,9 +649,10 @@ class Store:
 
         Args:
             key: Key of its manifest: the source's name may hold a secret that the caller lacks.
-            spared: Keys of models that stay, though only this model depends on them.
+            spared: Keys of models that stay, besides ``kept_keys``, though only this model depends
+                on them.
         """
-        return await self._write(remove, self.cache, key, spared)
+        return await self._write(remove, self.cache, key, {*spared, *self.kept_keys()})
 
     async def underway(self) -> list[tuple[str, Manifest]]:
         """Records of what is being published, or was when the daemon was killed; see underway."""
@@ -658,9 +662,9 @@ class Store:
         """Remove what a kill has left of a publication; see removal.remove_underway."""
         return await self._write(remove_underway, self.cache, name)
 
-    async def remove_unneeded(self, removed: Manifest, spared: Collection[str]) -> Removed:
+    async def remove_unneeded(self, removed: Manifest) -> Removed:
         """Remove the dependencies that a removed model leaves; see removal.remove_unneeded."""
-        return await self._write(remove_unneeded, self.cache, removed, spared)
+        return await self._write(remove_unneeded, self.cache, removed, self.kept_keys())
 
     async def set_aside(self, record: FileRecord, stamp: Stamp) -> Path | None:
         """Move a published file with wrong content to quarantine; see removal.set_aside."""
