@@ -526,8 +526,10 @@ class Service:
         chosen = [
             key
             for key, manifest in await self._store.published()
-            # A watch keeps as many of its generations as its rule says.
-            if manifest.watched is None and are_met(conditions, self._traits(key, manifest), now)
+            # A watch keeps as many of its generations as its rule says, and an owner its files.
+            if manifest.watched is None
+            and not any(map(self._store.cache.is_owners, manifest.files))
+            and are_met(conditions, self._traits(key, manifest), now)
         ]
         return await self._pruner.prune(chosen, dry_run=dry_run)
 

@@ -90,7 +90,7 @@ class OwnerCache:
         async with self._turns.setdefault(key, asyncio.Lock()):
             try:
                 stamp = await asyncio.to_thread(self._stamp, key)
-                if key in self._seen and self._seen[key] == stamp:
+                if await self._is_as_seen(key, stamp):
                     return
                 theirs = await asyncio.to_thread(self._theirs, key) if stamp else None
             except OSError as error:
@@ -101,6 +101,12 @@ class OwnerCache:
             else:
                 await self._take_over(source, key, theirs)
             self._seen[key] = stamp
+
+    async def _is_as_seen(self, key: str, stamp: FileStamp | None) -> bool:
+        """Whether nothing has changed there, nor is what was followed removed here since."""
+        if key not in self._seen or self._seen[key] != stamp:
+            return False
+        return stamp is None or await self._store.manifest_at(key) is not None
 
     async def _take_over(self, source: RemoteSource, key: str, theirs: Manifest | None) -> None:
         """Do as the owner has done: publish its manifest, or remove what it has no more."""

@@ -30,6 +30,15 @@ async def stores(tmp_path: Path) -> AsyncIterator[tuple[Store, Store]]:
         yield theirs, ours
 
 
+async def test_what_is_removed_here_only_is_followed_again(stores: tuple[Store, Store]) -> None:
+    theirs, ours = stores
+    owner = OwnerCache(ours, theirs.cache.root)
+    for _ in range(2):
+        await owner.follow(ONE)
+        assert ours.manifest(ONE) is not None
+        await ours.remove(KEY)
+
+
 def unmounted(root: Path) -> None:
     root.rename(root.with_name("away"))
     root.mkdir()
