@@ -50,7 +50,15 @@ from craftcached.threads import Threads
 
 from .indexes import Indexes
 from .links import mend_links
-from .removal import Removed, remove, remove_underway, remove_unneeded, set_aside, sweep
+from .removal import (
+    Removed,
+    remove,
+    remove_underway,
+    remove_unneeded,
+    renew_index,
+    set_aside,
+    sweep,
+)
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -489,6 +497,7 @@ class Store:
         try:
             if found is not None:
                 parse_index(found[1], file_size=size)
+                renew_index(cache, sha256)
         except InvalidIndex as error:
             log.warning("the index of %s is made anew: %s", sha256, error)
             return None
@@ -693,10 +702,12 @@ class Store:
             return hashed.stamp
         return Verified(hashed, record.etag, 0, hashed.digests.size)
 
-    async def sweep(self, *, before: float) -> int:
+    async def sweep(self, *, before: float, derived_before: float | None = None) -> int:
         """Remove blobs that no model names; see removal.sweep."""
         async with self._turns.changing():
-            return await self._writing.run(sweep, self.cache, before=before)
+            return await self._writing.run(
+                sweep, self.cache, before=before, derived_before=derived_before
+            )
 
     async def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names.
