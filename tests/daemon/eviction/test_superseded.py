@@ -81,6 +81,33 @@ def test_it_goes_with_its_model(api: Api, revisions: tuple[str, str]) -> None:
     assert models(api) == {}
 
 
+@pytest.mark.parametrize("filename", [LM, CODEC])
+def test_what_is_wrong_with_it_is_not_fetched_anew(
+    api: Api,
+    daemon: DaemonProcess,
+    revisions: tuple[str, str],
+    threaded_hub: TestHub,
+    filename: str,
+) -> None:
+    first, second = revisions
+    pointer = daemon.cache_dir / "models--org--model" / "snapshots" / first / filename
+    blob = pointer.resolve()
+    blob.chmod(0o644)
+    blob.write_bytes(b"rot" + blob.read_bytes()[3:])
+    asked = threaded_hub.count("GET", "*")
+    results = api.request("POST", "/verify").json()["results"]
+    outcomes = {each["source"]: each["outcome"] for each in results if each["filename"] == filename}
+    if filename == CODEC:  # which the current revision has as well, and brings
+        assert outcomes == {"org/model": "mended", f"org/model@{first}": "mended"}
+        assert models(api) == {"org/model": False, f"org/model@{first}": True}
+        return
+    assert outcomes == {"org/model": "right", f"org/model@{first}": "wrong"}
+    assert models(api) == {"org/model": False}
+    assert threaded_hub.count("GET", "*") == asked
+    with daemon.client() as client:
+        assert client.load("org/model").revision == second
+
+
 def test_it_is_current_again_where_the_hub_goes_back(
     api: Api, export_repo: Repo, revisions: tuple[str, str]
 ) -> None:
