@@ -388,14 +388,35 @@ class Store:
         """The manifest with that key as it was last read in this process; None if it never was."""
         return self.cache.remembered_manifest(key)
 
-    async def restore_manifest(self, key: str, manifest: Manifest) -> None:
-        """Write a manifest whose file was damaged."""
-        await self._write(self.cache.write_manifest_at, key, manifest)
+    async def restore_manifest(self, key: str, manifest: Manifest) -> bool:
+        """Write a manifest whose file was damaged; False if it is not any more."""
+
+        def restore() -> bool:
+            is_damaged = self._is_damaged(key)
+            if is_damaged:
+                self.cache.write_manifest_at(key, manifest)
+            return is_damaged
+
+        return await self._write(restore)
 
     async def quarantine_manifest(self, key: str) -> str | None:
-        """Move a damaged manifest to quarantine; returns its place there, as shown to people."""
-        quarantined = await self._write(self.cache.set_aside, self.cache.manifest_path(key))
+        """Move a damaged manifest to quarantine.
+
+        Returns:
+            Its place there, as shown to people; None if it is not damaged any more.
+        """
+
+        def set_aside() -> Path | None:
+            path = self.cache.manifest_path(key)
+            return self.cache.set_aside(path) if self._is_damaged(key) else None
+
+        quarantined = await self._write(set_aside)
         return None if quarantined is None else self.cache.shown(quarantined)
+
+    def _is_damaged(self, key: str) -> bool:
+        """Whether there is a manifest that cannot be read; asked in the turn of who mends it."""
+        is_there = os.path.lexists(self.cache.manifest_path(key))
+        return is_there and self.cache.manifest_at(key) is None
 
     async def find(self, sha256: str, directory: Path) -> Verified | None:
         """A verified file with that digest, from any published model; None if there is none.

@@ -127,6 +127,28 @@ async def test_a_good_file_in_the_place_of_a_wrong_one_is_not_set_aside(store: S
     assert await store.set_aside(record, wrong) is None
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_manifest_that_was_published_since_it_was_seen_damaged_stays(
+    store: Store, is_known: bool
+) -> None:
+    earlier = await publish(store, ONE, staged(store))
+    key = manifest_key(ONE)
+    path = store.cache.manifest_path(key)
+    seen = path.read_bytes()
+    path.write_bytes(b"damaged")
+    assert await store.restore_manifest(key, earlier)
+    assert path.read_bytes() == seen
+    now = await publish(store, ONE, staged(store, b"a newer checkpoint"))
+    if is_known:
+        assert not await store.restore_manifest(key, earlier)
+    else:
+        assert await store.quarantine_manifest(key) is None
+    assert store.manifest(ONE) == now
+    await store.remove(key)
+    assert not await store.restore_manifest(key, earlier)
+    assert store.manifest(ONE) is None
+
+
 async def test_a_model_that_is_removed_while_others_are_verified_lacks_nothing(
     store: Store, tmp_path: Path
 ) -> None:
