@@ -117,6 +117,23 @@ def test_it_is_current_again_where_the_hub_goes_back(
     assert models(api) == {"org/model": False, f"org/model@{second}": True}
 
 
+def test_files_that_the_current_one_lacks_then_stay_counted(
+    api: Api, daemon: DaemonProcess, export_repo: Repo
+) -> None:
+    first = export_repo.commit({**version(1), "README.md": b"of the first"})
+    with daemon.client() as client:
+        client.warm("org/model", filenames=(LM, CODEC, "README.md"))
+        second = export_repo.commit({**version(2), "README.md": None})
+        assert api.warm("org/model").is_success
+        export_repo.tag("main", first)
+        assert api.warm("org/model").is_success
+    superseded = {f"org/model@{commit}": True for commit in (first, second)}
+    assert models(api) == {"org/model": False} | superseded
+    assert api.delete("org/model").is_success
+    assert models(api) == {}
+    assert not (daemon.cache_dir / "models--org--model").exists()
+
+
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(1, 9)), max_size=8),
     st.integers(1, 40),
