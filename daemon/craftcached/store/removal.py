@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.durable import sync_directory
+from craftcache.cache.manifest import manifest_key
 from craftcache.cache.paths import real_path
 from craftcache.cache.underway import forget_underway, note_underway, underway_at
 from craftcache.digests import Stamp
@@ -40,6 +41,7 @@ __all__ = [
     "remove_unneeded",
     "renew_index",
     "set_aside",
+    "superseded_revisions",
     "sweep",
 ]
 
@@ -86,6 +88,8 @@ def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
 def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] = ()) -> Removed:
     """Remove the dependencies of a removed model that no other model has; see remove.
 
+    Their superseded revisions go with them: they were here for nobody else.
+
     Args:
         cache: The cache directory.
         removed: Manifest of the removed model.
@@ -93,9 +97,26 @@ def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] 
     """
     also = Removed()
     for orphan in _orphans(cache, removed):
-        if orphan not in spared:
-            also += remove(cache, orphan, spared)
+        manifest = cache.manifest_at(orphan)
+        if orphan in spared or manifest is None:
+            continue
+        also += remove(cache, orphan, spared)
+        for earlier in superseded_revisions(cache, manifest):
+            if earlier not in spared:
+                also += remove(cache, earlier, spared)
     return also
+
+
+def superseded_revisions(cache: CacheDir, removed: Manifest) -> list[str]:
+    """Keys of the superseded revisions that a removed model leaves; none of a pinned revision."""
+    source = parse(removed.source)
+    if not isinstance(source, HubSource) or source.is_pinned:
+        return []
+    return [
+        key
+        for key, manifest in cache.published()
+        if manifest.superseded and key == manifest_key(HubSource(source.repo_id, manifest.revision))
+    ]
 
 
 def remove_underway(cache: CacheDir, name: str) -> int:

@@ -47,6 +47,21 @@ def two(api: Api, threaded_hub: TestHub) -> Api:
     return api
 
 
+def test_its_superseded_revision_goes_with_it(
+    api: Api, daemon: DaemonProcess, threaded_hub: TestHub
+) -> None:
+    encoder = host_t5(threaded_hub)
+    threaded_hub.repo("org/model").commit(PAIR)
+    assert api.warm("org/model").status_code == 200
+    old = encoder.resolve("main")
+    encoder.commit({"config.json": T5_FILES["config.json"] + b" "})
+    assert api.warm("org/model").status_code == 200
+    assert set(listed(api)) == {"org/model", "t5-base", f"t5-base@{old}"}
+    api.delete("org/model")
+    assert listed(api) == {}
+    assert not (daemon.cache_dir / "models--t5-base").exists()
+
+
 def test_it_goes_with_the_last_model_that_needs_it(two: Api, daemon: DaemonProcess) -> None:
     assert two.delete("org/two").status_code == 200
     assert set(listed(two)) == {"org/one", "t5-base"}
