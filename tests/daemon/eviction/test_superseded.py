@@ -51,6 +51,7 @@ def test_it_counts_and_goes_first(
     evicted = api.request("POST", "/evict", json={"bytes": 1}).json()
     assert evicted["removed"] == [f"org/model@{first}"]
     assert evicted["freed_bytes"] == len(version(1)[LM])
+    assert f"org/model@{first}" not in {each["source"] for each in api.get("/status")["not_warm"]}
     with daemon.client() as client:
         assert client.load("org/model").revision == second
     assert not (daemon.cache_dir / "models--org--model" / "snapshots" / first).exists()
