@@ -230,7 +230,7 @@ class Daemon:
             store=store,
             acquirer=acquirer,
             origins=origins,
-            check_allowed=self._warmer.check_allowed,
+            check_allowed=self._warmer.check_may_fetch,
             make_room=partial(keepers.evictor.make_room, source="a bundle"),
         )
         life.callback(bundles.close)
@@ -278,7 +278,9 @@ class Daemon:
             monitor=self._monitor,
             bundles=bundles,
             pruner=pruner,
-            planner=Planner(store=store, origins=origins, check_allowed=self._warmer.check_allowed),
+            planner=Planner(
+                store=store, origins=origins, check_allowed=self._warmer.check_may_fetch
+            ),
             fetcher=fetcher,
             owner=owner,
         )

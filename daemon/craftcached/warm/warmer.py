@@ -150,14 +150,15 @@ class Warmer:
         self._deny = deny
 
     def check_allowed(self, source: RemoteSource) -> None:
-        """Raise PolicyDenied unless this node may fetch ``source``; that is told as a failure."""
+        """Raise PolicyDenied unless this node may fetch ``source``; tells of it as a failure."""
         try:
-            self._check_allowed(source)
+            self.check_may_fetch(source)
         except PolicyDenied as error:
             self._tell_failed(source, error, 0.0)
             raise
 
-    def _check_allowed(self, source: RemoteSource) -> None:
+    def check_may_fetch(self, source: RemoteSource) -> None:
+        """Raise PolicyDenied unless this node may fetch ``source``; no warm fails by that."""
         if any(is_denied(source, pattern) for pattern in self._deny):
             raise PolicyDenied(
                 "this node is told not to fetch it",
@@ -497,7 +498,7 @@ class Warmer:
             source = need.parsed
             if self._store.needed(need) is not None:
                 return ()
-            self.check_allowed(source)
+            self.check_may_fetch(source)
             origin = self._origins.of(source)
             names = need.filenames if need.is_fixed else need.choose(await origin.filenames())
             files = wanted_files(source, names)
