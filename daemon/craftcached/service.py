@@ -604,7 +604,13 @@ class Service:
         """The daemon's state at this moment; sizes are in bytes."""
         published = await self._store.published()
         manifests = [manifest for _, manifest in published]
-        blobs = {record.path: record.size for manifest in manifests for record in manifest.files}
+        is_owners = self._store.cache.is_owners
+        blobs = {
+            record.path: record.size
+            for manifest in manifests
+            for record in manifest.files
+            if not is_owners(record)  # what another daemon keeps takes no room of this one's
+        }
         quarantined, quarantined_bytes = await self.integrity.quarantine.totals()
         status = DaemonStatus(
             version=VERSION,
