@@ -9,7 +9,6 @@ import logging
 import os
 import sqlite3
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from craftcache.cache.cache_format import check_format
@@ -231,8 +230,9 @@ class Daemon:
             acquirer=acquirer,
             origins=origins,
             check_allowed=self._warmer.check_may_fetch,
-            make_room=partial(keepers.evictor.make_room, source="a bundle"),
+            space=space,
         )
+        await asyncio.to_thread(bundles.clear_leftovers)
         life.callback(bundles.close)
         pruner = Pruner(
             survey=keepers.surveyor.survey,
