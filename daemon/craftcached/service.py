@@ -439,7 +439,7 @@ class Service:
         room = PlannedRoom(report.free, report.min_free, report.used, report.max_bytes, (), 0, 0)
         plan = WarmPlan(models, room, self._fetcher.bytes_per_second)
         wanted = excess(
-            RoomUsage(report.used, report.claimed, report.claimed, report.free),
+            RoomUsage(report.used, report.claimed, report.lacking, report.free),
             RoomLimits(report.max_bytes, report.min_free),
             plan.fetch_bytes,
         )
