@@ -364,14 +364,14 @@ class Store:
         """Whether the index of a published file is there and has the digest of its record."""
         return await asyncio.to_thread(self.cache.read_index, record) is not None
 
-    async def mend_links(self, manifest: Manifest) -> list[FileRecord]:
+    async def mend_links(self, key: str, manifest: Manifest) -> list[FileRecord]:
         """Put right what leads unmodified programs to a model's files; see links.mend_links.
 
         Of a model in another daemon's cache that is the owner's to do.
         """
         if any(map(self.cache.is_owners, manifest.files)):
             return []
-        return await self._write(mend_links, self.cache, manifest)
+        return await self._write(mend_links, self.cache, key, manifest)
 
     def remembered(self, key: str) -> Manifest | None:
         """The manifest with that key as it was last read in this process; None if it never was."""
