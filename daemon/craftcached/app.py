@@ -238,6 +238,7 @@ class Daemon:
             survey=keepers.surveyor.survey,
             remove=store.remove,
             is_kept=keepers.is_kept,
+            reason=lambda model: keepers.surveyor.reason(model, {}),
             uses=keepers.uses,
             tell=lambda source, freed: self._sight.events.tell(
                 "removed", source=source, freed_bytes=freed
