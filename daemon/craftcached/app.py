@@ -9,7 +9,6 @@ import logging
 import os
 import sqlite3
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from craftcache.cache.cache_format import check_format
@@ -230,14 +229,16 @@ class Daemon:
             store=store,
             acquirer=acquirer,
             origins=origins,
-            check_allowed=self._warmer.check_allowed,
-            make_room=partial(keepers.evictor.make_room, source="a bundle"),
+            check_allowed=self._warmer.check_may_fetch,
+            space=space,
         )
+        await asyncio.to_thread(bundles.clear_leftovers)
         life.callback(bundles.close)
         pruner = Pruner(
             survey=keepers.surveyor.survey,
             remove=store.remove,
             is_kept=keepers.is_kept,
+            reason=lambda model: keepers.surveyor.reason(model, {}),
             uses=keepers.uses,
             tell=lambda source, freed: self._sight.events.tell(
                 "removed", source=source, freed_bytes=freed
@@ -278,7 +279,9 @@ class Daemon:
             monitor=self._monitor,
             bundles=bundles,
             pruner=pruner,
-            planner=Planner(store=store, origins=origins, check_allowed=self._warmer.check_allowed),
+            planner=Planner(
+                store=store, origins=origins, check_allowed=self._warmer.check_may_fetch
+            ),
             fetcher=fetcher,
             owner=owner,
         )

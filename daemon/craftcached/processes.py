@@ -21,7 +21,7 @@ from craftcache.daemon.processes import ModelProcess, ModelUse, command_line
 from .in_use import is_in_use
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 __all__ = ["Processes"]
@@ -90,7 +90,8 @@ class Processes:
         """All that run, by number, with what can be read of them now.
 
         Args:
-            files: Paths of the files of a model that is published under that name.
+            files: Returns the paths of the files of a model that is published under that name. It
+                is called in a thread, once for each model, and may block.
         """
         found = [
             ModelProcess(
@@ -98,8 +99,7 @@ class Processes:
             )
             for pid, process in sorted(self._by_pid.items())
         ]
-        paths = {use.source: tuple(files(use.source)) for each in found for use in each.models}
-        return await asyncio.to_thread(_described, found, paths)
+        return await asyncio.to_thread(_described, found, files)
 
     def _process(self, pid: int, uid: int) -> _Process | None:
         """The process of that number; None where it has ended or cannot be known."""
@@ -126,9 +126,10 @@ class Processes:
 
 
 def _described(
-    found: list[ModelProcess], paths: Mapping[str, Iterable[Path]]
+    found: list[ModelProcess], files: Callable[[str], Iterable[Path]]
 ) -> list[ModelProcess]:
-    is_open = {source: _is_open(files) for source, files in paths.items()}
+    sources = {use.source for each in found for use in each.models}
+    is_open = {source: _is_open(files(source)) for source in sources}
     return [
         replace(
             each,

@@ -439,7 +439,7 @@ class Service:
         room = PlannedRoom(report.free, report.min_free, report.used, report.max_bytes, (), 0, 0)
         plan = WarmPlan(models, room, self._fetcher.bytes_per_second)
         wanted = excess(
-            RoomUsage(report.used, report.claimed, report.claimed, report.free),
+            RoomUsage(report.used, report.claimed, report.lacking, report.free),
             RoomLimits(report.max_bytes, report.min_free),
             plan.fetch_bytes,
         )
@@ -602,7 +602,13 @@ class Service:
         """The daemon's state at this moment; sizes are in bytes."""
         published = await self._store.published()
         manifests = [manifest for _, manifest in published]
-        blobs = {record.path: record.size for manifest in manifests for record in manifest.files}
+        is_owners = self._store.cache.is_owners
+        blobs = {
+            record.path: record.size
+            for manifest in manifests
+            for record in manifest.files
+            if not is_owners(record)  # what another daemon keeps takes no room of this one's
+        }
         quarantined, quarantined_bytes = await self.integrity.quarantine.totals()
         status = DaemonStatus(
             version=VERSION,

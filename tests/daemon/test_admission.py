@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -211,3 +212,27 @@ def test_what_a_model_is_known_to_need_is_admitted_with_it(
         assert not [each for each in asked if each.origin == "cdn" and each.method == "GET"]
         assert api.get("/models/org/model")["revision"] == first
         assert filler in sources(api)
+
+
+def test_only_a_warm_fails_by_what_is_denied_and_once(base: Path, threaded_hub: TestHub) -> None:
+    seen_before(base / "cache")
+    threaded_hub.repo("org/model").commit(PAIR)
+    host_t5(threaded_hub)
+    denied = ("--deny", "t5-base", "--deny", "org/denied")
+    with (
+        DaemonProcess(base, *denied, HF_ENDPOINT=threaded_hub.endpoint) as running,
+        Api(running.socket_dir) as api,
+    ):
+
+        def failed() -> int:
+            metrics = api.request("GET", "http://craftcached/metrics").text
+            found = re.search(r'craftcache_warms_total{outcome="failed"} (\d+)', metrics)
+            return int(found[1]) if found else 0
+
+        plan = api.request("POST", "/plan", json={"sources": ["org/denied"]})
+        assert plan.json()["code"] == "PolicyDenied"
+        assert (failed(), api.get("/status")["not_warm"]) == (0, [])
+        for warms in (1, 2):  # of the second it is known before what it needs
+            assert api.warm("org/model").json()["code"] == "PolicyDenied"
+            assert failed() == warms
+        assert [each["source"] for each in api.get("/status")["not_warm"]] == ["t5-base"]

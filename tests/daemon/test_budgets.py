@@ -175,3 +175,16 @@ def test_of_two_real_users_each_has_a_share_of_its_own(
         "queued": 1,
     }
     gate.open()
+
+
+@as_root
+def test_a_plan_counts_as_a_request_of_its_user(base: Path, threaded_hub: TestHub) -> None:
+    threaded_hub.repo("org/a").commit({FILES[0]: Data(b"a")}, lfs=FILES)
+    open_to_all(base)
+    arguments = ("--admin-socket-mode", "666", "--max-requests-per-minute-per-uid", "1")
+    with DaemonProcess(base, *arguments, HF_ENDPOINT=threaded_hub.endpoint) as running:
+        plan = {"sources": ["org/a"], "files": FILES}
+        assert User(ALICE, running).ask("POST", "/plan", plan)[0] == 200
+        status, problem = User(ALICE, running).ask("POST", "/plan", plan)
+        assert (status, problem["code"]) == (429, "BudgetExceeded")
+        assert User(BOB, running).ask("POST", "/plan", plan)[0] == 200

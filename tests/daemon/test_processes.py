@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -104,3 +105,19 @@ async def test_whether_files_are_open_is_asked_of_the_kernel(tmp_path: Path) -> 
         assert await is_open() is False
         with path.open("rb"):
             assert await is_open() is True
+
+
+async def test_the_files_of_a_model_are_looked_for_once_and_beside_the_event_loop() -> None:
+    asked: list[tuple[str, int]] = []
+
+    def files(source: str) -> Sequence[Path]:
+        asked.append((source, threading.get_ident()))
+        return ()
+
+    with Processes() as processes, running() as one, running() as other:
+        for process in (one, other):
+            for source in ("org/a", "org/b"):
+                processes.note(process.pid, UID, source, "r1")
+        await processes.all(files)
+    assert sorted(source for source, _ in asked) == ["org/a", "org/b"]
+    assert threading.get_ident() not in {thread for _, thread in asked}

@@ -258,6 +258,17 @@ def test_removing_a_model_here_leaves_the_owners_files(
     assert own_blobs(node) == []  # it is followed again
 
 
+def test_what_the_owner_keeps_takes_no_room_of_the_nodes(owner: DaemonProcess, base: Path) -> None:
+    (base / "node").mkdir()
+    (base / "node" / "cache").symlink_to(owner.cache_dir)
+    arguments = ("--read-only", "true", "--max-bytes", "1")
+    with DaemonProcess(base / "node", *arguments) as node, Api(node.socket_dir) as api:
+        status = api.get("/status")
+        assert status["models"] == 1
+        assert status["bytes"] == api.get("/room")["used"] == 0
+        assert not [problem for problem in status["problems"] if "max_bytes" in problem]
+
+
 def test_a_second_writer_is_refused(owner: DaemonProcess, base: Path) -> None:
     (base / "other").mkdir()
     (base / "other" / "cache").symlink_to(owner.cache_dir)

@@ -28,7 +28,14 @@ if TYPE_CHECKING:
 
     from craftcache.digests import HashedFile
 
-__all__ = ["TreeObstacle", "link_or_copy", "move_away", "put_in_place", "clear_leftovers"]
+__all__ = [
+    "TreeObstacle",
+    "copy_to",
+    "link_or_copy",
+    "move_away",
+    "put_in_place",
+    "clear_leftovers",
+]
 
 LEFTOVER_SECONDS = 3600.0
 """Age at which a copy without a final name counts as left behind by a kill."""
@@ -59,6 +66,11 @@ def link_or_copy(file: HashedFile, name: Path) -> HashedFile:
             raise
     else:
         return replace(file, path=name)
+    return copy_to(file, name)
+
+
+def copy_to(file: HashedFile, name: Path) -> HashedFile:
+    """Make a copy of a verified file under another name, in one step; see link_or_copy."""
     if os.path.lexists(name):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name))
     clear_leftovers(name.parent)

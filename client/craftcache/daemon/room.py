@@ -20,7 +20,8 @@ class RoomReport:
         min_free: What no fetch may use of the file system.
         used: What craftcache put there: models, superseded revisions and other files of its own.
         superseded: Of that, revisions that newer ones have replaced; they are the first to go.
-        claimed: Room of files that are being fetched.
+        claimed: Room of files that are being fetched, in the size that they will have.
+        lacking: Of claimed, what is still to be written; the rest is not free any more.
         others: What other tools put into the same cache directory.
         evicts_others: Whether that is evicted too.
         free: Free on the file system.
@@ -32,6 +33,7 @@ class RoomReport:
     used: int
     superseded: int
     claimed: int
+    lacking: int
     others: int
     evicts_others: bool
     free: int
@@ -50,6 +52,7 @@ class RoomReport:
             used=fields.integer("used"),
             superseded=fields.integer("superseded"),
             claimed=fields.integer("claimed"),
+            lacking=fields.integer("lacking"),
             others=fields.integer("others"),
             evicts_others=fields.flag("evicts_others"),
             free=fields.integer("free"),

@@ -41,7 +41,8 @@ class DaemonStatus:
         cache_dir: Path of the cache directory.
         socket_dir: Path of the directory of its sockets.
         models: Number of cached models.
-        bytes: Bytes of all cached models on the disk, each blob once.
+        bytes: Bytes of all cached models on the disk, each blob once; those of files that another
+            daemon keeps and this one serves in place are not among them.
         requests: Number of different sources being fetched, verified or published.
         queued: Number of warms that are queued and not done.
         resident_bytes: Bytes of all cached models in memory; None where the kernel does not say.

@@ -144,6 +144,7 @@ class Evictor:
             used=usage.used,
             superseded=used_bytes(models) - used_bytes(current),
             claimed=usage.claimed,
+            lacking=usage.lacking,
             others=await self._meter.others_bytes(models),
             evicts_others=self.evicts_others,
             free=usage.free,

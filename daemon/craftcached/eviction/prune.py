@@ -34,7 +34,11 @@ class PruningPlan:
     freed: int
 
 
-def plan_pruning(models: Sequence[EvictionCandidate], chosen: Collection[str]) -> PruningPlan:
+def plan_pruning(
+    models: Sequence[EvictionCandidate],
+    chosen: Collection[str],
+    reason: Callable[[EvictionCandidate], str],
+) -> PruningPlan:
     """Plan the removal of chosen models.
 
     A model stays if it is kept in any case, if one of its files is in use, or if a model that stays
@@ -43,14 +47,13 @@ def plan_pruning(models: Sequence[EvictionCandidate], chosen: Collection[str]) -
     Args:
         models: All published models.
         chosen: Keys of the models that are to go.
+        reason: Why a model stays that is kept or in use, in words; see Surveyor.reason.
     """
     by_key = {model.key: model for model in models}
     kept: dict[str, str] = {}
     for key in chosen & by_key.keys():
-        if by_key[key].is_kept:
-            kept[key] = "watched" if by_key[key].source.startswith("watch:") else "pinned or held"
-        elif any(blob.in_use for blob in by_key[key].blobs):
-            kept[key] = "in use"
+        if by_key[key].is_kept or any(blob.in_use for blob in by_key[key].blobs):
+            kept[key] = reason(by_key[key])
     going = (chosen & by_key.keys()) - kept.keys()
     while spared := _needed(models, going):
         kept |= spared
@@ -70,6 +73,7 @@ class Pruner:
         remove: Removes a model by the key of its manifest, with the dependencies that only it has,
             but for those whose keys are given as well.
         is_kept: Whether a model may not be removed now; asked again before each removal.
+        reason: Why a model stays that is kept or in use, in words.
         uses: The time of each model's last use.
         tell: Told of each removed model, as shown to people, and of the bytes that this freed.
     """
@@ -80,12 +84,14 @@ class Pruner:
         survey: Callable[[], Awaitable[Sequence[EvictionCandidate]]],
         remove: Callable[[str, Collection[str]], Awaitable[Removed]],
         is_kept: Callable[[str], bool],
+        reason: Callable[[EvictionCandidate], str],
         uses: LastUse,
         tell: Callable[[str, int], None],
     ) -> None:
         self._survey = survey
         self._remove = remove
         self._is_kept = is_kept
+        self._reason = reason
         self._uses = uses
         self._tell = tell
 
@@ -97,7 +103,7 @@ class Pruner:
             dry_run: Whether nothing is removed.
         """
         models = await self._survey()
-        plan = plan_pruning(models, frozenset(chosen))
+        plan = plan_pruning(models, frozenset(chosen), self._reason)
         sources = {model.key: model.source for model in models}
         kept = [KeptModel(sources[key], why) for key, why in plan.kept.items()]
         if dry_run:

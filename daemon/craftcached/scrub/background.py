@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from .examiner import PublishedModel, published_files
 from .hashing import FileHasher, Paced
-from .schedule import ScheduledFile, next_turn
+from .schedule import ScheduledFile, scheduled_turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +90,9 @@ class Scrub:
         self._clock = clock
         self._hasher = FileHasher()
         self._structure_at = float("-inf")
+        # The files that were due at the last survey and have not had their turn since.
+        self._due: deque[tuple[PublishedFile, ScrubTurn]] = deque()
+        self._surveyed_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -104,6 +108,7 @@ class Scrub:
     def configure(self, days: float) -> None:
         """Have all hashed again within so many days from now on; 0 never does it."""
         self._days = days
+        self._due.clear()
         self._configured.set()
 
     async def _run(self) -> None:
@@ -131,16 +136,24 @@ class Scrub:
         if self._clock() >= self._structure_at + STRUCTURE_SECONDS:
             await self._examine_structure()
             self._structure_at = self._clock()
+        # A survey looks at all files, so one of them serves all turns of the next minute.
+        if not self._due or not 0 <= self._clock() - self._surveyed_at < LOOK_SECONDS:
+            pause = await self._plan()
+            if not self._due:
+                return pause
+        await self._examine(*self._due.popleft())
+        return 0.0
+
+    async def _plan(self) -> float:
+        """Survey all files and note which are due; returns the seconds until one is."""
         files, scheduled = await self._survey()
         for file in files.values():
             await self._examiner.protect(file.record)
         self.hashed_since = min((file.hashed_at for file in scheduled), default=None)
-        now = self._clock()
-        turn = next_turn(scheduled, now, self._days * DAY_SECONDS)
-        if turn is None or turn.at > now:
-            return min(LOOK_SECONDS, turn.at - now) if turn else LOOK_SECONDS
-        await self._examine(files[turn.file.path], turn)
-        return 0.0
+        self._surveyed_at = now = self._clock()
+        turns = scheduled_turns(scheduled, now, self._days * DAY_SECONDS)
+        self._due = deque((files[turn.file.path], turn) for turn in turns if turn.at <= now)
+        return min((LOOK_SECONDS, *(max(turn.at - now, 0.0) for turn in turns)))
 
     async def _examine(self, file: PublishedFile, turn: ScrubTurn) -> None:
         pace = Paced(

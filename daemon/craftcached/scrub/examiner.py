@@ -195,7 +195,7 @@ class Examiner:
         """Put right what leads to a model's files; a verdict for each that led elsewhere."""
         failure = None
         try:
-            mended = await self._store.mend_links(model.manifest)
+            mended = await self._store.mend_links(model.key, model.manifest)
         except (CraftcacheError, OSError) as error:
             mended = list(model.manifest.files[:1])
             failure = _as_error(error, model.manifest.source)

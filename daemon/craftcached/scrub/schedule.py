@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ScheduledFile", "ScrubTurn", "next_turn"]
+__all__ = ["ScheduledFile", "ScrubTurn", "scheduled_turns"]
 
 BYTES_PER_SECOND = 64 * 1024 * 1024
 """Rate of the scrub while it need not hurry: some twentieth of one core's hashing."""
@@ -67,8 +67,8 @@ class ScrubTurn:
     is_patient: bool
 
 
-def next_turn(files: Iterable[ScheduledFile], now: float, period: float) -> ScrubTurn | None:
-    """The file that is to be hashed next; None where there is none.
+def scheduled_turns(files: Iterable[ScheduledFile], now: float, period: float) -> list[ScrubTurn]:
+    """The turns of the files that are due, in order; where none is, that of the next one alone.
 
     Args:
         files: All published files.
@@ -77,15 +77,17 @@ def next_turn(files: Iterable[ScheduledFile], now: float, period: float) -> Scru
     """
     ordered = sorted(files, key=lambda file: (file.due_at(period), file.path))
     if not ordered:
-        return None
-    first = ordered[0]
-    due = sum(file.size for file in ordered if file.due_at(period) <= now)
+        return []
+    due = [file for file in ordered if file.due_at(period) <= now]
     deadline = min(file.hashed_at for file in ordered) + period
     # Twice as fast as would do: more files become due while these are being hashed.
-    needed = 2 * due / max(deadline - now, 1.0)
-    return ScrubTurn(
-        first,
-        first.due_at(period),
-        max(BYTES_PER_SECOND, needed),
-        now < first.hashed_at + period * PATIENT_SHARE,
-    )
+    needed = 2 * sum(file.size for file in due) / max(deadline - now, 1.0)
+    return [
+        ScrubTurn(
+            file,
+            file.due_at(period),
+            max(BYTES_PER_SECOND, needed),
+            now < file.hashed_at + period * PATIENT_SHARE,
+        )
+        for file in due or ordered[:1]
+    ]

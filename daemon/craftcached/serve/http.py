@@ -356,12 +356,16 @@ class AdminServer:
 
     @answers(
         (WarmPlan, PlanKeys),
-        errors=(InvalidSource, PolicyDenied, NotFound, AccessDenied, IntegrityError, Unavailable),
+        errors=(
+            *(InvalidSource, PolicyDenied, BudgetExceeded, NotFound, AccessDenied, IntegrityError),
+            Unavailable,
+        ),
     )
     @takes(PlanBody)
-    async def _plan(self, _request: web.Request, body: PlanBody) -> web.Response:
+    async def _plan(self, request: web.Request, body: PlanBody) -> web.Response:
         warms = [_sound(_warm_of(source, body.options)) for source in body.sources]
-        plan = await self._service.plan(warms)
+        with self._service.working_for(peer_of(request.transport).uid):
+            plan = await self._service.plan(warms)
         return web.json_response(plan.to_fields())
 
     @answers(JOBS)

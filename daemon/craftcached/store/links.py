@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["mend_links"]
 
 
-def mend_links(cache: CacheDir, manifest: Manifest) -> list[FileRecord]:
+def mend_links(cache: CacheDir, key: str, manifest: Manifest) -> list[FileRecord]:
     """Put right the links and the ref that lead to a model's files.
+
+    Args:
+        cache: The cache.
+        key: Key of the model's manifest.
+        manifest: The manifest; where another is published by now, or none, nothing is done: links
+            of a removed model would keep the files that it shared.
 
     Returns:
         The files to which something led elsewhere or nowhere.
@@ -31,6 +37,8 @@ def mend_links(cache: CacheDir, manifest: Manifest) -> list[FileRecord]:
         OSError: A link cannot be put right.
         TreeObstacle: A file or directory is in the way.
     """
+    if cache.manifest_at(key) != manifest:
+        return []
     source = parse(manifest.source)
     if any(map(cache.is_owners, manifest.files)):
         return []  # what leads to the files of a cache that another daemon owns is that daemon's

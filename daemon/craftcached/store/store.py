@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.durable import staging_name
 from craftcache.cache.manifest import manifest_key
-from craftcache.cache.placing import TreeObstacle, link_or_copy
+from craftcache.cache.placing import TreeObstacle, copy_to, link_or_copy
 from craftcache.cache.publish import (
     Verified,
     mark_asked_for,
@@ -375,14 +375,14 @@ class Store:
         """Whether the index of a published file is there and has the digest of its record."""
         return await asyncio.to_thread(self.cache.read_index, record) is not None
 
-    async def mend_links(self, manifest: Manifest) -> list[FileRecord]:
+    async def mend_links(self, key: str, manifest: Manifest) -> list[FileRecord]:
         """Put right what leads unmodified programs to a model's files; see links.mend_links.
 
         Of a model in another daemon's cache that is the owner's to do.
         """
         if any(map(self.cache.is_owners, manifest.files)):
             return []
-        return await self._write(mend_links, self.cache, manifest)
+        return await self._write(mend_links, self.cache, key, manifest)
 
     def remembered(self, key: str) -> Manifest | None:
         """The manifest with that key as it was last read in this process; None if it never was."""
@@ -422,29 +422,48 @@ class Store:
         """A verified file with that digest, from any published model; None if there is none.
 
         It is linked into ``directory``, the caller's part of staging, so that it stays even if the
-        model that has it is removed meanwhile.
+        model that has it is removed meanwhile. A file of another daemon's cache is copied: a link
+        would change the owner's file.
+
+        Raises:
+            StorageFull: There is no disk space for the copy.
         """
 
         def search() -> Verified | None:
             holders = self.cache.holders(sha256, ours=True)
             records = (record for _, manifest in holders for record in manifest.files)
-            return self._take((record for record in records if record.sha256 == sha256), directory)
+            same = (record for record in records if record.sha256 == sha256)
+            return self._take(sorted(same, key=self.cache.is_owners), directory)
 
-        return await self._hashing.run(search)
+        try:
+            return await self._hashing.run(search)
+        except OSError as error:
+            self._check_full(error)
+            raise
 
     async def find_signed(
         self, url: str, digest: Digest | None, directory: Path
     ) -> Verified | None:
-        """The file of ``url`` that was fetched with another signature; see find and signed_urls."""
+        """The file of ``url`` that was fetched with another signature; see find and signed_urls.
+
+        Files of another daemon's cache are left out: nobody has claimed room for a copy, as the
+        size of such a file is known only when its origin answers.
+        """
 
         def search() -> Verified | None:
-            return self._take(same_file(self.cache.published(ours=True), url, digest), directory)
+            records = same_file(self.cache.published(ours=True), url, digest)
+            own = (record for record in records if not self.cache.is_owners(record))
+            return self._take(own, directory)
 
         return await self._hashing.run(search)
 
     def _taken(self, verified: Verified, directory: Path) -> Verified:
         """A published file under a name of our own in ``directory``."""
         name, sha256 = directory / staging_name(), verified.digests.sha256
+        if verified.path.is_relative_to(self.cache.owner):
+            copied = copy_to(verified.file, name)
+            self.cache.stamps.record(sha256, FileStamp.of(copied.path.stat()))
+            return replace(verified, file=copied)
         with self.cache.stamps.keeping(sha256, verified.path):
             taken = link_or_copy(verified.file, name)
         if not taken.path.samefile(verified.path):
@@ -542,7 +561,11 @@ class Store:
     async def published_at(
         self, source: HubSource, commit: str, filenames: Iterable[str]
     ) -> Manifest | None:
-        """An intact manifest of the same repository, under whichever name, at that commit."""
+        """An intact manifest of the same repository, under whichever name, at that commit.
+
+        One that leads to another daemon's cache is none: publishing its files would copy them, and
+        nobody has claimed the room.
+        """
         names = tuple(filenames)
 
         def search() -> Manifest | None:
@@ -550,8 +573,9 @@ class Store:
                 if manifest.source.partition("@")[0] != source.repo_id:
                     continue
                 records = manifest.select(source, names)
-                is_there = records is not None and all(map(self.cache.is_intact, records))
-                if is_there and manifest.revision == commit:
+                if manifest.revision != commit or any(map(self.cache.is_owners, manifest.files)):
+                    continue
+                if records is not None and all(map(self.cache.is_intact, records)):
                     return manifest
             return None
 
@@ -652,15 +676,20 @@ class Store:
         except TreeObstacle as error:
             raise _obstacle(error) from error
         except OSError as error:
-            if error.errno not in FULL:
-                raise
-            # The error names the file, which may be on another file system that a link leads to.
-            place = Path(error.filename) if error.filename else self.cache.root
-            raise storage_full(
-                place, SMALL_FILES_BYTES, error=error, least=SMALL_FILES_BYTES
-            ) from error
+            self._check_full(error)
+            raise
         finally:
             self.changed.set()
+
+    def _check_full(self, error: OSError) -> None:
+        """Raise StorageFull, which people understand, if the error is that the disk is full."""
+        if error.errno not in FULL:
+            return
+        # The error names the file, which may be on another file system that a link leads to.
+        place = Path(error.filename) if error.filename else self.cache.root
+        raise storage_full(
+            place, SMALL_FILES_BYTES, error=error, least=SMALL_FILES_BYTES
+        ) from error
 
     async def exclusively(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a change of the cache directory while nothing is published or removed."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from craftcache.cache.manifest import FileRecord
     from craftcached.fetch.disk_space import DiskSpace, ModelClaim
     from craftcached.store.store import Store
 
@@ -104,7 +105,12 @@ class FetchAdmission:
         if digest is None or digest.algorithm != "sha256":
             return False
         return cache.stamps.path(digest.hex).exists() and any(
-            record.sha256 == digest.hex and cache.is_intact(record)
-            for _, manifest in cache.published(ours=True)
+            record.sha256 == digest.hex and self._is_own(record)
+            for _, manifest in cache.holders(digest.hex, ours=True)
             for record in manifest.files
         )
+
+    def _is_own(self, record: FileRecord) -> bool:
+        """Whether a file is here to be linked; one of another daemon's cache would be copied."""
+        cache = self._store.cache
+        return not cache.is_owners(record) and cache.is_intact(record)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
+import shutil
 from typing import TYPE_CHECKING
 
 from craftcache.bundle import unpack, verified_files
+from craftcache.cache.durable import make_directory
 from craftcache.cache.publish import Verified
 from craftcache.errors import IntegrityError
 from craftcache.sources import HubSource, shown_url
@@ -16,10 +19,12 @@ from craftcached.threads import Threads
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Future
+    from pathlib import Path
 
     from craftcache.bundle import LockedModel, Unpacked
     from craftcache.cache.manifest import Manifest
     from craftcache.sources import RemoteSource
+    from craftcached.fetch.disk_space import DiskSpace
     from craftcached.store.store import Store
 
     from .acquire import FileAcquirer
@@ -40,14 +45,15 @@ class BundleImporter:
     """Publishes the models of bundles as their warm would have; one instance a daemon.
 
     It has no state but its threads. Every byte of a bundle is hashed, and every checkpoint
-    inspected, before its first model is published.
+    inspected, before its first model is published. The room of what is being unpacked is claimed;
+    once it is on the disk it counts as what it is.
 
     Args:
         store: Publishes the models.
         acquirer: Inspects their checkpoints.
         origins: Know the address that a source's files would have come from.
         check_allowed: Raises PolicyDenied for a source that this node may not have.
-        make_room: Makes room for so many bytes; raises StorageFull where there can be none.
+        space: The ledger of the room that files take which are not published yet.
     """
 
     def __init__(
@@ -57,14 +63,20 @@ class BundleImporter:
         acquirer: FileAcquirer,
         origins: Origins,
         check_allowed: Callable[[RemoteSource], None],
-        make_room: Callable[[int], Awaitable[object]],
+        space: DiskSpace,
     ) -> None:
         self._store = store
         self._acquirer = acquirer
         self._origins = origins
         self._check_allowed = check_allowed
-        self._make_room = make_room
+        self._space = space
+        # A directory of its own for each bundle: its name is the key of the bundle's claim.
+        self._staging = store.cache.staging / "bundle"
         self._threads = Threads(AT_ONCE, "bundle")
+
+    def clear_leftovers(self) -> None:
+        """Remove what the daemon before has left of bundles; blocks."""
+        shutil.rmtree(self._staging, ignore_errors=True)
 
     def close(self) -> None:
         """End the threads; nothing may be running."""
@@ -87,7 +99,15 @@ class BundleImporter:
             StorageFull: There is no room for it.
         """
         await self._store.heal()
-        unpacked = await self._unpack(_Body(read))
+        directory = self._staging / secrets.token_hex(16)
+        try:
+            return await self._import(_Body(read), directory)
+        finally:
+            removing = asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            await asyncio.shield(removing)
+
+    async def _import(self, body: _Body, directory: Path) -> list[Manifest]:
+        unpacked = await self._unpack(body, directory)
         try:
             for model in unpacked.lock.models:
                 self._check_allowed(model.source)
@@ -100,15 +120,19 @@ class BundleImporter:
             await self._discard(unpacked)
         return [published[model.source.shown] for model in unpacked.lock.models]
 
-    async def _unpack(self, body: _Body) -> Unpacked:
-        unpacking = asyncio.ensure_future(
-            self._threads.run(
-                unpack,
-                body,
-                self._store.cache.staging,
-                check_room=lambda size: body.wait_for(self._make_room(size)),
-            )
-        )
+    async def _unpack(self, body: _Body, directory: Path) -> Unpacked:
+        space, key = self._space, directory.name
+
+        async def claim(size: int) -> None:
+            await space.reserve(key, size, source="a bundle")
+            body.on_arrival = lambda arrived: space.written(key, arrived)
+
+        def work() -> Unpacked:
+            make_directory(directory)
+            return unpack(body, directory, check_room=lambda size: body.wait_for(claim(size)))
+
+        # A cancelled caller waits for its end, too: nothing is made after all was removed.
+        unpacking = asyncio.ensure_future(self._threads.run(work))
         try:
             return await asyncio.shield(unpacking)
         except asyncio.CancelledError:
@@ -116,6 +140,9 @@ class BundleImporter:
             with contextlib.suppress(IntegrityError):
                 await self._discard(await unpacking)
             raise
+        finally:
+            body.on_arrival = None
+            space.release(key)
 
     async def _inspect(self, model: LockedModel, unpacked: Unpacked) -> None:
         known = self._store.trusted(model.source)
@@ -155,9 +182,14 @@ class _Body:
 
     Args:
         read: Reads at most so many bytes; none at their end.
+
+    Attributes:
+        on_arrival: Called on the event loop with the number of bytes that the thread is handed;
+            None calls nobody.
     """
 
     def __init__(self, read: Callable[[int], Awaitable[bytes]]) -> None:
+        self.on_arrival: Callable[[int], None] | None = None
         self._read = read
         self._loop = asyncio.get_running_loop()
         self._waiting: Future[bytes] | None = None
@@ -196,4 +228,6 @@ class _Body:
         while wanted > 0 and (piece := await self._read(wanted)):
             pieces.append(piece)
             wanted -= len(piece)
+        if self.on_arrival is not None:
+            self.on_arrival(sum(map(len, pieces)))
         return b"".join(pieces)

@@ -150,14 +150,15 @@ class Warmer:
         self._deny = deny
 
     def check_allowed(self, source: RemoteSource) -> None:
-        """Raise PolicyDenied unless this node may fetch ``source``; that is told as a failure."""
+        """Raise PolicyDenied unless this node may fetch ``source``; tells of it as a failure."""
         try:
-            self._check_allowed(source)
+            self.check_may_fetch(source)
         except PolicyDenied as error:
             self._tell_failed(source, error, 0.0)
             raise
 
-    def _check_allowed(self, source: RemoteSource) -> None:
+    def check_may_fetch(self, source: RemoteSource) -> None:
+        """Raise PolicyDenied unless this node may fetch ``source``; no warm fails by that."""
         if any(is_denied(source, pattern) for pattern in self._deny):
             raise PolicyDenied(
                 "this node is told not to fetch it",
@@ -420,6 +421,7 @@ class Warmer:
                     description = hold_to_lock(description, wanted.lock)
                 # Room is made sure of before the first byte comes, and kept until publication.
                 closure = await self._closure(known) if wanted.with_needs and known else ()
+                description = await self._for_overlay(description, known, progress)
                 description = replace(description, for_uid=wanted.for_uid, closure=closure)
                 admission = self._admission(description)
                 claim = await held.enter_async_context(admission)
@@ -496,7 +498,7 @@ class Warmer:
             source = need.parsed
             if self._store.needed(need) is not None:
                 return ()
-            self.check_allowed(source)
+            self.check_may_fetch(source)
             origin = self._origins.of(source)
             names = need.filenames if need.is_fixed else need.choose(await origin.filenames())
             files = wanted_files(source, names)
@@ -536,6 +538,29 @@ class Warmer:
                     for name, (verified, _) in files.files.items()
                 }
                 return await self._store.publish_url(source, shown, as_need=wanted.as_need)
+
+    async def _for_overlay(
+        self, description: Description, known: Manifest | None, progress: SourceProgress
+    ) -> Description:
+        """The description with no current files in another daemon's cache, but where all are.
+
+        These are served in place. Of a model that is published here, each file takes room here.
+        """
+        is_owners = self._store.cache.is_owners
+        owners = [file.current for file in description.files if file.current is not None]
+        owners = [record for record in owners if is_owners(record)]
+        if not owners:
+            return description
+        is_same = known is not None and description.commit in ("", known.revision)
+        if is_same and len(owners) == len(description.files):
+            progress.tell(None, 0, None, "verifying")
+            if all([await self._store.verify(record) for record in owners]):
+                return description
+        files = (
+            replace(file, current=None) if file.current in owners else file
+            for file in description.files
+        )
+        return replace(description, files=tuple(files))
 
     def _is_served_in_place(self, files: VerifiedFiles, known: Manifest) -> bool:
         """Whether all files are those of the owner's cache that ``known`` leads to already."""

@@ -20,8 +20,10 @@ from craftcache.bundle import LockFile, import_bundle, unpack
 from craftcache.cache.directory import CacheDir
 from craftcache.errors import CraftcacheError, IntegrityError, InvalidSource, UnsafeCheckpoint
 from craftcache.sources import HubSource
+from tests.support.api import Api
 from tests.support.command import Node, run
 from tests.support.daemons import DaemonProcess
+from tests.support.hub import Data
 from tests.support.pickles import Op, archive
 from tests.support.trees import hub_tree
 
@@ -99,13 +101,50 @@ def test_without_a_daemon_this_process_imports_the_same(
     assert offline_load(tmp_path / "cache", *directories) == "cache"
 
 
+def unpacked_files(cache: Path) -> list[Path]:
+    """What a daemon has in staging of bundles."""
+    staging = cache / ".craftcache" / "staging"
+    return [*staging.rglob("*.tmp"), *staging.glob("bundle/*")]
+
+
+def test_the_room_of_a_bundle_is_claimed_until_it_is_unpacked(other: Node, tmp_path: Path) -> None:
+    size, path = 4_000_000, tmp_path / "models.tar"
+    other.hub.repo("org/large").commit({"weights.txt": Data(bytes(size))}, lfs=["weights.txt"])
+    for command in (
+        ("warm", "--file", "weights.txt", "org/large"),
+        ("bundle", "create", str(path), "org/large"),
+        ("rm", "org/large"),
+    ):
+        ran = other.run(*command)
+        assert ran.code == 0, ran.err
+    whole, seen = path.read_bytes(), list[dict[str, int]]()
+
+    def body() -> Iterator[bytes]:
+        yield whole[: size // 2]  # more than the daemon waits for before it unpacks
+        while not list((other.daemon.cache_dir / ".craftcache" / "staging").rglob("*.tmp")):
+            pass
+        with Api(other.daemon.socket_dir) as api:
+            seen.append(api.get("/room"))
+        yield whole[size // 2 :]
+
+    socket = str(other.daemon.socket_dir / "craftcache.sock")
+    transport = httpx.HTTPTransport(uds=socket)
+    with httpx.Client(transport=transport, timeout=60) as client:
+        assert client.post("http://craftcache/v1/bundles", content=body()).is_success
+    with Api(other.daemon.socket_dir) as api:
+        seen.append(api.get("/room"))
+    # What is on the disk of it is counted once.
+    assert [(room["claimed"], room["used"]) for room in seen] == [(size, 0), (0, size)]
+    assert unpacked_files(other.daemon.cache_dir) == []
+
+
 def test_a_bundle_that_the_quota_has_no_room_for_is_refused(base: Path, bundle: Path) -> None:
     with DaemonProcess(base, "--max-bytes", "1000") as daemon:
         directories = ("--socket-dir", str(daemon.socket_dir), "--cache-dir", str(daemon.cache_dir))
         ran = run(*directories, "bundle", "import", str(bundle), "--json")
         assert ran.problem["code"] == "StorageFull"
         assert ran.problem["missing_bytes"] > 0
-        assert list((daemon.cache_dir / ".craftcache" / "staging").glob("*.tmp")) == []
+        assert unpacked_files(daemon.cache_dir) == []
 
 
 def test_a_file_that_rotted_in_the_cache_goes_into_no_bundle(
@@ -270,8 +309,7 @@ def test_the_daemon_refuses_the_same(other: Node, bundle: Path, tmp_path: Path) 
         path.write_bytes(tar_of(CHANGES[change](members(bundle))))
         ran = other.run("bundle", "import", str(path), "--json")
         assert ran.problem["code"] == "IntegrityError", change
-    staging = other.daemon.cache_dir / ".craftcache" / "staging"
-    assert list(staging.glob("*.tmp")) == []
+    assert unpacked_files(other.daemon.cache_dir) == []
     assert other.run("ls", "--json").json["models"] == []
 
 
@@ -352,5 +390,5 @@ def test_a_client_that_goes_away_leaves_nothing(other: Node, bundle: Path) -> No
     with httpx.Client(transport=transport) as client, pytest.raises(KeyboardInterrupt):
         client.post("http://craftcache/v1/bundles", content=half())
     assert other.run("bundle", "import", str(bundle)).code == 0
-    staging = other.daemon.cache_dir / ".craftcache" / "staging"
-    assert list(staging.glob("*.tmp")) == []
+    while unpacked_files(other.daemon.cache_dir):  # it hears of the client's end when it reads
+        pass

@@ -72,7 +72,7 @@ def test_prune_says_what_it_would_do_and_does_it(node: Node) -> None:
         "org/small",
         "org/large",
     ]
-    assert planned["kept"] == [{"source": "org/kept", "reason": "pinned or held"}]
+    assert planned["kept"] == [{"source": "org/kept", "reason": "pinned"}]
     assert len(listed(node)) == 4
     pruned = node.run("prune", "--filter", "size<350kB", "--filter", "source=*small")
     assert pruned.code == 0, pruned.err

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from craftcached.eviction.policy import Blob, EvictionCandidate
-from craftcached.eviction.prune import plan_pruning
+from craftcached.eviction.prune import Pruner, plan_pruning
+from tests.support.published import keeping, key, source
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KEYS = "abcdef"
 BLOBS = [Blob(1, number, 10**number, in_use=number == 5) for number in range(6)]
+
+
+def why(model: EvictionCandidate) -> str:
+    return "kept" if model.is_kept else "in use"
 
 
 @st.composite
@@ -33,7 +43,7 @@ def caches(draw: st.DrawFn) -> list[EvictionCandidate]:
 def test_what_goes_was_chosen_and_nothing_needs_it(
     models: list[EvictionCandidate], chosen: set[str]
 ) -> None:
-    plan = plan_pruning(models, frozenset(chosen))
+    plan = plan_pruning(models, frozenset(chosen), why)
     there = {model.key for model in models}
     gone = {victim.key for victim in plan.victims}
     assert gone | plan.kept.keys() == chosen & there
@@ -51,7 +61,7 @@ def test_what_goes_was_chosen_and_nothing_needs_it(
 
 @given(caches(), st.sets(st.sampled_from(KEYS)))
 def test_no_more_stays_than_must(models: list[EvictionCandidate], chosen: set[str]) -> None:
-    plan = plan_pruning(models, frozenset(chosen))
+    plan = plan_pruning(models, frozenset(chosen), why)
     by_key = {model.key: model for model in models}
     gone = {victim.key for victim in plan.victims}
     for key, reason in plan.kept.items():
@@ -63,7 +73,31 @@ def test_no_more_stays_than_must(models: list[EvictionCandidate], chosen: set[st
 def test_what_needs_others_goes_before_them() -> None:
     needed = EvictionCandidate("n", "t5", frozenset({BLOBS[0]}), 0.0, is_needed_only=True)
     model = EvictionCandidate("m", "org/m", frozenset({BLOBS[1]}), 9.0, needs=frozenset("n"))
-    plan = plan_pruning([needed, model], frozenset("nm"))
+    plan = plan_pruning([needed, model], frozenset("nm"), why)
     assert [victim.key for victim in plan.victims] == ["m", "n"]
-    alone = plan_pruning([needed, model], frozenset("n"))
+    alone = plan_pruning([needed, model], frozenset("n"), why)
     assert (alone.victims, alone.kept) == ((), {"n": "needed by org/m"})
+
+
+async def test_each_that_stays_has_its_own_reason(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as parts:
+        for name in ("pinned", "held", "needed", "free"):
+            await parts.publish(name, file=name.encode())
+        await parts.pins.pin(source("pinned"), lock=False)
+        await parts.holds.hold(source("held"), 1000, 3600)
+        pruner = Pruner(
+            survey=parts.surveyor.survey,
+            remove=parts.store.remove,
+            is_kept=lambda _: False,
+            reason=lambda model: parts.surveyor.reason(model, {}),
+            uses=parts.uses,
+            tell=lambda *_: None,
+        )
+        chosen = [key(name) for name in ("pinned", "held", "needed", "free")]
+        with parts.surveyor.needing(key("needed")):
+            pruning = await pruner.prune(chosen, dry_run=True)
+        assert {each.source.rpartition("/")[2]: each.reason for each in pruning.kept} == {
+            "pinned": "pinned",
+            "held": "held",
+            "needed": "a request needs it",
+        }

@@ -313,3 +313,13 @@ async def test_a_file_that_two_models_wait_for_counts_once_when_it_is_published(
         assert await parts.names() == {"first"}
         space.release("more")
         assert space.claimed == 0
+
+
+async def test_of_what_is_claimed_the_report_says_what_is_still_to_be_written(
+    tmp_path: Path,
+) -> None:
+    async with keeping(tmp_path) as parts:
+        await parts.space.reserve("coming", 3 * KB, source="org/coming")
+        parts.space.written("coming", KB)
+        report = await parts.evictor.report()
+        assert (report.claimed, report.lacking) == (3 * KB, 2 * KB)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craftcached.scrub.schedule import BYTES_PER_SECOND, ScheduledFile, next_turn
+from craftcached.scrub.schedule import (
+    BYTES_PER_SECOND,
+    ScheduledFile,
+    ScrubTurn,
+    scheduled_turns,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PERIOD = 7 * 86400.0
 TERABYTE = 10**12
+
+
+def next_turn(files: Iterable[ScheduledFile], now: float, period: float) -> ScrubTurn | None:
+    return next(iter(scheduled_turns(files, now, period)), None)
 
 
 def test_nothing_is_due_where_nothing_is_or_all_is_fresh() -> None:

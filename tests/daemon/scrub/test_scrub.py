@@ -15,6 +15,8 @@ from craftcache.cache.publish import Verified
 from craftcache.daemon.administration import QuarantinedFile
 from craftcache.digests import hash_stamped
 from craftcache.sources import UrlSource
+from craftcached.database import Database, Hashing
+from craftcached.scrub.background import Scrub
 from craftcached.scrub.hashing import PATIENT_BYTES_PER_SECOND, FileHasher, Paced
 from craftcached.store.quarantine import DAY_SECONDS, overdue
 from tests.support.scrubbing import Bench, bench
@@ -71,6 +73,36 @@ async def test_each_file_is_hashed_once_when_half_the_time_is_over(base: Path) -
         assert await scrub.step() > 0
         assert scrub.hashed_since == parts.now
         assert scrub.found == {"right": 3}
+
+
+class CountedDatabase(Database):
+    """Counts how often it is asked for all hashings, as each survey asks."""
+
+    surveys = 0
+
+    async def hashings(self) -> list[Hashing]:
+        self.surveys += 1
+        return await super().hashings()
+
+
+async def test_one_survey_serves_the_turns_of_a_minute(base: Path) -> None:
+    async with filled(base) as (parts, records), CountedDatabase(base / "counted") as counted:
+        parts.now += HALF + 2
+        scrub = Scrub(
+            store=parts.store,
+            records=counted,
+            examiner=parts.examiner,
+            quarantine=parts.quarantine,
+            days=DAYS,
+            clock=parts.clock,
+        )
+        for _ in NAMES:
+            assert await scrub.step() == 0.0
+        assert counted.surveys == 1
+        assert set(await hashed(parts)) == {record.path for record in records.values()}
+        parts.now += 61
+        await scrub.step()
+        assert counted.surveys == 2
 
 
 async def test_a_scrub_goes_on_where_it_was_before_a_restart(base: Path) -> None:

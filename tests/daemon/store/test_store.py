@@ -13,8 +13,8 @@ import pytest
 from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
-from craftcache.digests import Stamp, hash_stamped
-from craftcache.sources import UrlSource
+from craftcache.digests import Promise, Stamp, hash_stamped
+from craftcache.sources import HubSource, UrlSource
 from craftcached.store.store import Store
 from tests.support.indexes import index_without_tensors
 from tests.support.scrubbing import bench
@@ -166,3 +166,25 @@ async def test_many_that_find_the_cache_emptied_at_once_hold_it_anew_once(store:
         shutil.rmtree(store.cache.private)
         await asyncio.gather(*(store.heal() for _ in range(8)))
         assert not store.is_gone()
+
+
+async def test_the_links_of_a_model_that_is_removed_meanwhile_are_not_made_again(
+    store: Store,
+) -> None:
+    model, name = HubSource("org/model"), "weights.txt"
+    earlier, later = "a" * 40, "b" * 40
+    for commit in (earlier, later):  # which share the file
+        file = staged(store)
+        files = {name: (file, Promise())}
+        await store.publish_hub(model, commit, files, "https://hub", is_named=True)
+        await store.discard(file)
+    gone = HubSource("org/model", earlier)
+    manifest, pointer = store.manifest(gone), store.cache.hub_tree("org/model").pointer
+    assert manifest is not None
+    pointer(earlier, name).unlink()
+    assert await store.mend_links(manifest_key(gone), manifest) == list(manifest.files)
+    assert pointer(earlier, name).exists()
+    await store.remove(manifest_key(gone))
+    assert await store.mend_links(manifest_key(gone), manifest) == []
+    assert not pointer(earlier, name).is_symlink()
+    assert pointer(later, name).exists()
