@@ -309,6 +309,7 @@ def test_a_verification_mends_in_the_overlay_and_leaves_the_owners_files_alone(
         blob = client.resolve("org/model", "state_dict.bin").resolve()
     wrong = bytes(1) + blob.read_bytes()[1:]
     blob.chmod(0o644)
+    owner.terminate()  # it would mend the file by itself
     blob.write_bytes(wrong)
     before = listing(owner.cache_dir)
     with Api(node.socket_dir) as api:

@@ -55,20 +55,20 @@ def test_what_was_wrong_and_is_mended(node: Node) -> None:
 
 
 def test_what_is_wrong_and_cannot_be_mended_now(node: Node) -> None:
-    spoilt(node, "org/away")
-    away = node.hub.inject(Status(503), path="*org/away*", method=None, times=None)
-    ran = node.run("verify", "org/away")
+    spoilt(node, "org/unreachable")
+    away = node.hub.inject(Status(503), path="*org/unreachable*", method=None, times=None)
+    ran = node.run("verify", "org/unreachable")
     assert (ran.code, ran.out.splitlines()[1].split()[-1]) == (75, "wrong")
-    assert f"org/away: {LM} is not mended: " in ran.err
-    check = ("warm", "--check", "--file", LM, "org/away")
+    assert f"org/unreachable: {LM} is not mended: " in ran.err
+    check = ("warm", "--check", "--file", LM, "org/unreachable")
     alone = ("--socket-dir", "/nowhere", "--cache-dir", str(node.daemon.cache_dir))
     for ran in (node.run(*check), run(*alone, *check)):
-        assert (ran.code, ran.out) == (1, f"org/away: not warm, lacks {LM}\n")
-    again = node.run("verify", "--json", "org/away")
+        assert (ran.code, ran.out) == (1, f"org/unreachable: not warm, lacks {LM}\n")
+    again = node.run("verify", "--json", "org/unreachable")
     [result] = again.json["results"]
     assert (again.code, result["outcome"], result["quarantined"]) == (75, "missing", None)
     away.left = 0
-    assert node.run("verify", "--json", "org/away").code == 3
+    assert node.run("verify", "--json", "org/unreachable").code == 3
 
 
 def test_what_happens_is_told_line_by_line(node: Node) -> None:

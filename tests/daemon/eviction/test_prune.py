@@ -64,9 +64,9 @@ def test_no_more_stays_than_must(models: list[EvictionCandidate], chosen: set[st
     plan = plan_pruning(models, frozenset(chosen), why)
     by_key = {model.key: model for model in models}
     gone = {victim.key for victim in plan.victims}
-    for key, reason in plan.kept.items():
-        model = by_key[key]
-        needers = [each for each in models if key in each.needs and each.key not in gone]
+    for kept, reason in plan.kept.items():
+        model = by_key[kept]
+        needers = [each for each in models if kept in each.needs and each.key not in gone]
         assert model.is_kept or any(blob.in_use for blob in model.blobs) or needers, reason
 
 

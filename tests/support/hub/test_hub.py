@@ -448,4 +448,4 @@ def test_the_environment_is_isolated(isolated_environment: Path) -> None:
     assert os.path.expanduser("~") == str(isolated_environment)
     assert not constants.HF_HOME.startswith(pwd.getpwuid(os.getuid()).pw_dir)
     ours = {name for name in os.environ if name.startswith(("XDG_", "CRAFTCACHE_", "AUDIOCRAFT_"))}
-    assert ours == {"CRAFTCACHE_INSECURE_HOSTS"}
+    assert ours == {"CRAFTCACHE_INSECURE_HOSTS", "CRAFTCACHE_MIN_FREE"}
