@@ -10,12 +10,13 @@ defaults, and says so once. The daemon reads it strictly, with ``read_config``, 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import pwd
 import sys
 from pathlib import Path
 from typing import Any
+
+from craftcache.logger import log
 
 from .errors import CraftcacheError
 from .file_maps import MAP_CHOICES, MapChoice
@@ -39,7 +40,6 @@ __all__ = [
     "NO_HOME",
 ]
 
-log = logging.getLogger("craftcache")
 
 SYSTEM_CONFIG = Path("/etc/craftcache/config.toml")
 SYSTEM_CACHE_DIR = Path("/var/cache/craftcache")

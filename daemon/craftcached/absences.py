@@ -103,7 +103,7 @@ def _absence(event: Event) -> NotWarm | None:
         case "warm_cancelled":
             code, message = "Cancelled", "nobody waited for it any more"
             hint = f"craftcache warm --detach {source}"
-        case "evicted":
+        case "evicted" if not event["superseded"]:  # a past revision: nobody lacks it
             code, message = "Evicted", f"it made room ({event['reason']})"
             hint = f"craftcache warm {source}, and craftcache pin {source} to keep it"
         case "removed":

@@ -172,8 +172,6 @@ class Daemon:
             records = await life.enter_async_context(Database(settings.state_dir))
         await life.enter_async_context(self._sight.absences.kept_in(records))
         owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
-        if owner is not None:
-            await owner.follow_all()
         inspector = await life.enter_async_context(Inspector())
         staging = cache.staging / "fetch"
         space = DiskSpace(lambda: free_bytes(existing(cache.staging)), None, cache.root)
@@ -225,6 +223,8 @@ class Daemon:
         opener.check()
         residency = await life.enter_async_context(Residency())
         keepers = await self._open_keepers(life, store, records, residency, space)
+        if owner is not None:  # now, as it is known what stays of models that the owner has removed
+            await owner.follow_all()
         bundles = BundleImporter(
             store=store,
             acquirer=acquirer,
@@ -327,7 +327,9 @@ class Daemon:
             events=events,
         )
         evictor.evicts_others = settings.evict_others
-        return Keepers(pins, holds, uses, surveyor, evictor)
+        keepers = Keepers(pins, holds, uses, surveyor, evictor)
+        store.kept_keys = keepers.keys
+        return keepers
 
     async def _open_sockets(self, life: contextlib.AsyncExitStack, service: Service) -> None:
         settings, sight = self._settings, self._sight

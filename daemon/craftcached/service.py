@@ -47,7 +47,7 @@ from .overview import Overview
 from .scrub import Integrity
 from .scrub.examiner import PublishedModel
 from .status import ModelState
-from .store.removal import Removed
+from .store.removal import Removed, superseded_revisions
 from .warm.queue import WarmQueue
 from .warming import Warming
 
@@ -470,8 +470,7 @@ class Service:
             PolicyDenied: It is pinned or watched.
         """
         source = parse(text)
-        self.manifest(source)
-        key = manifest_key(source)
+        manifest, key = self.manifest(source), manifest_key(source)
         await self._pins.check_unpinned(source)
         if isinstance(source, WatchSource) and self.watches.is_watched(source):
             raise PolicyDenied(
@@ -479,23 +478,20 @@ class Service:
                 source=source.shown,
                 hint=f"craftcache watch rm {source.name}",
             )
-        removed = await self._store.remove(key, self._pins.keys)
-        removed += await self._remove_superseded(source)
+        removed = await self._store.remove(key)
+        removed += await self._remove_superseded(manifest)
         for gone in removed.keys:
             await self._uses.forget(gone)
             await self._holds.forget(gone)
         self._sight.events.tell("removed", source=source.shown, freed_bytes=removed.freed)
         return removed.freed
 
-    async def _remove_superseded(self, source: RemoteSource) -> Removed:
-        """Remove the earlier revisions that a removed source left, unless they are pinned."""
+    async def _remove_superseded(self, past: Manifest) -> Removed:
+        """Remove the earlier revisions that a removed model left, unless they are pinned."""
         removed = Removed()
-        if not isinstance(source, HubSource) or source.is_pinned:
-            return removed
-        for key, manifest in await self._store.published():
-            earlier = HubSource(source.repo_id, manifest.revision)
-            if manifest.superseded and key == manifest_key(earlier) and not self._pins.find(key):
-                removed += await self._store.remove(key, self._pins.keys)
+        for key in await asyncio.to_thread(superseded_revisions, self._store.cache, past):
+            if not self._pins.find(key):
+                removed += await self._store.remove(key)
         return removed
 
     async def pin(self, text: str, *, lock: bool, expires_in: float | None = None) -> Pin:
@@ -526,8 +522,10 @@ class Service:
         chosen = [
             key
             for key, manifest in await self._store.published()
-            # A watch keeps as many of its generations as its rule says.
-            if manifest.watched is None and are_met(conditions, self._traits(key, manifest), now)
+            # A watch keeps as many of its generations as its rule says, and an owner its files.
+            if manifest.watched is None
+            and not any(map(self._store.cache.is_owners, manifest.files))
+            and are_met(conditions, self._traits(key, manifest), now)
         ]
         return await self._pruner.prune(chosen, dry_run=dry_run)
 

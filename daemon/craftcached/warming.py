@@ -45,7 +45,7 @@ class Warming:
         store: The published models.
         warmer: Fetches, verifies and publishes Hub and URL sources.
         residency: Reads files into the page cache.
-        pins: The pinned models, which are kept even if no other model depends on them any more.
+        pins: The pinned models, of which a superseded revision is mended too.
         uses: The time of each model's last use; a warm counts as one.
         watches: Publish the generations of watched directories, which are not fetched.
     """
@@ -103,13 +103,16 @@ class Warming:
     async def mend(self, key: str, manifest: Manifest, filename: str) -> None:
         """Have a file of a published model, and its index, be what it was, from its origin.
 
+        A superseded revision, which nobody has asked for, is not fetched again: it is removed.
+
         Args:
             key: Key of the model's manifest.
             manifest: The manifest.
             filename: Name of the file.
 
         Raises:
-            CraftcacheError: See Warmer.warm. NotFound also where the origin is not known.
+            CraftcacheError: See Warmer.warm. NotFound also where the origin is not known, and of
+                a superseded revision.
         """
         source = parse(manifest.source)
         if manifest_key(source) != key:
@@ -118,6 +121,9 @@ class Warming:
                 source=manifest.source,
                 hint="Warm it again by its whole address",
             )
+        if manifest.superseded and self._pins.find(key) is None:
+            await self._check_superseded(source, key, filename)
+            return
         await self.publish_anew(source, (filename,), as_need=manifest.needed_only)
         now = self._store.manifest(source)
         record = now.file(filename) if now is not None else None
@@ -127,6 +133,18 @@ class Warming:
                 source=source.shown,
                 hint="See who changes files in the cache",
             )
+
+    async def _check_superseded(self, source: RemoteSource, key: str, filename: str) -> None:
+        """Remove a superseded revision unless its file is right by now, as the current one's."""
+        if await self._store.recheck(source, (filename,)) is not None:
+            return
+        await self._store.remove(key)
+        await self._uses.forget(key)
+        raise NotFound(
+            "a superseded revision is not fetched anew; it is removed",
+            source=source.shown,
+            hint="Warm it by its commit if it is wanted",
+        )
 
     async def publish_anew(
         self, source: RemoteSource, filenames: tuple[str, ...], *, as_need: bool
@@ -217,7 +235,7 @@ class Warming:
 
     async def _drop_unneeded(self, past: Manifest) -> None:
         """Remove the dependencies that only a removed model, or a replaced revision, had."""
-        removed = await self._store.remove_unneeded(past, self._pins.keys)
+        removed = await self._store.remove_unneeded(past)
         for gone in removed.keys:
             await self._uses.forget(gone)
         if removed.keys:

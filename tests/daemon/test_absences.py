@@ -23,7 +23,9 @@ def test_each_way_of_not_being_warm_has_its_reason_and_what_to_do() -> None:
     absences = Absences()
     absences.hear(failed("org/a", hint="spell it right"))
     absences.hear(event("warm_cancelled", "org/b"))
-    absences.hear(event("evicted", "org/c", reason="max_bytes", freed_bytes=1))
+    evicted = {"reason": "max_bytes", "freed_bytes": 1}
+    absences.hear(event("evicted", "org/c", superseded=False, **evicted))
+    absences.hear(event("evicted", "org/c@past", superseded=True, **evicted))
     absences.hear(event("removed", "org/d", freed_bytes=1))
     told = {each.source: (each.code, each.hint) for each in absences.newest()}
     assert list(told) == ["org/d", "org/c", "org/b", "org/a"]

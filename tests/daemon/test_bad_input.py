@@ -327,6 +327,7 @@ def left_behind(cache_dir: Path) -> list[str]:
         for path in cache_dir.rglob("*")
         if not path.is_dir()
         and path.suffix not in (".lock", ".TAG")
+        and path.name != "format.json"
         and path.parent.name != "index"
         and path.parent != resumable
     ]

@@ -249,10 +249,13 @@ def test_removing_a_model_here_leaves_the_owners_files(
     node, before = at(), listing(owner.cache_dir)
     loaded(node)
     with Api(node.socket_dir) as api:
+        pruned = api.request("POST", "/prune", json={"filters": ["size>0"]}).json()
+        assert (pruned["removed"], pruned["kept"]) == ([], [])
         assert api.delete("org/model").status_code == 200
         assert api.request("POST", "/evict", json={"dry_run": False}).status_code < 500
     assert listing(owner.cache_dir) == before
     loaded(node)
+    assert own_blobs(node) == []  # it is followed again
 
 
 def test_what_the_owner_keeps_takes_no_room_of_the_nodes(owner: DaemonProcess, base: Path) -> None:

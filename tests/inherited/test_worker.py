@@ -106,3 +106,30 @@ def test_a_patched_worker_fetches_by_itself(
     )
     assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout)[0] == "origin"
+
+
+WARNED = """
+import os, sys
+from craftcache.logger import log
+{}
+log.warning("a warning")
+"""
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        ("", "a warning\n"),
+        ("os.close(2)", ""),
+        ("sys.stderr = None", ""),
+        ("import io; sys.stderr = io.StringIO()", ""),
+    ],
+    ids=["open", "closed", "none", "text"],
+)
+def test_a_warning_that_nobody_can_read_is_no_failure(stderr: str, said: str) -> None:
+    """Python ends with status 120 if it cannot write what was written to standard error."""
+    program = WARNED.format(stderr)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (finished.returncode, finished.stderr) == (0, said)

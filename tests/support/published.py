@@ -15,6 +15,7 @@ from craftcache.sources import UrlSource, parse
 from craftcached.database import Database
 from craftcached.eviction.evictor import Evictor
 from craftcached.eviction.holds import Holds
+from craftcached.eviction.keepers import Keepers
 from craftcached.eviction.last_use import LastUse
 from craftcached.eviction.meter import RoomMeter
 from craftcached.eviction.pins import Pins
@@ -124,4 +125,5 @@ async def keeping(
             max_bytes=max_bytes,
             clock=clock,
         )
+        store.kept_keys = Keepers(pins, holds, uses, surveyor, evictor).keys
         yield Keeping(store, records, residency, pins, holds, uses, surveyor, evictor, space, clock)

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import stat
 from collections import defaultdict
@@ -40,6 +39,7 @@ from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.config import daemon_uid
 from craftcache.digests import Digests, HashedFile, Stamp
+from craftcache.logger import log
 from craftcache.sources import url_digest
 
 from .cache_format import newer_format
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheDir"]
 
-log = logging.getLogger("craftcache")
 
 BLOB_MODE = 0o444
 

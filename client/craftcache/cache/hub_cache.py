@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from craftcache.logger import log
 
 from .durable import beside, file_mode, make_directory, staging_name, sync_directory, write_file
 from .ownership import make_ours
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HubTree", "LOCK_SECONDS"]
 
-log = logging.getLogger("craftcache")
 
 LOCK_SECONDS = 5.0
 """Time to wait for a lock of huggingface_hub. The lock only saves a second download: links do not

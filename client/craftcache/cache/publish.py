@@ -127,7 +127,7 @@ def publish_hub(
     forget_underway(cache, f"{manifest_key(source)}-{commit}")
     if is_named:
         tree.move_ref(source.revision, commit)
-    _forget_superseded(cache, HubSource(source.repo_id, commit))
+    _forget_superseded(cache, HubSource(source.repo_id, commit), manifest)
     return manifest
 
 
@@ -165,11 +165,16 @@ def _keep_superseded(cache: CacheDir, source: HubSource, earlier: Manifest) -> N
         cache.write_manifest(pinned, kept)
 
 
-def _forget_superseded(cache: CacheDir, pinned: HubSource) -> None:
-    """Remove the manifest of a superseded revision that has become the current one again."""
+def _forget_superseded(cache: CacheDir, pinned: HubSource, current: Manifest) -> None:
+    """Remove the manifest of a superseded revision that has become the current one again.
+
+    It stays where it has files that the current one lacks: no other manifest names them.
+    """
     key = manifest_key(pinned)
     manifest = cache.manifest_at(key, ours=True)
-    if manifest is not None and manifest.superseded:
+    if manifest is None or not manifest.superseded:
+        return
+    if all(current.file(record.filename) is not None for record in manifest.files):
         cache.manifest_path(key).unlink(missing_ok=True)
 
 

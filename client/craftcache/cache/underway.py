@@ -3,7 +3,7 @@
 A record of each, ``underway/<key>-<commit>.json`` in the form of a manifest, is written before the
 first of its files gets or loses its name there, and removed after the last step. Where a kill came
 in between, it says that craftcache put there what is left: so it counts towards the quota, and
-is the first to go. All calls block.
+is the first to go, an hour later, as it may be a worker's that still publishes. All calls block.
 """
 
 from __future__ import annotations

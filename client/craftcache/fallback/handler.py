@@ -6,13 +6,13 @@ A load follows the steps of :mod:`craftcache.plan` after the daemon. Errors that
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from craftcache.daemon.client import own_token
 from craftcache.errors import CraftcacheError, Offline, Unavailable
+from craftcache.logger import log
 from craftcache.plan import plan_without_daemon
 from craftcache.wire import (
     CachedModel,
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FallbackHandler", "is_offline"]
 
-log = logging.getLogger("craftcache")
 
 AnswerT = TypeVar("AnswerT")
 

@@ -7,7 +7,6 @@ in the shared cache if that belongs to the worker's own user, else in the user's
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import stat
 import tempfile
@@ -25,6 +24,7 @@ from craftcache.config import default_hub_cache
 from craftcache.digests import Digest, Promise, hash_descriptor
 from craftcache.errors import Unavailable
 from craftcache.limits import limits_named
+from craftcache.logger import log
 from craftcache.origins.hub import hub_endpoint
 from craftcache.sources import HubSource, UrlSource, WatchSource
 from craftcache.wire import Loaded
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from .own_fetch import Fetching, OwnFetch, Report
 
 __all__ = ["Resolver"]
-
-log = logging.getLogger("craftcache")
 
 
 class Resolver:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import shutil
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from craftcache.errors import (
     Unavailable,
 )
 from craftcache.full_disk import storage_full
+from craftcache.logger import log
 from craftcache.network.content_encoding import check_uncompressed
 from craftcache.network.exchange import Exchange
 from craftcache.network.locations import origin_of
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Download", "Downloaded", "download"]
 
-log = logging.getLogger("craftcache")
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from craftcache.errors import (
     UnsafeCheckpoint,
 )
 from craftcache.limits import limits_named
+from craftcache.logger import log
 from craftcache.sources import FILENAMES, PARTS, LocalDirectory, LocalFile, Part, UrlSource
 from craftcache.torch_import import require_torch
 
@@ -41,9 +41,6 @@ __all__ = [
     "to_export",
     "copy_into",
 ]
-
-
-log = logging.getLogger("craftcache")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ a token of its own may fetch for itself. The token never crosses the socket.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
@@ -23,6 +22,7 @@ from craftcache.daemon.transport import Call, DaemonUnavailable
 from craftcache.errors import NotMounted
 from craftcache.fallback.handler import FallbackHandler, is_offline
 from craftcache.file_maps import may_map
+from craftcache.logger import log
 from craftcache.plan import Fallback, plan_load
 from craftcache.sources import FILENAMES, LocalDirectory, LocalFile, WatchSource
 from craftcache.wire import Follow, Identify, Load, Models, Resolve
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Fallback", "Loader"]
 
-log = logging.getLogger("craftcache")
 
 AnswerT = TypeVar("AnswerT")
 

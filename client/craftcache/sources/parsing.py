@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from craftcache.digests import Digest
 from craftcache.errors import InvalidSource, NotFound
+from craftcache.logger import log
 
 from .kinds import (
     FILENAMES,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["parse", "locate", "wanted_files"]
 
-log = logging.getLogger("craftcache")
 
 _REPO_SEGMENT = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./+-]*[A-Za-z0-9_])?")

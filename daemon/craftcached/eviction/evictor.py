@@ -247,7 +247,13 @@ class Evictor:
                 await self._uses.forget(key)
                 await self._holds.forget(key)
             freed = outcome.freed
-        self._events.tell("evicted", source=victim.source, freed_bytes=freed, reason=reason)
+        self._events.tell(
+            "evicted",
+            source=victim.source,
+            freed_bytes=freed,
+            reason=reason,
+            superseded=victim.is_superseded,
+        )
         return freed
 
     def _outcome(

@@ -33,6 +33,10 @@ class Keepers:
     surveyor: Surveyor
     evictor: Evictor
 
+    def keys(self) -> frozenset[str]:
+        """Keys of the models of which somebody has said that they stay; see is_kept."""
+        return self.pins.keys | {hold.key for hold in self.holds.all()}
+
     def is_kept(self, key: str) -> bool:
         """Whether somebody has said that a model stays: it is pinned, or held for a while."""
         return self.pins.find(key) is not None or self.holds.until(key) is not None

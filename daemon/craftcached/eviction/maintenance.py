@@ -26,7 +26,7 @@ PERIOD_SECONDS = 60.0
 
 SWEEP_SECONDS = 60.0
 """Time between two sweeps, and from the start to the first: each looks at every file, and what it
-looks for is an hour old."""
+looks for is an hour old at least."""
 
 RECHECK_SECONDS = 1.0
 """Time from the start until files are looked at that may have been touched before it, so that the

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["LEFT", "Surveyor"]
 
 GRACE_SECONDS = 3600.0
-"""Time after its last use in which a blob counts as in use where the kernel cannot say."""
+"""Time after its last use in which a blob counts as in use where the kernel cannot say, and after
+which no publication that was recorded as under way still is."""
 
 LEFT = "left:"
 """Beginning of the key of what a kill has left of a publication; the name of its record follows."""
@@ -122,7 +123,8 @@ class Surveyor:
                 source=f"{manifest.source.partition('@')[0]}@{manifest.revision}",
                 blobs=blobs[key],
                 last_use=last_uses[key],
-                is_kept=key in spared,
+                # A worker may be publishing it by itself at this moment.
+                is_kept=key in spared or max(now - last_uses[key], 0.0) < GRACE_SECONDS,
                 is_superseded=True,
             )
             for key, manifest in left

@@ -62,21 +62,28 @@ async def find_damaged(store: Store) -> list[DamagedManifest]:
     Raises:
         OSError: One of them cannot be written or set aside.
     """
-    return [
-        await _treated(store, damaged)
-        for damaged in await asyncio.to_thread(lambda: list(_damaged(store.cache)))
-    ]
+    found = await asyncio.to_thread(lambda: list(_damaged(store.cache)))
+    treated = [await _treated(store, damaged) for damaged in found]
+    return [damaged for damaged in treated if damaged is not None]
 
 
-async def _treated(store: Store, damaged: DamagedManifest) -> DamagedManifest:
+async def _treated(store: Store, damaged: DamagedManifest) -> DamagedManifest | None:
+    """Restore a damaged manifest, or set it aside if it is hopeless; see find_damaged.
+
+    Returns:
+        What became of it; None if a good one was published in its place meanwhile.
+    """
     known = store.remembered(damaged.key)
     if known is not None:
-        await store.restore_manifest(damaged.key, known)
+        if not await store.restore_manifest(damaged.key, known):
+            return None
         return DamagedManifest(damaged.key, damaged.path, parse(known.source), is_restored=True)
     if damaged.source is not None:
         return damaged
-    log.error("%s cannot be read, and does not say which source it is for", damaged.path)
     quarantined = await store.quarantine_manifest(damaged.key)
+    if quarantined is None:
+        return None
+    log.error("%s cannot be read, and does not say which source it is for", damaged.path)
     return DamagedManifest(damaged.key, damaged.path, quarantined=quarantined)
 
 

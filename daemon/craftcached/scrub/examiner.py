@@ -149,7 +149,8 @@ class Examiner:
         if found != "right" and not having:
             return []
         verdicts = []
-        for model in having:
+        # A superseded revision gets what the current one has brought, and nothing for itself.
+        for model in sorted(having, key=lambda model: model.manifest.superseded):
             if found == "right":
                 verdicts += _about(model, record, found, "file")
                 verdicts += await self._examine_index(model, record)
@@ -274,7 +275,12 @@ class Examiner:
             self._events.tell("not_mended", **about, problem=failure.to_problem())
 
     async def _examine_index(self, model: PublishedModel, record: FileRecord) -> list[Verdict]:
-        """Compare the index of a model's file with its digest; one that differs is made anew."""
+        """Compare the index of a model's file with its digest; one that differs is made anew.
+
+        Of a superseded revision nobody is handed it.
+        """
+        if model.manifest.superseded:
+            return []
         own = next(each for each in model.manifest.files if each.path == record.path)
         if own.index_sha256 is None or not is_checkpoint(own.filename):
             return []

@@ -9,7 +9,8 @@ file is hashed before it is served for the first time, and again when its stamp 
 
 The owner goes on as if nobody followed. A new manifest of its takes the place of the one that was
 followed before; a model that it removes, or a file that turns out wrong, is one that this node
-lacks, and is fetched into the overlay.
+lacks, and is fetched into the overlay. While the owner's cache is out of reach, as in an outage of
+its file system, nothing is known to be removed, and what was followed stays so.
 """
 
 from __future__ import annotations
@@ -71,24 +72,45 @@ class OwnerCache:
                 await self.follow(source)
 
     def is_followed(self, source: RemoteSource) -> bool:
-        """Whether the owner's manifest of ``source`` is the one that was seen last (one stat)."""
+        """Whether the owner's manifest of ``source`` is the one that was seen last (one stat).
+
+        One that is out of reach counts as that.
+        """
         key = manifest_key(source)
-        return key in self._seen and self._seen[key] == self._stamp(key)
+        if key not in self._seen:
+            return False
+        try:
+            return self._seen[key] == self._stamp(key)
+        except OSError:
+            return True
 
     async def follow(self, source: RemoteSource) -> None:
         """Take over what the owner's cache has of ``source`` now; nothing is read of its files."""
         key = manifest_key(source)
         async with self._turns.setdefault(key, asyncio.Lock()):
-            stamp = await asyncio.to_thread(self._stamp, key)
-            if key not in self._seen or self._seen[key] != stamp:
-                await self._take_over(source, key, stamp)
-                self._seen[key] = stamp
+            try:
+                stamp = await asyncio.to_thread(self._stamp, key)
+                if await self._is_as_seen(key, stamp):
+                    return
+                theirs = await asyncio.to_thread(self._theirs, key) if stamp else None
+            except OSError as error:
+                log.warning("%s: the owner's cache is out of reach: %s", source.shown, error)
+                return
+            if stamp is not None and theirs is None:
+                log.warning("%s: the owner's manifest cannot be believed", source.shown)
+            else:
+                await self._take_over(source, key, theirs)
+            self._seen[key] = stamp
 
-    async def _take_over(self, source: RemoteSource, key: str, stamp: FileStamp | None) -> None:
-        theirs = await asyncio.to_thread(self._cache.manifest_at, key, ours=True)
+    async def _is_as_seen(self, key: str, stamp: FileStamp | None) -> bool:
+        """Whether nothing has changed there, nor is what was followed removed here since."""
+        if key not in self._seen or self._seen[key] != stamp:
+            return False
+        return stamp is None or await self._store.manifest_at(key) is not None
+
+    async def _take_over(self, source: RemoteSource, key: str, theirs: Manifest | None) -> None:
+        """Do as the owner has done: publish its manifest, or remove what it has no more."""
         ours = await self._store.manifest_at(key)
-        if theirs is None and stamp is not None:
-            log.warning("%s: others may write to the owner's manifest", source.shown)
         if theirs is not None and _is_newer(self._store.cache, theirs, ours):
             led = self._led_to(theirs)
             if ours is None or ours.files != led.files:
@@ -115,10 +137,29 @@ class OwnerCache:
         return replace(manifest, files=files)
 
     def _stamp(self, key: str) -> FileStamp | None:
+        """The stamp of the owner's manifest; None where the owner has none.
+
+        Raises:
+            OSError: Whether it has one cannot be told.
+        """
+        path = self._cache.manifest_path(key)
         try:
-            return FileStamp.of(os.stat(self._cache.manifest_path(key)))
-        except OSError:
+            return FileStamp.of(os.stat(path))
+        except FileNotFoundError:
+            if not path.parent.is_dir():  # not mounted, or not as it was
+                raise
             return None
+
+    def _theirs(self, key: str) -> Manifest | None:
+        """The owner's manifest; None if it is damaged, or others may write to it.
+
+        Raises:
+            OSError: It cannot be read now.
+        """
+        manifest = self._cache.manifest_at(key, ours=True)
+        if manifest is None:
+            self._cache.manifest_path(key).open("rb").close()
+        return manifest
 
 
 def _is_newer(cache: CacheDir, theirs: Manifest, ours: Manifest | None) -> bool:

@@ -90,7 +90,7 @@ class Quarantine:
     def _look(self, models: Callable[[], Mapping[str, list[str]]]) -> list[QuarantinedFile]:
         sources = models()
         found = []
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # of a directory that is gone the monitor tells
             for entry in os.scandir(self._directory):
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)

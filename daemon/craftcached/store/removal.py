@@ -15,24 +15,39 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.durable import sync_directory
+from craftcache.cache.manifest import manifest_key
 from craftcache.cache.paths import real_path
 from craftcache.cache.underway import forget_underway, note_underway, underway_at
 from craftcache.digests import Stamp
 from craftcache.sources import HubSource, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
     from craftcache.cache.directory import CacheDir
     from craftcache.cache.hub_cache import HubTree
     from craftcache.cache.manifest import FileRecord, Manifest
 
-__all__ = ["Removed", "remove", "remove_underway", "remove_unneeded", "set_aside", "sweep"]
+__all__ = [
+    "Removed",
+    "remove",
+    "remove_underway",
+    "remove_unneeded",
+    "renew_index",
+    "set_aside",
+    "superseded_revisions",
+    "sweep",
+]
+
+
+DERIVED_SECONDS = 86400.0
+"""Age of an index without a model after which it is swept: no fetch of a model takes so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +88,8 @@ def remove(cache: CacheDir, key: str, spared: Collection[str] = ()) -> Removed:
 def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] = ()) -> Removed:
     """Remove the dependencies of a removed model that no other model has; see remove.
 
+    Their superseded revisions go with them: they were here for nobody else.
+
     Args:
         cache: The cache directory.
         removed: Manifest of the removed model.
@@ -80,9 +97,26 @@ def remove_unneeded(cache: CacheDir, removed: Manifest, spared: Collection[str] 
     """
     also = Removed()
     for orphan in _orphans(cache, removed):
-        if orphan not in spared:
-            also += remove(cache, orphan, spared)
+        manifest = cache.manifest_at(orphan)
+        if orphan in spared or manifest is None:
+            continue
+        also += remove(cache, orphan, spared)
+        for earlier in superseded_revisions(cache, manifest):
+            if earlier not in spared:
+                also += remove(cache, earlier, spared)
     return also
+
+
+def superseded_revisions(cache: CacheDir, removed: Manifest) -> list[str]:
+    """Keys of the superseded revisions that a removed model leaves; none of a pinned revision."""
+    source = parse(removed.source)
+    if not isinstance(source, HubSource) or source.is_pinned:
+        return []
+    return [
+        key
+        for key, manifest in cache.published()
+        if manifest.superseded and key == manifest_key(HubSource(source.repo_id, manifest.revision))
+    ]
 
 
 def remove_underway(cache: CacheDir, name: str) -> int:
@@ -182,7 +216,7 @@ def _remove_files(cache: CacheDir, manifest: Manifest, others: tuple[Manifest, .
     return freed
 
 
-def sweep(cache: CacheDir, *, before: float) -> int:
+def sweep(cache: CacheDir, *, before: float, derived_before: float | None = None) -> int:
     """Remove blobs and indexes that no model names, as new revisions and kills leave them.
 
     huggingface_hub's own snapshots are left alone: programs may name them by their commit.
@@ -190,6 +224,8 @@ def sweep(cache: CacheDir, *, before: float) -> int:
     Args:
         cache: The cache directory.
         before: Seconds since the epoch; files linked later may be about to be published.
+        derived_before: Likewise of what is derived from a file, such as its index: it comes while
+            the model's other files are still being fetched. None stands for a day ago.
 
     Returns:
         Bytes freed on the disk, or when the last worker closes them.
@@ -207,12 +243,30 @@ def sweep(cache: CacheDir, *, before: float) -> int:
         path for path in (*cache.indexes(), *cache.stamps.paths()) if path.stem not in digests
     )
     cast_by_earlier_releases = (cache.private / "casts").glob("*")
-    for path in (*blobs, *derived, *cast_by_earlier_releases):
+    if derived_before is None:
+        derived_before = time.time() - DERIVED_SECONDS
+    freed += _unlink_older(cache, (*blobs, *cast_by_earlier_releases), before)
+    freed += _unlink_older(cache, derived, min(before, derived_before))
+    cache.sweep_torch_checkpoints()
+    return freed
+
+
+def renew_index(cache: CacheDir, sha256: str) -> None:
+    """Have the sweep take an index that is used again for a new one: its model may be coming."""
+    path = cache.index_path(sha256)
+    with contextlib.suppress(OSError):
+        if path.stat().st_ctime < time.time() - DERIVED_SECONDS / 2:
+            os.utime(path)
+
+
+def _unlink_older(cache: CacheDir, paths: Iterable[Path], before: float) -> int:
+    """Remove the names of those that were linked before that time; returns the bytes freed."""
+    freed = 0
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ctime < before:
                 with cache.stamps.keeping(path.name, path):
                     freed += _unlink(path)
-    cache.sweep_torch_checkpoints()
     return freed
 
 

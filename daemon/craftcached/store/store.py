@@ -50,7 +50,15 @@ from craftcached.threads import Threads
 
 from .indexes import Indexes
 from .links import mend_links
-from .removal import Removed, remove, remove_underway, remove_unneeded, set_aside, sweep
+from .removal import (
+    Removed,
+    remove,
+    remove_underway,
+    remove_unneeded,
+    renew_index,
+    set_aside,
+    sweep,
+)
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -106,6 +114,8 @@ class Store:
 
     Attributes:
         changed: Set when something was published or removed; its one reader clears it.
+        kept_keys: Returns the keys of the models that stay, by a person's word, though no model
+            depends on them any more; asked on the event loop before each removal.
         indexes: The checked indexes, sealed in memory.
     """
 
@@ -113,6 +123,7 @@ class Store:
         self.cache = cache
         self.changed = asyncio.Event()
         self.indexes = Indexes()
+        self.kept_keys: Callable[[], Collection[str]] = frozenset
         self._events = events or Events()
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
         self._lock_fd = -1
@@ -377,14 +388,35 @@ class Store:
         """The manifest with that key as it was last read in this process; None if it never was."""
         return self.cache.remembered_manifest(key)
 
-    async def restore_manifest(self, key: str, manifest: Manifest) -> None:
-        """Write a manifest whose file was damaged."""
-        await self._write(self.cache.write_manifest_at, key, manifest)
+    async def restore_manifest(self, key: str, manifest: Manifest) -> bool:
+        """Write a manifest whose file was damaged; False if it is not any more."""
+
+        def restore() -> bool:
+            is_damaged = self._is_damaged(key)
+            if is_damaged:
+                self.cache.write_manifest_at(key, manifest)
+            return is_damaged
+
+        return await self._write(restore)
 
     async def quarantine_manifest(self, key: str) -> str | None:
-        """Move a damaged manifest to quarantine; returns its place there, as shown to people."""
-        quarantined = await self._write(self.cache.set_aside, self.cache.manifest_path(key))
+        """Move a damaged manifest to quarantine.
+
+        Returns:
+            Its place there, as shown to people; None if it is not damaged any more.
+        """
+
+        def set_aside() -> Path | None:
+            path = self.cache.manifest_path(key)
+            return self.cache.set_aside(path) if self._is_damaged(key) else None
+
+        quarantined = await self._write(set_aside)
         return None if quarantined is None else self.cache.shown(quarantined)
+
+    def _is_damaged(self, key: str) -> bool:
+        """Whether there is a manifest that cannot be read; asked in the turn of who mends it."""
+        is_there = os.path.lexists(self.cache.manifest_path(key))
+        return is_there and self.cache.manifest_at(key) is None
 
     async def find(self, sha256: str, directory: Path) -> Verified | None:
         """A verified file with that digest, from any published model; None if there is none.
@@ -505,6 +537,7 @@ class Store:
         try:
             if found is not None:
                 parse_index(found[1], file_size=size)
+                renew_index(cache, sha256)
         except InvalidIndex as error:
             log.warning("the index of %s is made anew: %s", sha256, error)
             return None
@@ -675,9 +708,10 @@ class Store:
 
         Args:
             key: Key of its manifest: the source's name may hold a secret that the caller lacks.
-            spared: Keys of models that stay, though only this model depends on them.
+            spared: Keys of models that stay, besides ``kept_keys``, though only this model depends
+                on them.
         """
-        return await self._write(remove, self.cache, key, spared)
+        return await self._write(remove, self.cache, key, {*spared, *self.kept_keys()})
 
     async def underway(self) -> list[tuple[str, Manifest]]:
         """Records of what is being published, or was when the daemon was killed; see underway."""
@@ -687,9 +721,9 @@ class Store:
         """Remove what a kill has left of a publication; see removal.remove_underway."""
         return await self._write(remove_underway, self.cache, name)
 
-    async def remove_unneeded(self, removed: Manifest, spared: Collection[str]) -> Removed:
+    async def remove_unneeded(self, removed: Manifest) -> Removed:
         """Remove the dependencies that a removed model leaves; see removal.remove_unneeded."""
-        return await self._write(remove_unneeded, self.cache, removed, spared)
+        return await self._write(remove_unneeded, self.cache, removed, self.kept_keys())
 
     async def set_aside(self, record: FileRecord, stamp: Stamp) -> Path | None:
         """Move a published file with wrong content to quarantine; see removal.set_aside."""
@@ -718,10 +752,12 @@ class Store:
             return hashed.stamp
         return Verified(hashed, record.etag, 0, hashed.digests.size)
 
-    async def sweep(self, *, before: float) -> int:
+    async def sweep(self, *, before: float, derived_before: float | None = None) -> int:
         """Remove blobs that no model names; see removal.sweep."""
         async with self._turns.changing():
-            return await self._writing.run(sweep, self.cache, before=before)
+            return await self._writing.run(
+                sweep, self.cache, before=before, derived_before=derived_before
+            )
 
     async def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names.

@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from craftcache.cache.manifest import manifest_key
 from craftcache.daemon.administration import Eviction, KeptModel
 from craftcache.dependencies import Dependency
-from craftcache.sources import HubSource
+from craftcache.sources import HubSource, WatchSource
 from craftcache.wire import Warm, WarmOptions
 from craftcached.database import Database, WarmJob
 from craftcached.eviction.policy import Blob, plan_eviction
 from craftcached.eviction.policy import EvictionCandidate as Candidate
+from craftcached.watch.generations import Generations
 from tests.support.api import Api
 from tests.support.dependencies import PAIR, REFERRING, T5_FILES, WORDS, host_codec, host_t5, listed
 from tests.support.hub import Gate, Stall, matching
@@ -43,6 +45,21 @@ def two(api: Api, threaded_hub: TestHub) -> Api:
     threaded_hub.repo("org/two").commit(REFERRING)
     assert api.warm("org/one", "org/two").status_code == 200
     return api
+
+
+def test_its_superseded_revision_goes_with_it(
+    api: Api, daemon: DaemonProcess, threaded_hub: TestHub
+) -> None:
+    encoder = host_t5(threaded_hub)
+    threaded_hub.repo("org/model").commit(PAIR)
+    assert api.warm("org/model").status_code == 200
+    old = encoder.resolve("main")
+    encoder.commit({"config.json": T5_FILES["config.json"] + b" "})
+    assert api.warm("org/model").status_code == 200
+    assert set(listed(api)) == {"org/model", "t5-base", f"t5-base@{old}"}
+    api.delete("org/model")
+    assert listed(api) == {}
+    assert not (daemon.cache_dir / "models--t5-base").exists()
 
 
 def test_it_goes_with_the_last_model_that_needs_it(two: Api, daemon: DaemonProcess) -> None:
@@ -199,6 +216,20 @@ async def test_a_pinned_model_keeps_it_and_says_so(tmp_path: Path) -> None:
             KeptModel(shown("model"), "pinned"),
             KeptModel(shown("encoder"), f"needed by {shown('model')}"),
         }
+
+
+async def test_what_is_pinned_or_held_stays_whoever_removes_the_model(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as parts:
+        for name in ("pinned", "held", "free"):
+            await needed_only(parts, name)
+        model = await needing(parts, "model", "pinned", "held", "free")
+        parts.store.cache.write_manifest(WatchSource("run"), replace(model, source="watch:run"))
+        await parts.store.remove(manifest_key(source("model")))
+        await parts.pins.pin(source("pinned"), lock=False)
+        await parts.holds.hold(source("held"), 1000, 60)
+        assert await parts.names() == {"pinned", "held", "free", "watch:run"}
+        await Generations(parts.store, "run", ()).remove_all()
+        assert await parts.names() == {"pinned", "held"}
 
 
 async def test_models_that_need_each_other_can_go(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from craftcache.cache.underway import note_underway
 from craftcache.errors import NotFound, PolicyDenied, StorageFull
 from craftcached.database import Pin
+from craftcached.eviction.survey import GRACE_SECONDS
 from craftcached.min_free import MinFree
 from tests.support.published import DAY, Clock, keeping, key, source
 
@@ -182,6 +183,22 @@ async def test_a_superseded_revision_counts_and_goes_first(tmp_path: Path) -> No
         assert parts.path(now).exists()
         assert not parts.path(past).exists()
         assert (await parts.evictor.report()).superseded == 0
+
+
+async def test_what_is_being_published_stays_until_it_is_surely_left(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as parts:
+        coming = await parts.publish("model", file=content("1"))
+        note_underway(parts.store.cache, key("model"), coming)
+        parts.store.cache.manifest_path(key("model")).unlink()  # it is about to be written
+        parts.clock.now = coming.published_at.timestamp() + 1
+        await parts.uses.forget(key("model"))
+        kept = await parts.evictor.evict(KB, dry_run=False)
+        assert (kept.removed, kept.missing_bytes) == ((), KB)
+        assert parts.path(coming).exists()
+        parts.clock.now += GRACE_SECONDS
+        left = await parts.evictor.evict(KB, dry_run=False)
+        assert left.freed_bytes == KB
+        assert not parts.path(coming).exists()
 
 
 async def test_a_pin_and_a_hold_end_by_themselves_and_outlive_a_restart(tmp_path: Path) -> None:

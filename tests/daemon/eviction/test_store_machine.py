@@ -212,7 +212,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         async def remove() -> None:
             await parts.pins.check_unpinned(source(name))
-            await parts.store.remove(key(name), parts.pins.keys)
+            await parts.store.remove(key(name))
             await parts.uses.forget(key(name))
             await parts.holds.forget(key(name))
 

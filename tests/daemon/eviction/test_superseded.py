@@ -51,6 +51,7 @@ def test_it_counts_and_goes_first(
     evicted = api.request("POST", "/evict", json={"bytes": 1}).json()
     assert evicted["removed"] == [f"org/model@{first}"]
     assert evicted["freed_bytes"] == len(version(1)[LM])
+    assert f"org/model@{first}" not in {each["source"] for each in api.get("/status")["not_warm"]}
     with daemon.client() as client:
         assert client.load("org/model").revision == second
     assert not (daemon.cache_dir / "models--org--model" / "snapshots" / first).exists()
@@ -81,6 +82,33 @@ def test_it_goes_with_its_model(api: Api, revisions: tuple[str, str]) -> None:
     assert models(api) == {}
 
 
+@pytest.mark.parametrize("filename", [LM, CODEC])
+def test_what_is_wrong_with_it_is_not_fetched_anew(
+    api: Api,
+    daemon: DaemonProcess,
+    revisions: tuple[str, str],
+    threaded_hub: TestHub,
+    filename: str,
+) -> None:
+    first, second = revisions
+    pointer = daemon.cache_dir / "models--org--model" / "snapshots" / first / filename
+    blob = pointer.resolve()
+    blob.chmod(0o644)
+    blob.write_bytes(b"rot" + blob.read_bytes()[3:])
+    asked = threaded_hub.count("GET", "*")
+    results = api.request("POST", "/verify").json()["results"]
+    outcomes = {each["source"]: each["outcome"] for each in results if each["filename"] == filename}
+    if filename == CODEC:  # which the current revision has as well, and brings
+        assert outcomes == {"org/model": "mended", f"org/model@{first}": "mended"}
+        assert models(api) == {"org/model": False, f"org/model@{first}": True}
+        return
+    assert outcomes == {"org/model": "right", f"org/model@{first}": "wrong"}
+    assert models(api) == {"org/model": False}
+    assert threaded_hub.count("GET", "*") == asked
+    with daemon.client() as client:
+        assert client.load("org/model").revision == second
+
+
 def test_it_is_current_again_where_the_hub_goes_back(
     api: Api, export_repo: Repo, revisions: tuple[str, str]
 ) -> None:
@@ -88,6 +116,23 @@ def test_it_is_current_again_where_the_hub_goes_back(
     export_repo.tag("main", first)
     assert api.warm("org/model").is_success
     assert models(api) == {"org/model": False, f"org/model@{second}": True}
+
+
+def test_files_that_the_current_one_lacks_then_stay_counted(
+    api: Api, daemon: DaemonProcess, export_repo: Repo
+) -> None:
+    first = export_repo.commit({**version(1), "README.md": b"of the first"})
+    with daemon.client() as client:
+        client.warm("org/model", filenames=(LM, CODEC, "README.md"))
+        second = export_repo.commit({**version(2), "README.md": None})
+        assert api.warm("org/model").is_success
+        export_repo.tag("main", first)
+        assert api.warm("org/model").is_success
+    superseded = {f"org/model@{commit}": True for commit in (first, second)}
+    assert models(api) == {"org/model": False} | superseded
+    assert api.delete("org/model").is_success
+    assert models(api) == {}
+    assert not (daemon.cache_dir / "models--org--model").exists()
 
 
 @given(

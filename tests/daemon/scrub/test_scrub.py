@@ -193,6 +193,12 @@ async def test_other_work_goes_first(tmp_path: Path, size: int) -> None:
     hasher.close()
 
 
+def children() -> set[str]:
+    """Numbers of this process's children."""
+    listed = Path("/proc/self/task").glob("*/children")
+    return {pid for each in listed for pid in each.read_text().split()}
+
+
 async def test_a_hashing_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(os.urandom(10 * MIB))
@@ -206,10 +212,10 @@ async def test_a_hashing_that_is_given_up_leaves_no_process(tmp_path: Path) -> N
             begun.set()
             await asyncio.get_running_loop().create_future()
 
+    before = children()
     work = asyncio.create_task(hasher.hash(file, Forever()))
     await begun.wait()
-    children = Path("/proc/self/task").glob("*/children")
-    (child,) = {pid for listed in children for pid in listed.read_text().split()}
+    (child,) = children() - before
     work.cancel()
     await asyncio.wait([work])
     assert work.cancelled()

@@ -78,9 +78,12 @@ async def test_the_index_of_a_removed_model_is_swept_and_no_other(store: Store) 
         (record,) = manifest.files
         await store.write_index(record.sha256, index_without_tensors(record.size))
     await store.remove(manifest_key(OTHER))
-    await store.sweep(before=time.time() - 3600)
+    soon = time.time() + 3600
+    await store.sweep(before=time.time() - 3600, derived_before=soon)
     assert await store.has_index(gone.files[0].sha256, gone.files[0].size)
-    await store.sweep(before=time.time() + 3600)
+    await store.sweep(before=soon)  # the rest of its model may still be on its way
+    assert await store.has_index(gone.files[0].sha256, gone.files[0].size)
+    await store.sweep(before=soon, derived_before=soon)
     assert not await store.has_index(gone.files[0].sha256, gone.files[0].size)
     assert await store.has_index(kept.files[0].sha256, kept.files[0].size)
 
@@ -122,6 +125,28 @@ async def test_a_good_file_in_the_place_of_a_wrong_one_is_not_set_aside(store: S
     assert path.read_bytes() == CONTENT
     await store.remove(manifest_key(ONE))
     assert await store.set_aside(record, wrong) is None
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_manifest_that_was_published_since_it_was_seen_damaged_stays(
+    store: Store, is_known: bool
+) -> None:
+    earlier = await publish(store, ONE, staged(store))
+    key = manifest_key(ONE)
+    path = store.cache.manifest_path(key)
+    seen = path.read_bytes()
+    path.write_bytes(b"damaged")
+    assert await store.restore_manifest(key, earlier)
+    assert path.read_bytes() == seen
+    now = await publish(store, ONE, staged(store, b"a newer checkpoint"))
+    if is_known:
+        assert not await store.restore_manifest(key, earlier)
+    else:
+        assert await store.quarantine_manifest(key) is None
+    assert store.manifest(ONE) == now
+    await store.remove(key)
+    assert not await store.restore_manifest(key, earlier)
+    assert store.manifest(ONE) is None
 
 
 async def test_a_model_that_is_removed_while_others_are_verified_lacks_nothing(
