@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from craftcached.eviction.policy import Blob, EvictionCandidate
 from craftcached.eviction.prune import Pruner, plan_pruning
-from tests.support.published import keeping, key, source
+from tests.support import published
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,11 +80,11 @@ def test_what_needs_others_goes_before_them() -> None:
 
 
 async def test_each_that_stays_has_its_own_reason(tmp_path: Path) -> None:
-    async with keeping(tmp_path) as parts:
+    async with published.keeping(tmp_path) as parts:
         for name in ("pinned", "held", "needed", "free"):
             await parts.publish(name, file=name.encode())
-        await parts.pins.pin(source("pinned"), lock=False)
-        await parts.holds.hold(source("held"), 1000, 3600)
+        await parts.pins.pin(published.source("pinned"), lock=False)
+        await parts.holds.hold(published.source("held"), 1000, 3600)
         pruner = Pruner(
             survey=parts.surveyor.survey,
             remove=parts.store.remove,
@@ -93,8 +93,8 @@ async def test_each_that_stays_has_its_own_reason(tmp_path: Path) -> None:
             uses=parts.uses,
             tell=lambda *_: None,
         )
-        chosen = [key(name) for name in ("pinned", "held", "needed", "free")]
-        with parts.surveyor.needing(key("needed")):
+        chosen = [published.key(name) for name in ("pinned", "held", "needed", "free")]
+        with parts.surveyor.needing(published.key("needed")):
             pruning = await pruner.prune(chosen, dry_run=True)
         assert {each.source.rpartition("/")[2]: each.reason for each in pruning.kept} == {
             "pinned": "pinned",

@@ -113,7 +113,7 @@ async def test_what_the_owner_has_is_copied_where_there_is_room_and_never_linked
     base: Path, hub: TestHub, owner: Path, way: str
 ) -> None:
     before, source = inodes(owner), SOURCE
-    files = {"config.json": b"[]", "weights.txt": Data(LARGE)}
+    files = {"config.json": Data(b"[]"), "weights.txt": Data(LARGE)}
     if way == "newer":
         hub.repo("org/model").commit(files, lfs=["weights.txt"])
     elif way == "elsewhere":
