@@ -194,7 +194,7 @@ def test_the_part_of_a_lock_that_a_source_needs() -> None:
     assert json.loads(whole.dump()) == DOCUMENT
     part = whole.only(["https://example.com/weights.th"])
     assert [model.source.shown for model in part.models] == ["https://example.com/weights.th"]
-    with pytest.raises(CraftcacheError, match="has it not"):
+    with pytest.raises(CraftcacheError, match="does not name it"):
         whole.only(["org/model"])  # it needs t5-base, which the lock lacks
 
 
