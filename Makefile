@@ -32,7 +32,9 @@ PYTHONS := 3.12 3.13
 TEST_TOOLS := blockbuster hypothesis pytest pytest-asyncio pytest-timeout
 WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cache_dir.py origins sources \
 		wire test_errors.py) \
-	$(addprefix tests/daemon/,eviction fetch/test_limits.py fetch/test_part.py fetch/test_pieces.py \
+	$(addprefix tests/daemon/eviction/test_,keeping.py pins.py policy.py prune.py quota.py room.py \
+		store_machine.py) \
+	$(addprefix tests/daemon/,fetch/test_limits.py fetch/test_part.py fetch/test_pieces.py \
 		residency/test_page_cache.py residency/test_residency.py serve/test_administrators.py \
 		serve/test_crowding.py serve/test_worker_server.py store/test_store.py test_singleflight.py)
 PINNED := .venv-audiocraft-pinned
