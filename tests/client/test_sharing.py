@@ -218,7 +218,8 @@ def test_loads_leave_no_descriptor_behind(client: Client, node: Node, tmp_path: 
     before = open_files()
     for _ in range(10):
         load_everything()
-    assert len(open_files()) == len(before)
+    # The hub runs in this process, and may have a connection more or less; a leak has ten more.
+    assert len(open_files()) < len(before) + 5
 
 
 def test_a_loaded_tensor_holds_a_map_and_no_connection(client: Client) -> None:
