@@ -554,8 +554,6 @@ def _parsed(name: str, text: str) -> object:
                 return int(text, 8 if SETTINGS[name].is_octal else 10)
             case "float":
                 return float(text)
-            case "bool":
-                return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     except ValueError:
         pass
     return text

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Blob", "EvictionCandidate", "Plan", "eviction_rank", "plan_eviction", "used_bytes"]
+__all__ = [
+    "Blob",
+    "EvictionCandidate",
+    "Plan",
+    "eviction_rank",
+    "needers_first",
+    "plan_eviction",
+    "used_bytes",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,7 @@ def plan_eviction(models: Iterable[EvictionCandidate], wanted: int) -> Plan:
         models: All published models; blobs with the same device and inode are equal.
         wanted: Bytes to free.
     """
-    ordered = _needers_first(models)
+    ordered = needers_first(models)
     staying: set[str] = {model.key for model in ordered if model.is_kept}
     while True:
         victims, freed = _remove_oldest(ordered, staying, wanted)
@@ -111,7 +119,7 @@ def _gainless(victims: Sequence[EvictionCandidate], freed: set[Blob]) -> set[str
     }
 
 
-def _needers_first(models: Iterable[EvictionCandidate]) -> list[EvictionCandidate]:
+def needers_first(models: Iterable[EvictionCandidate]) -> list[EvictionCandidate]:
     """In the order of eviction_rank, but dependencies after all models that depend on them."""
     by_age = sorted(models, key=eviction_rank)
     by_key = {model.key: model for model in by_age}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from craftcache.daemon.administration import KeptModel, Pruning
 
+from .policy import needers_first
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
@@ -58,7 +60,7 @@ def plan_pruning(
     while spared := _needed(models, going):
         kept |= spared
         going -= spared.keys()
-    victims = _needers_first([model for model in models if model.key in going])
+    victims = needers_first([model for model in models if model.key in going])
     holders = Counter(blob for model in models for blob in model.blobs)
     holders.subtract(blob for model in victims for blob in model.blobs)
     freed = {blob for model in victims for blob in model.blobs if not holders[blob]}
@@ -138,24 +140,6 @@ def _needed(models: Iterable[EvictionCandidate], going: Collection[str]) -> dict
         if model.key not in going
         for key in model.needs & set(going)
     }
-
-
-def _needers_first(models: Sequence[EvictionCandidate]) -> list[EvictionCandidate]:
-    """Models in an order in which each comes before what it needs, circles apart."""
-    by_key = {model.key: model for model in models}
-    seen: set[str] = set()
-    latest_first: list[EvictionCandidate] = []
-
-    def visit(model: EvictionCandidate) -> None:
-        if model.key not in seen:
-            seen.add(model.key)
-            for key in sorted(model.needs & by_key.keys()):
-                visit(by_key[key])
-            latest_first.append(model)
-
-    for model in sorted(models, key=lambda model: (model.last_use, model.key), reverse=True):
-        visit(model)
-    return latest_first[::-1]
 
 
 def _sorted(kept: Iterable[KeptModel]) -> list[KeptModel]:
