@@ -6,8 +6,11 @@ imported, and is another user from then on. Its last line says how often what ha
 
 from __future__ import annotations
 
+import encodings
+import importlib
 import json
 import os
+import pkgutil
 import random
 import sys
 import threading
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import craftcache
 from craftcache import Client
 from craftcache.daemon.admin import AdminClient
 from craftcache.errors import (
@@ -33,6 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from craftcache.plan import Fallback
+
+NOT_FOR_IMPORT = (
+    "craftcache.audiocraft",
+    "craftcache.cli.__main__",
+    "encodings.mbcs",
+    "encodings.oem",
+)
+"""What takes AudioCraft, starts when it is imported, or is Windows's."""
 
 ALWAYS_WRONG = (IntegrityError, UnsafeCheckpoint, NotACheckpoint)
 """Errors that nothing of what goes on here excuses."""
@@ -144,6 +156,18 @@ class SoakClient:
                 raise IntegrityError(f"{verdict.source}: {verdict.filename} is wrong")
 
 
+def import_all() -> None:
+    """Import what any later call may import.
+
+    The interpreter's own files may be for its owner alone, and which of the paths through the
+    client a process takes depends on when the daemon is killed.
+    """
+    for package in (craftcache, encodings):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.startswith(NOT_FOR_IMPORT):
+                importlib.import_module(module.name)
+
+
 def become(uid: int) -> None:
     """Be that user from now on."""
     if uid != os.geteuid():
@@ -155,6 +179,7 @@ def become(uid: int) -> None:
 def main() -> None:
     """Carry out the orders on the command line."""
     orders = Orders(**json.loads(sys.argv[1]))
+    import_all()
     with Client(socket_dir=orders.socket_dir, cache_dir=orders.cache_dir) as first:
         check(first.load(f"org/m{orders.pinned}"), orders.pinned)
     print("ready", flush=True)
