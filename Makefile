@@ -24,12 +24,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.installed-for-demo
 SOAK_SECONDS := 600
+# Processes that the tests run in at once: most of a test is waiting.
+TEST_PROCESSES ?= logical
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --maxprocesses=4 --dist=loadgroup
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
 BENCHES := load worker_socket inspection fetch integrity scale sight
 # The constraints hold in the environments that pip builds packages in, too.
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 PYTHONS := 3.12 3.13
-TEST_TOOLS := blockbuster hypothesis pytest pytest-asyncio pytest-timeout
+TEST_TOOLS := blockbuster hypothesis pytest pytest-asyncio pytest-timeout pytest-xdist
 WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cache_dir.py origins sources \
 		wire test_errors.py) \
 	$(addprefix tests/daemon/eviction/test_,keeping.py pins.py policy.py prune.py quota.py room.py \
@@ -46,7 +49,7 @@ demo: $(FOR_DEMO)
 	$(BIN)/craftcache demo $(SOURCE)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # What depends on other libraries, with the oldest of them that pyproject.toml admits.
 test-lowest:
@@ -63,7 +66,7 @@ test-pythons:
 	done
 
 test-without-torch: $(VENV)/.without-torch
-	$(BIN)/python -m pytest $(WITHOUT_TORCH)
+	$(PYTEST) $(WITHOUT_TORCH)
 
 audiocraft: $(INSTALLED)
 	$(MAKE) upstream VENV=.venv-audiocraft CONSTRAINTS=tests/upstream/requirements.txt EXTRAS=omegaconf

@@ -43,6 +43,12 @@ SYSTEMDS = (
 )
 
 
+TESTS = Path(__file__).parent
+
+WHOLE_FOLDERS = ("fleet", "release", "systemd", "upstream")
+"""Folders whose tests run one after another."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Clean the process's own environment: libraries read theirs when test modules import them.
 
@@ -58,6 +64,17 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in _not_for_tests():
         del os.environ[name]
     os.environ.update(_for_tests(Path(home.name)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares fixtures, where the tests run in several processes.
+
+    That is a file, or a whole folder where its tests share a machine or what they have built.
+    """
+    for item in items:
+        room = item.path.relative_to(TESTS).parts[0]
+        together = room if room in WHOLE_FOLDERS else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(together))
 
 
 @pytest.fixture(autouse=True)

@@ -75,9 +75,11 @@ def _magic_number() -> Callable[[int], int]:
     except (OSError, AttributeError):
         return lambda _: 0
     size = ctypes.sizeof(ctypes.c_long)
+    # Made once: ctypes forgets an array's type with its last array, and makes it anew in 50 us.
+    Status = ctypes.c_char * _STATFS_BYTES  # noqa: N806  (a type)
 
     def of(descriptor: int) -> int:
-        status = ctypes.create_string_buffer(_STATFS_BYTES)
+        status = Status()
         if fstatfs(descriptor, status) != 0:
             return 0
         return int.from_bytes(status.raw[:size], sys.byteorder) & 0xFFFFFFFF

@@ -84,7 +84,7 @@ def ready(*options: str, script: str, arguments: tuple[str, ...] = ()) -> tuple[
 def processes() -> list[Figure]:
     """The process that inspects, and one that has imported torch."""
     roots = tuple(os.path.dirname(each.__path__[0]) for each in (craftcache, craftcached))
-    script = "import sys; sys.path[:0] = sys.argv[1:]; import craftcached.inspect.server"
+    script = "import sys; sys.path[:0] = sys.argv[1:]; import craftcached.inspect.forkserver"
     ours, our_peak = ready("-I", "-S", script=script, arguments=roots)
     theirs, their_peak = ready(script="import torch")
     return [

@@ -1,4 +1,4 @@
-"""The daemon's end of the process that inspecting processes are forked from, see ``server``."""
+"""The daemon's end of the process that inspecting processes are forked from, see ``forkserver``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import craftcache
 import craftcached
 
-from .server import MAX_MESSAGE
+from .forkserver import MAX_MESSAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ _ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 
 _START: Final = (
     "import sys; sys.path[:0] = sys.argv.pop(1), sys.argv.pop(1)\n"
-    "from craftcached.inspect.server import main; main()"
+    "from craftcached.inspect.forkserver import main; main()"
 )
 """What it runs: Python itself looks for no packages, nor for what a user would add."""
 

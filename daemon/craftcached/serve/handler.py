@@ -72,8 +72,11 @@ class CountedHandler:
     def handle_nowait(self, request: Request[AnswerT], peer: Peer) -> AnswerT | None:
         """See Handler.handle_nowait."""
         began = time.perf_counter()
-        with self._counting_refusals(request, peer):
+        try:  # as _counting_refusals does, at a fraction of what a context manager takes of a hit
             answer = self._handler.handle_nowait(request, peer)
+        except Exception as error:
+            self._count_refusal(request, peer, error)
+            raise
         if isinstance(answer, Loaded):
             self._counts.count_load("hit", time.perf_counter() - began)
             self._count(answer, request, peer)
@@ -111,12 +114,15 @@ class CountedHandler:
     def _counting_refusals(self, request: Request[object], peer: Peer) -> Iterator[None]:
         try:
             yield
-        except CraftcacheError as error:
+        except Exception as error:
+            self._count_refusal(request, peer, error)
+            raise
+
+    def _count_refusal(self, request: Request[object], peer: Peer, error: Exception) -> None:
+        if isinstance(error, CraftcacheError):
             self._refuse(request, peer, error)
-            raise
-        except Exception:
+        else:
             self._counts.refusals[OWN_FAULT] += 1
-            raise
 
     def _refuse(self, request: Request[object], peer: Peer, error: CraftcacheError) -> None:
         self._counts.refusals[error.code] += 1

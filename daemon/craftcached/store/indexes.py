@@ -34,11 +34,13 @@ class Indexes:
     def __init__(self) -> None:
         self._sealed: OrderedDict[str, int] = OrderedDict()
         self._bytes = 0
+        self._opened = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Close all; a worker that was sent one keeps its own descriptor."""
         while self._sealed:
             self._drop_oldest()
+        os.close(self._opened)
 
     def __contains__(self, digest: str | None) -> bool:
         return digest in self._sealed
@@ -82,7 +84,7 @@ class Indexes:
         if descriptor is None:
             return None
         self._sealed.move_to_end(digest or "")
-        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f"{descriptor}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._opened)
 
     def _drop_oldest(self) -> None:
         _, descriptor = self._sealed.popitem(last=False)

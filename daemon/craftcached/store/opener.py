@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from craftcache.cache.directory import CacheDir
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from .store import Store
 
 __all__ = ["BlobOpener", "OpenedModel"]
-
-PATHS_KEPT = 1024
-"""Number of files whose paths are cached, so that they are not built for each request."""
 
 _READING = os.O_RDONLY | os.O_CLOEXEC
 
@@ -77,7 +73,6 @@ class BlobOpener:
         self._indexes = store.indexes
         self._serve_dir = serve_dir
         self._served = cache if serve_dir is None else CacheDir(serve_dir, cache.trusted_uids)
-        self._paths = lru_cache(PATHS_KEPT)(self._make_paths)
 
     def check(self) -> None:
         """Check that ``serve_dir`` is a read-only mount of the cache.
@@ -142,7 +137,7 @@ class BlobOpener:
 
     def _take(self, opened: OpenedModel, record: FileRecord) -> bool:
         """Open one file and its index; returns whether both are what was verified."""
-        blob = os.open(self._paths(record), _READING)
+        blob = os.open(self._served.path_text(record), _READING)
         opened.blobs.append(blob)
         index = self._indexes.open(record.index_sha256)
         if index is None:
@@ -152,10 +147,6 @@ class BlobOpener:
 
     def _is_ready(self, record: FileRecord) -> bool:
         return record.index_sha256 in self._indexes and self._cache.is_intact(record)
-
-    def _make_paths(self, record: FileRecord) -> str:
-        """Path of a blob as a string: building a Path each time took much of a hit's time."""
-        return os.fspath(self._served.path(record))
 
     def _check_read_only(self, opened: OpenedModel) -> None:
         """Raise if a link, or a mount inside the cache, led to a file that can be written to."""

@@ -92,7 +92,7 @@ def inspectors_killed(daemon: int) -> Iterator[list[int]]:
                 with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                     for pid in map(int, task.read_text().split()):
                         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                        if b"craftcached.inspect.server" in command:
+                        if b"craftcached.inspect.forkserver" in command:
                             os.kill(pid, signal.SIGKILL)
                             killed.append(pid)
 

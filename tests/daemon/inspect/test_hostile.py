@@ -366,6 +366,7 @@ async def test_an_archive_of_a_million_records_is_refused_unread(
         await inspector.inspect(path, source="s")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch's, of a damaged number
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=4),

@@ -77,7 +77,7 @@ def forked_by(pid: int) -> list[int]:
 
 def servers(pid: int) -> list[int]:
     """The process of ``pid`` that others are forked from to inspect."""
-    return [each for each in forked_by(pid) if b"craftcached.inspect.server" in command(each)]
+    return [each for each in forked_by(pid) if b"craftcached.inspect.forkserver" in command(each)]
 
 
 def children(pid: int) -> list[int]:

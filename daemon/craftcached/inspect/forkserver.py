@@ -36,7 +36,7 @@ MAX_MESSAGE = 256
 """Bytes of a packet, in either direction."""
 
 
-class _Server:
+class _ForkServer:
     def __init__(self, door: socket.socket) -> None:
         self._door = door
         self._running: dict[int, int] = {}
@@ -121,5 +121,5 @@ def main() -> NoReturn:
     gc.disable()  # it only takes time: neither this process nor a child makes garbage that matters
     gc.freeze()
     with contextlib.suppress(OSError), socket.socket(fileno=door) as own:  # the daemon has ended
-        _Server(own).serve()
+        _ForkServer(own).serve()
     os._exit(0)
