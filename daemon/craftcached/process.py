@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from typing import TYPE_CHECKING
@@ -64,6 +65,10 @@ async def run(
         async with _signs_of_life(daemon, notifier), daemon:
             log.info("serving %s on %s", settings.cache_dir, settings.socket_dir)
             notifier.ready()
+            # What is there by now stays. Looked through again by the collector, in the middle of
+            # serving, it takes 0.1 ms of one hit in a hundred.
+            gc.collect()
+            gc.freeze()
             loop.add_signal_handler(signal.SIGHUP, _reload, daemon, read_settings, notifier)
             try:
                 await loop.create_future()
