@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.durable import staging_name
 from craftcache.cache.manifest import manifest_key
-from craftcache.cache.placing import TreeObstacle, copy_to, link_or_copy
+from craftcache.cache.placing import LEFTOVER_SECONDS, TreeObstacle, copy_to, link_or_copy
 from craftcache.cache.publish import (
     Verified,
     mark_asked_for,
@@ -72,10 +72,6 @@ if TYPE_CHECKING:
 __all__ = ["Store"]
 
 log = logging.getLogger("craftcached")
-
-LEFTOVER_SECONDS = 3600.0
-"""Age of its last write after which a file in staging that cannot be resumed is removed."""
-
 
 SMALL_FILES_BYTES = 1024 * 1024
 """Disk space that the indexes, manifest and links of one model need at most, about."""

@@ -14,11 +14,12 @@ from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
 from craftcache.daemon.administration import QuarantinedFile
 from craftcache.digests import hash_stamped
+from craftcache.durations import DAY_SECONDS
 from craftcache.sources import UrlSource
 from craftcached.database import Database, Hashing
 from craftcached.scrub.background import Scrub
 from craftcached.scrub.hashing import PATIENT_BYTES_PER_SECOND, FileHasher, Paced
-from craftcached.store.quarantine import DAY_SECONDS, overdue
+from craftcached.store.quarantine import overdue
 from tests.support.scrubbing import Bench, bench
 
 if TYPE_CHECKING:
