@@ -18,7 +18,7 @@ from craftcached.store.store import Store
 from craftcached.store.verity import Verity
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from craftcache.cache.manifest import Manifest
@@ -58,7 +58,7 @@ class Bench:
     def clock(self) -> float:
         return self.now
 
-    def scrub(self, days: float = 7.0) -> Scrub:
+    def scrub(self, days: float = 7.0, is_busy: Callable[[], bool] = lambda: False) -> Scrub:
         """A scrub that makes a step when it is told to, as after a restart."""
         return Scrub(
             store=self.store,
@@ -66,6 +66,7 @@ class Bench:
             examiner=self.examiner,
             quarantine=self.quarantine,
             days=days,
+            is_busy=is_busy,
             clock=self.clock,
         )
 

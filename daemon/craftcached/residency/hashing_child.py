@@ -1,8 +1,8 @@
 """The process that hashes one large file, as slowly as it is told, and after everybody else.
 
 It is a Python that has found no packages but ours, started with the arguments FILE PARENT LAST: the
-descriptor of the file, the process that it must not outlive, and 1 if everybody else goes first on
-the processor too. For each byte on its standard input it hashes a piece, and answers with the
+path of the file, the process that it must not outlive, and 1 if everybody else goes first on the
+processor too. For each byte on its standard input it hashes a piece, and answers with the
 number of the piece's bytes; at the end of the file with 0 and the sha256 in hex; where the file
 cannot be read with minus the error's number. Numbers are eight bytes, signed, little-endian.
 
@@ -37,10 +37,10 @@ read ahead."""
 
 def main() -> None:
     """Hash the file that the command line names."""
-    file, parent, goes_last = map(int, sys.argv[1:])
-    die_with_parent(parent)
+    file, parent, goes_last = sys.argv[1:]
+    die_with_parent(int(parent))
     lower_io_priority()
-    if goes_last:
+    if int(goes_last):
         _go_last()
     hasher, buffer, position = Hasher(), bytearray(PIECE_BYTES), 0
     with contextlib.suppress(BrokenPipeError):
@@ -55,11 +55,13 @@ def main() -> None:
             position += count
 
 
-def hash_piece(file: int, position: int, buffer: bytearray, hasher: Hasher) -> int:
+def hash_piece(
+    path: str | os.PathLike[str], position: int, buffer: bytearray, hasher: Hasher
+) -> int:
     """Hash the next piece of a file; returns its bytes. What was not in memory does not stay there.
 
     Args:
-        file: Descriptor of the file.
+        path: The file, which is open only meanwhile.
         position: Where the piece begins, in bytes.
         buffer: As large as a piece; used for reading.
         hasher: Takes it in.
@@ -67,11 +69,15 @@ def hash_piece(file: int, position: int, buffer: bytearray, hasher: Hasher) -> i
     Raises:
         OSError: It cannot be read.
     """
-    share = resident_share(file, position, len(buffer))
-    count = os.preadv(file, [buffer], position)
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        share = resident_share(file, position, len(buffer))
+        count = os.preadv(file, [buffer], position)
+        if count and share is not None and share < RESIDENT_SHARE:
+            os.posix_fadvise(file, position, count, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
     hasher.update(memoryview(buffer)[:count])
-    if count and share is not None and share < RESIDENT_SHARE:
-        os.posix_fadvise(file, position, count, os.POSIX_FADV_DONTNEED)
     return count
 
 
