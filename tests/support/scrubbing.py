@@ -35,7 +35,12 @@ class NoMender:
         raise Unavailable("away", source=manifest.source)
 
     async def publish_anew(
-        self, source: RemoteSource, filenames: tuple[str, ...], *, as_need: bool
+        self,
+        source: RemoteSource,
+        filenames: tuple[str, ...],
+        *,
+        as_need: bool = False,
+        superseded: bool = False,
     ) -> None:
         raise Unavailable("away", source=source.shown)
 

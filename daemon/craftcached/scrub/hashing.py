@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 import craftcache
 import craftcached
 from craftcache.digests import Hasher
-from craftcached.residency.hashing_child import NUMBER_BYTES, PIECE_BYTES, hash_piece
+from craftcached.residency.hashing_child import (
+    NUMBER_BYTES,
+    PIECE_BYTES,
+    go_last,
+    hash_piece,
+)
 from craftcached.threads import Threads
 
 if TYPE_CHECKING:
@@ -147,6 +152,7 @@ class FileHasher:
 
     async def _hash_here(self, path: Path, pace: Pace, report: Callable[[int], None]) -> str:
         hasher, buffer, position = Hasher(), bytearray(PIECE_BYTES), 0
+        await pace.after(0)
         while count := await self._thread.run(hash_piece, path, position, buffer, hasher):
             position += count
             report(position)
@@ -162,7 +168,7 @@ async def _hash_apart(path: Path, pace: Pace, report: Callable[[int], None]) -> 
     """
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", "-c", _START, *_roots()),
-        *map(str, (path.absolute(), os.getpid(), int(pace.goes_last))),
+        *map(str, (path.absolute(), os.getpid())),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
@@ -172,6 +178,9 @@ async def _hash_apart(path: Path, pace: Pace, report: Callable[[int], None]) -> 
     assert child.stdout is not None  # noqa: S101
     position = 0
     try:
+        if pace.goes_last:
+            go_last(child.pid)
+        await pace.after(0)  # others may have begun meanwhile
         while True:
             child.stdin.write(b".")
             answer = await child.stdout.readexactly(NUMBER_BYTES)
