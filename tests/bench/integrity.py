@@ -108,7 +108,8 @@ def in_turn(loaders: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     return {name: statistics.quantiles(values, n=10)[0] for name, values in taken.items()}
 
 
-def loading(client: Client) -> Callable[[], object]:
+def loading(client: Client, served_by: str) -> Callable[[], object]:
+    assert client.load(SOURCE, parts=("lm",)).served_by == served_by
     return lambda: client.load(SOURCE, parts=("lm",)).lm
 
 
@@ -123,7 +124,7 @@ def measure_daemon(base: Path, hub: TestHub, rounds: int) -> Figure:
             )
             client = stack.enter_context(daemon.client())
             client.warm(SOURCE, filenames=(FILENAME,))
-            loaders[name] = loading(client)
+            loaders[name] = loading(client, "daemon")
         times = in_turn(loaders, rounds)
     return Figure("hot load by the daemon, checked or not", times["checked"], times["bare"], 1.02)
 
@@ -137,7 +138,7 @@ def measure_alone(base: Path, rounds: int) -> Figure:
         return cache._index_content(record.sha256)
 
     with Client(socket_dir=base / "none", cache_dir=cache_dir, fallback="cache") as client:
-        load = loading(client)
+        load = loading(client, "cache")
 
         def bare() -> object:
             CacheDir.read_index = believed  # type: ignore[method-assign,assignment]
@@ -209,7 +210,7 @@ class Scrubbing:
         """The milliseconds of each of many hot loads."""
         taken = []
         with self.daemon.client() as client:
-            load = loading(client)
+            load = loading(client, "daemon")
             load()
             end = time.perf_counter() + SLICE_SECONDS
             while time.perf_counter() < end:

@@ -18,6 +18,7 @@ from craftcache.cache.placing import TreeObstacle
 from craftcache.cache.publish import (
     Verified,
     mark_asked_for,
+    mark_superseded,
     publish_generation,
     publish_hub,
     publish_url,
@@ -417,6 +418,10 @@ class Store:
     async def mark_asked_for(self, source: RemoteSource) -> None:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
         await self._write(mark_asked_for, self.cache, source)
+
+    async def mark_superseded(self, source: HubSource) -> None:
+        """Record that a revision has been superseded; see craftcache.cache.publish."""
+        await self._write(mark_superseded, self.cache, source)
 
     async def manifest_at(self, key: str, *, owned: bool = False) -> Manifest | None:
         """The current manifest with that key.

@@ -255,6 +255,25 @@ class Warmer:
             report,
         )
 
+    async def publish_superseded(self, source: HubSource, filenames: Sequence[str]) -> bool:
+        """Publish a superseded revision, as one, of what is in the cache; asks no origin.
+
+        Args:
+            source: The revision, by its commit.
+            filenames: Names of its files.
+
+        Returns:
+            Whether all of them are there.
+        """
+        wanted = Wanted(source, wanted_files(source, filenames), refresh=False)
+        progress = SourceProgress(source, lambda _: None)
+        files = await self._acquirer.at_hand(wanted, source.revision, progress, inspected=False)
+        if files is None:
+            return False
+        await self._publish(files, None, wanted)
+        await self._store.mark_superseded(source)
+        return True
+
     async def warm_needs(
         self,
         manifest: Manifest,

@@ -20,6 +20,7 @@ from craftcache.sources import parse
 from tests.client.cache.outcomes import export_bytes, outcome
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
+from tests.support.dependencies import PAIR, host_t5
 from tests.support.hub import Data, Status
 
 if TYPE_CHECKING:
@@ -202,6 +203,48 @@ def test_a_manifest_that_no_memory_holds(damaged: Damaged, threaded_hub: TestHub
     damaged.assert_all_is_served()
 
 
+def test_what_models_are_kept_for_outlives_their_manifests(
+    base: Path, threaded_hub: TestHub
+) -> None:
+    """A revision or a dependency that nobody asked for is none that somebody asked for then."""
+    host_t5(threaded_hub)
+    threaded_hub.repo("org/one").commit(PAIR)
+    repo = threaded_hub.repo(MODEL)
+    fields = ("superseded", "published_at", "sha256", "revision", "checksum", "size")
+    with DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint) as daemon:
+        damaged = Damaged(daemon, MODEL)
+        with Api(daemon.socket_dir) as api:
+            commits = []
+            for number in range(len(fields)):
+                commits.append(repo.commit({"config.json": b"%d" % number}))
+                assert api.warm(MODEL, files=("config.json",)).is_success
+            repo.commit({"config.json": b"newest"})
+            assert api.warm("org/one").is_success
+            assert api.warm(MODEL, files=("config.json",)).is_success
+            before = kept_for(api)
+        superseded = [f"{MODEL}@{commit}" for commit in commits]
+        assert before == {MODEL: True, "org/one": True, "t5-base": False} | dict.fromkeys(
+            superseded, False
+        )
+        asked = len(threaded_hub.matching(f"*{MODEL}*", method=None))
+        daemon.terminate()
+        for source, field in zip((*superseded, "t5-base"), (*fields, "needed_only"), strict=True):
+            path = damaged.manifest(source)
+            rewrite(path, json.dumps(edited(json.loads(path.read_bytes()), field)).encode())
+        *whole, gone = superseded
+        damaged.cache.hub_tree(MODEL).pointer(commits[-1], "config.json").resolve().unlink()
+        daemon.start()
+        found = damaged.verify()
+        # Nothing is fetched for what nobody has asked for.
+        assert found.pop((gone, "manifest")) == "wrong"
+        assert found == {(source, "manifest"): "mended" for source in (*whole, "t5-base")}
+        with Api(daemon.socket_dir) as api:
+            del before[gone]
+            assert kept_for(api) == before
+        assert damaged.verify() == {}
+        assert len(threaded_hub.matching(f"*{MODEL}*", method=None)) == asked
+
+
 def test_links_and_refs(damaged: Damaged) -> None:
     manifest = damaged.cache.manifest(parse(MODEL))
     assert manifest is not None
@@ -309,6 +352,12 @@ def test_the_daemon_scrubs_by_itself(base: Path, threaded_hub: TestHub) -> None:
             wait_for(api, r'craftcache_scrub_findings_total{outcome="right"} ([3-9]|\d\d)')
         damaged.values = {MODEL: 1.0}
         damaged.assert_all_is_served()
+
+
+def kept_for(api: Api) -> dict[str, bool]:
+    """Of each model that is cached whether somebody asked for it by its name."""
+    models = api.get("/models")["models"]
+    return {each["source"]: not (each["superseded"] or each["needed_only"]) for each in models}
 
 
 def wait_for(api: Api, pattern: str) -> None:
