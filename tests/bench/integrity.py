@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from craftcache import Client
 from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import now
-from tests.bench.load import FILENAME, SHAPES, Shape, make_checkpoint
+from tests.bench.load import FILENAME, SHAPES, make_checkpoint
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import hub_in_thread
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from craftcache.cache.manifest import FileRecord
+    from tests.bench.shapes import Shape
     from tests.support.hub import TestHub
 
 RESULTS = Path(__file__).parent / "results" / "integrity.json"

@@ -13,6 +13,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
+from craftcache.durations import DAY_SECONDS
+
 from .examiner import PublishedModel, published_files
 from .hashing import GIVING_WAY_SECONDS, FileHasher, Paced
 from .schedule import ScheduledFile, scheduled_turns
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Scrub"]
 
 log = logging.getLogger("craftcached")
-
-DAY_SECONDS = 86400.0
 
 START_SECONDS = 2.0
 """Pause at the start, so that the requests that waited for the daemon go first."""

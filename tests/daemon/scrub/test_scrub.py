@@ -14,13 +14,14 @@ from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
 from craftcache.daemon.administration import QuarantinedFile
 from craftcache.digests import hash_stamped
+from craftcache.durations import DAY_SECONDS
 from craftcache.sources import UrlSource
 from craftcached.database import Database, Hashing
 from craftcached.in_use import is_in_use
 from craftcached.scrub.background import Scrub
 from craftcached.scrub.hashing import GIVING_WAY_SECONDS, FileHasher, Paced
 from craftcached.scrub.schedule import PATIENT_SHARE
-from craftcached.store.quarantine import DAY_SECONDS, overdue
+from craftcached.store.quarantine import overdue
 from tests.support.scrubbing import Bench, bench
 
 if TYPE_CHECKING:
