@@ -253,7 +253,7 @@ async def test_a_hashing_that_is_given_up_leaves_no_process(tmp_path: Path) -> N
 
 
 async def test_the_quarantine_is_kept_within_a_time_and_a_size(base: Path) -> None:
-    files = [QuarantinedFile(str(day), 10, day * DAY_SECONDS) for day in (3, 1, 2)]
+    files = [QuarantinedFile(str(day), 10, day * DAY_SECONDS, ()) for day in (3, 1, 2)]
     now = 4 * DAY_SECONDS
 
     def going(days: float, max_bytes: int) -> list[str]:
