@@ -92,6 +92,7 @@ async def bench(base: Path, given: Store | None = None) -> AsyncIterator[Bench]:
         records = await life.enter_async_context(Database(base / "state"))
         verity = Verity(store.cache)
         life.callback(verity.close)
+        await verity.open()
         made: list[Bench] = []
         examiner = Examiner(
             store=store,

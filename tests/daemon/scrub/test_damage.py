@@ -21,10 +21,10 @@ from tests.client.cache.outcomes import export_bytes, outcome
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
 from tests.support.dependencies import PAIR, host_t5
-from tests.support.hub import Data, Status
+from tests.support.hub import Data, Gate, Stall, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.support.hub import TestHub
@@ -316,6 +316,75 @@ def test_the_database_at_any_place(damaged: Damaged) -> None:
         damaged.assert_no_wrong_tensor()
         assert damaged.verify() == {}
     damaged.assert_all_is_served()
+
+
+def claim_all(journal: Path) -> None:
+    """As if all bytes had come, and were on the disk."""
+    size = journal.with_suffix(".part").stat().st_size
+    with journal.open("a") as file:
+        file.write(f"w 0 {size}\nd 0 {size}\nh {size} {'0' * 64}\n")
+
+
+JOURNAL_DAMAGES: tuple[Callable[[Path], object], ...] = (
+    claim_all,
+    lambda journal: flip(journal, journal.stat().st_size // 2),
+    lambda journal: os.truncate(journal, journal.stat().st_size // 2),
+    lambda journal: rewrite(journal, os.urandom(300)),
+    lambda journal: rewrite(journal, b""),
+    lambda journal: flip(journal.with_suffix(".part"), 1000),
+)
+
+
+def test_journals_of_downloads_that_a_stop_has_interrupted(
+    base: Path, threaded_hub: TestHub
+) -> None:
+    """Each is damaged in another way, of a file with a digest and of one without.
+
+    Nobody is served a partial download, so a verification says nothing of it.
+    """
+    values: dict[str, float] = {}
+    for number, _ in enumerate(JOURNAL_DAMAGES):
+        name, value = f"org/part{number}", float(number)
+        content = export_bytes(value, numel=160_000)[LM]
+        threaded_hub.repo(name).commit({LM: content})
+        threaded_hub.files[f"/{name}/{LM}"] = Data(content)
+        values |= {name: value, threaded_hub.cdn_url(f"/{name}/{LM}"): value}
+    gate = Gate()
+    stalled = threaded_hub.inject(
+        Stall(gate), when=lambda request: is_later_range(request.range), times=None
+    )
+    limits = {"CRAFTCACHE_MAX_CONNECTIONS": "64", "CRAFTCACHE_MAX_CONNECTIONS_PER_HOST": "64"}
+    with DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint, **limits) as daemon:
+        with Api(daemon.socket_dir) as api:
+            assert api.warm(*values, files=(LM,), wait=False).is_success
+        staging = daemon.cache_dir / ".craftcache" / "staging" / "fetch"
+        while len(begun := sorted(filter(has_begun, staging.glob("*.journal")))) < len(values):
+            pass
+        daemon.terminate()
+        stalled.cancel()
+        gate.open()
+        with_digest = [path for path in begun if '"sha256:' in path.read_text()]
+        without = [path for path in begun if path not in with_digest]
+        assert len(with_digest) == len(without) == len(JOURNAL_DAMAGES)
+        for paths in (with_digest, without):
+            for damage, path in zip(JOURNAL_DAMAGES, paths, strict=True):
+                damage(path)
+        daemon.start()
+        damaged = Damaged(daemon, MODEL)
+        with damaged.alone() as alone, daemon.client() as served:
+            for source, value in values.items():
+                for client in (served, alone):
+                    loaded = client.load(source, parts=("lm",)).lm
+                    assert bool((loaded["best_state"]["w"] == value).all()), source
+        assert damaged.verify() == {}
+
+
+def has_begun(journal: Path) -> bool:
+    return "w 0 " in journal.read_text()
+
+
+def is_later_range(asked: str | None) -> bool:
+    return asked is not None and not asked.startswith("bytes=0-")
 
 
 def test_what_cannot_be_fetched_anew_is_said_and_not_served(
