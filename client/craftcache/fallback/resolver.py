@@ -1,6 +1,6 @@
-"""The sources of files for a worker without a daemon.
+"""A worker's files without a daemon: verified copies in a cache, or fetched from the origin.
 
-First verified copies in a cache, then the origin. Fetched files are published as the daemon would:
+Fetched files are published as the daemon would:
 in the shared cache if that belongs to the worker's own user, else in the user's own cache.
 """
 
