@@ -38,6 +38,7 @@ from .inspect import Inspector
 from .loop_lag import measuring_lag
 from .min_free import MinFree
 from .residency.residency import Residency
+from .retention import Retention
 from .serve.handler import CountedHandler
 from .serve.http import AdminServer
 from .serve.metrics import MetricsRoute
@@ -220,7 +221,7 @@ class Daemon:
             sight=sight,
             monitor=self._monitor,
             bundles=bundles,
-            pruner=self._pruner(store, keepers),
+            retention=self._retention(store, keepers, self._watches),
             planner=Planner(
                 store=store, origins=origins, check_allowed=self._warmer.check_may_fetch
             ),
@@ -289,16 +290,18 @@ class Daemon:
         life.callback(hub.close)
         return Origins(hub, self._policy, HostTokens(settings.tokens_dir))
 
-    def _pruner(self, store: Store, keepers: Keepers) -> Pruner:
-        return Pruner(
+    def _retention(self, store: Store, keepers: Keepers, watches: Watches) -> Retention:
+        events = self._sight.events
+        pruner = Pruner(
             survey=keepers.surveyor.survey,
             remove=store.remove,
             is_kept=keepers.is_kept,
             reason=lambda model: keepers.surveyor.reason(model, {}),
             uses=keepers.uses,
-            tell=lambda source, freed: self._sight.events.tell(
-                "removed", source=source, freed_bytes=freed
-            ),
+            tell=lambda source, freed: events.tell("removed", source=source, freed_bytes=freed),
+        )
+        return Retention(
+            store=store, keepers=keepers, pruner=pruner, watches=watches, events=events
         )
 
     def _own_directories(self, store: Store, records: Database) -> tuple[MonitoredDirectory, ...]:

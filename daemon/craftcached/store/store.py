@@ -30,6 +30,7 @@ from craftcache.cache.underway import underway
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Promise, Stamp
+from craftcache.errors import NotFound
 from craftcache.sources import NO_SELECTION
 from craftcached.events import Events
 from craftcached.singleflight import SingleFlight
@@ -136,6 +137,19 @@ class Store:
         and recheck.
         """
         return self._manifest(source)[0]
+
+    def required_manifest(self, source: RemoteSource) -> Manifest:
+        """The manifest of a published source.
+
+        Raises:
+            NotFound: It is not in the cache.
+        """
+        manifest = self.manifest(source)
+        if manifest is None:
+            raise NotFound(
+                "not in the cache", source=source.shown, hint=f"craftcache warm {source.shown}"
+            )
+        return manifest
 
     def trusted(self, source: RemoteSource) -> Manifest | None:
         """The manifest of ``source`` if only trusted users can have written it."""
