@@ -62,7 +62,7 @@ from .removal import (
 from .turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from craftcache.cache.directory import CacheDir
     from craftcache.cache.manifest import FileRecord, Manifest, Watched
@@ -159,13 +159,7 @@ class Store:
             CraftcacheError: They cannot be made, or the file system that held them is not mounted
                 any more. A bare one, as that is the daemon's own fault, or Unavailable.
         """
-        try:
-            await asyncio.to_thread(self._heal)
-        except OSError as error:
-            raise CraftcacheError(
-                f"the cache directory cannot be used: {error}",
-                hint="craftcache doctor says what is wrong on this node",
-            ) from error
+        await asyncio.to_thread(self._heal)
 
     def is_gone(self) -> bool:
         """Whether directories of the cache were removed, or another directory is in its place."""
@@ -205,8 +199,15 @@ class Store:
         with self._healing:
             if not self.is_gone():
                 return
-            self._check_healable()
-            self.cache.create()
+            try:
+                self._check_healable()
+                self.cache.create()
+            except OSError as error:
+                self._check_full(error)
+                raise CraftcacheError(
+                    f"the cache directory cannot be used: {error}",
+                    hint="craftcache doctor says what is wrong on this node",
+                ) from error
             if not _is_lock(self.cache, self._lock_fd):
                 log.warning("%s was emptied under the daemon; its directories are made anew", root)
                 lost, self._lock_fd = self._lock_fd, _lock(self.cache)
@@ -482,10 +483,8 @@ class Store:
         Raises:
             CraftcacheError: A file or link in the Hub's tree is in the way; the message names it.
         """
-        try:
+        with self._obstacles_named():
             await asyncio.to_thread(self.cache.hub_tree(source.repo_id).check_place)
-        except TreeObstacle as error:
-            raise _obstacle(error) from error
 
     async def adopt_snapshot(
         self, source: HubSource, commit: str, filenames: Iterable[str]
@@ -672,21 +671,34 @@ class Store:
             return write(*args, **kwargs)
 
         try:
-            return await self._writing.run(heal_and_write)
+            with self._obstacles_named():
+                return await self._writing.run(heal_and_write)
+        finally:
+            self.changed.set()
+
+    @contextlib.contextmanager
+    def _obstacles_named(self) -> Iterator[None]:
+        """A context in which something is written: what people can mend is told in words.
+
+        Raises:
+            StorageFull: There is no disk space for it.
+            CraftcacheError: Something is in the way; the message names it.
+        """
+        try:
+            yield
         except TreeObstacle as error:
             raise _obstacle(error) from error
         except OSError as error:
             self._check_full(error)
             raise
-        finally:
-            self.changed.set()
 
     def _check_full(self, error: OSError) -> None:
         """Raise StorageFull, which people understand, if the error is that the disk is full."""
         if error.errno not in FULL:
             return
         # The error names the file, which may be on another file system that a link leads to.
-        place = Path(error.filename) if error.filename else self.cache.root
+        named = Path(error.filename) if error.filename else self.cache.root
+        place = next(path for path in (named, *named.parents) if path.exists())
         raise storage_full(
             place, SMALL_FILES_BYTES, error=error, least=SMALL_FILES_BYTES
         ) from error
