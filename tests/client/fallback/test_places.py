@@ -20,7 +20,7 @@ from craftcache.daemon.transport import Cancellation
 from craftcache.errors import StorageFull, Unavailable
 from craftcache.fallback.own_fetch import Fetching
 from craftcache.fallback.resolver import Resolver
-from craftcache.sources import HubSource, parse
+from craftcache.sources import HubSource, UrlSource, parse
 from tests.support.checkpoints import assert_same, saved
 from tests.support.clients import FILENAMES, as_root, assert_nothing_published, expected, ignore
 from tests.support.daemons import EXPORT
@@ -62,6 +62,7 @@ def test_a_lock_of_a_url_is_passed_by_likewise(
     threaded_hub.files["/one.th"] = Data(saved([1]))
     cache = CacheDir(base / "cache")
     source = parse(threaded_hub.cdn_url("/one.th"))
+    assert isinstance(source, UrlSource)
     resolver = Resolver(cache, lock_seconds=0.01)
     with cache.lock(manifest_key(source)):
         fetched = resolver.fetch(
