@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -168,6 +169,22 @@ def test_a_file_in_a_directorys_place_is_moved_away(
     assert tree.pointer(COMMIT, "state_dict.bin").read_bytes() == DATA
     (kept,) = cache.quarantine.iterdir()
     assert kept.read_bytes() == b"somebody's"
+
+
+def test_threads_that_meet_the_same_file_move_it_and_nothing_else(
+    cache: CacheDir, tree: HubTree
+) -> None:
+    """A directory that one has made by then stays, with what is in it."""
+    tree.root.mkdir(parents=True)
+    for _ in range(50):
+        path = tree.root / "blobs"
+        path.write_bytes(b"somebody's")
+        with ThreadPoolExecutor(4) as pool:
+            for place in [pool.submit(tree.check_place) for _ in range(4)]:
+                place.result()
+        assert path.is_dir()
+        path.rmdir()
+    assert all(kept.is_file() for kept in cache.quarantine.iterdir())
 
 
 @pytest.mark.parametrize("where", ["", "blobs", "snapshots"])

@@ -252,7 +252,15 @@ class HubTree:
     def _clear_directory(self, path: Path) -> None:
         """Move a directory away that is where a file or a link must be."""
         if path.is_dir() and not path.is_symlink():
-            self._move_away(path, "a directory where a file must stand")
+            try:
+                aside = make_directory(self.quarantine) / f"{path.name}-{staging_name()}"
+                moved = move_away(path, aside)
+            except OSError as error:
+                raise TreeObstacle(
+                    f"{path} is a directory where a file must stand, and it cannot be moved away: "
+                    f"{error.strerror}"
+                ) from error
+            log.warning("%s is a directory where a file must stand; it is now %s", path, moved)
 
     def _make_directory(self, path: Path) -> None:
         """Make a directory of the tree and its parents; a file that is in the way is moved away.
@@ -263,18 +271,19 @@ class HubTree:
         for step in (self.root, *reversed(path.relative_to(self.root).parents), path):
             place = self.root / step
             if stat.S_ISREG(_mode(place)):
-                self._move_away(place, "a file where a directory must stand")
+                self._move_file_away(place)
         _make_directory(path)
 
-    def _move_away(self, path: Path, what: str) -> None:
-        try:
+    def _move_file_away(self, path: Path) -> None:
+        """Move a file away, if it is one still; what stays is named when a directory is made.
+
+        Not by a rename: another thread may have made the directory by now, and it would go.
+        """
+        with contextlib.suppress(OSError):
             aside = make_directory(self.quarantine) / f"{path.name}-{staging_name()}"
-            moved = move_away(path, aside)
-        except OSError as error:
-            raise TreeObstacle(
-                f"{path} is {what}, and it cannot be moved away: {error.strerror}"
-            ) from error
-        log.warning("%s is %s; it is now %s", path, what, moved)
+            os.link(path, aside, follow_symlinks=False)
+            os.unlink(path)
+            log.warning("%s is a file where a directory must stand; it is now %s", path, aside)
 
 
 def _make_directory(path: Path) -> None:
