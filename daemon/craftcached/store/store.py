@@ -14,7 +14,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from craftcache.cache.manifest import manifest_key
-from craftcache.cache.placing import TreeObstacle
 from craftcache.cache.publish import (
     Verified,
     mark_asked_for,
@@ -39,7 +38,7 @@ from craftcached.threads import Threads
 from .cache_lock import CacheLock
 from .indexes import Indexes
 from .links import mend_links
-from .local_files import LocalFiles, check_full, obstructed
+from .local_files import LocalFiles, obstacles_named
 from .removal import (
     Removed,
     remove,
@@ -484,12 +483,8 @@ class Store:
             return write(*args, **kwargs)
 
         try:
-            return await self._writing.run(heal_and_write)
-        except TreeObstacle as error:
-            raise obstructed(error) from error
-        except OSError as error:
-            check_full(error, self.cache.root)
-            raise
+            with obstacles_named(self.cache.root):
+                return await self._writing.run(heal_and_write)
         finally:
             self.changed.set()
 
