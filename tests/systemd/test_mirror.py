@@ -11,7 +11,7 @@ from tests.support.nginx_mirror import EXAMPLES, needs_nginx
 from .machine import Machine, why_not
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 UNIT = "craftcache-mirror.service"
 
@@ -40,19 +40,23 @@ def answers(machine: Machine) -> bool:
     return told.stdout.strip() == "204"
 
 
-def wait_answers(machine: Machine) -> None:
+def wait_until(machine: Machine, condition: Callable[[], bool]) -> None:
     for _ in range(1000):
-        if answers(machine):
+        if condition():
             return
     raise AssertionError(machine.journal(UNIT))
+
+
+def wait_answers(machine: Machine) -> None:
+    wait_until(machine, lambda: answers(machine))
 
 
 def test_it_starts_and_is_there_again_after_it_was_killed(machine: Machine) -> None:
     machine.systemctl("enable", "--now", UNIT)
     wait_answers(machine)
+    before = machine.property(UNIT, "MainPID")
     machine.systemctl("kill", "--signal=SIGKILL", UNIT)
-    machine.systemctl("reset-failed", UNIT)
-    machine.systemctl("restart", UNIT)
+    wait_until(machine, lambda: machine.property(UNIT, "MainPID") not in (before, "0"))
     wait_answers(machine)
     machine.systemctl("reload", UNIT)
     wait_answers(machine)
