@@ -105,6 +105,7 @@ class FileAcquirer:
         lock_patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._store = store
+        self._local = store.local
         self._fetcher = fetcher
         self._inspector = inspector
         self._lock_patience = lock_patience
@@ -146,16 +147,16 @@ class FileAcquirer:
         files: Mapping[str, tuple[Verified, Promise]] | None = None
         # The commit is published under another of the repository's revisions: it stays as it is.
         is_fixed = source.is_pinned or wanted.commit
-        if is_fixed and (known := await self._store.published_at(source, commit, wanted.filenames)):
+        if is_fixed and (known := await self._local.published_at(source, commit, wanted.filenames)):
             files = {
-                record.filename: (self._store.as_verified(record), record.promise)
+                record.filename: (self._local.as_verified(record), record.promise)
                 for record in known.files
             }
         # A blob's name is its digest, so a snapshot that huggingface_hub made can be verified
         # without the Hub. If one file is missing or wrong, the Hub is asked about all of them.
         else:
             progress.tell(None, 0, None, "verifying")
-            files = await self._store.adopt_snapshot(source, commit, wanted.filenames)
+            files = await self._local.adopt_snapshot(source, commit, wanted.filenames)
         if files is None:
             return None
         for filename, (verified, _) in files.items() if inspected else ():
@@ -224,7 +225,7 @@ class FileAcquirer:
         Raises:
             UnsafeCheckpoint, NotACheckpoint: The file must not be served.
         """
-        verified = self._store.as_verified(record)
+        verified = self._local.as_verified(record)
         if not await self._inspect(progress, record.filename, verified, is_named=is_named):
             return
         if record.index_sha256 not in self._store.indexes:
@@ -290,7 +291,7 @@ class FileAcquirer:
         # Only files in huggingface_hub's tree have a lock that other programs know.
         if file.blob is None:
             return _HeldFile.hold(await self._fetch(file, progress))
-        await self._store.check_place(file.blob.source)
+        await self._local.check_place(file.blob.source)
         tree = self._store.cache.hub_tree(file.blob.source.repo_id)
         lock = HubLock(tree, file.blob.etag, patience=self._lock_patience)
         try:
@@ -311,16 +312,16 @@ class FileAcquirer:
         """The file from huggingface_hub's tree, hashed, where another program has put it there."""
         if file.blob is None:
             return None
-        return await self._store.adopt(file.blob.source, file.blob.etag, file.promise)
+        return await self._local.adopt(file.blob.source, file.blob.etag, file.promise)
 
     async def _linked(self, file: DescribedFile) -> Verified | None:
         """The same bytes from another model, linked under a name of our own in staging."""
         digest, staging = file.promise.digest, self._store.cache.staging
         if digest is not None and digest.algorithm == "sha256":
-            found = await self._store.find(digest.hex, staging)
+            found = await self._local.find(digest.hex, staging)
             return found and replace(found, etag=file.blob.etag if file.blob else None)
         if file.is_unseen:
-            return await self._store.find_signed(file.remote.url, digest, staging)
+            return await self._local.find_signed(file.remote.url, digest, staging)
         return None
 
     async def _fetch(self, file: DescribedFile, progress: SourceProgress) -> Verified:
@@ -330,7 +331,7 @@ class FileAcquirer:
             progress.tell(file.filename, done, total, "fetching")
 
         report(0, file.promise.size)
-        await self._store.heal()
+        await self._store.lock.heal()
         is_urgent = self._waiters[progress.source] > 0
         self._fetching[progress.source].add(file.remote.key)
         try:

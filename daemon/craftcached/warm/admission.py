@@ -64,7 +64,7 @@ class FetchAdmission:
             StorageFull: They do not fit; nothing was evicted.
             BudgetExceeded: The user has no more bytes on this day.
         """
-        await self._store.heal()  # an administrator may have emptied the cache
+        await self._store.lock.heal()  # an administrator may have emptied the cache
         files = await asyncio.to_thread(
             lambda: {
                 file.remote.key: sizes
