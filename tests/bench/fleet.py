@@ -80,7 +80,7 @@ def measure(
     nodes: int,
     rate: int,
     *,
-    mirrored: bool,
+    mirrors: int,
     killed: bool = False,
     away: float | None = None,
     grace: float = 4.0,
@@ -93,8 +93,8 @@ def measure(
         content: What is fetched.
         nodes: How many there are.
         rate: Of the uplink, in bytes a second.
-        mirrored: Whether there is a mirror.
-        killed: Whether it is killed at the half of the first copy.
+        mirrors: How many mirrors there are.
+        killed: Whether one is killed at the half of the first copy.
         away: Seconds after which it is started again; None leaves it dead.
         grace: The nodes' setting for the mirror.
         cap: The nodes' max_uplink_bytes_per_second.
@@ -103,14 +103,14 @@ def measure(
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=base)))
         hub = stack.enter_context(hub_in_thread())
         hub.repo("org/model").commit({NAME: content})
-        mirror = (
-            stack.enter_context(NginxMirror(hub, slice_bytes=SLICE_BYTES)) if mirrored else None
-        )
+        running = [
+            stack.enter_context(NginxMirror(hub, slice_bytes=SLICE_BYTES)) for _ in range(mirrors)
+        ]
         made = [
             node_at(
                 directory / str(number),
                 hub,
-                mirror.url if mirror else None,
+                *(each.url for each in running),
                 slice_bytes=SLICE_BYTES,
                 grace=grace,
                 settings=f"max_uplink_bytes_per_second = {cap}",
@@ -120,8 +120,10 @@ def measure(
         for node in made:
             stack.enter_context(node)
         stack.enter_context(uplink(hub, rate))
-        if killed and mirror is not None:
-            half = threading.Thread(target=_kill_midway, args=(hub, mirror, content.size, away))
+        if killed:
+            half = threading.Thread(
+                target=_kill_midway, args=(hub, running[-1], content.size, away)
+            )
             half.start()
             stack.callback(half.join)
         seconds = warm(made, "org/model")
@@ -140,20 +142,21 @@ def _kill_midway(hub: TestHub, mirror: NginxMirror, size: int, away: float | Non
 def cases(nodes: int, rate: int) -> list[tuple[str, int, dict[str, Any]]]:
     """What is measured: its name, how many nodes, and the rest of what measure takes."""
     many = f"{nodes} nodes"
-    killed: dict[str, Any] = {"mirrored": True, "killed": True}
+    killed: dict[str, Any] = {"mirrors": 1, "killed": True}
     share = rate // nodes // 4
     return [
-        ("1 node, no mirror", 1, {"mirrored": False}),
-        ("1 node, mirror", 1, {"mirrored": True}),
+        ("1 node, no mirror", 1, {"mirrors": 0}),
+        ("1 node, mirror", 1, {"mirrors": 1}),
         ("1 node, mirror killed midway, back after 1.5 s", 1, killed | {"away": 1.5}),
         ("1 node, mirror killed midway and gone", 1, killed),
-        (f"{many}, no mirror", nodes, {"mirrored": False}),
-        (f"{many}, mirror", nodes, {"mirrored": True}),
+        (f"{many}, no mirror", nodes, {"mirrors": 0}),
+        (f"{many}, mirror", nodes, {"mirrors": 1}),
         (f"{many}, mirror killed midway, back after 1.5 s", nodes, killed | {"away": 1.5}),
         (f"{many}, ... and without grace", nodes, killed | {"away": 1.5, "grace": 0.0}),
         (f"{many}, mirror killed midway, back after 15 s", nodes, killed | {"away": 15.0}),
         (f"{many}, ... and with a cap", nodes, killed | {"away": 15.0, "cap": share}),
         (f"{many}, mirror killed midway and gone", nodes, killed),
+        (f"{many}, one of two mirrors killed midway and gone", nodes, killed | {"mirrors": 2}),
     ]
 
 

@@ -7,6 +7,7 @@ all are on this machine's loopback.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,15 +84,15 @@ def nodes(
 def new_node(
     base: Path, hub: TestHub, mirror: NginxMirror, within: Callable[[], tuple[str, ...]]
 ) -> Iterator[Callable[..., DaemonProcess]]:
-    """Starts another node."""
+    """Starts another node, with further mirrors beside the one."""
     with contextlib.ExitStack() as stack:
-        made = 0
+        numbers = itertools.count()
 
-        def start(*, token: str | None = TOKEN, **options: Any) -> DaemonProcess:
-            nonlocal made
-            made += 1
-            place = base / str(made)
-            node = node_at(place, hub, mirror.url, token=token, within=within(), **options)
+        def start(*others: str, token: str | None = TOKEN, **options: Any) -> DaemonProcess:
+            urls = (mirror.url, *others)
+            node = node_at(
+                base / str(next(numbers)), hub, *urls, token=token, within=within(), **options
+            )
             return stack.enter_context(node)
 
         yield start

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -51,7 +52,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, condition
-        os.sched_yield()
+        threading.Event().wait(0.01)  # the hub runs in this process, too
 
 
 def put(hub: TestHub, repo_id: str, seed: int, *, size: int = SIZE, **more: bytes) -> Generated:

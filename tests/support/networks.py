@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import shutil
 import subprocess
@@ -46,7 +47,7 @@ class Networks:
 
     def __init__(self) -> None:
         self._life = contextlib.ExitStack()
-        self._nodes = 0
+        self._numbers = itertools.count(2)
         self._site = 0
 
     def __enter__(self) -> Self:
@@ -57,7 +58,9 @@ class Networks:
                 raise FileNotFoundError(f"{tool} is not installed")
         with self._life:
             self._site = self._namespace()
-            _ip(self._site, "link", "add", "name", "site", "type", "bridge")
+            # Of its own; else it would be that of some node's link, and another with each new node.
+            own = ("address", "02:00:00:00:00:01")
+            _ip(self._site, "link", "add", "name", "site", *own, "type", "bridge")
             _ip(self._site, "address", "add", f"{ADDRESS}/24", "dev", "site")
             _ip(self._site, "link", "set", "site", "up")
             self._life.enter_context(inside(self._site))
@@ -69,12 +72,12 @@ class Networks:
 
     def node(self) -> tuple[str, ...]:
         """A command that runs another, which is appended to it, in a network of its own."""
-        self._nodes += 1
-        name, pid = f"node{self._nodes}", self._namespace()
+        number = next(self._numbers)
+        name, pid = f"node{number}", self._namespace()
         peer = ("peer", "name", "eth0", "netns", str(pid))
         _ip(self._site, "link", "add", "name", name, "type", "veth", *peer)
         _ip(self._site, "link", "set", name, "master", "site", "up")
-        _ip(pid, "address", "add", f"10.77.0.{self._nodes + 1}/24", "dev", "eth0")
+        _ip(pid, "address", "add", f"10.77.0.{number}/24", "dev", "eth0")
         _ip(pid, "link", "set", "eth0", "up")
         return ("nsenter", f"--net=/proc/{pid}/ns/net", "--")
 
