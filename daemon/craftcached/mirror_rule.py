@@ -44,6 +44,8 @@ class MirrorRule:
             the origin cannot be asked.
         slice_bytes: Bytes that it fetches and keeps as one; requests end where one ends.
         patience: Seconds without an answer, or with next to no bytes, after which it is passed by.
+        grace: Seconds for which what it should bring waits when it is lost, before it comes from
+            elsewhere: as long as it takes to be started again.
     """
 
     of: str
@@ -55,6 +57,7 @@ class MirrorRule:
     metadata: bool = True
     slice_bytes: int = 8 * MIB
     patience: float = 30.0
+    grace: float = 4.0
 
     def __post_init__(self) -> None:
         parts = _address(self.url, "url")
@@ -70,6 +73,8 @@ class MirrorRule:
             raise _wrong(f"slice_bytes is {self.slice_bytes}", "Give 4096 to a gigabyte")
         if not (math.isfinite(self.patience) and self.patience > 0):
             raise _wrong(f"patience is {self.patience}", "Give seconds")
+        if not (math.isfinite(self.grace) and self.grace >= 0):
+            raise _wrong(f"grace is {self.grace}", "Give seconds, or 0 for none")
 
     @property
     def name(self) -> str:

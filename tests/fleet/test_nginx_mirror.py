@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import json
 import os
 import re
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
     from tests.support.daemons import DaemonProcess
     from tests.support.hub import TestHub
+    from tests.support.networks import Networks
 
     NewNode = Callable[..., DaemonProcess]
 
@@ -39,18 +44,20 @@ NAME = "weights.safetensors"
 
 PATIENCE_S = 60.0
 
+CLIENTS = 1000
+
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Until it holds; the machine may be busy."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, condition
-        os.sched_yield()
+        threading.Event().wait(0.01)  # the hub runs in this process, too
 
 
-def put(hub: TestHub, repo_id: str, seed: int, **more: bytes) -> Generated:
+def put(hub: TestHub, repo_id: str, seed: int, *, size: int = SIZE, **more: bytes) -> Generated:
     """A repository with one large file."""
-    content = Generated(SIZE, seed)
+    content = Generated(size, seed)
     hub.repo(repo_id, gated=repo_id == "org/gated").commit({NAME: content, **more})
     return content
 
@@ -107,6 +114,76 @@ def test_eight_cold_nodes_cost_one_copy(hub: TestHub, nodes: list[DaemonProcess]
     assert hub.tokens_at_cdn == []
 
 
+def test_each_node_has_a_network_of_its_own(
+    networks: Networks | OSError, nodes: list[DaemonProcess]
+) -> None:
+    """What a node reaches at all, it reaches by its own link."""
+    if isinstance(networks, OSError):
+        pytest.skip(f"all share one: {networks}")
+    links = {os.stat(f"/proc/{node.pid}/ns/net").st_ino for node in nodes}
+    assert len(links | {os.stat("/proc/thread-self/ns/net").st_ino}) == len(nodes) + 1
+
+
+def test_a_thousand_clients_of_eight_daemons_cost_one_copy(
+    hub: TestHub, nodes: list[DaemonProcess]
+) -> None:
+    """Their connections are there before the first of them asks."""
+    content = put(hub, "org/crowd", 12)
+    copies = Copies(hub, content)
+    body = json.dumps({"sources": ["org/crowd"], "files": [NAME]})
+    request = (
+        "POST /v1/warm HTTP/1.1\r\nHost: craftcached\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+    )
+
+    async def ask_all() -> list[bytes]:
+        paths = [node.socket_dir / "craftcache.sock" for node in nodes] * (CLIENTS // len(nodes))
+        opened = [await asyncio.open_unix_connection(path) for path in paths]
+        for _, writer in opened:
+            writer.write(request.encode())
+        answers = await asyncio.gather(*(reader.read() for reader, _ in opened))
+        for _, writer in opened:
+            writer.close()
+            await writer.wait_closed()
+        return answers
+
+    answers = asyncio.run(ask_all())
+    assert len(answers) == CLIENTS
+    assert {answer.partition(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 200 OK"}
+    assert all(right(node, content) for node in nodes)
+    assert copies.value <= 1.02
+
+
+def test_a_thousand_clients_of_the_mirror_cost_one_copy(hub: TestHub, mirror: NginxMirror) -> None:
+    content = put(hub, "org/throng", 13)
+    copies = Copies(hub, content)
+    location = httpx.get(hub.resolve_url("org/throng", NAME)).headers["Location"]
+    target = f"/.cdn/{location.removeprefix('http://')}"
+    spans = [
+        (start, min(start + SLICE_BYTES, SIZE))
+        for start in itertools.islice(itertools.cycle(range(0, SIZE, SLICE_BYTES)), CLIENTS)
+    ]
+
+    async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *span: int) -> bool:
+        writer.write(
+            f"GET {target} HTTP/1.1\r\nHost: mirror\r\nRange: bytes={span[0]}-{span[1] - 1}\r\n"
+            f"X-Craftcache-Content: {content.sha256}:1\r\nConnection: close\r\n\r\n".encode()
+        )
+        head, _, sent = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        return b" 206 " in head and sent == content.read(span[0], span[1] - span[0])
+
+    async def ask_all() -> list[bool]:
+        opened = [await asyncio.open_connection(hub.host, mirror.port) for _ in spans]
+        return await asyncio.gather(
+            *(ask(*each, *span) for each, span in zip(opened, spans, strict=True))
+        )
+
+    assert asyncio.run(ask_all()) == [True] * CLIENTS
+    assert copies.value <= 1.02
+
+
 def test_a_corrupt_slice_costs_one_copy_once_and_is_replaced(
     hub: TestHub, mirror: NginxMirror, nodes: list[DaemonProcess]
 ) -> None:
@@ -150,7 +227,7 @@ def test_a_gated_file_is_kept_once_and_given_to_nobody_without_the_right(
             f"/org/gated/resolve/main/{NAME}",
             "/org/gated/resolve/main/config.json",
             f"/.right?{location}",
-            f"/.cdn/127.0.0.1:{mirror.port}/.cdn/{path}",
+            f"/.cdn/{mirror.name}/.cdn/{path}",
         ]
         for target in tries:
             answer = stranger.get(f"{mirror.url}{target}", headers=headers)
@@ -182,7 +259,7 @@ def test_the_origin_may_be_gone(
             answer = warm(node, name, *names)
             assert answer.status_code == 200, answer.text
         assert right(node, content)
-        assert f"described by mirror 127.0.0.1:{mirror.port}, on its word" in node.log
+        assert f"described by mirror {mirror.name}, on its word" in node.log
         with Api(node.socket_dir) as api:
             shown = api.request("GET", "/models/org%2Fkept").text
         assert f"{mirror.url}/org/kept/resolve/" in shown
@@ -226,6 +303,31 @@ def test_a_mirror_that_is_killed_midway_costs_little_and_is_used_again(
     before = metric(node, "mirror_bytes_total")
     assert warm(node, "org/last").status_code == 200
     assert metric(node, "mirror_bytes_total") - before == last.size
+
+
+def test_eight_nodes_wait_for_a_mirror_that_is_started_again(
+    hub: TestHub, mirror: NginxMirror, nodes: list[DaemonProcess]
+) -> None:
+    """As its unit does at once. An eighth of the copy may have been under way."""
+    content = put(hub, "org/again", 11, size=2 * SIZE)
+    copies = Copies(hub, content)
+    valve = Valve(content.size // 2)
+    drip = hub.inject(Drip(valve), path=f"*{content.sha256}*", origin="cdn", times=None)
+    before = sum(metric(node, "mirror_bytes_total") for node in nodes)
+    with ThreadPoolExecutor(1) as worker:
+        warming = worker.submit(warm_all, nodes, "org/again")
+        wait_for(lambda: copies.value >= 0.49)
+        mirror.kill()
+        drip.cancel()
+        valve.open()
+        wait_for(lambda: all("awaited for" in node.log for node in nodes))
+        mirror.start()
+        warming.result()
+    assert all(right(node, content) for node in nodes)
+    assert copies.value <= 1.3
+    after = sum(metric(node, "mirror_bytes_total") for node in nodes)
+    assert after - before >= 8 * content.size
+    assert all(metric(node, "mirror_up") == 1 for node in nodes)
 
 
 def test_one_that_stalls_costs_time_only(

@@ -19,12 +19,17 @@ NDJSON = {"Accept": "application/x-ndjson"}
 
 
 class Api:
-    """Requests over ``craftcache.sock``; a context manager."""
+    """Requests over ``craftcache.sock``; a context manager.
 
-    def __init__(self, socket_dir: Path) -> None:
+    Args:
+        socket_dir: The daemon's.
+        timeout: Seconds without a byte after which a request fails.
+    """
+
+    def __init__(self, socket_dir: Path, timeout: float = 60.0) -> None:
         transport = httpx.HTTPTransport(uds=str(socket_dir / "craftcache.sock"))
         self._client = httpx.Client(
-            transport=transport, base_url="http://craftcached/v1", timeout=60
+            transport=transport, base_url="http://craftcached/v1", timeout=timeout
         )
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ from tests.support.daemons import DaemonProcess
 from tests.support.nginx_mirror import SLICE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.support.hub import TestHub
@@ -18,28 +19,37 @@ __all__ = ["node_at"]
 def node_at(
     base: Path,
     hub: TestHub,
-    mirror_url: str | None,
-    *,
+    *mirror_urls: str,
     patience: float = 30.0,
+    grace: float = 4.0,
+    settings: str = "",
     token: str | None = None,
     slice_bytes: int = SLICE_BYTES,
+    within: Sequence[str] = (),
 ) -> DaemonProcess:
-    """A daemon with that mirror of the Hub, or without one; it is not started."""
+    """A daemon with these mirrors of the Hub, or with none; it is not started.
+
+    Its configuration begins with ``settings``, as TOML has them. ``within`` is a command that runs
+    another.
+    """
     config = base / "config" / "craftcache" / "config.toml"
     config.parent.mkdir(parents=True)
-    config.touch()
-    if mirror_url is not None:
-        config.write_text(
-            f"""\
+    tables = "".join(
+        f"""
 [[mirrors]]
 of = "hub"
-url = "{mirror_url}"
+url = "{url}"
 insecure = true
 slice_bytes = {slice_bytes}
 patience = {patience}
+grace = {grace}
 """
-        )
+        for url in mirror_urls
+    )
+    config.write_text(settings + tables)
     environment = {"HF_ENDPOINT": hub.endpoint, "XDG_CONFIG_HOME": str(base / "config")}
     if token is not None:
         environment["HF_TOKEN"] = token
-    return DaemonProcess(base, **environment)
+    if hub.host != "127.0.0.1":
+        environment["CRAFTCACHE_INSECURE_HOSTS"] = hub.host
+    return DaemonProcess(base, within=within, **environment)

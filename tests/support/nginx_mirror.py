@@ -90,21 +90,26 @@ class NginxMirror:
         if files is not None:
             self.files.symlink_to(files)
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.bind((hub.host, 0))
             self.port: int = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.name}"
+
+    @property
+    def name(self) -> str:
+        """Its host and port."""
+        return f"{self._hub.host}:{self.port}"
 
     def __enter__(self) -> Self:
         self.directory.chmod(0o755)
         (self.directory / "temp").mkdir()
         shutil.copy(EXAMPLES / "nginx-mirror.conf", self.directory)
         (self.directory / "nginx-mirror-listen.conf").write_text(
-            f"listen 127.0.0.1:{self.port};\nlisten unix:{self._own_socket};\n"
+            f"listen {self.name};\nlisten unix:{self._own_socket};\n"
         )
         (self.directory / "nginx-mirror-site.conf").write_text(
             SITE.format(
@@ -186,7 +191,7 @@ class NginxMirror:
 
     def _answers(self) -> bool:
         try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            socket.create_connection((self._hub.host, self.port), timeout=1).close()
         except OSError:
             return False
         return True

@@ -8,7 +8,6 @@ needs root and cgroup2, and is gone when its context ends.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib.util
 import os
@@ -22,6 +21,8 @@ import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from tests.support.networks import inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,9 +46,6 @@ BOOT_SECONDS = 60.0
 
 RUN_SECONDS = 100.0
 WAIT_SECONDS = 30.0
-
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @functools.cache
@@ -233,15 +231,8 @@ class Machine:
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
         """The machine's network for this thread, and for all threads that it starts inside."""
-        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        theirs = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _set_network(theirs)
+        with inside(self.pid):
             yield
-        finally:
-            _set_network(own)
-            os.close(own)
-            os.close(theirs)
 
 
 def _copy(layer: Path, to: Path) -> None:
@@ -259,11 +250,6 @@ def _wait_ready(notify: socket.socket, process: subprocess.Popen[bytes]) -> None
         if process.poll() is not None:
             break
     raise AssertionError("the machine does not boot; what went wrong is on stderr")
-
-
-def _set_network(descriptor: int) -> None:
-    if _libc.setns(descriptor, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _own_cgroup() -> Path | None:

@@ -10,6 +10,7 @@ tell at the end whether they are right.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import math
@@ -43,6 +44,12 @@ LAST_MIRRORED_ATTEMPT = 2
 CONTENT_HEADER = "X-Craftcache-Content"
 """Tells a mirror which content is meant, at which attempt: the part of its cache's key that makes
 a second attempt find other bytes than a first one, for all nodes the same."""
+
+GLANCE_SECONDS = 0.05
+"""Time between two looks at mirrors that are awaited."""
+
+_OF_ONE_STARTED_AGAIN = frozenset({Trouble.LOST.value, "unavailable"})
+"""Failures by kind, of bytes and of metadata, that a server shows while it is started again."""
 
 _UNFORGEABLE = frozenset({"sha256", "git-sha1"})
 """Digests that no other bytes can be found for; the 8 digits in torch.hub's names are no such."""
@@ -80,7 +87,7 @@ class Mirror:
     """
 
     rule: MirrorRule
-    circuit: Circuit = field(default_factory=Circuit)
+    circuit: Circuit
     received: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     wrong_ranges: int = 0
@@ -130,7 +137,7 @@ class Mirrors:
         hub_endpoint: str = "",
         tell: Callable[..., None] = lambda _event, **_fields: None,
     ) -> None:
-        self._mirrors = [Mirror(rule) for rule in rules]
+        self._mirrors = [Mirror(rule, Circuit(grace=rule.grace)) for rule in rules]
         self.hub_endpoint = hub_endpoint
         self.provenance = Provenance()
         self._tell = tell
@@ -173,10 +180,11 @@ class Mirrors:
     def failed(self, mirror: Mirror, kind: str, message: str, began: float) -> None:
         """Leave ``mirror`` alone for a while, and say so once."""
         mirror.failures[kind] += 1
-        seconds = mirror.circuit.failed(began)
+        seconds = mirror.circuit.failed(began, is_lost=kind in _OF_ONE_STARTED_AGAIN)
         if seconds is not None:
             name = mirror.rule.name
-            log.warning("mirror %s: %s; left alone for %.1f s", name, message, seconds)
+            then = "awaited" if mirror.circuit.is_awaited else "left alone"
+            log.warning("mirror %s: %s; %s for %.1f s", name, message, then, seconds)
             self._tell("mirror_failed", mirror=name, reason=message, seconds=round(seconds, 1))
 
     def refused(self, mirror: Mirror, message: str, source: str) -> None:
@@ -266,6 +274,15 @@ class Route:
         """Bytes at whose multiples requests end; None without mirrors."""
         return max((each.rule.slice_bytes for each in self._mirrors), default=None)
 
+    @property
+    def is_served(self) -> bool:
+        """Whether a mirror may be asked for more of the file now, or in a moment."""
+        refused = {url for url, _ in self._refused}
+        return any(
+            (each.circuit.may_ask() or each.circuit.is_awaited) and each.rule.url not in refused
+            for each in self._mirrors
+        )
+
     def peek(self, url: str, start: int) -> MirrorSite | None:
         """The mirror that would be asked now for the bytes at ``url`` from ``start`` on."""
         sites = [site for each in self._mirrors if (site := self._site(each, url))]
@@ -274,6 +291,22 @@ class Route:
         digest = self._file.promise.digest
         key = f"{digest.hex if digest else ''} {start // (self.slice_bytes or 1)}"
         return max(sites, key=lambda site: site.mirror.rank(key))
+
+    async def choose(self, url: str, start: int) -> MirrorSite | None:
+        """See peek; where a mirror may be there again in a moment, that is waited for.
+
+        Raises:
+            Fault: ELSEWHERE; it is not, and a whole slice of it is too much to ask the origin for.
+        """
+        site = self.peek(url, start)
+        has_waited = False
+        while site is None and self._is_worth_waiting(url):
+            has_waited = True
+            await asyncio.sleep(GLANCE_SECONDS)
+            site = self.peek(url, start)
+        if site is None and has_waited:
+            raise Fault(Trouble.ELSEWHERE, "the mirror that was waited for is not back")
+        return site
 
     def address(self, url: str, start: int) -> str:
         """The address that would be asked now: a mirror's, or ``url`` itself."""
@@ -288,20 +321,23 @@ class Route:
         return {**trusted, CONTENT_HEADER: content}
 
     @contextmanager
-    def asking(self, site: MirrorSite | None) -> Iterator[None]:
+    def asking(self, site: MirrorSite | None) -> Iterator[Callable[[], None]]:
         """A context for one request to ``site`` and its answer; None is the origin.
+
+        Its value is to be called once a good answer has begun.
 
         Raises:
             Fault: ELSEWHERE, in place of whatever a mirror did wrong.
         """
         if site is None:
             with self._asking_origin():
-                yield
+                yield lambda: None
             return
-        began = site.mirror.circuit.asked()
+        circuit = site.mirror.circuit
+        began = circuit.asked()
         self.sites[site.mirror.rule.url] = site
         try:
-            yield
+            yield lambda: circuit.answered(began)
         except Fault as fault:
             if fault.trouble in UNANSWERED:
                 self._pool.failed(site.mirror, fault.trouble.value, fault.message, began)
@@ -309,7 +345,7 @@ class Route:
                 self._refuse(site, fault.message)
             raise Fault(Trouble.ELSEWHERE, fault.message) from None
         except BaseException:
-            site.mirror.circuit.left()
+            circuit.left()
             raise
         self._pool.succeeded(site.mirror, began)
 
@@ -332,13 +368,22 @@ class Route:
                 self._refused.clear()  # they have refused the same signature
             raise
 
+    def _is_worth_waiting(self, url: str) -> bool:
+        return any(
+            each.circuit.is_awaited and self._place(each, url) is not None for each in self._mirrors
+        )
+
     def _refuse(self, site: MirrorSite, message: str) -> None:
         site.mirror.circuit.left()
         self._refused.add((site.mirror.rule.url, site.is_by_hub_path))
         self._pool.refused(site.mirror, message, self._file.source)
 
     def _site(self, mirror: Mirror, url: str) -> MirrorSite | None:
-        """Where ``mirror`` may be asked for what the origin has at ``url``."""
+        """Where ``mirror`` may be asked now for what the origin has at ``url``."""
+        return self._place(mirror, url) if mirror.circuit.may_ask() else None
+
+    def _place(self, mirror: Mirror, url: str) -> MirrorSite | None:
+        """Where ``mirror`` has what the origin has at ``url``, as far as it has not refused it."""
         rule = mirror.rule
         address = rule.address(url, hub_endpoint=self._pool.hub_endpoint)
         is_by_hub_path = rule.of == HUB and address is not None
@@ -348,4 +393,4 @@ class Route:
             address = rule.rehosted(url)
         if address is None or (rule.url, is_by_hub_path) in self._refused:
             return None
-        return MirrorSite(mirror, address, is_by_hub_path) if mirror.circuit.may_ask() else None
+        return MirrorSite(mirror, address, is_by_hub_path)

@@ -145,16 +145,18 @@ class RangedDownload:
     def _claim(self) -> Span | None:
         """The next range to ask for, no larger than AFFORDABLE_SHARE allows.
 
-        Of a file that has mirrors a whole slice of theirs, up to its end: what they fetch for a
-        smaller request is no less, and what is lost was not far away.
+        Of a mirror a whole slice, up to its end: what it fetches for a smaller request is no less,
+        and what is lost was not far away.
         """
-        if (slice_bytes := self._request.route.slice_bytes) is not None:
+        route = self._request.route
+        if (slice_bytes := route.slice_bytes) is not None and route.is_served:
             return self._pieces.claim(slice_bytes, boundary=slice_bytes)
         affordable = self._request.claimant.received // (
             AFFORDABLE_SHARE * self._concurrency.wanted
         )
         most = self._context.settings.piece_bytes
-        return self._pieces.claim(min(max(affordable, MIN_PIECE_BYTES), most))
+        size = min(max(affordable, MIN_PIECE_BYTES), most)
+        return self._pieces.claim(size, boundary=slice_bytes)
 
     async def _bring(self, claim: Span) -> None:
         """Make one request for ``claim``."""

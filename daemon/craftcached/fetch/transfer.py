@@ -118,10 +118,11 @@ class Transfer:
         """
         with route.asking(None):
             hop = await self._follow(file, route, url, span, etag)
-        with route.asking(hop.site):
+        with route.asking(hop.site) as answered:
             response = hop.response or await self._ask_mirror(file, route, hop.site, span)
             try:
                 reply = self._reply(file, route, hop, response, span, claimant)
+                answered()
                 try:
                     yield reply
                 finally:
@@ -172,7 +173,7 @@ class Transfer:
         home, target = origin_of(file.url), url
         for _ in range(MAX_REDIRECTS + 1):
             self._check_url(target)
-            if site := route.peek(target, span.start if span else 0):
+            if site := await route.choose(target, span.start if span else 0):
                 return _Hop(target, is_xet, None, site)
             credentials = file.headers if origin_of(target) == home else {}
             response = await self._network.request(

@@ -326,6 +326,30 @@ async def test_a_mirror_that_comes_back_is_used_again(fleet: Fleet) -> None:
     assert fleet.told("mirror_recovered")
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_one_that_served_and_is_lost_is_waited_for(
+    tmp_path: Path, hub: TestHub, mirror: TestHub, comes_back: bool
+) -> None:
+    """Started again, it brings all of it; gone for ever, nothing."""
+    rules = rule(mirror, grace=600.0 if comes_back else 0.1)
+    async with fleet_with(tmp_path, rules, hub=hub, mirror=mirror) as fleet:
+        first = hub_file(hub, CONTENT)
+        fleet.serve(first)
+        await fleet.fetch(first)
+        lost = mirror.inject(ResetConnection(), origin="cdn", times=None)
+        second = hub_file(hub, CONTENT, "other.bin", key="o")
+        fleet.serve(second)
+        fetching = asyncio.create_task(fleet.fetch(second))
+        seen = mirror.count("GET", origin="cdn")
+        await mirror.wait_for_request(lambda _: mirror.count("GET", origin="cdn") >= seen + 2)
+        if comes_back:
+            lost.cancel()
+        fetched = await fetching
+        assert sha256_of(fetched.path) == CONTENT.sha256
+        assert fleet.origin_copies == (0.0 if comes_back else 1.0)
+        assert len(fleet.told("mirror_recovered")) == (1 if comes_back else 0)
+
+
 async def test_a_signature_that_expires_is_renewed_at_the_hub_and_the_mirror_used_on(
     fleet: Fleet,
 ) -> None:

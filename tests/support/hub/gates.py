@@ -71,11 +71,13 @@ class Valve:
         self._allowed: int | None = allowed
         self._changed = Signal()
 
-    def allow(self, count: int) -> None:
-        """Let ``count`` more bytes through."""
+    def allow(self, count: int, most: int | None = None) -> None:
+        """Let ``count`` more bytes through, but no more than ``most`` with those not taken yet."""
         with self._lock:
             if self._allowed is not None:
                 self._allowed += count
+                if most is not None:
+                    self._allowed = min(self._allowed, most)
             self._wake()
 
     def open(self) -> None:

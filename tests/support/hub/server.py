@@ -4,7 +4,7 @@ Answers as the real one does, as far as huggingface_hub and a fetching daemon ca
 headers, redirects of LFS files to signed URLs on another origin, error codes, gated and private
 repositories, renamed ones. The CDN also serves plain files. Run it on the test's own loop::
 
-    async with TestHub() as hub:
+    async with TestHub(host) as hub:
         repo = hub.repo("org/model")
         commit = repo.commit({"state_dict.bin": b"..."})
         hub.inject(ResetConnection(after=100), path="*/state_dict.bin", origin="cdn")
@@ -85,13 +85,18 @@ class Rule:
 class TestHub:
     """The hub and its CDN; see the module.
 
+    Args:
+        host: The address that it listens on.
+
     Attributes:
+        host: The same.
         files: The CDN's plain files by path (which starts with a slash).
     """
 
     __test__: ClassVar[bool] = False  # the name is no test's
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.files: dict[str, Content | Hosted] = {}
         self._journal = Journal()
         self._rules: list[Rule] = []
@@ -121,12 +126,12 @@ class TestHub:
     @property
     def endpoint(self) -> str:
         """The Hub's address, as HF_ENDPOINT wants it."""
-        return f"http://127.0.0.1:{self._ports['hub']}"
+        return f"http://{self.host}:{self._ports['hub']}"
 
     @property
     def cdn(self) -> str:
         """The CDN's address: another origin than the Hub's."""
-        return f"http://127.0.0.1:{self._ports['cdn']}"
+        return f"http://{self.host}:{self._ports['cdn']}"
 
     def cdn_url(self, path: str) -> str:
         """The URL of a plain file in ``files``."""
@@ -248,7 +253,7 @@ class TestHub:
         )
         await runner.setup()
         self._runners[origin] = runner
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, self.host, 0).start()
         self._ports[origin] = runner.addresses[0][1]
 
     async def _handle(
@@ -309,13 +314,13 @@ class TestHub:
 
 
 @contextmanager
-def hub_in_thread() -> Iterator[TestHub]:
+def hub_in_thread(host: str = "127.0.0.1") -> Iterator[TestHub]:
     """A hub on a loop of its own in another thread; all of its synchronous methods work here."""
     started: Future[tuple[TestHub, Callable[[], object]]] = Future()
 
     async def serve() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        async with TestHub() as hub:
+        async with TestHub(host) as hub:
             started.set_result((hub, partial(loop.call_soon_threadsafe, stop.set)))
             await stop.wait()
 
