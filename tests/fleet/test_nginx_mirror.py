@@ -26,7 +26,7 @@ from tests.support.tools import needs
 from .conftest import TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tests.support.daemons import DaemonProcess
@@ -55,10 +55,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
         threading.Event().wait(0.01)  # the hub runs in this process, too
 
 
-def put(hub: TestHub, repo_id: str, seed: int, *, size: int = SIZE, **more: bytes) -> Generated:
+def put(
+    hub: TestHub, repo_id: str, seed: int, more: Mapping[str, bytes] | None = None, size: int = SIZE
+) -> Generated:
     """A repository with one large file."""
     content = Generated(size, seed)
-    hub.repo(repo_id, gated=repo_id == "org/gated").commit({NAME: content, **more})
+    hub.repo(repo_id, gated=repo_id == "org/gated").commit({NAME: content, **(more or {})})
     return content
 
 
@@ -209,7 +211,7 @@ def test_a_corrupt_slice_costs_one_copy_once_and_is_replaced(
 def test_a_gated_file_is_kept_once_and_given_to_nobody_without_the_right(
     hub: TestHub, mirror: NginxMirror, nodes: list[DaemonProcess], new_node: NewNode
 ) -> None:
-    content = put(hub, "org/gated", 3, **{"config.json": b'{"secret": 1}'})
+    content = put(hub, "org/gated", 3, more={"config.json": b'{"secret": 1}'})
     copies = Copies(hub, content)
     warm_all(nodes[:3], "org/gated")
     assert copies.value <= 1.02

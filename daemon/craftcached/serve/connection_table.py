@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionTable", "Limits"]
 
+GREETING_SECONDS = 5.0
+"""Time that a worker has between connecting and its first words: on a crowded machine it may not
+run for as long as that. To it a connection that ends before its request is one that failed."""
+
 
 def _share_of_descriptors(share: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -106,16 +110,25 @@ class ConnectionTable:
         """Whether a user, or all together, have more connections than they may."""
         return self._has_too_many(user) or self._standing() > self._limits.connections
 
-    def longest_idle(self, user: User) -> WorkerConnection | None:
+    def longest_idle(self, user: User, now: float) -> WorkerConnection | None:
         """The idle connection whose place a newcomer of ``user`` takes; None where all are busy.
 
         If the user has too many it is one of their own, else one of the user with most idle. A
-        connection whose worker has not received its answer yet is not given up.
+        connection whose worker has not received its answer yet, or has only just connected and is
+        about to ask, is not given up.
+
+        Args:
+            user: The newcomer's user.
+            now: Time by the loop's clock.
         """
         if not self._has_too_many(user):
             user = max(self.users.values(), key=lambda each: len(each.idle))
         waiting_for_nothing = (
-            each for each in user.idle if each.has_received() and not each.has_unheard()
+            each
+            for each, since in user.idle.items()
+            if (each.greeted or since <= now - GREETING_SECONDS)
+            and each.has_received()
+            and not each.has_unheard()
         )
         return next(waiting_for_nothing, None)
 

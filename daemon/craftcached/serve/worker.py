@@ -214,7 +214,7 @@ class WorkerServer:
         if self._table.is_crowded(user):
             self._look_again(user)
         while self._table.is_crowded(user):
-            idle = self._table.longest_idle(user)
+            idle = self._table.longest_idle(user, self._loop.time())
             if idle is None:
                 return False
             self._end(idle)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.support.hub import Repo, TestHub
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 """Far less than the seconds after which an origin that says nothing counts as dead."""
 
 STALLS: dict[str, tuple[str, Literal["hub", "cdn"], int | None]] = {

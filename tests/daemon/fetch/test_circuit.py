@@ -153,11 +153,9 @@ def test_one_that_begins_to_answer_is_asked_by_all_at_once() -> None:
     circuit = lost(clock)
     clock.now += RETURN_SECONDS
     began = circuit.asked()
-    assert circuit.is_awaited
-    assert not circuit.may_ask()
+    assert (circuit.is_awaited, circuit.may_ask()) == (True, False)
     circuit.answered(began)
-    assert not circuit.is_awaited
-    assert circuit.may_ask()
+    assert (circuit.is_awaited, circuit.may_ask()) == (False, True)
     assert circuit.asked() == clock.now
     assert circuit.may_ask()
     # It is no failure that is forgotten until an answer has come whole.

@@ -165,6 +165,11 @@ def flip_lines(journal: Path) -> None:
     journal.write_bytes(b"\n".join([header, *(line.replace(b"1", b"9") for line in lines)]))
 
 
+def become_directory(journal: Path) -> None:
+    journal.unlink()
+    journal.mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     **{f"another {field}": partial(edit_header, field=field) for field in HEADER},
     "empty": lambda journal: journal.write_bytes(b""),
@@ -172,7 +177,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut in its last line": lambda journal: os.truncate(journal, journal.stat().st_size - 3),
     "garbage": lambda journal: journal.write_bytes(os.urandom(500)),
     "garbage after it": lambda journal: journal.write_bytes(journal.read_bytes() + b"\xff\0\n"),
-    "a directory": lambda journal: (journal.unlink(), journal.mkdir()),
+    "a directory": become_directory,
     "claims more": claim_more,
     "other numbers": flip_lines,
     "another's": lambda journal: journal.write_bytes(journal.with_name("o.journal").read_bytes()),

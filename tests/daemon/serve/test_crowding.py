@@ -16,7 +16,7 @@ from craftcache.daemon.transport import Cancellation, DaemonUnavailable, Deadlin
 from craftcache.daemon.transport.worker_socket import MAX_IDLE
 from craftcache.wire import DaemonStatus, Hello, Loaded, Problem, Status, encode
 from craftcached.serve.connection import WorkerConnection
-from craftcached.serve.connection_table import ConnectionTable
+from craftcached.serve.connection_table import GREETING_SECONDS, ConnectionTable
 from craftcached.serve.peers import Peer
 from craftcached.serve.worker import Limits
 from tests.support.sockets import FunctionBackend, RawWorker, load, serving
@@ -88,12 +88,27 @@ def test_who_has_spoken_and_was_not_read_yet_does_not_make_way() -> None:
             stack.enter_context(theirs)
             stack.enter_context(ours)
             user.idle[WorkerConnection(ours, Peer.of(ours), user)] = 0.0
+        now = 2 * GREETING_SECONDS
         first, second = user.idle
-        assert table.longest_idle(user) is first
+        assert table.longest_idle(user, now) is first
         pairs[0][0].send(b"a request")
-        assert table.longest_idle(user) is second
+        assert table.longest_idle(user, now) is second
         pairs[1][0].send(b"another")
-        assert table.longest_idle(user) is None
+        assert table.longest_idle(user, now) is None
+
+
+def test_who_has_only_just_connected_does_not_make_way() -> None:
+    """On a crowded machine a worker may not run between its connection and its request."""
+    table = ConnectionTable(Limits())
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, ours:
+        user = table.user(os.getuid())
+        connection = WorkerConnection(ours, Peer.of(ours), user)
+        user.idle[connection] = 10.0
+        assert table.longest_idle(user, 10.0 + GREETING_SECONDS / 2) is None
+        assert table.longest_idle(user, 10.0 + GREETING_SECONDS) is connection
+        connection.greeted = True
+        assert table.longest_idle(user, 10.0) is connection
 
 
 def test_all_users_together_have_only_so_many(tmp_path: Path) -> None:
