@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from click.shell_completion import get_completion_class
 from click_man.core import write_man_pages
 
-from craftcache.cli import main as craftcache
+from craftcache.cli.app import main as craftcache
 from craftcache.version import VERSION
 from craftcached.__main__ import main as craftcached
 

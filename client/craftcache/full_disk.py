@@ -11,7 +11,15 @@ from .errors import StorageFull
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FULL", "free_bytes", "storage_full"]
+__all__ = [
+    "FEW_INODES",
+    "FULL",
+    "MORE_INODES",
+    "NO_INODES",
+    "free_bytes",
+    "free_inodes",
+    "storage_full",
+]
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What a write fails with on a disk that is full."""
@@ -20,11 +28,21 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FEW_INODES = 16
 """With so few left, and bytes in plenty, it is they that gave out: what failed was cleared away."""
 
+NO_INODES = "has room for no more files: all its inodes are in use"
+MORE_INODES = "Remove files there, however small, or make the file system with more inodes"
+"""What is said of a file system with so few, and what to do."""
+
 
 def free_bytes(directory: Path) -> int:
     """Bytes that the file system of ``directory`` has left for this user."""
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
+
+
+def free_inodes(directory: Path) -> int | None:
+    """Files that the file system of ``directory`` has room for; None where it counts none."""
+    status = os.statvfs(directory)
+    return status.f_favail if status.f_files > 0 else None
 
 
 def storage_full(
@@ -47,18 +65,18 @@ def storage_full(
         least: Least value of ``missing_bytes`` in the error, if bytes are what is missing.
     """
     try:
-        status = os.statvfs(directory)
-        left = status.f_bavail * status.f_frsize if free is None else free
-        inodes = status.f_favail if status.f_files > 0 else FEW_INODES
+        left = free_bytes(directory) if free is None else free
+        inodes = free_inodes(directory)
     except OSError:
-        left, inodes = free or 0, FEW_INODES
+        left, inodes = free or 0, None
+    if inodes is None:
+        inodes = FEW_INODES
     missing = max(0, needed - left)
     is_refused = error is not None and error.errno == errno.ENOSPC
     lacks_inodes = is_refused and (inodes == 0 or (not missing and inodes < FEW_INODES))
     hint = "Free some space, or remove a model with craftcache rm"
     if lacks_inodes:
-        what = "has room for no more files: all its inodes are in use"
-        hint = "Remove files there, however small, or make the file system with more inodes"
+        what, hint = NO_INODES, MORE_INODES
         missing = least = 0
     elif missing:
         what = f"lacks {missing} bytes"

@@ -30,7 +30,7 @@ from craftcache.version import VERSION
 from .log_writer import LogWriter
 from .options import settings_options
 from .process import run
-from .settings import Settings, settings_faults
+from .settings_reading import load_settings, settings_faults
 from .systemd import InheritedSockets, JournalFormatter, JournalSocket, Notifier, is_journal
 
 __all__ = ["main"]
@@ -88,7 +88,7 @@ def main(
         try:
             asyncio.run(
                 run(
-                    functools.partial(Settings.load, given, config_file=config_file),
+                    functools.partial(load_settings, given, config_file=config_file),
                     InheritedSockets.take(os.environ),
                     Notifier.of(os.environ),
                 )

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from craftcache.wire import NotWarm
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     from .events import Event
 
 __all__ = ["Absences"]
-
-log = logging.getLogger("craftcached")
 
 SAVE_SECONDS: Final = 1.0
 """Time from a change until it is saved; a crash loses what came in it."""
@@ -70,10 +66,8 @@ class Absences:
             try:
                 await records.save_absences(list(self._by_source.values()))
             except asyncio.CancelledError:
-                self._has_changed.set()  # half of it may be done
+                self._has_changed.set()  # it may not be done
                 raise
-            except sqlite3.Error as error:
-                log.warning("why models are not warm is not recorded: %s", error)
 
         async def keep() -> None:
             while await self._has_changed.wait():

@@ -38,6 +38,7 @@ from .inspect import Inspector
 from .loop_lag import measuring_lag
 from .min_free import MinFree
 from .residency.residency import Residency
+from .retention import Retention
 from .serve.handler import CountedHandler
 from .serve.http import AdminServer
 from .serve.metrics import MetricsRoute
@@ -160,53 +161,17 @@ class Daemon:
         return self._warmer.progress() if self._warmer is not None else []
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
-        settings, events = self._settings, self._sight.events
-        cache = CacheDir(settings.own_cache_dir)
-        # Both before anything is made or changed in either.
-        check_format(cache)
-        with _naming("state_dir", settings.state_dir):
-            check_version(settings.state_dir)
-        with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
-            store = await life.enter_async_context(Store(cache, events))
-        with _naming("state_dir", settings.state_dir):
-            records = await life.enter_async_context(Database(settings.state_dir))
-        await life.enter_async_context(self._sight.absences.kept_in(records))
+        settings, sight = self._settings, self._sight
+        store, records = await self._open_storage(life)
+        await life.enter_async_context(sight.absences.kept_in(records))
         owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
         inspector = await life.enter_async_context(Inspector())
-        staging = cache.staging / "fetch"
-        space = DiskSpace(lambda: free_bytes(existing(cache.staging)), None, cache.root)
-        engine = await life.enter_async_context(
-            Engine(
-                staging,
-                EngineSettings(
-                    max_connections=settings.max_connections,
-                    max_connections_per_host=settings.max_connections_per_host,
-                    bandwidth=settings.max_bytes_per_second or None,
-                    uplink=settings.max_uplink_bytes_per_second or None,
-                ),
-                check_url=self._policy.check_url,
-                may_be_private=self._policy.may_be_private,
-                space=space,
-                xet=self._xet,
-                mirrors=self._mirrors,
-            )
-        )
-        hub = Hub(
-            endpoint=settings.hub_endpoint,
-            token=settings.hub_token,
-            timeout=settings.hub_timeout,
-            mirrors=self._mirrors,
-        )
-        life.callback(hub.close)
-        attempt = SecondAttempt(engine, self._mirrors)
-        fetcher = MeasuredFetcher(CountedFetcher(attempt, self._sight.counts))
-        acquirer = FileAcquirer(
-            store=store,
-            fetcher=fetcher,
-            inspector=inspector,
-        )
+        staging = store.cache.staging
+        space = DiskSpace(lambda: free_bytes(existing(staging)), None, store.cache.root)
+        fetcher = await self._open_fetcher(life, staging / "fetch", space)
+        acquirer = FileAcquirer(store=store, fetcher=fetcher, inspector=inspector)
         self._budgets = await life.enter_async_context(Budgets(records, _budget_limits(settings)))
-        origins = Origins(hub, self._policy, HostTokens(settings.tokens_dir))
+        origins = self._open_origins(life)
         self._warmer = Warmer(
             store=store,
             origins=origins,
@@ -214,10 +179,10 @@ class Daemon:
             allow=settings.allow,
             deny=settings.deny,
             admission=FetchAdmission(
-                space=space, store=store, staging=staging, budgets=self._budgets
+                space=space, store=store, staging=staging / "fetch", budgets=self._budgets
             ),
             owner=owner,
-            events=events,
+            events=sight.events,
         )
         opener = BlobOpener(store, settings.serve_dir)
         opener.check()
@@ -234,37 +199,15 @@ class Daemon:
         )
         await asyncio.to_thread(bundles.clear_leftovers)
         life.callback(bundles.close)
-        pruner = Pruner(
-            survey=keepers.surveyor.survey,
-            remove=store.remove,
-            is_kept=keepers.is_kept,
-            reason=lambda model: keepers.surveyor.reason(model, {}),
-            uses=keepers.uses,
-            tell=lambda source, freed: self._sight.events.tell(
-                "removed", source=source, freed_bytes=freed
-            ),
-        )
         self._watches = Watches(
             store=store,
             inspector=inspector,
             records=records,
-            events=events,
+            events=sight.events,
             rules=settings.watches,
             space=space,
         )
-        self._monitor = DirectoryMonitor(
-            (
-                MonitoredDirectory(
-                    f"the cache directory {settings.own_cache_dir}",
-                    store.lock.is_obstructed,
-                    store.lock.check_healable,
-                    grace=0.0,  # nothing is made yet
-                ),
-                MonitoredDirectory(
-                    f"the state directory {settings.state_dir}", records.is_gone, records.heal
-                ),
-            )
-        )
+        self._monitor = DirectoryMonitor(self._own_directories(store, records))
         service = Service(
             settings=settings,
             store=store,
@@ -275,10 +218,10 @@ class Daemon:
             keepers=keepers,
             budgets=self._budgets,
             watches=self._watches,
-            sight=self._sight,
+            sight=sight,
             monitor=self._monitor,
             bundles=bundles,
-            pruner=pruner,
+            retention=self._retention(store, keepers, self._watches),
             planner=Planner(
                 store=store, origins=origins, check_allowed=self._warmer.check_may_fetch
             ),
@@ -299,6 +242,81 @@ class Daemon:
             )
         )
         return service
+
+    async def _open_storage(self, life: contextlib.AsyncExitStack) -> tuple[Store, Database]:
+        """The store and the database, whose formats are looked at before either is changed."""
+        settings = self._settings
+        cache = CacheDir(settings.own_cache_dir)
+        check_format(cache)
+        with _naming("state_dir", settings.state_dir):
+            check_version(settings.state_dir)
+        with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
+            store = await life.enter_async_context(Store(cache, self._sight.events))
+        with _naming("state_dir", settings.state_dir):
+            records = await life.enter_async_context(Database(settings.state_dir))
+        return store, records
+
+    async def _open_fetcher(
+        self, life: contextlib.AsyncExitStack, staging: Path, space: DiskSpace
+    ) -> MeasuredFetcher:
+        """The fetch engine, with a second attempt at wrong bytes, counted and measured."""
+        settings = self._settings
+        engine = Engine(
+            staging,
+            EngineSettings(
+                max_connections=settings.max_connections,
+                max_connections_per_host=settings.max_connections_per_host,
+                bandwidth=settings.max_bytes_per_second or None,
+                uplink=settings.max_uplink_bytes_per_second or None,
+            ),
+            check_url=self._policy.check_url,
+            may_be_private=self._policy.may_be_private,
+            space=space,
+            xet=self._xet,
+            mirrors=self._mirrors,
+        )
+        await life.enter_async_context(engine)
+        attempt = SecondAttempt(engine, self._mirrors)
+        return MeasuredFetcher(CountedFetcher(attempt, self._sight.counts))
+
+    def _open_origins(self, life: contextlib.AsyncExitStack) -> Origins:
+        settings = self._settings
+        hub = Hub(
+            endpoint=settings.hub_endpoint,
+            token=settings.hub_token,
+            timeout=settings.hub_timeout,
+            mirrors=self._mirrors,
+        )
+        life.callback(hub.close)
+        return Origins(hub, self._policy, HostTokens(settings.tokens_dir))
+
+    def _retention(self, store: Store, keepers: Keepers, watches: Watches) -> Retention:
+        events = self._sight.events
+        pruner = Pruner(
+            survey=keepers.surveyor.survey,
+            remove=store.remove,
+            is_kept=keepers.is_kept,
+            reason=lambda model: keepers.surveyor.reason(model, {}),
+            uses=keepers.uses,
+            tell=lambda source, freed: events.tell("removed", source=source, freed_bytes=freed),
+        )
+        return Retention(
+            store=store, keepers=keepers, pruner=pruner, watches=watches, events=events
+        )
+
+    def _own_directories(self, store: Store, records: Database) -> tuple[MonitoredDirectory, ...]:
+        settings = self._settings
+        return (
+            MonitoredDirectory(
+                f"the cache directory {settings.own_cache_dir}",
+                store.lock.is_obstructed,
+                store.lock.check_healable,
+                grace=0.0,  # nothing is made yet
+            ),
+            MonitoredDirectory(
+                f"the state directory {settings.state_dir}", records.is_gone, records.heal
+            ),
+        )
 
     async def _open_keepers(
         self,

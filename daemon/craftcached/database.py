@@ -8,7 +8,9 @@ warm.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -18,14 +20,15 @@ from typing import TYPE_CHECKING, Self
 
 import aiosqlite
 
-from craftcache.errors import InvalidSource, Unavailable
+from craftcache.errors import CraftcacheError, InvalidSource, Unavailable
+from craftcache.full_disk import storage_full
 from craftcache.sources import parse
 from craftcache.watch_rule import WatchRule
 from craftcache.wire import NotWarm, Warm, WarmOptions, WireError
 from craftcache.wire.fields import Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["Database", "Hashing", "Hold", "Pin", "WarmJob", "check_version"]
@@ -33,6 +36,9 @@ __all__ = ["Database", "Hashing", "Hold", "Pin", "WarmJob", "check_version"]
 log = logging.getLogger("craftcached")
 
 FILENAME = "craftcached.sqlite"
+
+_RECORD_BYTES = 64 * 1024
+"""Room that a change takes at most, the log of SQLite included."""
 
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
@@ -199,7 +205,10 @@ def _refuse_newer(path: Path, version: int) -> None:
 class Database:
     """The database; use as an async context manager.
 
-    It has no lock: aiosqlite runs the statements of its one connection in turn on one thread.
+    What somebody asked to be remembered (a pin, a queued warm, a watch) is durable when the method
+    returns, and an error where it cannot be. What is noted beside other work (uses, bytes fetched,
+    why models are not warm) fails none of it: a full disk here is no reason to fetch a model twice.
+
     WarmQueue, Pins and Watches each order their own changes.
 
     Args:
@@ -210,6 +219,11 @@ class Database:
         self._state_dir = state_dir
         self._path = state_dir / FILENAME
         self._connection: aiosqlite.Connection
+        self._fault: sqlite3.Error | None = None
+        """Why the last change could not be written; None where it could."""
+        # Held for one transaction: the connection has but one, which all statements go into. No
+        # other lock is taken inside.
+        self._changing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -228,16 +242,24 @@ class Database:
         await self._connection.close()
 
     def is_gone(self) -> bool:
-        """Whether the database's file was removed."""
-        return not self._path.exists()
+        """Whether the database's file was removed, or could not be written to the last time."""
+        return self._fault is not None or not self._path.exists()
 
     async def heal(self) -> None:
-        """Write the removed database file anew, with all that it held.
+        """Write the removed database file anew, with all that it held; or find that it is writable.
 
         Raises:
             OSError: The directory or the file cannot be made.
             sqlite3.Error: SQLite cannot write the file.
         """
+        if self._path.exists():
+            async with self._transaction() as connection:
+                await connection.execute(f"PRAGMA user_version = {VERSION}")
+            return
+        async with self._changing:
+            await self._write_anew()
+
+    async def _write_anew(self) -> None:
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         log.warning("%s was removed under the daemon, and is written anew", self._path)
         fresh = await _open(self._path)
@@ -247,16 +269,67 @@ class Database:
             await fresh.close()
             raise
         gone, self._connection = self._connection, fresh
+        self._fault = None
         await gone.close()
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
+        """A context for changes that are made together, or not at all; durable at its end.
+
+        Raises:
+            sqlite3.Error: They cannot be made.
+        """
+        async with self._changing:
+            try:
+                yield self._connection
+                await self._connection.commit()
+            except BaseException as error:
+                if isinstance(error, sqlite3.Error):
+                    self._fault = error
+                with contextlib.suppress(sqlite3.Error):
+                    await self._connection.rollback()
+                raise
+            self._fault = None
+
+    @contextlib.asynccontextmanager
+    async def _remembering(self) -> AsyncIterator[aiosqlite.Connection]:
+        """A transaction of what somebody asked for.
+
+        Raises:
+            StorageFull: The disk has no room for it.
+            CraftcacheError: It cannot be written; the daemon's own fault.
+        """
+        try:
+            async with self._transaction() as connection:
+                yield connection
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise storage_full(self._state_dir, _RECORD_BYTES, error=full) from error
+            raise CraftcacheError(
+                f"{self._path} cannot be written: {error}",
+                hint="craftcache doctor says what is wrong on this node",
+            ) from error
+
+    @contextlib.asynccontextmanager
+    async def _noting(self) -> AsyncIterator[aiosqlite.Connection]:
+        """A transaction of what is only noted: it is logged once where it cannot be."""
+        had_fault = self._fault is not None
+        try:
+            async with self._transaction() as connection:
+                yield connection
+        except sqlite3.Error as error:
+            if not had_fault:
+                log.error("%s cannot be written, and notes in it are lost: %s", self._path, error)  # noqa: TRY400  # it says all there is to say
 
     async def add_warm_job(self, warm: Warm, uid: int | None = None) -> WarmJob:
         """Queue a warm; durable when this returns. An equal warm is queued once."""
         row = (warm.source.spelled, _dumped(warm.options))
-        await self._connection.execute(
-            "INSERT OR IGNORE INTO queued_warms (source, options, uid) VALUES (?, ?, ?)",
-            (*row, uid),
-        )
-        await self._connection.commit()
+        async with self._remembering() as connection:
+            await connection.execute(
+                "INSERT OR IGNORE INTO queued_warms (source, options, uid) VALUES (?, ?, ?)",
+                (*row, uid),
+            )
         cursor = await self._connection.execute(
             "SELECT id, uid FROM queued_warms WHERE (source, options) = (?, ?)", row
         )
@@ -281,8 +354,8 @@ class Database:
 
     async def finish_warm_job(self, job: WarmJob) -> None:
         """Delete a queued warm that is done, cancelled or given up."""
-        await self._connection.execute("DELETE FROM queued_warms WHERE id = ?", (job.id,))
-        await self._connection.commit()
+        async with self._noting() as connection:
+            await connection.execute("DELETE FROM queued_warms WHERE id = ?", (job.id,))
 
     async def pins(self) -> list[Pin]:
         """All pins."""
@@ -293,17 +366,17 @@ class Database:
 
     async def save_pin(self, pin: Pin) -> None:
         """Save a pin; it replaces an earlier one of the same model."""
-        await self._connection.execute(
-            "INSERT OR REPLACE INTO pins (key, source, is_locked, pinned_at, expires_at) "
-            "VALUES (?, ?, ?, ?, ?)",
-            (pin.key, pin.source, pin.is_locked, pin.pinned_at, pin.expires_at),
-        )
-        await self._connection.commit()
+        async with self._remembering() as connection:
+            await connection.execute(
+                "INSERT OR REPLACE INTO pins (key, source, is_locked, pinned_at, expires_at) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (pin.key, pin.source, pin.is_locked, pin.pinned_at, pin.expires_at),
+            )
 
     async def remove_pin(self, key: str) -> None:
         """Delete a pin."""
-        await self._connection.execute("DELETE FROM pins WHERE key = ?", (key,))
-        await self._connection.commit()
+        async with self._remembering() as connection:
+            await connection.execute("DELETE FROM pins WHERE key = ?", (key,))
 
     async def holds(self) -> list[Hold]:
         """All holds, those that have ended too."""
@@ -314,19 +387,19 @@ class Database:
 
     async def save_hold(self, hold: Hold) -> None:
         """Save a hold; it replaces the user's earlier one of the same model."""
-        await self._connection.execute(
-            "INSERT OR REPLACE INTO holds (key, source, uid, expires_at) VALUES (?, ?, ?, ?)",
-            (hold.key, hold.source, hold.uid, hold.expires_at),
-        )
-        await self._connection.commit()
+        async with self._remembering() as connection:
+            await connection.execute(
+                "INSERT OR REPLACE INTO holds (key, source, uid, expires_at) VALUES (?, ?, ?, ?)",
+                (hold.key, hold.source, hold.uid, hold.expires_at),
+            )
 
     async def remove_hold(self, hold: Hold) -> None:
         """Delete a hold."""
-        await self._connection.execute(
-            "DELETE FROM holds WHERE (key, uid, expires_at) = (?, ?, ?)",
-            (hold.key, hold.uid, hold.expires_at),
-        )
-        await self._connection.commit()
+        async with self._noting() as connection:
+            await connection.execute(
+                "DELETE FROM holds WHERE (key, uid, expires_at) = (?, ?, ?)",
+                (hold.key, hold.uid, hold.expires_at),
+            )
 
     async def fetched(self) -> dict[int, tuple[int, int]]:
         """The day, counted from the epoch, and the bytes fetched on it for each user, by uid."""
@@ -335,10 +408,11 @@ class Database:
 
     async def save_fetched(self, uid: int, day: int, size: int) -> None:
         """Save the bytes fetched for a user on a day; it replaces those of an earlier day."""
-        await self._connection.execute(
-            "INSERT OR REPLACE INTO fetched (uid, day, bytes) VALUES (?, ?, ?)", (uid, day, size)
-        )
-        await self._connection.commit()
+        async with self._noting() as connection:
+            await connection.execute(
+                "INSERT OR REPLACE INTO fetched (uid, day, bytes) VALUES (?, ?, ?)",
+                (uid, day, size),
+            )
 
     async def uses(self) -> dict[str, float]:
         """Time of each model's last use, in seconds since the epoch, by its manifest's key."""
@@ -347,15 +421,15 @@ class Database:
 
     async def save_uses(self, uses: Mapping[str, float]) -> None:
         """Save the times of last use of some models, in seconds since the epoch."""
-        await self._connection.executemany(
-            "INSERT OR REPLACE INTO uses (key, used_at) VALUES (?, ?)", uses.items()
-        )
-        await self._connection.commit()
+        async with self._noting() as connection:
+            await connection.executemany(
+                "INSERT OR REPLACE INTO uses (key, used_at) VALUES (?, ?)", uses.items()
+            )
 
     async def forget_use(self, key: str) -> None:
         """Delete the time of last use of a removed model."""
-        await self._connection.execute("DELETE FROM uses WHERE key = ?", (key,))
-        await self._connection.commit()
+        async with self._noting() as connection:
+            await connection.execute("DELETE FROM uses WHERE key = ?", (key,))
 
     async def absences(self) -> list[NotWarm]:
         """Why models are not warm, the oldest first; what cannot be read is left out."""
@@ -371,11 +445,11 @@ class Database:
     async def save_absences(self, absences: Sequence[NotWarm]) -> None:
         """Save why models are not warm, the oldest first, in the place of what was saved before."""
         rows = [(place, json.dumps(each.to_fields())) for place, each in enumerate(absences)]
-        await self._connection.execute("DELETE FROM absences")
-        await self._connection.executemany(
-            "INSERT INTO absences (place, absence) VALUES (?, ?)", rows
-        )
-        await self._connection.commit()
+        async with self._noting() as connection:
+            await connection.execute("DELETE FROM absences")
+            await connection.executemany(
+                "INSERT INTO absences (place, absence) VALUES (?, ?)", rows
+            )
 
     async def hashings(self) -> list[Hashing]:
         """The last hashing of each file that was hashed again since it came."""
@@ -386,19 +460,19 @@ class Database:
 
     async def save_hashing(self, hashing: Hashing) -> None:
         """Save a hashing; it replaces the one before of the same path."""
-        await self._connection.execute(
-            "INSERT OR REPLACE INTO hashings (path, sha256, hashed_at, is_broken)"
-            " VALUES (?, ?, ?, ?)",
-            (hashing.path, hashing.sha256, hashing.hashed_at, hashing.is_broken),
-        )
-        await self._connection.commit()
+        async with self._noting() as connection:
+            await connection.execute(
+                "INSERT OR REPLACE INTO hashings (path, sha256, hashed_at, is_broken)"
+                " VALUES (?, ?, ?, ?)",
+                (hashing.path, hashing.sha256, hashing.hashed_at, hashing.is_broken),
+            )
 
     async def forget_hashings(self, paths: Iterable[str]) -> None:
         """Delete the hashings of files that are not published any more."""
-        await self._connection.executemany(
-            "DELETE FROM hashings WHERE path = ?", [(path,) for path in paths]
-        )
-        await self._connection.commit()
+        async with self._noting() as connection:
+            await connection.executemany(
+                "DELETE FROM hashings WHERE path = ?", [(path,) for path in paths]
+            )
 
     async def watch_rules(self) -> list[WatchRule]:
         """The rules of all watches that were added through the admin socket."""
@@ -407,16 +481,16 @@ class Database:
 
     async def save_watch_rule(self, rule: WatchRule) -> None:
         """Save a watch's rule; it replaces an earlier one of the same name."""
-        await self._connection.execute(
-            "INSERT OR REPLACE INTO watches (name, rule) VALUES (?, ?)",
-            (rule.name, json.dumps(rule.to_fields())),
-        )
-        await self._connection.commit()
+        async with self._remembering() as connection:
+            await connection.execute(
+                "INSERT OR REPLACE INTO watches (name, rule) VALUES (?, ?)",
+                (rule.name, json.dumps(rule.to_fields())),
+            )
 
     async def remove_watch_rule(self, name: str) -> None:
         """Delete a watch's rule."""
-        await self._connection.execute("DELETE FROM watches WHERE name = ?", (name,))
-        await self._connection.commit()
+        async with self._remembering() as connection:
+            await connection.execute("DELETE FROM watches WHERE name = ?", (name,))
 
     async def held_watches(self) -> set[str]:
         """Names of the watches that were rolled back and not resumed since."""
@@ -425,15 +499,15 @@ class Database:
 
     async def hold_watch(self, name: str) -> None:
         """Record that a watch was rolled back, so that it publishes nothing until resumed."""
-        await self._connection.execute(
-            "INSERT OR REPLACE INTO held_watches (name) VALUES (?)", (name,)
-        )
-        await self._connection.commit()
+        async with self._remembering() as connection:
+            await connection.execute(
+                "INSERT OR REPLACE INTO held_watches (name) VALUES (?)", (name,)
+            )
 
     async def release_watch(self, name: str) -> None:
         """Record that a watch was resumed."""
-        await self._connection.execute("DELETE FROM held_watches WHERE name = ?", (name,))
-        await self._connection.commit()
+        async with self._remembering() as connection:
+            await connection.execute("DELETE FROM held_watches WHERE name = ?", (name,))
 
 
 async def _open(path: Path) -> aiosqlite.Connection:

@@ -38,7 +38,7 @@ class MonitoredDirectory:
 
     Attributes:
         shown: Name as shown to people.
-        is_gone: Returns whether it was removed; takes a few stats.
+        is_gone: Returns whether it was removed, or cannot be used; takes a few stats.
         heal: Makes it anew, or checks that it will be when it is needed; raises the reason if it
             cannot be.
         grace: Seconds between the look that misses it and its making.
@@ -105,7 +105,10 @@ class DirectoryMonitor:
                 await place.heal()
             self._missed.pop(what, None)
         except (OSError, sqlite3.Error, CraftcacheError) as error:
-            problem = f"{what} cannot be used: {error}"
+            problem = (
+                f"{what} cannot be used: {error}. Mend that, or restart the daemon with another "
+                "one; nothing else is needed"
+            )
             if self._problems.get(what) != problem:
                 log.error("%s", problem)  # noqa: TRY400  # it says all there is to say
             self._problems[what] = problem

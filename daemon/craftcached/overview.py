@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from craftcache.full_disk import FEW_INODES, MORE_INODES, NO_INODES, free_inodes
 from craftcache.wire import Disk, NotWarm, RecentModel
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Overview:
             status: Numbers and places.
             published: All published models, by their manifests' keys.
         """
-        disk = await asyncio.to_thread(_disk, self._cache.root)
+        disk, has_inodes = await asyncio.to_thread(_disk, self._cache.root)
         stale, not_warm = self._told_absences({manifest.source for _, manifest in published})
         completed = replace(
             status,
@@ -88,7 +89,13 @@ class Overview:
             max_bytes=max(self._evictor.max_bytes, 0),
         )
         return replace(
-            completed, problems=(*status.problems, *self._problems(completed), *_told(stale))
+            completed,
+            problems=(
+                *status.problems,
+                *(() if has_inodes else (_no_inodes(status.cache_dir),)),
+                *self._problems(completed),
+                *_told(stale),
+            ),
         )
 
     def _told_absences(self, warm: set[str]) -> tuple[list[NotWarm], list[NotWarm]]:
@@ -143,9 +150,16 @@ def _told(stale: Sequence[NotWarm]) -> Iterator[str]:
             yield f"{what}: the revision of before is served. {each.hint}".rstrip()
 
 
-def _disk(directory: Path) -> Disk | None:
+def _disk(directory: Path) -> tuple[Disk | None, bool]:
+    """The disk, and whether it has room for more files, of whatever size."""
     try:
         status = os.statvfs(directory)
+        inodes = free_inodes(directory)
     except OSError:
-        return None
-    return Disk(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+        return None, True
+    disk = Disk(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+    return disk, inodes is None or inodes >= FEW_INODES
+
+
+def _no_inodes(cache_dir: str) -> str:
+    return f"the file system of {cache_dir} {NO_INODES}. {MORE_INODES}"

@@ -17,8 +17,7 @@ from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.checkpoint.filenames import check_checkpoint
 from craftcache.daemon.planning import PlannedRoom, WarmPlan
 from craftcache.daemon.room import UserReport
-from craftcache.errors import CraftcacheError, InvalidSource, NotFound, PolicyDenied, Unavailable
-from craftcache.model_filter import ModelFilter, ModelTraits, are_met
+from craftcache.errors import CraftcacheError, InvalidSource, NotFound, Unavailable
 from craftcache.sources import FILENAMES, HubSource, WatchSource, parse
 from craftcache.version import VERSION
 from craftcache.wire import (
@@ -47,7 +46,6 @@ from .overview import Overview
 from .scrub import Integrity
 from .scrub.examiner import PublishedModel
 from .status import ModelState
-from .store.removal import Removed, superseded_revisions
 from .warm.queue import WarmQueue
 from .warming import Warming
 
@@ -57,18 +55,17 @@ if TYPE_CHECKING:
     from typing import Any
 
     from craftcache.cache.manifest import FileRecord, Manifest
-    from craftcache.daemon.administration import Eviction, Pruning, QueuedWarm
-    from craftcache.daemon.room import RoomReport
+    from craftcache.daemon.administration import QueuedWarm
     from craftcache.sources import RemoteSource
     from craftcache.wire import Coming, ModelsPage, Progress, Request
 
     from .budgets import BudgetLimits, Budgets
-    from .database import Database, Pin, WarmJob
+    from .database import Database, WarmJob
     from .directory_monitor import DirectoryMonitor
     from .eviction.keepers import Keepers
-    from .eviction.prune import Pruner
     from .fetch.measured_rate import MeasuredFetcher
     from .residency.residency import Residency
+    from .retention import Retention
     from .settings import Settings
     from .sight import Sight
     from .store.opener import BlobOpener
@@ -117,7 +114,7 @@ class Service:
         sight: What the daemon sees of itself; told of what is done here.
         monitor: Reports which of the daemon's own directories and sockets are gone.
         bundles: Imports models that come in a file.
-        pruner: Removes models that were chosen by filters.
+        retention: Pins, removes, evicts and prunes models as people ask for it.
         planner: Says what a warm would bring.
         fetcher: Knows how fast this node fetches.
         owner: Another daemon's cache that is served from as well; None for none.
@@ -125,6 +122,7 @@ class Service:
     Attributes:
         watches: The watched directories, whose generations are published.
         bundles: Imports models that come in a file.
+        retention: Pins, removes, evicts and prunes models as people ask for it.
         started_at: Time of the daemon's start, in seconds since the epoch.
         integrity: Keeps what is cached what it was; the caller enters and leaves it.
     """
@@ -144,7 +142,7 @@ class Service:
         sight: Sight,
         monitor: DirectoryMonitor,
         bundles: BundleImporter,
-        pruner: Pruner,
+        retention: Retention,
         planner: Planner,
         fetcher: MeasuredFetcher,
         owner: OwnerCache | None = None,
@@ -154,7 +152,6 @@ class Service:
         self._warmer = warmer
         self._opener = opener
         self._residency = residency
-        self._pruner = pruner
         self._planner = planner
         self._fetcher = fetcher
         self._pins = keepers.pins
@@ -167,6 +164,7 @@ class Service:
         self._owner = owner
         self.watches = watches
         self.bundles = bundles
+        self.retention = retention
         self._sight = sight
         self.started_at = time.time()
         self._warming = Warming(
@@ -462,86 +460,6 @@ class Service:
         """Cancel a queued warm; see WarmQueue.withdraw."""
         return await self._queue.withdraw(number)
 
-    async def remove(self, text: str) -> int:
-        """Remove a model; returns the bytes freed.
-
-        Raises:
-            NotFound: It is not in the cache.
-            PolicyDenied: It is pinned or watched.
-        """
-        source = parse(text)
-        manifest, key = self.manifest(source), manifest_key(source)
-        await self._pins.check_unpinned(source)
-        if isinstance(source, WatchSource) and self.watches.is_watched(source):
-            raise PolicyDenied(
-                "it is watched",
-                source=source.shown,
-                hint=f"craftcache watch rm {source.name}",
-            )
-        removed = await self._store.remove(key)
-        removed += await self._remove_superseded(manifest)
-        for gone in removed.keys:
-            await self._uses.forget(gone)
-            await self._holds.forget(gone)
-        self._sight.events.tell("removed", source=source.shown, freed_bytes=removed.freed)
-        return removed.freed
-
-    async def _remove_superseded(self, past: Manifest) -> Removed:
-        """Remove the earlier revisions that a removed model left, unless they are pinned."""
-        removed = Removed()
-        for key in await asyncio.to_thread(superseded_revisions, self._store.cache, past):
-            if not self._pins.find(key):
-                removed += await self._store.remove(key)
-        return removed
-
-    async def pin(self, text: str, *, lock: bool, expires_in: float | None = None) -> Pin:
-        """Keep a model from being evicted and removed; see Pins.pin."""
-        return await self._pins.pin(parse(text), lock=lock, expires_in=expires_in)
-
-    async def unpin(self, text: str) -> None:
-        """Allow a model to be evicted and removed again; see Pins.unpin."""
-        await self._pins.unpin(parse(text))
-
-    async def evict(self, wanted: int | None, *, dry_run: bool) -> Eviction:
-        """Evict models to free ``wanted`` bytes, or down to the quota; see Evictor.evict."""
-        return await self._evictor.evict(wanted, dry_run=dry_run)
-
-    async def prune(self, filters: Sequence[str], *, dry_run: bool) -> Pruning:
-        """Remove the models that all filters mean and nothing needs; see Pruner.prune.
-
-        Raises:
-            InvalidSource: There is no filter, or one that is none.
-        """
-        conditions = [ModelFilter.parse(text) for text in filters]
-        if not conditions:
-            raise InvalidSource(
-                "no filter says which models are meant",
-                hint="Send one like 'accessed>30d'; DELETE /v1/models/{source} removes one model",
-            )
-        now = time.time()
-        chosen = [
-            key
-            for key, manifest in await self._store.published()
-            # A watch keeps as many of its generations as its rule says, and an owner its files.
-            if manifest.watched is None
-            and not any(map(self._store.cache.is_owners, manifest.files))
-            and are_met(conditions, self._traits(key, manifest), now)
-        ]
-        return await self._pruner.prune(chosen, dry_run=dry_run)
-
-    def _traits(self, key: str, manifest: Manifest) -> ModelTraits:
-        return ModelTraits(
-            manifest.source,
-            manifest.size,
-            self._pins.find(key) is not None,
-            manifest.published_at.timestamp(),
-            self._uses.last(key) or None,
-        )
-
-    async def room(self) -> RoomReport:
-        """The room of the cache, and what takes it; see Evictor.report."""
-        return await self._evictor.report()
-
     def users(self) -> list[UserReport]:
         """What each user has of the daemon, by uid."""
         budgets = {budget.uid: budget for budget in self._budgets.report()}
@@ -574,7 +492,9 @@ class Service:
         """
         sources = [parse(text) for text in texts]
         if sources:
-            models = [(manifest_key(source), self.manifest(source)) for source in sources]
+            models = [
+                (manifest_key(source), self._store.required_manifest(source)) for source in sources
+            ]
         else:
             models = await self._store.published()
         return self.integrity.verifications.start(
@@ -592,7 +512,7 @@ class Service:
             NotFound: It is not in the cache.
         """
         source = parse(text)
-        return await self._state(manifest_key(source), self.manifest(source))
+        return await self._state(manifest_key(source), self._store.required_manifest(source))
 
     def progress(self) -> list[Progress]:
         """The progress of each source that is being warmed."""
@@ -648,19 +568,6 @@ class Service:
     def coming(self) -> list[Coming]:
         """What is being brought, oldest first."""
         return self._warmer.coming()
-
-    def manifest(self, source: RemoteSource) -> Manifest:
-        """The manifest of a published source.
-
-        Raises:
-            NotFound: It is not in the cache.
-        """
-        manifest = self._store.manifest(source)
-        if manifest is None:
-            raise NotFound(
-                "not in the cache", source=source.shown, hint=f"craftcache warm {source.shown}"
-            )
-        return manifest
 
     async def _state(self, key: str, manifest: Manifest) -> ModelState:
         is_intact = self._store.cache.is_intact

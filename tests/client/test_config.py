@@ -28,7 +28,7 @@ from craftcache.config import (
     default_hub_cache,
     read_config,
 )
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 from tests.support.clients import as_root
 from tests.support.daemons import EXPORT
 
@@ -177,7 +177,7 @@ def test_a_client_loads_though_its_file_is_broken(broken_file: Path) -> None:
 
 def test_the_daemon_refuses_a_broken_file(broken_file: Path) -> None:
     with pytest.raises(ConfigError, match=str(broken_file)):
-        Settings.load({}, environment={})
+        load_settings({}, environment={})
 
 
 @as_root
@@ -242,7 +242,7 @@ def test_files_of_a_uid_without_a_name_are_trusted(
 @pytest.mark.parametrize("user", [4711, "4711", "craftcache"])
 def test_the_daemon_takes_a_uid_for_its_user(config_file: Path, user: object) -> None:
     config_file.write_text(f"user = {json.dumps(user)}")
-    settings = Settings.load({}, environment={"STATE_DIRECTORY": "/state"})
+    settings = load_settings({}, environment={"STATE_DIRECTORY": "/state"})
     assert settings.user == str(user)
 
 
@@ -263,8 +263,8 @@ SERVICE_LINKS = (
 
 def test_what_kubernetes_sets_for_services_is_no_setting(config_file: Path) -> None:
     links = dict(line.split("=", 1) for line in SERVICE_LINKS)
-    without = Settings.load({}, environment={"STATE_DIRECTORY": "/state"})
-    assert Settings.load({}, environment={"STATE_DIRECTORY": "/state"} | links) == without
+    without = load_settings({}, environment={"STATE_DIRECTORY": "/state"})
+    assert load_settings({}, environment={"STATE_DIRECTORY": "/state"} | links) == without
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_what_kubernetes_sets_for_services_is_no_setting(config_file: Path) -> N
 )
 def test_other_unknown_variables_are_errors(config_file: Path, variable: str) -> None:
     with pytest.raises(ConfigError, match=variable):
-        Settings.load({}, environment={"STATE_DIRECTORY": "/state", variable: "1"})
+        load_settings({}, environment={"STATE_DIRECTORY": "/state", variable: "1"})
 
 
 HOMELESS = """
@@ -281,11 +281,11 @@ del os.environ["HOME"]
 os.environ.pop("HF_HOME", None)
 from craftcache import Client
 from craftcache.config import NO_HOME, choose_cache_dir, config_path, default_hub_cache
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 print(default_hub_cache().is_relative_to(NO_HOME), config_path())
 print(Client(socket_dir="/nowhere").load(sys.argv[1]).served_by)
 try:
-    Settings.load({}, environment={})
+    load_settings({}, environment={})
 except Exception as error:
     print(error)
 print(os.listdir("."))

@@ -12,6 +12,7 @@ import pytest
 
 from craftcache import Client
 from craftcache.cache.directory import CacheDir
+from craftcache.doctor.storage import check
 from craftcache.errors import StorageFull
 from craftcache.full_disk import storage_full
 from tests.support.clients import as_root
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from craftcache.doctor.finding import Finding
     from tests.support.hub import Repo, TestHub
 
 
@@ -41,6 +43,11 @@ def use_up_inodes(directory: Path, leaving: int) -> None:
     """Leave room for so many more files."""
     for number in range(os.statvfs(directory).f_favail - leaving):
         (directory / f"filler{number}").touch()
+
+
+def examine_space(directory: Path) -> Finding:
+    """What the doctor says of the room there."""
+    return next(each for each in check(directory) if each.check == "disk space")
 
 
 def assert_says_inodes(error: StorageFull) -> None:
@@ -66,8 +73,9 @@ async def test_the_daemons_engine_says_that_inodes_lack(
 
 
 @as_root
+@pytest.mark.parametrize("left", [0, 6])
 def test_publishing_says_that_inodes_lack(
-    base: Path, threaded_hub: TestHub, export_repo: Repo
+    base: Path, threaded_hub: TestHub, export_repo: Repo, left: int
 ) -> None:
     """Wherever they give out on the way, and it goes on once there are some again."""
     with disk(base / "disk", "size=64m,nr_inodes=200") as small:
@@ -77,9 +85,11 @@ def test_publishing_says_that_inodes_lack(
             DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint) as daemon,
             daemon.client() as client,
         ):
-            use_up_inodes(small, 6)
+            use_up_inodes(small, left)
             with pytest.raises(StorageFull) as raised:
                 client.warm("org/model")
+            assert any("inodes" in each for each in client.status().problems)
+            assert "inodes" in examine_space(small / "cache").message
             for path in small.glob("filler*"):
                 path.unlink()
             assert client.warm("org/model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -143,7 +144,7 @@ def test_what_is_moved_away_is_kept(
 
 
 @pytest.mark.parametrize("where", ["", "blobs", "snapshots", "refs", f"snapshots/{COMMIT}"])
-@pytest.mark.parametrize("obstacle", [a_dangling_link, an_empty_file, a_link_to_itself])
+@pytest.mark.parametrize("obstacle", [a_dangling_link, a_pipe, a_link_to_itself])
 def test_what_stands_in_a_directorys_place_is_named(
     tree: HubTree, staged: HashedFile, where: str, obstacle: Callable[[Path], None]
 ) -> None:
@@ -156,6 +157,36 @@ def test_what_stands_in_a_directorys_place_is_named(
     assert staged.path.read_bytes() == DATA
 
 
+@pytest.mark.parametrize("where", ["", "blobs", "snapshots", "refs", f"snapshots/{COMMIT}"])
+def test_a_file_in_a_directorys_place_is_moved_away(
+    cache: CacheDir, tree: HubTree, staged: HashedFile, where: str
+) -> None:
+    path = tree.root / where
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"somebody's")
+    publish(tree, staged)
+    assert tree.commit_of("main") == COMMIT
+    assert tree.pointer(COMMIT, "state_dict.bin").read_bytes() == DATA
+    (kept,) = cache.quarantine.iterdir()
+    assert kept.read_bytes() == b"somebody's"
+
+
+def test_threads_that_meet_the_same_file_move_it_and_nothing_else(
+    cache: CacheDir, tree: HubTree
+) -> None:
+    """A directory that one has made by then stays, with what is in it."""
+    tree.root.mkdir(parents=True)
+    for _ in range(50):
+        path = tree.root / "blobs"
+        path.write_bytes(b"somebody's")
+        with ThreadPoolExecutor(4) as pool:
+            for place in [pool.submit(tree.check_place) for _ in range(4)]:
+                place.result()
+        assert path.is_dir()
+        path.rmdir()
+    assert all(kept.is_file() for kept in cache.quarantine.iterdir())
+
+
 @pytest.mark.parametrize("where", ["", "blobs", "snapshots"])
 def test_it_is_named_before_anything_is_fetched(tree: HubTree, where: str) -> None:
     path = tree.root / where
@@ -165,10 +196,14 @@ def test_it_is_named_before_anything_is_fetched(tree: HubTree, where: str) -> No
         tree.check_place()
 
 
-def test_a_ref_that_is_a_directory_is_named(tree: HubTree, staged: HashedFile) -> None:
+def test_a_ref_that_is_a_directory_is_moved_away(
+    cache: CacheDir, tree: HubTree, staged: HashedFile
+) -> None:
     (tree.root / "refs" / "main" / "deeper").mkdir(parents=True)
-    with pytest.raises(TreeObstacle, match="refs/main is a directory"):
-        publish(tree, staged)
+    publish(tree, staged)
+    assert tree.commit_of("main") == COMMIT
+    (kept,) = cache.quarantine.iterdir()
+    assert (kept / "deeper").is_dir()
 
 
 def test_old_partial_files_of_the_library_are_left_alone(tree: HubTree, staged: HashedFile) -> None:

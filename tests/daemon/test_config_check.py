@@ -13,7 +13,8 @@ import pytest
 
 from craftcache.config import ConfigError
 from craftcached.config_schema import config_schema
-from craftcached.settings import SETTINGS, Settings, settings_faults
+from craftcached.settings import SETTINGS
+from craftcached.settings_reading import load_settings, settings_faults
 
 jsonschema_rs = pytest.importorskip("jsonschema_rs")  # not beside the oldest libraries
 
@@ -64,7 +65,7 @@ def test_a_daemon_does_not_start_and_names_them_all_too(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("allow = 3\nno_such_setting = 1\n")
     with pytest.raises(ConfigError, match=r"2 settings are wrong: allow in .*; unknown setting"):
-        Settings.load({}, environment={}, config_file=file)
+        load_settings({}, environment={}, config_file=file)
 
 
 def test_a_file_that_is_no_toml_is_named_beside_the_environment(tmp_path: Path) -> None:

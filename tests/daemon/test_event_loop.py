@@ -10,7 +10,7 @@ import aiohttp
 
 from craftcache import AsyncClient
 from craftcached.app import Daemon
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 from tests.support.daemons import EXPORT_FILES
 from tests.support.hub import OnDisk, Status
 
@@ -30,7 +30,7 @@ async def test_a_day_in_the_life_of_a_daemon(inspected: Path, hub: TestHub) -> N
     # Without its index one file is inspected as well.
     next((inspected / "cache/.craftcache/index").iterdir()).unlink()
     settings = await asyncio.to_thread(
-        Settings.load,
+        load_settings,
         {
             "cache_dir": inspected / "cache",
             "socket_dir": inspected / "run",

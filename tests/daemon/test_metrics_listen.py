@@ -10,7 +10,7 @@ import pytest
 
 from craftcache.config import ConfigError
 from craftcached.address import Address
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 from tests.support.daemons import DaemonProcess
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ WRONG = ["9464", "127.0.0.1", "host:", ":9464", "host:65536", "::1:9464", "a b:1
 @pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_address_is_an_error_that_names_the_setting(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"CRAFTCACHE_METRICS_LISTEN: .* is no address like"):
-        Settings.load({}, environment={"CRAFTCACHE_METRICS_LISTEN": text})
+        load_settings({}, environment={"CRAFTCACHE_METRICS_LISTEN": text})
     file = tmp_path / "config.toml"
     file.write_text("metrics_listen = 9464\n")
     with pytest.raises(ConfigError, match=r"metrics_listen in .* must be a string"):
-        Settings.load({}, environment={}, config_file=file)
+        load_settings({}, environment={}, config_file=file)
 
 
 def test_a_port_that_is_taken_is_said_and_a_free_one_is_served(base: Path) -> None:

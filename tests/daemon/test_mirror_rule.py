@@ -11,7 +11,7 @@ import pytest
 
 from craftcache.config import ConfigError
 from craftcached.mirror_rule import HUB, MirrorRule
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 
 HUB_ENDPOINT = "https://huggingface.co"
 
@@ -21,7 +21,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text()
 def loaded(tmp_path: Path, text: str = "", **environment: str) -> tuple[MirrorRule, ...]:
     file = tmp_path / "config.toml"
     file.write_text(text)
-    return Settings.load({}, environment=environment, config_file=file).mirrors
+    return load_settings({}, environment=environment, config_file=file).mirrors
 
 
 def test_a_table_says_all_of_it(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_the_environment_says_what_and_where(tmp_path: Path) -> None:
 
 def test_the_command_line_says_it_likewise(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
-    settings = Settings.load(
+    settings = load_settings(
         {"mirrors": ("hub=https://m",)}, environment={}, config_file=tmp_path / "config.toml"
     )
     assert [rule.url for rule in settings.mirrors] == ["https://m"]
@@ -145,4 +145,4 @@ def test_the_documents_examples_are_settings(tmp_path: Path) -> None:
     assert rule.of == HUB
     file = tmp_path / "config.toml"
     file.write_text(shared)
-    assert Settings.load({}, environment={}, config_file=file).read_only
+    assert load_settings({}, environment={}, config_file=file).read_only

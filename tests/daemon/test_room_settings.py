@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from craftcache.config import ConfigError
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 def test_what_they_are_by_default_and_may_be(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.touch()
-    settings = Settings.load({}, environment={}, config_file=file)
+    settings = load_settings({}, environment={}, config_file=file)
     assert (settings.min_free, settings.max_hold, settings.evict_others) == ("15%", 86400.0, False)
     assert settings.max_daily_bytes_per_uid == settings.max_requests_per_uid == 0
     file.write_text('min_free = 5000\nevict_others = true\nmax_hold = 60\ntokens_dir = "/t"\n')
-    settings = Settings.load({}, environment={"CRAFTCACHE_MAX_HOLD": "61"}, config_file=file)
+    settings = load_settings({}, environment={"CRAFTCACHE_MAX_HOLD": "61"}, config_file=file)
     assert (settings.min_free, settings.max_hold, settings.evict_others) == ("5000", 61.0, True)
     assert str(settings.tokens_dir) == "/t"
     environment = {"CRAFTCACHE_EVICT_OTHERS": "false", "CRAFTCACHE_MIN_FREE": "2%"}
-    settings = Settings.load({}, environment=environment, config_file=file)
+    settings = load_settings({}, environment=environment, config_file=file)
     assert (settings.min_free, settings.evict_others) == ("2%", False)
 
 
@@ -50,7 +50,7 @@ def test_what_they_may_not_be_is_named(tmp_path: Path, text: str, words: str) ->
     file = tmp_path / "config.toml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
-        Settings.load({}, environment={}, config_file=file)
+        load_settings({}, environment={}, config_file=file)
 
 
 def test_a_reload_puts_them_in_force(base: Path, threaded_hub: TestHub) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from craftcache.config import ConfigError
 from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,7 @@ def test_in_the_configuration_file(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("no_such_setting = 1\n")
     with pytest.raises(ConfigError) as raised:
-        Settings.load({}, environment={}, config_file=file)
+        load_settings({}, environment={}, config_file=file)
     assert named(raised.value.hint) == NAMES
 
 
@@ -32,5 +33,5 @@ def test_in_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.touch()
     with pytest.raises(ConfigError) as raised:
-        Settings.load({}, environment={"CRAFTCACHE_NO_SUCH": "1"}, config_file=file)
+        load_settings({}, environment={"CRAFTCACHE_NO_SUCH": "1"}, config_file=file)
     assert named(raised.value.hint) == {f"CRAFTCACHE_{name.upper()}" for name in NAMES}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from craftcache.config import ConfigError
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 from tests.support.api import Api
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
 from tests.support.tools import needs
@@ -288,15 +288,15 @@ def test_a_second_writer_is_refused(owner: DaemonProcess, base: Path) -> None:
 )
 def test_an_overlay_is_apart_from_what_it_lies_over(given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        Settings.load({"cache_dir": "/c", **given}, environment={})
+        load_settings({"cache_dir": "/c", **given}, environment={})
 
 
 @pytest.mark.parametrize(("word", "flag"), [("1", True), ("yes", True), ("false", False)])
 def test_the_environment_says_yes_or_no(word: str, flag: bool) -> None:
-    settings = Settings.load({"cache_dir": "/c"}, environment={"CRAFTCACHE_READ_ONLY": word})
+    settings = load_settings({"cache_dir": "/c"}, environment={"CRAFTCACHE_READ_ONLY": word})
     assert settings.read_only is flag
     with pytest.raises(ConfigError, match="true or false"):
-        Settings.load({"cache_dir": "/c"}, environment={"CRAFTCACHE_READ_ONLY": "perhaps"})
+        load_settings({"cache_dir": "/c"}, environment={"CRAFTCACHE_READ_ONLY": "perhaps"})
     assert os.path.isabs(settings.own_cache_dir)
 
 

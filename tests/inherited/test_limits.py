@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from craftcache.errors import ResourceLimit
+from craftcache.wire import Problem, decode_answer
+from craftcached.serve.response import Response
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -166,3 +170,11 @@ def test_too_little_memory_for_a_map_is_no_fault_of_the_daemon(
     code, source, message = run(LITTLE_MEMORY, "watch:large", daemon, LARGE // 4)
     assert (code, source) == ("ResourceLimit", "watch:large")
     assert "RLIMIT_AS is " in message
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_a_limit_of_the_daemon_is_told_to_the_worker_which_goes_on_alone(error: Exception) -> None:
+    problem = decode_answer(Response.problem(error).packet)
+    assert isinstance(problem, Problem)
+    assert isinstance(problem.error, ResourceLimit)
+    assert problem.own_fault

@@ -227,3 +227,36 @@ def test_sigterm_ends_a_command_that_is_the_first_process_of_a_container(
             (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(int(child), signal.SIGTERM)
             assert process.wait() == 128 + signal.SIGTERM
+
+
+SIGNALLED = """
+import os, signal, sys
+
+class Signalled:
+    def find_spec(self, name, path=None, target=None):
+        if name == "craftcache.cli.app":
+            os.kill(os.getpid(), int(sys.argv[1]))
+            signal.sigtimedwait((), 60)
+
+sys.meta_path.insert(0, Signalled())
+from craftcache.cli import main
+main()
+"""
+"""The command, which gets a signal while it still imports what it consists of."""
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)]
+)
+def test_a_signal_ends_a_command_that_is_only_starting(number: int, code: int) -> None:
+    if not can_unshare():
+        pytest.skip("no new process namespace can be made here")
+    done = subprocess.run(
+        [*FIRST_PROCESS, sys.executable, "-c", SIGNALLED, str(int(number))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr

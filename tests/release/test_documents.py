@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-from craftcache.cli import main as craftcache
+from craftcache.cli.app import main as craftcache
 from craftcached.__main__ import main as craftcached
 from tests.support.tools import needs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 
 UNITS = Path(__file__).parents[2] / "systemd"
 
@@ -51,7 +51,7 @@ def test_every_example_setting_is_one_of_the_daemons() -> None:
     shown = "\n".join(line.removeprefix("#") for line in text.splitlines() if line[1:2] != " ")
     example = tomllib.loads(shown)
     assert example
-    defaults = Settings.load({}, environment={})
+    defaults = load_settings({}, environment={})
     for name, value in example.items():
         default = getattr(defaults, name)
         assert (list(default) if isinstance(default, tuple) else default) == value, name

@@ -160,7 +160,7 @@ class HubTree:
             TreeObstacle: A file, or a link to nothing, is where a directory must be.
         """
         for directory in (self.root, self.root / "blobs", self.root / "snapshots"):
-            _make_directory(directory)
+            self._make_directory(directory)
 
     def publish_blob(self, file: HashedFile, etag: str, promise: Promise) -> HashedFile:
         """Give a verified file the name ``etag``; the caller holds the lock if it could get it.
@@ -179,7 +179,7 @@ class HubTree:
         """
         verified, final = file.path, self.blob(etag)
         file.check_untouched()
-        _make_directory(final.parent)
+        self._make_directory(final.parent)
         _tag_cache_dir(self.cache_dir)
         if self._is_unpublished(verified):
             os.chmod(verified, file_mode())
@@ -199,7 +199,7 @@ class HubTree:
         """Make the snapshot of ``commit`` hold each file, given the names of their blobs."""
         for filename, etag in etags.items():
             pointer = self.pointer(commit, filename)
-            _make_directory(pointer.parent)
+            self._make_directory(pointer.parent)
             blob = self.blob(etag)
             target = os.path.relpath(blob, pointer.parent)
             if not (pointer.parent / target).exists():  # snapshots were linked elsewhere by hand
@@ -213,9 +213,8 @@ class HubTree:
         if revision == commit or self.commit_of(revision) == commit:
             return
         ref = self.root / "refs" / revision
-        _make_directory(ref.parent)
-        if ref.is_dir() and not ref.is_symlink():
-            raise TreeObstacle(f"{ref} is a directory where the ref {revision} must stand")
+        self._make_directory(ref.parent)
+        self._clear_directory(ref)
         write_file(ref, commit.encode("ascii"), staging=self.staging, mode=file_mode())
 
     def _link_pointer(self, target: str, pointer: Path) -> None:
@@ -263,6 +262,29 @@ class HubTree:
                 ) from error
             log.warning("%s is a directory where a file must stand; it is now %s", path, moved)
 
+    def _make_directory(self, path: Path) -> None:
+        """Make a directory of the tree and its parents; a file that is in the way is moved away.
+
+        Raises:
+            TreeObstacle: Something is in the way that is not ours to move; the message names it.
+        """
+        for step in (self.root, *reversed(path.relative_to(self.root).parents), path):
+            place = self.root / step
+            if stat.S_ISREG(_mode(place)):
+                self._move_file_away(place)
+        _make_directory(path)
+
+    def _move_file_away(self, path: Path) -> None:
+        """Move a file away, if it is one still; what stays is named when a directory is made.
+
+        Not by a rename: another thread may have made the directory by now, and it would go.
+        """
+        with contextlib.suppress(OSError):
+            aside = make_directory(self.quarantine) / f"{path.name}-{staging_name()}"
+            os.link(path, aside, follow_symlinks=False)
+            os.unlink(path)
+            log.warning("%s is a file where a directory must stand; it is now %s", path, aside)
+
 
 def _make_directory(path: Path) -> None:
     """Make a directory and its parents; if a file is in the way, the error names it."""
@@ -277,6 +299,14 @@ def _make_directory(path: Path) -> None:
             if step.exists() and not step.is_dir():
                 raise TreeObstacle(f"{step} stands where a directory must") from error
         raise
+
+
+def _mode(path: Path) -> int:
+    """The mode of what stands there itself, links not followed; 0 of nothing."""
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
 
 
 def _replace_link(target: str, staged: Path, pointer: Path) -> None:

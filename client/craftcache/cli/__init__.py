@@ -4,6 +4,23 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 
 may help. What is heavy (torch, rich, httpx) is imported by the command that needs it.
 """
 
-from .app import main
+import sys
+
+from craftcache.inherited import put_right, unwind_on_sigterm
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line of this process, and exit.
+
+    Signals are put right before the commands are imported, which takes a while on a busy machine:
+    without that, the first process of a container would not even hear SIGTERM.
+    """
+    put_right()
+    unwind_on_sigterm()
+    try:
+        from .app import main as commands
+    except KeyboardInterrupt:
+        sys.exit("Aborted!")  # as click has it
+    commands()

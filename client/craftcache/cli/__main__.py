@@ -1,5 +1,5 @@
 """``python -m craftcache.cli``: the command line of this very interpreter."""
 
-from .app import main
+from . import main
 
 main()

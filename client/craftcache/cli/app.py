@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from craftcache.inherited import put_right, unwind_on_sigterm
 from craftcache.version import VERSION
 
 from .bundle import bundle, lock
@@ -56,8 +55,6 @@ def main(context: click.Context, socket_dir: Path | None, cache_dir: Path | None
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 75 failed and a retry may help.
     """
-    put_right()
-    unwind_on_sigterm()
     context.obj = Site(socket_dir, cache_dir)
 
 

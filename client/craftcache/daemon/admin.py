@@ -5,13 +5,16 @@ Workers do not need it; they use the worker socket through craftcache.Client.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from craftcache.errors import CraftcacheError, Unavailable, from_problem
 from craftcache.sources import check_watch_name
+from craftcache.wire import Progress
 from craftcache.wire.fields import Fields
+from craftcache.wire.record import JsonRecord
 
 from .activity import Activity
 from .administration import (
@@ -24,6 +27,7 @@ from .administration import (
     Verification,
     WatchList,
     WatchReport,
+    option_fields,
 )
 from .events import EventStream, connection_error
 from .planning import WarmPlan
@@ -37,11 +41,13 @@ if TYPE_CHECKING:
     import httpx
 
     from craftcache.watch_rule import WatchRule
-    from craftcache.wire import Progress, WarmOptions
+    from craftcache.wire import WarmOptions
 
     from .events import DaemonEvent
 
 __all__ = ["AdminClient"]
+
+RecordT = TypeVar("RecordT", bound=JsonRecord)
 
 MAX_ITEMS = 1_000_000
 """Items of a list in an answer."""
@@ -188,7 +194,7 @@ class AdminClient:
             tell(event.whole)
             match event.text("event", MAX_EVENT):
                 case "progress":
-                    report(_progress(event))
+                    report(Progress.parse(event))
                 case "result":
                     verdicts.append(Verdict.parse(event))
                 case "done":
@@ -208,8 +214,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        answer = self._request("GET", "/v1/verify")
-        return list(map(Verification.parse, answer.children("verifications", MAX_ITEMS)))
+        return _listed(self._request("GET", "/v1/verify"), "verifications", Verification)
 
     def quarantined(self) -> list[QuarantinedFile]:
         """What turned out wrong and is kept for a look, the oldest first.
@@ -217,8 +222,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        answer = self._request("GET", "/v1/quarantine")
-        return list(map(QuarantinedFile.parse, answer.children("files", MAX_ITEMS)))
+        return _listed(self._request("GET", "/v1/quarantine"), "files", QuarantinedFile)
 
     def remove_quarantined(self, name: str) -> int:
         """Remove a file from the quarantine for good; returns the bytes freed.
@@ -245,8 +249,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        answer = self._request("GET", "/v1/users")
-        return list(map(UserReport.parse, answer.children("users", MAX_ITEMS)))
+        return _listed(self._request("GET", "/v1/users"), "users", UserReport)
 
     def queue_warm(self, sources: Sequence[str], options: WarmOptions) -> list[QueuedWarm]:
         """Have the daemon warm ``sources`` by itself, without waiting for it.
@@ -259,10 +262,9 @@ class AdminClient:
             InvalidSource: A source or filename is malformed; nothing was queued.
             Unavailable: The daemon cannot be reached.
         """
-        flags = options.to_fields()
-        body = {"sources": list(sources), "files": flags.pop("filenames"), **flags, "wait": False}
+        body = {"sources": list(sources), **option_fields(options), "wait": False}
         answer = self._request("POST", "/v1/warm", body)
-        return list(map(QueuedWarm.parse, answer.children("jobs", MAX_ITEMS)))
+        return _listed(answer, "jobs", QueuedWarm)
 
     def plan(self, sources: Sequence[str], options: WarmOptions) -> WarmPlan:
         """What a warm of ``sources`` would take: bytes, room, tensors and time. Fetches nothing.
@@ -275,8 +277,7 @@ class AdminClient:
             CraftcacheError: Any that the warm of one of them would raise before its first byte.
             Unavailable: The daemon cannot be reached.
         """
-        flags = options.to_fields()
-        body = {"sources": list(sources), "files": flags.pop("filenames"), **flags}
+        body = {"sources": list(sources), **option_fields(options)}
         return WarmPlan.parse(self._request("POST", "/v1/plan", body, seconds=PLAN_SECONDS))
 
     def queued_warms(self) -> list[QueuedWarm]:
@@ -285,8 +286,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        answer = self._request("GET", "/v1/warm")
-        return list(map(QueuedWarm.parse, answer.children("jobs", MAX_ITEMS)))
+        return _listed(self._request("GET", "/v1/warm"), "jobs", QueuedWarm)
 
     def withdraw_warm(self, number: int) -> QueuedWarm:
         """Have the daemon not do a queued warm; what came of it already is kept for the next one.
@@ -317,7 +317,7 @@ class AdminClient:
         with file.open("rb") as stream:
             chunks = iter(lambda: stream.read(UPLOAD_BYTES), b"")
             answer = self._request("POST", "/v1/bundles", content=chunks, seconds=IMPORT_SECONDS)
-        return list(map(ImportedModel.parse, answer.children("models", MAX_ITEMS)))
+        return _listed(answer, "models", ImportedModel)
 
     def events(self, since: int | None = None) -> Iterator[DaemonEvent]:
         """Yield what happens in the daemon; goes on after its restart, and says what was missed.
@@ -350,8 +350,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        answer = self._request("GET", "/v1/processes")
-        return list(map(ModelProcess.parse, answer.children("processes", MAX_ITEMS)))
+        return _listed(self._request("GET", "/v1/processes"), "processes", ModelProcess)
 
     def put_watch(self, rule: WatchRule) -> None:
         """Watch a directory, or change how it is watched.
@@ -414,42 +413,41 @@ class AdminClient:
         content: Iterable[bytes] | None = None,
         seconds: float = ANSWER_SECONDS,
     ) -> Fields:
-        import httpx
-
-        socket = self._socket()
-        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
-        transport = httpx.HTTPTransport(uds=str(socket))
-        try:
-            with httpx.Client(transport=transport, timeout=timeout) as client:
-                url = f"http://craftcached{path}"
-                response = client.request(method, url, json=body, content=content)
-        except httpx.TransportError as error:
-            raise connection_error(error, socket) from error
-        return _answer(response)
+        with self._client(seconds) as client:
+            return _answer(client.request(method, path, json=body, content=content))
 
     def _events(self, method: str, path: str, body: object) -> Iterator[Fields]:
         """The events of an answer that comes line by line."""
+        accept = {"Accept": NDJSON}
+        with (
+            self._client(STEP_SECONDS) as client,
+            client.stream(method, path, json=body, headers=accept) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                _answer(response)
+            for line in response.iter_lines():
+                try:
+                    event = json.loads(line)
+                except ValueError as error:
+                    raise _malformed("a line of it is no JSON") from error
+                yield Fields(event, _malformed)
+
+    @contextlib.contextmanager
+    def _client(self, seconds: float) -> Iterator[httpx.Client]:
+        """A connection to the daemon, for one request; ``seconds`` is the timeout of each wait."""
         import httpx
 
         socket = self._socket()
-        timeout = httpx.Timeout(STEP_SECONDS, connect=CONNECT_SECONDS)
-        transport = httpx.HTTPTransport(uds=str(socket))
         try:
-            with (
-                httpx.Client(transport=transport, timeout=timeout) as client,
-                client.stream(
-                    method, f"http://craftcached{path}", json=body, headers={"Accept": NDJSON}
-                ) as response,
-            ):
-                if not response.is_success:
-                    response.read()
-                    _answer(response)
-                for line in response.iter_lines():
-                    yield Fields(json.loads(line), _malformed)
+            with httpx.Client(
+                transport=httpx.HTTPTransport(uds=str(socket)),
+                timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS),
+                base_url="http://craftcached",
+            ) as client:
+                yield client
         except httpx.TransportError as error:
             raise connection_error(error, socket) from error
-        except ValueError as error:
-            raise _malformed("a line of it is no JSON") from error
 
     def _socket(self) -> Path:
         if self._socket_dir is None:
@@ -481,10 +479,8 @@ def _answer(response: httpx.Response) -> Fields:
     )
 
 
-def _progress(event: Fields) -> Progress:
-    from craftcache.wire import Progress
-
-    return Progress.parse(event)
+def _listed(answer: Fields, key: str, of: type[RecordT]) -> list[RecordT]:
+    return list(map(of.parse, answer.children(key, MAX_ITEMS)))
 
 
 def _malformed(why: str) -> CraftcacheError:

@@ -44,6 +44,7 @@ __all__ = [
     "WatchedGeneration",
     "WatchReport",
     "WatchList",
+    "option_fields",
 ]
 
 MAX_MODELS = 1_000_000
@@ -68,8 +69,14 @@ def _part_digests(given: Fields, key: str) -> dict[Part, str]:
     return {part: digests.sha256(part) for part in PARTS if not digests.is_null(part)}
 
 
+def option_fields(options: WarmOptions) -> dict[str, Any]:
+    """Options as keys of a JSON object; over HTTP, ``filenames`` are called ``files``."""
+    fields = options.to_fields()
+    return {"files": fields.pop("filenames"), **fields}
+
+
 @dataclass(frozen=True, slots=True)
-class QueuedWarm:
+class QueuedWarm(JsonRecord):
     """A warm that the daemon does by itself; it outlives the request and a restart.
 
     Attributes:
@@ -87,13 +94,11 @@ class QueuedWarm:
     failure: CraftcacheError | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        """The warm as a JSON object; ``filenames`` are called ``files`` over HTTP."""
-        options = self.options.to_fields()
+        """The warm as a JSON object, its options beside it."""
         return {
             "id": self.id,
             "source": self.source,
-            "files": options.pop("filenames"),
-            **options,
+            **option_fields(self.options),
             "tries": self.tries,
             "failure": self.failure.to_problem() if self.failure else None,
         }

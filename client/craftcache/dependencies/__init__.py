@@ -1,10 +1,11 @@
-"""The closure of a model: what AudioCraft looks for beyond the files that hold the model itself.
+"""Dependencies: what AudioCraft loads for a model beyond the files that hold the model itself.
 
-    dependency  what is needed, and what of it cannot be warmed
+    discover    finds them in the indexes of a model's verified files
+    dependency  a source that is needed, and what is needed that no cache can hold
     table       what AudioCraft names only in its code
-    discover    from the indexes of verified files to their closure
 
-Nothing here asks the network or loads a checkpoint.
+Nothing here asks the network or loads a checkpoint. ``cache.publish`` calls discover and records
+what it finds in the model's manifest; the daemon's ``warm.dependencies`` and ``Warmer`` warm it.
 """
 
 from .dependency import Dependencies, Dependency, DependencyState, UnmetDependency

@@ -125,8 +125,7 @@ class DaemonReport:
             yield _check_verity(has_verity=self.status.has_verity)
             yield _check_quarantine(self.status.quarantined, self.status.quarantined_bytes)
             for problem in self.status.problems:
-                remedy = "Give it back, or restart the daemon with another; nothing else is needed"
-                yield Finding("directories", "problem", problem, remedy)
+                yield Finding("what the daemon reports", "problem", problem)
 
 
 def _check_version(theirs: str) -> Finding:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from craftcache.cache.directory import CacheDir
 from craftcache.config import choose_cache_dir, choose_map
 from craftcache.file_maps import remote_file_system
+from craftcache.full_disk import FEW_INODES, MORE_INODES, NO_INODES, free_inodes
 
 from .finding import Finding
 
@@ -59,6 +60,9 @@ def _check_access(cache: CacheDir) -> Finding:
 
 
 def _check_space(root: Path) -> Finding:
+    inodes = free_inodes(root)
+    if inodes is not None and inodes < FEW_INODES:
+        return Finding("disk space", "problem", f"{root} {NO_INODES}", MORE_INODES)
     free = shutil.disk_usage(root).free
     shown = f"{free / 1e9:.1f} GB free at {root}"
     if free >= LARGE_EXPORT:

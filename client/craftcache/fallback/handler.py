@@ -14,6 +14,7 @@ from craftcache.daemon.client import own_token
 from craftcache.errors import CraftcacheError, Offline, Unavailable
 from craftcache.logger import log
 from craftcache.plan import plan_without_daemon
+from craftcache.sources import WatchSource
 from craftcache.wire import (
     CachedModel,
     Load,
@@ -198,6 +199,12 @@ class FallbackHandler:
     def _fetch(
         self, source: RemoteSource, what: Fetching, away: DaemonUnavailable, call: Call
     ) -> OwnFetch:
+        if isinstance(source, WatchSource):
+            raise Unavailable(
+                f"only the daemon knows watches, and {away}",
+                source=source.shown,
+                hint="Start craftcached, or name the directory",
+            )
         return self.resolver.fetch(
             source,
             what,

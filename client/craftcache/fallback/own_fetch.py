@@ -25,7 +25,7 @@ from craftcache.checkpoint.filenames import is_checkpoint, is_pickled
 from craftcache.checkpoint.inspection import inspect
 from craftcache.config import choose_insecure_hosts
 from craftcache.digests import Digest, Promise, hash_stamped
-from craftcache.errors import NotACheckpoint
+from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 from craftcache.network.token import authorization
 from craftcache.origins.hub import describe, hub_endpoint, list_revision
 from craftcache.origins.policy import UrlPolicy
@@ -299,9 +299,9 @@ def _inspect(path: Path, filename: str, source: str, *, is_named: bool = True) -
         return
     try:
         inspect(path, source=source)
-    except NotACheckpoint:
-        if is_named:
-            raise
+    except (NotACheckpoint, UnsafeCheckpoint) as error:
+        if is_named or isinstance(error, UnsafeCheckpoint):
+            raise error.in_file(filename) from error
 
 
 def _kept(publish: Callable[[], object], is_held: bool) -> str | None:

@@ -1,6 +1,6 @@
-"""The sources of files for a worker without a daemon.
+"""A worker's files without a daemon: verified copies in a cache, or fetched from the origin.
 
-First verified copies in a cache, then the origin. Fetched files are published as the daemon would:
+Fetched files are published as the daemon would:
 in the shared cache if that belongs to the worker's own user, else in the user's own cache.
 """
 
@@ -22,11 +22,10 @@ from craftcache.cache.manifest import manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.config import default_hub_cache
 from craftcache.digests import Digest, Promise, hash_descriptor
-from craftcache.errors import Unavailable
 from craftcache.limits import limits_named
 from craftcache.logger import log
 from craftcache.origins.hub import hub_endpoint
-from craftcache.sources import HubSource, UrlSource, WatchSource
+from craftcache.sources import HubSource, UrlSource
 from craftcache.wire import Loaded
 
 from .own_fetch import fetch_hub, fetch_url
@@ -106,7 +105,7 @@ class Resolver:
 
     def fetch(
         self,
-        source: RemoteSource,
+        source: HubSource | UrlSource,
         what: Fetching,
         *,
         token: str | None,
@@ -129,12 +128,6 @@ class Resolver:
             CraftcacheError: Any of the tree but those of loading; nothing was published.
             Cancelled: The fetch was cancelled; nothing was published.
         """
-        if isinstance(source, WatchSource):
-            raise Unavailable(
-                "only the daemon knows watches",
-                source=source.shown,
-                hint="Start craftcached, or name the directory",
-            )
         with contextlib.ExitStack() as stack:
             stack.enter_context(limits_named(source.shown))
             cache = self._publishable(stack, is_private=is_private)

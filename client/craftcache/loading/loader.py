@@ -145,10 +145,20 @@ class Loader:
                 return open_local(source, [path] * len(names))
             case LocalDirectory(path) if step.way == "watched directory":
                 watch = self.watch_of(path, names, call)
-                return self.handle(Load(watch, tuple(names)), call) if watch else None
+                return self._generation(watch, names, call) if watch else None
             case LocalDirectory(path):
                 return open_local(source, [path / name for name in names])
         return self.handle(Load(source, tuple(names)), call)
+
+    def _generation(self, watch: WatchSource, names: Sequence[str], call: Call) -> Loaded | None:
+        """The served generation of a directory; None where only the directory itself can be had."""
+        request = Load(watch, tuple(names))
+        try:
+            return self._daemon.handle(request, call)
+        except DaemonUnavailable as away:
+            cached = self._mode != "none" and self.fallback.resolver.cached(watch, request.names)
+            self._daemon.fell_back(away, "cache" if cached else "nobody")
+            return replace(cached, fallback_reason=str(away)) if cached else None
 
     def resolve(self, source: Source, filename: str, call: Call) -> Path:
         """The path of a file in this process's view; a missing file is fetched first.

@@ -113,6 +113,10 @@ class WorkerConnection:
             self.unread = 0
         return not self.unread
 
+    def has_unheard(self) -> bool:
+        """Whether the worker has said something that was not read yet."""
+        return fcntl.ioctl(self.sock, termios.FIONREAD, _ZERO) != _ZERO
+
     def is_over(self) -> bool:
         """Whether the socket may be closed, and its number given to another.
 

@@ -114,7 +114,10 @@ class ConnectionTable:
         """
         if not self._has_too_many(user):
             user = max(self.users.values(), key=lambda each: len(each.idle))
-        return next((each for each in user.idle if each.has_received()), None)
+        waiting_for_nothing = (
+            each for each in user.idle if each.has_received() and not each.has_unheard()
+        )
+        return next(waiting_for_nothing, None)
 
     def idle_since(self, moment: float) -> list[WorkerConnection]:
         """All connections that have been idle since before ``moment`` of the loop's clock."""

@@ -13,14 +13,13 @@ import logging
 import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypedDict
-from urllib.parse import unquote
 
 from aiohttp import web
 
 from craftcache.cache.manifest import Manifest
-from craftcache.daemon.administration import Eviction, Pruning, QueuedWarm
+from craftcache.daemon.administration import QueuedWarm
 from craftcache.daemon.planning import WarmPlan
-from craftcache.daemon.room import RoomReport, UserReport
+from craftcache.daemon.room import UserReport
 from craftcache.dependencies import DependencyState  # noqa: TC001  # for schema_of
 from craftcache.errors import (
     AccessDenied,
@@ -40,13 +39,14 @@ from craftcache.wire import DaemonStatus, Warm
 from craftcached.budgets import BudgetLimits
 from craftcached.schemas import inside
 
-from .bodies import EvictBody, PinBody, PlanBody, PruneBody, WarmBody, moment_text, takes
+from .bodies import PlanBody, WarmBody, moment_text, takes
 from .bundle_routes import BundleRoutes
 from .http_connections import HttpConnections
 from .integrity_routes import IntegrityRoutes
 from .ndjson import NdjsonStream
 from .openapi import NDJSON, PROBLEM, OpenApiRoute, answers
 from .peers import Administrators, peer_of
+from .retention_routes import RetentionRoutes, source_in
 from .watch_routes import WatchRoutes
 
 if TYPE_CHECKING:
@@ -72,7 +72,6 @@ FIRST_REQUEST_SECONDS = 0.05
 """Time for a client that has just connected to send its request, before the daemon stops."""
 
 MODELS = "/v1/models/"
-PINS = "/v1/pins/"
 
 
 class PublishedKeys(TypedDict):
@@ -122,22 +121,6 @@ class PlanKeys(TypedDict):
     seconds: float | None
 
 
-class PinKeys(TypedDict):
-    """How a model is kept."""
-
-    source: str
-    pinned: bool
-    locked: bool
-    expires_at: str | None
-
-
-class RemovalKeys(TypedDict):
-    """What a removal freed."""
-
-    source: str
-    freed_bytes: int
-
-
 MODEL = (Manifest, PublishedKeys, ModelKeys)
 JOBS = {"jobs": [QueuedWarm]}
 
@@ -175,17 +158,12 @@ class AdminServer:
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get(MODELS + "{source:.+}", self._model)
-        app.router.add_delete(MODELS + "{source:.+}", self._delete)
         app.router.add_post("/v1/warm", self._warm)
         app.router.add_post("/v1/plan", self._plan)
         app.router.add_get("/v1/warm", self._queued)
         app.router.add_delete("/v1/warm/{number:[0-9]{1,18}}", self._withdraw)
-        app.router.add_put(PINS + "{source:.+}", self._pin)
-        app.router.add_delete(PINS + "{source:.+}", self._unpin)
-        app.router.add_post("/v1/evict", self._evict)
-        app.router.add_post("/v1/prune", self._prune)
+        RetentionRoutes(service.retention, administrators).add_to(app)
         BundleRoutes(service.bundles, administrators).add_to(app)
-        app.router.add_get("/v1/room", self._room)
         app.router.add_get("/v1/users", self._users)
         WatchRoutes(service.watches, administrators).add_to(app)
         IntegrityRoutes(service, administrators).add_to(app)
@@ -268,64 +246,12 @@ class AdminServer:
 
     @answers(MODEL, errors=(InvalidSource, NotFound))
     async def _model(self, request: web.Request) -> web.Response:
-        return web.json_response(_state(await self._service.model(_source(request, MODELS))))
-
-    @answers(RemovalKeys, errors=(InvalidSource, NotFound, PolicyDenied))
-    async def _delete(self, request: web.Request) -> web.Response:
-        source, shown = self._administered(request, MODELS, "removing it")
-        freed = await self._service.remove(source)
-        removal: RemovalKeys = {"source": shown, "freed_bytes": freed}
-        return web.json_response(removal)
-
-    @answers(PinKeys, errors=(InvalidSource, NotFound, PolicyDenied))
-    @takes(PinBody)
-    async def _pin(self, request: web.Request, body: PinBody) -> web.Response:
-        source, shown = self._administered(request, PINS, "pinning it")
-        pin = await self._service.pin(source, lock=body.lock, expires_in=body.expires_in)
-        kept: PinKeys = {
-            "source": shown,
-            "pinned": True,
-            "locked": pin.is_locked,
-            "expires_at": moment_text(pin.expires_at),
-        }
-        return web.json_response(kept)
-
-    @answers(PinKeys, errors=(InvalidSource, NotFound, PolicyDenied))
-    async def _unpin(self, request: web.Request) -> web.Response:
-        source, shown = self._administered(request, PINS, "unpinning it")
-        await self._service.unpin(source)
-        kept: PinKeys = {"source": shown, "pinned": False, "locked": False, "expires_at": None}
-        return web.json_response(kept)
-
-    @answers((Eviction, {"dry_run": bool}), errors=(InvalidSource, PolicyDenied))
-    @takes(EvictBody)
-    async def _evict(self, request: web.Request, body: EvictBody) -> web.Response:
-        self._administrators.check(peer_of(request.transport), "evicting")
-        eviction = await self._service.evict(body.bytes, dry_run=body.dry_run)
-        return web.json_response(eviction.to_fields() | {"dry_run": body.dry_run})
-
-    @answers(RoomReport)
-    async def _room(self, _request: web.Request) -> web.Response:
-        return web.json_response((await self._service.room()).to_fields())
+        return web.json_response(_state(await self._service.model(source_in(request, MODELS))))
 
     @answers({"users": [UserReport], "limits": BudgetLimits})
     async def _users(self, _request: web.Request) -> web.Response:
         users = [user.to_fields() for user in self._service.users()]
         return web.json_response({"users": users, "limits": asdict(self._service.budget_limits)})
-
-    @answers((Pruning, {"dry_run": bool}), errors=(InvalidSource, PolicyDenied))
-    @takes(PruneBody)
-    async def _prune(self, request: web.Request, body: PruneBody) -> web.Response:
-        self._administrators.check(peer_of(request.transport), "pruning")
-        pruning = await self._service.prune(body.filters, dry_run=body.dry_run)
-        return web.json_response(pruning.to_fields() | {"dry_run": body.dry_run})
-
-    def _administered(self, request: web.Request, under: str, what: str) -> tuple[str, str]:
-        """The source in the path, as named and as shown, for a peer who may do ``what`` to it."""
-        source = _source(request, under)
-        shown = parse(source).shown
-        self._administrators.check(peer_of(request.transport), what, source=shown)
-        return source, shown
 
     @answers(
         {"results": [(Manifest, PublishedKeys, WarmedKeys)]},
@@ -465,12 +391,6 @@ def _problem(problem: dict[str, Any]) -> web.Response:
     return web.json_response(
         problem, status=problem["status"], content_type=PROBLEM, headers=headers
     )
-
-
-def _source(request: web.Request, under: str) -> str:
-    """The source in the path as it was sent: percent-encoded, or bare with its query behind it."""
-    text = request.raw_path.partition(under)[2]
-    return text if "://" in text else unquote(text)
 
 
 def _published(manifest: Manifest) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.errors import CraftcacheError, Unavailable
+from craftcache.limits import limit_reached
 from craftcache.wire import Loaded, Problem, encode
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class Response:
         # Not a bug: the daemon has too much to do at this moment, so asking again helps.
         if isinstance(error, OSError) and error.errno in _EXHAUSTION:
             return cls.busy(f"{error.strerror}")
+        if (reached := limit_reached(error)) is not None:
+            log.error("a request of a worker failed: %s", reached)
+            return cls(encode(Problem.of(reached)))
         log.error("a request of a worker failed", exc_info=error)
         fault = CraftcacheError("the daemon failed", hint="Its log says why")
         return cls(encode(Problem(fault, own_fault=True)))

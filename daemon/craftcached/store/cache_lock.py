@@ -69,27 +69,22 @@ class CacheLock:
             CraftcacheError: They cannot be made, or the file system that held them is not mounted
                 any more. A bare one, as that is the daemon's own fault, or Unavailable.
         """
-        try:
-            await asyncio.to_thread(self.heal_now)
-        except OSError as error:
-            raise CraftcacheError(
-                f"the cache directory cannot be used: {error}",
-                hint="craftcache doctor says what is wrong on this node",
-            ) from error
+        await asyncio.to_thread(self.heal_now)
 
     def heal_now(self) -> None:
-        """See heal; raises OSError, and blocks.
-
-        Raises:
-            OSError: They cannot be made.
-            Unavailable: Another daemon has the lock.
-        """
+        """See heal; blocks."""
         root = self._cache.root
         with self._healing:
             if not self.is_gone():
                 return
-            self._check_healable()
-            self._cache.create()
+            try:
+                self._check_healable()
+                self._cache.create()
+            except OSError as error:
+                raise CraftcacheError(
+                    f"the cache directory cannot be used: {error}",
+                    hint="craftcache doctor says what is wrong on this node",
+                ) from error
             if not _is_lock(self._cache, self._descriptor):
                 log.warning("%s was emptied under the daemon; its directories are made anew", root)
                 lost, self._descriptor = self._descriptor, _lock(self._cache)

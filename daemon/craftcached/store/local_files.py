@@ -19,14 +19,14 @@ from craftcache.errors import CraftcacheError
 from craftcache.full_disk import FULL, storage_full
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from craftcache.cache.directory import CacheDir
     from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.sources import HubSource
     from craftcached.threads import Threads
 
-__all__ = ["LocalFiles", "check_full", "obstructed"]
+__all__ = ["LocalFiles", "obstacles_named"]
 
 log = logging.getLogger("craftcached")
 
@@ -110,11 +110,8 @@ class LocalFiles:
             same = (record for record in records if record.sha256 == sha256)
             return self._take(sorted(same, key=self._cache.is_owners), directory)
 
-        try:
+        with obstacles_named(self._cache.root):
             return await self._hashing.run(search)
-        except OSError as error:
-            check_full(error, self._cache.root)
-            raise
 
     async def find_signed(
         self, url: str, digest: Digest | None, directory: Path
@@ -142,12 +139,11 @@ class LocalFiles:
         """Check that files of a repository can be published, before they are fetched.
 
         Raises:
+            StorageFull: There is no disk space for its directories.
             CraftcacheError: A file or link in the Hub's tree is in the way; the message names it.
         """
-        try:
+        with obstacles_named(self._cache.root):
             await asyncio.to_thread(self._cache.hub_tree(source.repo_id).check_place)
-        except TreeObstacle as error:
-            raise obstructed(error) from error
 
     async def adopt_snapshot(
         self, source: HubSource, commit: str, filenames: Iterable[str]
@@ -192,21 +188,28 @@ class LocalFiles:
         return replace(verified, file=taken)
 
 
-def check_full(error: OSError, root: Path) -> None:
-    """Raise StorageFull, which people understand, if the error is that the disk is full.
+@contextlib.contextmanager
+def obstacles_named(root: Path) -> Iterator[None]:
+    """A context in which something is written: what people can mend is told in words.
 
     Args:
-        error: The error.
-        root: Directory that was written to, where the error names no file.
+        root: Directory that is written to, where an error names no file.
+
+    Raises:
+        StorageFull: There is no disk space for it.
+        CraftcacheError: Something is in the way in the Hub's tree. A bare one, as that is the
+            daemon's own fault: a worker may still fetch for itself.
     """
-    if error.errno not in FULL:
-        return
-    # The error names the file, which may be on another file system that a link leads to.
-    place = Path(error.filename) if error.filename else root
-    raise storage_full(place, SMALL_FILES_BYTES, error=error, least=SMALL_FILES_BYTES) from error
-
-
-def obstructed(error: TreeObstacle) -> CraftcacheError:
-    """The error for something in the Hub's tree that is in the way."""
-    # A bare CraftcacheError is the daemon's own fault: a worker may still fetch for itself.
-    return CraftcacheError(str(error), hint="Mount what it leads to, or move it away")
+    try:
+        yield
+    except TreeObstacle as error:
+        raise CraftcacheError(str(error), hint="Mount what it leads to, or move it away") from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        # The error names the file, which may be on another file system that a link leads to.
+        named = Path(error.filename) if error.filename else root
+        place = next(path for path in (named, *named.parents) if path.exists())
+        raise storage_full(
+            place, SMALL_FILES_BYTES, error=error, least=SMALL_FILES_BYTES
+        ) from error

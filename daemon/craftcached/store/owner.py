@@ -1,4 +1,4 @@
-"""Another daemon's cache, followed without a write to it.
+"""The read-only daemon: serves another daemon's cache, its owner's, and never writes to it.
 
 A daemon with ``read_only`` keeps all that is its own in a cache directory of its own, its overlay.
 A model of the owner's cache has a manifest there whose records lead, by one link, to the owner's

@@ -14,7 +14,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from craftcache.cache.manifest import manifest_key
-from craftcache.cache.placing import TreeObstacle
 from craftcache.cache.publish import (
     Verified,
     mark_asked_for,
@@ -30,6 +29,7 @@ from craftcache.cache.underway import underway
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Promise, Stamp
+from craftcache.errors import NotFound
 from craftcache.sources import NO_SELECTION
 from craftcached.events import Events
 from craftcached.singleflight import SingleFlight
@@ -38,7 +38,7 @@ from craftcached.threads import Threads
 from .cache_lock import CacheLock
 from .indexes import Indexes
 from .links import mend_links
-from .local_files import LocalFiles, check_full, obstructed
+from .local_files import LocalFiles, obstacles_named
 from .removal import (
     Removed,
     remove,
@@ -136,6 +136,19 @@ class Store:
         and recheck.
         """
         return self._manifest(source)[0]
+
+    def required_manifest(self, source: RemoteSource) -> Manifest:
+        """The manifest of a published source.
+
+        Raises:
+            NotFound: It is not in the cache.
+        """
+        manifest = self.manifest(source)
+        if manifest is None:
+            raise NotFound(
+                "not in the cache", source=source.shown, hint=f"craftcache warm {source.shown}"
+            )
+        return manifest
 
     def trusted(self, source: RemoteSource) -> Manifest | None:
         """The manifest of ``source`` if only trusted users can have written it."""
@@ -470,12 +483,8 @@ class Store:
             return write(*args, **kwargs)
 
         try:
-            return await self._writing.run(heal_and_write)
-        except TreeObstacle as error:
-            raise obstructed(error) from error
-        except OSError as error:
-            check_full(error, self.cache.root)
-            raise
+            with obstacles_named(self.cache.root):
+                return await self._writing.run(heal_and_write)
         finally:
             self.changed.set()
 

@@ -76,6 +76,12 @@ class WatchState:
         return "settling"
 
     @property
+    def is_daemons_fault(self) -> bool:
+        """Whether the pair may be right, and the daemon failed at it; it is tried again."""
+        is_tried_again = self.retry_at is not None or self.in_hand is not None
+        return bool(self.verdict) and self.judged == self.look.pair and is_tried_again
+
+    @property
     def detail(self) -> str:
         """Explanation of the state for people; may be empty."""
         match self.state:

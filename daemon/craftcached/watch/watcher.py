@@ -141,6 +141,11 @@ class Watcher:
         """Device and inode of the directory as it was seen last."""
         return self._situation.look.directory
 
+    @property
+    def is_daemons_fault(self) -> bool:
+        """Whether the pair is no generation only because the daemon failed at it."""
+        return self._situation.is_daemons_fault
+
     async def is_at(self, device: int, inode: int) -> bool:
         """Whether the directory that is watched has this device and inode at this moment."""
         looking = self._loop.run_in_executor(self._threads, self._target.identity)

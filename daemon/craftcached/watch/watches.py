@@ -257,8 +257,16 @@ class Watches:
                 hint=f"These are there: {', '.join(map(str, report.numbers)) or 'none'}",
             )
         detail = f": {report.detail}" if report.detail else ""
+        why = (
+            f"{report.rule.directory} has no verified generation yet; it is {report.state}{detail}"
+        )
+        if self._watchers[source.name].is_daemons_fault:
+            # A bare CraftcacheError: the worker may load what is there by itself.
+            return CraftcacheError(
+                why, source=source.shown, hint="It is tried again", retryable=True
+            )
         return Unavailable(
-            f"{report.rule.directory} has no verified generation yet; it is {report.state}{detail}",
+            why,
             source=source.shown,
             hint="Try again when both files are written and quiet",
             retry_after=report.rule.settle,

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from craftcache.cli import main
+from craftcache.cli.app import main
 from craftcache.version import VERSION
 from tests.support.command import run
 
@@ -23,7 +23,7 @@ def test_help_and_version() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    script = "import sys, craftcache.cli; print(*sys.modules)"
+    script = "import sys, craftcache.cli.app; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert not {"torch", "rich", "httpx", "huggingface_hub", "aiohttp"} & set(done.stdout.split())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -20,6 +21,7 @@ import torch
 from craftcache import Client
 from craftcache.cache.directory import CacheDir
 from craftcache.cache.opened import OpenFile
+from craftcache.daemon.admin import AdminClient
 from craftcache.daemon.transport import Call
 from craftcache.errors import (
     AccessDenied,
@@ -34,6 +36,7 @@ from craftcache.errors import (
 )
 from craftcache.loading.loader import Loader
 from craftcache.sources import HubSource
+from craftcache.watch_rule import WatchRule
 from craftcache.wire import Hello, Load, Loaded, Problem, Status, Versions, Warm, encode
 from tests.support.checkpoints import assert_same, saved
 from tests.support.daemons import EXPORT, EXPORT_FILES, DaemonProcess
@@ -115,6 +118,26 @@ def test_an_inspector_that_is_always_killed_is_the_daemons_own_failure(
         export = daemon.client().load("org/model")
     assert killed
     assert export.served_by == "origin"
+    assert_same(export.lm, expected())
+
+
+def test_a_watched_directory_that_the_daemon_fails_at_is_loaded_itself(
+    base: Path, hub_endpoint: str
+) -> None:
+    directory = base / "run-export"
+    shutil.copytree(EXPORT, directory)
+    with DaemonProcess(base, HF_ENDPOINT=hub_endpoint) as daemon, daemon.client() as client:
+        admin = AdminClient(daemon.socket_dir)
+        with inspectors_killed(daemon.pid):
+            admin.put_watch(WatchRule(name="run", directory=str(directory), settle=0.2))
+            while "inspects" not in admin.watches().watches[0].detail:
+                pass
+            export = client.load(directory)
+            with pytest.raises(
+                Unavailable, match=r"only the daemon knows watches, and .* inspects"
+            ):
+                client.load("watch:run")
+    assert export.served_by == "local"
     assert_same(export.lm, expected())
 
 

@@ -20,7 +20,7 @@ from craftcache.daemon.transport import Cancellation
 from craftcache.errors import StorageFull, Unavailable
 from craftcache.fallback.own_fetch import Fetching
 from craftcache.fallback.resolver import Resolver
-from craftcache.sources import HubSource, parse
+from craftcache.sources import HubSource, UrlSource, parse
 from tests.support.checkpoints import assert_same, saved
 from tests.support.clients import FILENAMES, as_root, assert_nothing_published, expected, ignore
 from tests.support.daemons import EXPORT
@@ -62,6 +62,7 @@ def test_a_lock_of_a_url_is_passed_by_likewise(
     threaded_hub.files["/one.th"] = Data(saved([1]))
     cache = CacheDir(base / "cache")
     source = parse(threaded_hub.cdn_url("/one.th"))
+    assert isinstance(source, UrlSource)
     resolver = Resolver(cache, lock_seconds=0.01)
     with cache.lock(manifest_key(source)):
         fetched = resolver.fetch(
@@ -103,7 +104,10 @@ def test_a_cache_that_cannot_be_written_in_all_places_is_no_obstacle(
     if path.is_dir():
         path.rmdir()
     path.parent.mkdir(exist_ok=True)
-    path.touch()
+    if blocked == "refs":
+        path.symlink_to("/nowhere/disk")  # a plain file would be moved away
+    else:
+        path.touch()
     assert_same(alone.load("org/model").lm, expected("state_dict.bin"))
     assert "not kept" in caplog.text
     with pytest.raises(Unavailable, match="not kept"):

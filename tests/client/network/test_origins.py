@@ -17,7 +17,7 @@ from craftcache.errors import AccessDenied, CraftcacheError, IntegrityError, Una
 from craftcache.network.content_encoding import check_uncompressed
 from craftcache.network.locations import redirect_target
 from craftcache.network.token import authorization, find_token, read_token
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 from tests.client.network.askers import ASKERS, CONTENT, FILE, PATH, REPO
 from tests.support.hub import Data, Redirect, Status, WithHeaders
 
@@ -256,7 +256,7 @@ def test_a_token_in_a_file_is_read_as_it_was_meant(
     path = tmp_path / "hf-token"
     path.write_bytes(written)
     assert read_token(path) == TOKEN
-    settings = Settings.load(
+    settings = load_settings(
         {}, environment={"CREDENTIALS_DIRECTORY": str(tmp_path), "HOME": str(tmp_path)}
     )
     assert settings.hub_token == TOKEN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,9 @@ import pytest
 from craftcache.daemon.transport import Cancellation, DaemonUnavailable, Deadlines, WorkerSocket
 from craftcache.daemon.transport.worker_socket import MAX_IDLE
 from craftcache.wire import DaemonStatus, Hello, Loaded, Problem, Status, encode
+from craftcached.serve.connection import WorkerConnection
+from craftcached.serve.connection_table import ConnectionTable
+from craftcached.serve.peers import Peer
 from craftcached.serve.worker import Limits
 from tests.support.sockets import FunctionBackend, RawWorker, load, serving
 from tests.support.sockets.serving import SECONDS
@@ -72,6 +76,24 @@ def test_the_longest_idle_connection_makes_way(tmp_path: Path) -> None:
             assert second.hear() is None
             assert isinstance(first.ask(load("hot")), Loaded)
             assert isinstance(third.ask(load("hot")), Loaded)
+
+
+def test_who_has_spoken_and_was_not_read_yet_does_not_make_way() -> None:
+    """Its request would look to the worker as one that the daemon ended of."""
+    table = ConnectionTable(Limits())
+    with contextlib.ExitStack() as stack:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+        user = table.user(os.getuid())
+        for theirs, ours in pairs:
+            stack.enter_context(theirs)
+            stack.enter_context(ours)
+            user.idle[WorkerConnection(ours, Peer.of(ours), user)] = 0.0
+        first, second = user.idle
+        assert table.longest_idle(user) is first
+        pairs[0][0].send(b"a request")
+        assert table.longest_idle(user) is second
+        pairs[1][0].send(b"another")
+        assert table.longest_idle(user) is None
 
 
 def test_all_users_together_have_only_so_many(tmp_path: Path) -> None:

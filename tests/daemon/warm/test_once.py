@@ -14,7 +14,7 @@ import pytest
 
 from craftcache import AsyncClient
 from craftcached.app import Daemon
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 from tests.support.api import Api
 from tests.support.daemons import EXPORT_FILES
 from tests.support.hub import Gate, OnDisk, Stall, matching
@@ -68,7 +68,7 @@ def test_sixteen_workers_at_once_fetch_a_cold_source_once(
 async def service(inspected: Path, hub: TestHub) -> AsyncIterator[str]:
     """A daemon on the test's own loop, whose Hub has org/model; gives its socket directory."""
     hub.repo("org/model").commit(EXPORT_FILES)
-    settings = Settings.load(
+    settings = load_settings(
         {
             "cache_dir": inspected / "cache",
             "socket_dir": inspected / "run",

@@ -10,7 +10,7 @@ import torch
 
 from craftcache import AsyncClient
 from craftcached.app import Daemon
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 from tests.support.checkpoints import saved
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import Data, WithHeaders
@@ -47,7 +47,7 @@ async def test_a_file_comes_from_xet_storage_or_by_http(
     in_xet(hub)
     stored = base / "stored"
     stored.write_bytes(CHECKPOINT)
-    settings = Settings.load(
+    settings = load_settings(
         {name: base / name for name in ("cache_dir", "socket_dir", "state_dir")}
         | {"hub_endpoint": hub.endpoint}
     )

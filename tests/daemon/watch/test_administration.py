@@ -18,7 +18,7 @@ import pytest
 from craftcache.daemon.admin import AdminClient
 from craftcache.errors import InvalidSource, NotFound, PolicyDenied
 from craftcache.watch_rule import WatchRule
-from craftcached.settings import Settings
+from craftcached.settings_reading import load_settings
 from tests.support.daemons import DaemonProcess
 from tests.support.watching import SETTLE, write_pair
 
@@ -173,10 +173,10 @@ def test_settings_name_directories_or_tables(base: Path) -> None:
     config.write_text(
         'watches = ["/runs/a/export", {directory = "/b", settle = 3, name = "bee"}]\n'
     )
-    settings = Settings.load({}, environment={}, config_file=config)
+    settings = load_settings({}, environment={}, config_file=config)
     assert [(rule.name, rule.settle) for rule in settings.watches] == [("a", 10.0), ("bee", 3.0)]
     listed = {"CRAFTCACHE_WATCHES": "/runs/*/export, /x/exports"}
-    settings = Settings.load({}, environment=listed, config_file=config)
+    settings = load_settings({}, environment=listed, config_file=config)
     assert [rule.name for rule in settings.watches] == ["runs", "x"]
 
 
@@ -195,7 +195,7 @@ def test_a_wrong_setting_is_named(base: Path, text: str, words: str) -> None:
     config = base / "config.toml"
     config.write_text(text)
     with pytest.raises(ConfigError, match=words):
-        Settings.load({}, environment={}, config_file=config)
+        load_settings({}, environment={}, config_file=config)
 
 
 def test_names_are_those_of_runs() -> None:
