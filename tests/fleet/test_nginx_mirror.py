@@ -26,7 +26,7 @@ from tests.support.tools import needs
 from .conftest import TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tests.support.daemons import DaemonProcess
@@ -56,11 +56,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def put(
-    hub: TestHub, repo_id: str, seed: int, more: Mapping[str, bytes] | None = None, size: int = SIZE
+    hub: TestHub, repo_id: str, seed: int, *, size: int = SIZE, config: bytes = b"{}"
 ) -> Generated:
     """A repository with one large file."""
     content = Generated(size, seed)
-    hub.repo(repo_id, gated=repo_id == "org/gated").commit({NAME: content, **(more or {})})
+    hub.repo(repo_id, gated=repo_id == "org/gated").commit({NAME: content, "config.json": config})
     return content
 
 
@@ -211,7 +211,7 @@ def test_a_corrupt_slice_costs_one_copy_once_and_is_replaced(
 def test_a_gated_file_is_kept_once_and_given_to_nobody_without_the_right(
     hub: TestHub, mirror: NginxMirror, nodes: list[DaemonProcess], new_node: NewNode
 ) -> None:
-    content = put(hub, "org/gated", 3, more={"config.json": b'{"secret": 1}'})
+    content = put(hub, "org/gated", 3, config=b'{"secret": 1}')
     copies = Copies(hub, content)
     warm_all(nodes[:3], "org/gated")
     assert copies.value <= 1.02
