@@ -389,7 +389,9 @@ class CacheDir:
                 log.warning("%s did not hold the bytes of its name; it is %s now", final, aside)
             else:
                 sync_directory(final.parent)
-                self.stamps.record(sha256, FileStamp.of(final.stat()))
+                # As in HubTree.publish_blob.
+                is_passing = published.stamp == file.stamp and verified.is_relative_to(self.staging)
+                self.stamps.record(sha256, FileStamp.of(final.stat()), is_passing=is_passing)
                 return published
 
     def _present_blob(self, path: Path, sha256: str) -> HashedFile | None:

@@ -159,8 +159,20 @@ class Store:
             CraftcacheError: They cannot be made, or the file system that held them is not mounted
                 any more. A bare one, as that is the daemon's own fault, or Unavailable.
         """
+        await self.healed(lambda: None)
+
+    async def healed(self, look: Callable[[], T]) -> T:
+        """Call ``look`` in a thread, once the cache is healed; see heal."""
+
+        def heal_and_look() -> T:
+            self._heal_or_say()
+            return look()
+
+        return await asyncio.to_thread(heal_and_look)
+
+    def _heal_or_say(self) -> None:
         try:
-            await asyncio.to_thread(self._heal)
+            self._heal()
         except OSError as error:
             raise CraftcacheError(
                 f"the cache directory cannot be used: {error}",
@@ -428,18 +440,17 @@ class Store:
         Raises:
             StorageFull: There is no disk space for the copy.
         """
-
-        def search() -> Verified | None:
-            holders = self.cache.holders(sha256, ours=True)
-            records = (record for _, manifest in holders for record in manifest.files)
-            same = (record for record in records if record.sha256 == sha256)
-            return self._take(sorted(same, key=self.cache.is_owners), directory)
-
         try:
-            return await self._hashing.run(search)
+            return await self._hashing.run(self._find, sha256, directory)
         except OSError as error:
             self._check_full(error)
             raise
+
+    def _find(self, sha256: str, directory: Path) -> Verified | None:
+        holders = self.cache.holders(sha256, ours=True)
+        records = (record for _, manifest in holders for record in manifest.files)
+        same = (record for record in records if record.sha256 == sha256)
+        return self._take(sorted(same, key=self.cache.is_owners), directory)
 
     async def find_signed(
         self, url: str, digest: Digest | None, directory: Path
@@ -476,16 +487,38 @@ class Store:
         adopted = await self._hashing.run(tree.adopt, etag, promise)
         return None if adopted is None else Verified(adopted, etag, 0, adopted.digests.size)
 
-    async def check_place(self, source: HubSource) -> None:
-        """Check that files of a repository can be published, before they are fetched.
+    async def adopt_or_find(
+        self, source: HubSource, etag: str, promise: Promise
+    ) -> Verified | None:
+        """See adopt, and then find, which links into staging; where both find none, a place for it.
+
+        All in one call to a thread, for this is asked of each file that is warmed.
 
         Raises:
-            CraftcacheError: A file or link in the Hub's tree is in the way; the message names it.
+            StorageFull: There is no disk space for a copy.
+            CraftcacheError: A file or link in the Hub's tree is in the way, which the message
+                names; or as for heal.
         """
+
+        def search() -> Verified | None:
+            tree, digest = self.cache.hub_tree(source.repo_id), promise.digest
+            if (adopted := tree.adopt(etag, promise)) is not None:
+                return Verified(adopted, etag, 0, adopted.digests.size)
+            is_known = digest is not None and digest.algorithm == "sha256"
+            found = self._find(digest.hex, self.cache.staging) if digest and is_known else None
+            if found is not None:
+                return replace(found, etag=etag)
+            self._heal_or_say()
+            tree.check_place()
+            return None
+
         try:
-            await asyncio.to_thread(self.cache.hub_tree(source.repo_id).check_place)
+            return await self._hashing.run(search)
         except TreeObstacle as error:
             raise _obstacle(error) from error
+        except OSError as error:
+            self._check_full(error)
+            raise
 
     async def adopt_snapshot(
         self, source: HubSource, commit: str, filenames: Iterable[str]
@@ -517,18 +550,20 @@ class Store:
             sha256: The checkpoint's sha256, in hex.
             size: Size of the checkpoint in bytes.
         """
-        found = await asyncio.to_thread(self._find_index, sha256, size)
-        if found is None:
-            if self.cache.index_path(sha256).exists():
-                self._events.tell("index_refused", sha256=sha256)
-            return False
-        self.indexes.keep(*found)
-        return True
+        is_there, found = await asyncio.to_thread(self._find_index, sha256, size)
+        if found is not None:
+            self.indexes.keep(*found)
+        elif is_there:
+            self._events.tell("index_refused", sha256=sha256)
+        return found is not None
 
-    def _find_index(self, sha256: str, size: int) -> tuple[str, bytes] | None:
+    def _find_index(self, sha256: str, size: int) -> tuple[bool, tuple[str, bytes] | None]:
+        """Whether there is an index, and its digest and content if it may be used."""
         cache = self.cache
         found = cache.vouched_index(sha256)
-        if found is None and cache.index_path(sha256).exists():
+        if found is None and not cache.index_path(sha256).exists():
+            return False, None
+        if found is None:
             # Reading a manifest records its indexes' digests.
             cache.holders(sha256, ours=True)
             found = cache.vouched_index(sha256)
@@ -540,18 +575,23 @@ class Store:
                 renew_index(cache, sha256)
         except InvalidIndex as error:
             log.warning("the index of %s is made anew: %s", sha256, error)
-            return None
-        return found
+            return True, None
+        return True, found
 
     async def write_index(self, sha256: str, index: bytes) -> None:
         """Publish the index of a checkpoint; to be called before the checkpoint is published.
 
         Manifests that name the checkpoint already are changed to record this index.
         """
-        digest = await self._add(f"index {sha256}", self.cache.write_index, sha256, index)
+
+        def write() -> tuple[str, bool]:
+            digest = self.cache.write_index(sha256, index)
+            return digest, bool(self.cache.holders(sha256, ours=True))
+
+        digest, has_holders = await self._add(f"index {sha256}", write)
         self.indexes.keep(digest, index)
         # One that is being published at this moment finds the index, or is asked about it later.
-        if await asyncio.to_thread(self.cache.holders, sha256, ours=True):
+        if has_holders:
             await self.record_index(sha256)
 
     async def record_index(self, sha256: str) -> None:

@@ -285,19 +285,25 @@ class FileAcquirer:
         # A file of that name may be in huggingface_hub's tree, and hashing it takes seconds.
         if file.blob:
             progress.tell(file.filename, 0, file.promise.size, "verifying")
-        if present := await self._adopted(file) or await self._linked(file):
-            return _HeldFile.hold(present)
         # Only files in huggingface_hub's tree have a lock that other programs know.
         if file.blob is None:
-            return _HeldFile.hold(await self._fetch(file, progress))
-        await self._store.check_place(file.blob.source)
+            present = await self._linked(file)
+            if present is None:
+                await self._store.heal()
+                present = await self._fetch(file, progress)
+            return _HeldFile.hold(present)
+        blob = file.blob
+        if present := await self._store.adopt_or_find(blob.source, blob.etag, file.promise):
+            return _HeldFile.hold(present)
         tree = self._store.cache.hub_tree(file.blob.source.repo_id)
         lock = HubLock(tree, file.blob.etag, patience=self._lock_patience)
         try:
             # Another program may have fetched the blob while we waited for its lock; the blob is
             # used only if its hash is right.
             was_brought = await lock.acquire()
-            present = await self._adopted(file) if was_brought else None
+            present = None
+            if was_brought:
+                present = await self._store.adopt(blob.source, blob.etag, file.promise)
             if present is None:
                 own = StallDetector()
                 with lock.waiting_for(own):
@@ -307,18 +313,12 @@ class FileAcquirer:
             lock.release()
             raise
 
-    async def _adopted(self, file: DescribedFile) -> Verified | None:
-        """The file from huggingface_hub's tree, hashed, where another program has put it there."""
-        if file.blob is None:
-            return None
-        return await self._store.adopt(file.blob.source, file.blob.etag, file.promise)
-
     async def _linked(self, file: DescribedFile) -> Verified | None:
         """The same bytes from another model, linked under a name of our own in staging."""
         digest, staging = file.promise.digest, self._store.cache.staging
         if digest is not None and digest.algorithm == "sha256":
             found = await self._store.find(digest.hex, staging)
-            return found and replace(found, etag=file.blob.etag if file.blob else None)
+            return found and replace(found, etag=None)
         if file.is_unseen:
             return await self._store.find_signed(file.remote.url, digest, staging)
         return None
@@ -330,7 +330,6 @@ class FileAcquirer:
             progress.tell(file.filename, done, total, "fetching")
 
         report(0, file.promise.size)
-        await self._store.heal()
         is_urgent = self._waiters[progress.source] > 0
         self._fetching[progress.source].add(file.remote.key)
         try:
@@ -383,10 +382,15 @@ class FileAcquirer:
         return True
 
     async def _release(self, held: _HeldFile) -> None:
+        def discard_and_close() -> None:
+            try:
+                self._store.cache.discard(held.file.file)
+            finally:
+                # Closing the last descriptor of an unlinked file frees its blocks: takes time.
+                os.close(held.descriptor)
+
         try:
-            await self._store.discard(held.file)
+            await asyncio.shield(asyncio.to_thread(discard_and_close))
         finally:
-            # Closing the last descriptor of an unlinked file frees its blocks, which takes time.
-            await asyncio.shield(asyncio.to_thread(os.close, held.descriptor))
             if held.lock is not None:
                 held.lock.release()
