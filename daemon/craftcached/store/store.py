@@ -49,7 +49,7 @@ from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
 from .indexes import Indexes
-from .links import mend_links
+from .links import is_led_astray, mend_links
 from .removal import (
     Removed,
     remove,
@@ -62,7 +62,7 @@ from .removal import (
 from .turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 
     from craftcache.cache.directory import CacheDir
     from craftcache.cache.manifest import FileRecord, Manifest, Watched
@@ -86,10 +86,10 @@ WRITING_THREADS = 8
 HASHING_THREADS = 4
 """Threads for hashing, which takes seconds a file and must not hold up short disk accesses."""
 
-RECHECKED_AT_ONCE = 64
+LOOKED_AT_ONCE = 32
 """Models that one thread looks at before others have their turn: some milliseconds."""
 
-RECHECK_PAUSE_SECONDS = 0.02
+LOOK_PAUSE_SECONDS = 0.02
 """Pause before each such look, so that requests after a start hardly notice them."""
 
 P = ParamSpec("P")
@@ -325,10 +325,7 @@ class Store:
 
     async def recheck_all(self) -> None:
         """Recheck all published models now, so that later loads do not wait for hashing."""
-        published = await self.published()
-        for start in range(0, len(published), RECHECKED_AT_ONCE):
-            batch = published[start : start + RECHECKED_AT_ONCE]
-            await asyncio.sleep(RECHECK_PAUSE_SECONDS)
+        async for batch in self.batches():
             for key, manifest in await self._hashing.run(self._touched, batch):
                 ours = await self.manifest_at(key)
                 if ours is None:
@@ -336,6 +333,13 @@ class Store:
                     continue
                 for record in ours.files:
                     await self.verify(record)
+
+    async def batches(self) -> AsyncIterator[list[tuple[str, Manifest]]]:
+        """All published models a few at a time, with pauses: for who looks at thousands."""
+        published = await self.published()
+        for start in range(0, len(published), LOOKED_AT_ONCE):
+            await asyncio.sleep(LOOK_PAUSE_SECONDS)
+            yield published[start : start + LOOKED_AT_ONCE]
 
     def _touched(self, published: Iterable[tuple[str, Manifest]]) -> list[tuple[str, Manifest]]:
         """Those of these models that must be looked at again before they are served."""
@@ -395,6 +399,14 @@ class Store:
         if any(map(self.cache.is_owners, manifest.files)):
             return []
         return await self._write(mend_links, self.cache, key, manifest)
+
+    async def led_astray(
+        self, models: Iterable[tuple[str, Manifest]]
+    ) -> list[tuple[str, Manifest]]:
+        """Those of some models whose links seem to need mending; waits for no turn."""
+        return await self._hashing.run(
+            lambda: [model for model in models if is_led_astray(self.cache, *model)]
+        )
 
     def remembered(self, key: str) -> Manifest | None:
         """The manifest with that key as it was last read in this process; None if it never was."""
