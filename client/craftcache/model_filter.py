@@ -17,19 +17,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Protocol
 
+from craftcache.durations import parse_span
 from craftcache.errors import InvalidSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Filterable", "ModelFilter", "ModelTraits", "are_met", "parse_size", "parse_span"]
+__all__ = ["Filterable", "ModelFilter", "ModelTraits", "are_met", "parse_size"]
 
 _FILTER = re.compile(r"([a-z]+)\s*(<=|>=|!=|=|<|>)\s*(.+)", re.ASCII | re.DOTALL)
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMGTP]?)B?", re.ASCII)
-_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhdw])", re.ASCII)
 
 _SIZES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
-_SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 _ORDERS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -160,18 +159,6 @@ def parse_size(text: str) -> int:
     if found is None:
         raise InvalidSource(f"{text[:80]!r} is no size", hint="Write one like 500000000 or 20GB")
     return round(float(found[1]) * _SIZES[found[2]])
-
-
-def parse_span(text: str) -> float:
-    """Seconds, given with a unit, like 90s, 12h or 30d.
-
-    Raises:
-        InvalidSource: It is none.
-    """
-    found = _SPAN.fullmatch(text)
-    if found is None:
-        raise InvalidSource(f"{text[:80]!r} is no span of time", hint="Write one like 12h or 30d")
-    return float(found[1]) * _SPANS[found[2]]
 
 
 def _refused(text: str) -> InvalidSource:

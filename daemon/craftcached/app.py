@@ -256,8 +256,8 @@ class Daemon:
             (
                 MonitoredDirectory(
                     f"the cache directory {settings.own_cache_dir}",
-                    store.is_obstructed,
-                    store.check_healable,
+                    store.lock.is_obstructed,
+                    store.lock.check_healable,
                     grace=0.0,  # nothing is made yet
                 ),
                 MonitoredDirectory(

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from craftcache.durations import DAY_SECONDS
 from craftcache.errors import BudgetExceeded
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["BudgetLimits", "Budgets", "UserBudget"]
 
 MINUTE_SECONDS = 60.0
-DAY_SECONDS = 86400
 
 BUSY_SECONDS = 5.0
 """Time after which a user whose requests are all running may ask again."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.cache.manifest import manifest_key
 from craftcache.errors import NotFound, Unavailable
-from craftcache.sources import NO_SELECTION, WatchSource, parse
+from craftcache.sources import NO_SELECTION, HubSource, WatchSource, parse
 from craftcache.wire import Progress
 
 from .fetch import Priority
@@ -124,7 +124,7 @@ class Warming:
         if manifest.superseded and self._pins.find(key) is None:
             await self._check_superseded(source, key, filename)
             return
-        await self.publish_anew(source, (filename,), as_need=manifest.needed_only)
+        await self._publish_anew(source, (filename,), as_need=manifest.needed_only)
         now = self._store.manifest(source)
         record = now.file(filename) if now is not None else None
         if record is None or not self._store.cache.is_intact(record):
@@ -140,20 +140,42 @@ class Warming:
             return
         await self._store.remove(key)
         await self._uses.forget(key)
-        raise NotFound(
-            "a superseded revision is not fetched anew; it is removed",
-            source=source.shown,
-            hint="Warm it by its commit if it is wanted",
-        )
+        raise _not_fetched_anew(source)
 
     async def publish_anew(
-        self, source: RemoteSource, filenames: tuple[str, ...], *, as_need: bool
+        self,
+        source: RemoteSource,
+        filenames: tuple[str, ...],
+        *,
+        as_need: bool = False,
+        superseded: bool = False,
     ) -> None:
-        """Publish files of a source at the revision that it has, or anew where it has none.
+        """Publish files of a source whose manifest cannot be read, as what they were before.
+
+        A superseded revision stays one, of what is in the cache; see mend.
+
+        Args:
+            source: The source.
+            filenames: Names of its files.
+            as_need: Whether it was cached as a dependency only.
+            superseded: Whether it was a superseded revision.
 
         Raises:
-            CraftcacheError: See Warmer.warm.
+            CraftcacheError: See mend.
         """
+        key = manifest_key(source)
+        is_left_alone = superseded and self._pins.find(key) is None
+        if not is_left_alone or not isinstance(source, HubSource):
+            await self._publish_anew(source, filenames, as_need=as_need)
+        elif not await self._warmer.publish_superseded(source, filenames):
+            await self._store.quarantine_manifest(key)
+            await self._uses.forget(key)
+            raise _not_fetched_anew(source)
+
+    async def _publish_anew(
+        self, source: RemoteSource, filenames: tuple[str, ...], *, as_need: bool
+    ) -> None:
+        """Publish files of a source at the revision that it has, or anew where it has none."""
         if isinstance(source, WatchSource):
             await self.ensure(source, filenames, Priority.BACKGROUND, _unheard)
             return
@@ -260,6 +282,14 @@ class Warming:
             size = sum(record.size for record in records)
             log.info("%s: %d of %d bytes in memory", source.shown, found, size)
         return found
+
+
+def _not_fetched_anew(source: RemoteSource) -> NotFound:
+    return NotFound(
+        "a superseded revision is not fetched anew; it is removed",
+        source=source.shown,
+        hint="Warm it by its commit if it is wanted",
+    )
 
 
 def _name(record: FileRecord) -> str:

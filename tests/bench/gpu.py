@@ -28,14 +28,13 @@ import torch
 from craftcache.checkpoint.index import dump, parse
 from craftcache.checkpoint.reader import read_index
 from craftcache.checkpoint.tensors import build, copy_into
+from tests.bench.shapes import KEY, Shape, build_module, heat
 from tests.gpu.targets import open_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.gpu.targets import Target
-
-KEY = "best_state"
 
 LINK_BYTES = 1 << 30
 """Page-locked memory from which the link is measured, over and over."""
@@ -43,39 +42,8 @@ LINK_BYTES = 1 << 30
 OURS = "craftcache"
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A language model's shapes, as AudioCraft has them."""
-
-    name: str
-    layers: int
-    width: int
-
-    def parameters(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Each parameter's name and shape."""
-        width, card, books = self.width, min(2048, 2 * self.width), 4
-        for book in range(books):
-            yield f"emb.{book}.weight", (card + 1, width)
-        yield "condition_provider.output_proj.weight", (width, 768)
-        yield "condition_provider.output_proj.bias", (width,)
-        for layer in range(self.layers):
-            prefix = f"transformer.layers.{layer}"
-            for attention in ("self_attn", "cross_attention"):
-                yield f"{prefix}.{attention}.in_proj_weight", (3 * width, width)
-                yield f"{prefix}.{attention}.out_proj.weight", (width, width)
-            yield f"{prefix}.linear1.weight", (4 * width, width)
-            yield f"{prefix}.linear2.weight", (width, 4 * width)
-            for norm in ("norm1", "norm2", "norm_cross"):
-                yield f"{prefix}.{norm}.weight", (width,)
-                yield f"{prefix}.{norm}.bias", (width,)
-        yield "out_norm.weight", (width,)
-        yield "out_norm.bias", (width,)
-        for book in range(books):
-            yield f"linears.{book}.weight", (card, width)
-
-
-MODELS = (Model("2 GB", 26, 1536), Model("6.5 GB", 48, 2048))
-SMALL_MODELS = (Model("8 MB", 4, 192), Model("21 MB", 6, 256))
+MODELS = (Shape("2 GB", 26, 1536), Shape("6.5 GB", 48, 2048))
+SMALL_MODELS = (Shape("8 MB", 4, 192), Shape("21 MB", 6, 256))
 
 
 @dataclass(slots=True)
@@ -130,7 +98,7 @@ def value_of(number: int, shape: tuple[int, ...], device: torch.device) -> torch
 class Bench:
     """One checkpoint, as torch.save and as safetensors write it."""
 
-    def __init__(self, model: Model, directory: Path, target: Target) -> None:
+    def __init__(self, model: Shape, directory: Path, target: Target) -> None:
         self.model = model
         self.target = target
         self.path = directory / f"{model.width}.bin"
@@ -173,18 +141,11 @@ class Bench:
         return dict(module.named_parameters())
 
     def module(self, dtype: torch.dtype) -> torch.nn.Module:
-        """A module on the device with parameters of these names, which have no dots here."""
-        root, device = torch.nn.Module(), self.target.device
-        for name, shape in self.shapes.items():
-            *path, last = name.split(".")
-            module = root
-            for step in path:
-                if step not in dict(module.named_children()):
-                    module.add_module(step, torch.nn.Module())
-                module = module.get_submodule(step)
-            empty = torch.empty(shape, dtype=dtype, device=device)
-            module.register_parameter(last, torch.nn.Parameter(empty, requires_grad=False))
-        return root
+        """A module on the device with parameters of these names and shapes."""
+        device = self.target.device
+        return build_module(
+            {n: torch.empty(shape, dtype=dtype, device=device) for n, shape in self.shapes.items()}
+        )
 
     def by_torch(self) -> Any:
         return torch.load(self.path, map_location=self.target.device, weights_only=True)[KEY]
@@ -225,19 +186,18 @@ class Bench:
 
     def heat(self) -> None:
         """Bring the files into the page cache."""
-        for path in (self.path, self.twin) if self.has_twin else (self.path,):
-            with path.open("rb", buffering=0) as file:
-                buffer = bytearray(1 << 24)
-                while file.readinto(buffer):
-                    pass
+        heat(self._files())
 
     def chill(self) -> None:
         """Drop the files from the page cache."""
-        for path in (self.path, self.twin) if self.has_twin else (self.path,):
+        for path in self._files():
             fd = os.open(path, os.O_RDONLY)
             os.fsync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(fd)
+
+    def _files(self) -> tuple[Path, ...]:
+        return (self.path, self.twin) if self.has_twin else (self.path,)
 
 
 _locked: list[torch.Tensor] = []
@@ -266,7 +226,7 @@ class Run:
         self._end = time.monotonic() + seconds
         self._rounds = rounds
 
-    def measure(self, model: Model, directory: Path, *, cold: bool) -> None:
+    def measure(self, model: Shape, directory: Path, *, cold: bool) -> None:
         """Everything about one checkpoint."""
         bench = Bench(model, directory, self._target)
         try:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from craftcache import Client
 from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import now
-from tests.bench.load import FILENAME, SHAPES, Shape, make_checkpoint
+from tests.bench.load import FILENAME, SHAPES, make_checkpoint
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import hub_in_thread
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from craftcache.cache.manifest import FileRecord
+    from tests.bench.shapes import Shape
     from tests.support.hub import TestHub
 
 RESULTS = Path(__file__).parent / "results" / "integrity.json"
@@ -107,7 +108,8 @@ def in_turn(loaders: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     return {name: statistics.quantiles(values, n=10)[0] for name, values in taken.items()}
 
 
-def loading(client: Client) -> Callable[[], object]:
+def loading(client: Client, served_by: str) -> Callable[[], object]:
+    assert client.load(SOURCE, parts=("lm",)).served_by == served_by
     return lambda: client.load(SOURCE, parts=("lm",)).lm
 
 
@@ -122,7 +124,7 @@ def measure_daemon(base: Path, hub: TestHub, rounds: int) -> Figure:
             )
             client = stack.enter_context(daemon.client())
             client.warm(SOURCE, filenames=(FILENAME,))
-            loaders[name] = loading(client)
+            loaders[name] = loading(client, "daemon")
         times = in_turn(loaders, rounds)
     return Figure("hot load by the daemon, checked or not", times["checked"], times["bare"], 1.02)
 
@@ -136,7 +138,7 @@ def measure_alone(base: Path, rounds: int) -> Figure:
         return cache._index_content(record.sha256)
 
     with Client(socket_dir=base / "none", cache_dir=cache_dir, fallback="cache") as client:
-        load = loading(client)
+        load = loading(client, "cache")
 
         def bare() -> object:
             CacheDir.read_index = believed  # type: ignore[method-assign,assignment]
@@ -208,7 +210,7 @@ class Scrubbing:
         """The milliseconds of each of many hot loads."""
         taken = []
         with self.daemon.client() as client:
-            load = loading(client)
+            load = loading(client, "daemon")
             load()
             end = time.perf_counter() + SLICE_SECONDS
             while time.perf_counter() < end:

@@ -28,12 +28,13 @@ import safetensors.torch
 import torch
 
 from craftcache import Client
+from tests.bench.shapes import KEY, Shape, build_module, heat
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import hub_in_thread
 from tests.support.hub.content import OnDisk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from tests.support.hub import TestHub
 
@@ -42,37 +43,6 @@ FILENAME = "state_dict.bin"
 
 TURN_SECONDS = 0.1
 """The least time that a loader is timed for at a stretch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """An AudioCraft language model's size: its layers, their width, and whether they cross."""
-
-    name: str
-    layers: int
-    width: int
-
-    def parameters(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Each parameter's name and shape, as AudioCraft's LMModel has them."""
-        width, card, books = self.width, 2048, 4
-        for book in range(books):
-            yield f"emb.{book}.weight", (card + 1, width)
-        yield "condition_provider.conditioners.description.output_proj.weight", (width, 768)
-        yield "condition_provider.conditioners.description.output_proj.bias", (width,)
-        for layer in range(self.layers):
-            prefix = f"transformer.layers.{layer}"
-            for attention in ("self_attn", "cross_attention"):
-                yield f"{prefix}.{attention}.in_proj_weight", (3 * width, width)
-                yield f"{prefix}.{attention}.out_proj.weight", (width, width)
-            yield f"{prefix}.linear1.weight", (4 * width, width)
-            yield f"{prefix}.linear2.weight", (width, 4 * width)
-            for norm in ("norm1", "norm2", "norm_cross"):
-                yield f"{prefix}.{norm}.weight", (width,)
-                yield f"{prefix}.{norm}.bias", (width,)
-        yield "out_norm.weight", (width,)
-        yield "out_norm.bias", (width,)
-        for book in range(books):
-            yield f"linears.{book}.weight", (card, width)
 
 
 SHAPES = (Shape("0.84 GB", 24, 1024), Shape("2 GB", 26, 1536), Shape("6.5 GB", 48, 2048))
@@ -111,21 +81,6 @@ def time_in_turn(loaders: Mapping[str, Callable[[], object]], rounds: int) -> di
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def build_module(state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """A module with parameters of these names, shapes and dtypes."""
-    root = torch.nn.Module()
-    for name, tensor in state.items():
-        *path, last = name.split(".")
-        module = root
-        for step in path:
-            if step not in dict(module.named_children()):
-                module.add_module(step, torch.nn.Module())
-            module = module.get_submodule(step)
-        empty = torch.zeros_like(tensor)
-        module.register_parameter(last, torch.nn.Parameter(empty, requires_grad=False))
-    return root
-
-
 class Bench:
     """One checkpoint, warm in a daemon's cache."""
 
@@ -138,10 +93,7 @@ class Bench:
 
     def heat(self) -> None:
         """Bring both files into the page cache."""
-        for path in (self.path, self.twin):
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(bytearray(1 << 24)):
-                    pass
+        heat((self.path, self.twin))
 
     def time_loads(self, rounds: int) -> list[Timing]:
         loaders: dict[str, Callable[[], object]] = {
@@ -154,14 +106,14 @@ class Bench:
 
     def time_copies(self, rounds: int) -> list[Timing]:
         """Loads with a copy of every weight into a module."""
-        module = build_module(self.load()["best_state"])
+        state = self.load()[KEY]
+        module = build_module({name: torch.zeros_like(each) for name, each in state.items()})
         copy = module.load_state_dict
-        key = "best_state"
         loaders: dict[str, Callable[[], object]] = {
-            "craftcache": lambda: copy(self.load()[key]),
-            "craftcache load_into": lambda: self.client.load_into(module, self.source, key=key),
-            "torch.load": lambda: copy(torch.load(self.path)[key]),
-            "torch.load(mmap=True)": lambda: copy(torch.load(self.path, mmap=True)[key]),
+            "craftcache": lambda: copy(self.load()[KEY]),
+            "craftcache load_into": lambda: self.client.load_into(module, self.source, key=KEY),
+            "torch.load": lambda: copy(torch.load(self.path)[KEY]),
+            "torch.load(mmap=True)": lambda: copy(torch.load(self.path, mmap=True)[KEY]),
             "safetensors": lambda: copy(safetensors.torch.load_file(self.twin)),
         }
         return self._timings("load + load_state_dict", time_in_turn(loaders, rounds))
@@ -226,7 +178,7 @@ def work(loader: str, source: str, socket_dir: str, path: str) -> None:
         checkpoint: Any = client.load(source, parts=("lm",)).lm
     else:
         checkpoint = torch.load(path, mmap="mmap" in loader)
-    for tensor in checkpoint["best_state"].values():
+    for tensor in checkpoint[KEY].values():
         tensor.view(torch.uint8).flatten()[:: os.sysconf("SC_PAGE_SIZE")].max()
     print("done", flush=True)
     sys.stdin.readline()
@@ -257,7 +209,7 @@ def _pss(pid: int) -> int:
 def make_checkpoint(shape: Shape, path: Path, twin: Path) -> None:
     """The same tensors as torch.save and as safetensors write them."""
     state = {name: torch.full(size, 0.5, dtype=torch.float16) for name, size in shape.parameters()}
-    torch.save({"best_state": state, "xp.cfg": "solver: musicgen\n", "version": "1.4"}, path)
+    torch.save({KEY: state, "xp.cfg": "solver: musicgen\n", "version": "1.4"}, path)
     safetensors.torch.save_file(state, twin)
 
 

@@ -20,7 +20,7 @@ _READING = os.O_RDONLY | os.O_CLOEXEC
 
 
 def _take_unchecked(self: BlobOpener, opened: OpenedModel, record: FileRecord) -> bool:
-    blob = os.open(self._paths(record), _READING)
+    blob = os.open(self._served.path_text(record), _READING)
     opened.blobs.append(blob)
     opened.indexes.append(os.open(self._cache.index_path(record.sha256), _READING))
     return self._cache.stamps.has(record.sha256, os.fstat(blob))

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from craftcache.durations import parse_span
 from craftcache.errors import InvalidSource
-from craftcache.model_filter import ModelFilter, ModelTraits, are_met, parse_size, parse_span
+from craftcache.model_filter import ModelFilter, ModelTraits, are_met, parse_size
 
 NOW = 1_800_000_000.0
 DAY = 86_400.0

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from craftcache.durations import DAY_SECONDS
 from craftcache.errors import BudgetExceeded
-from craftcached.budgets import DAY_SECONDS, BudgetLimits, Budgets, UserBudget
+from craftcached.budgets import BudgetLimits, Budgets, UserBudget
 from craftcached.database import Database
 from tests.support.api import Api
 from tests.support.clients import as_root

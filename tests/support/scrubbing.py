@@ -18,7 +18,7 @@ from craftcached.store.store import Store
 from craftcached.store.verity import Verity
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from craftcache.cache.manifest import Manifest
@@ -35,7 +35,12 @@ class NoMender:
         raise Unavailable("away", source=manifest.source)
 
     async def publish_anew(
-        self, source: RemoteSource, filenames: tuple[str, ...], *, as_need: bool
+        self,
+        source: RemoteSource,
+        filenames: tuple[str, ...],
+        *,
+        as_need: bool = False,
+        superseded: bool = False,
     ) -> None:
         raise Unavailable("away", source=source.shown)
 
@@ -58,7 +63,7 @@ class Bench:
     def clock(self) -> float:
         return self.now
 
-    def scrub(self, days: float = 7.0) -> Scrub:
+    def scrub(self, days: float = 7.0, is_busy: Callable[[], bool] = lambda: False) -> Scrub:
         """A scrub that makes a step when it is told to, as after a restart."""
         return Scrub(
             store=self.store,
@@ -66,6 +71,7 @@ class Bench:
             examiner=self.examiner,
             quarantine=self.quarantine,
             days=days,
+            is_busy=is_busy,
             clock=self.clock,
         )
 
@@ -86,6 +92,7 @@ async def bench(base: Path, given: Store | None = None) -> AsyncIterator[Bench]:
         records = await life.enter_async_context(Database(base / "state"))
         verity = Verity(store.cache)
         life.callback(verity.close)
+        await verity.open()
         made: list[Bench] = []
         examiner = Examiner(
             store=store,

@@ -191,10 +191,7 @@ class Catalog:
 
 def _read_file(path: str) -> tuple[bytes, os.stat_result]:
     """The first MAX_BYTES of a file and its stat; thousands are read at a start."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        status = os.fstat(descriptor)
+    with open(path, "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
         # No more is asked for than is there: a buffer of MAX_BYTES takes as long as all the rest.
-        return os.read(descriptor, min(status.st_size, MAX_BYTES)), status
-    finally:
-        os.close(descriptor)
+        return file.read(min(status.st_size, MAX_BYTES)) or b"", status

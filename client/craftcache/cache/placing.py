@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from craftcache.digests import HashedFile
 
 __all__ = [
+    "LEFTOVER_SECONDS",
     "TreeObstacle",
     "copy_to",
     "link_or_copy",

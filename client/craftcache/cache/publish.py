@@ -37,6 +37,7 @@ __all__ = [
     "publish_hub",
     "publish_url",
     "mark_asked_for",
+    "mark_superseded",
     "publish_generation",
     "serve_generation",
     "record_index",
@@ -159,10 +160,24 @@ def _keep_superseded(cache: CacheDir, source: HubSource, earlier: Manifest) -> N
     """
     pinned = HubSource(source.repo_id, earlier.revision)
     if cache.manifest_at(manifest_key(pinned), ours=True) is None:
-        kept = replace(
-            earlier, source=pinned.shown, needs=(), unmet=(), needed_only=False, superseded=True
-        )
-        cache.write_manifest(pinned, kept)
+        cache.write_manifest(pinned, _superseded(earlier, pinned))
+
+
+def _superseded(manifest: Manifest, pinned: HubSource) -> Manifest:
+    return replace(
+        manifest, source=pinned.shown, needs=(), unmet=(), needed_only=False, superseded=True
+    )
+
+
+def mark_superseded(cache: CacheDir, pinned: HubSource) -> None:
+    """Record that a published revision has been superseded, and was not asked for by its commit.
+
+    Raises:
+        OSError: The manifest is unchanged.
+    """
+    manifest = _earlier(cache, pinned)
+    if manifest is not None:
+        cache.write_manifest(pinned, _superseded(manifest, pinned))
 
 
 def _forget_superseded(cache: CacheDir, pinned: HubSource, current: Manifest) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.durations import DAY_SECONDS
 from craftcache.errors import NotFound
 from craftcache.model_filter import are_met
 from craftcache.sources import parse
@@ -207,7 +208,7 @@ def _last_use(model: CachedModel, now: float) -> str:
     if model.last_used_at is None:
         return NOT_KNOWN
     seconds = max(now - model.last_used_at, 0.0)
-    for unit, length in (("days", 86_400), ("hours", 3600), ("min", 60)):
+    for unit, length in (("days", DAY_SECONDS), ("hours", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"

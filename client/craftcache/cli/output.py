@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.durations import DAY_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -37,7 +39,7 @@ NOT_KNOWN = "-"
 
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
-_SPANS = (("day", 86400), ("hour", 3600), ("min", 60))
+_SPANS = (("day", DAY_SECONDS), ("hour", 3600), ("min", 60))
 
 
 def print_json(data: object) -> None:

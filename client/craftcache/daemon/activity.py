@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from craftcache.wire import Coming
-
-if TYPE_CHECKING:
-    from craftcache.wire.fields import Fields
+from craftcache.wire.record import AtMost, JsonRecord
 
 __all__ = ["Activity"]
 
@@ -16,7 +14,7 @@ MAX_COMING = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Activity:
+class Activity(JsonRecord):
     """What the daemon is at, and its counters since its start.
 
     Attributes:
@@ -39,7 +37,7 @@ class Activity:
 
     at: float
     started_at: float
-    coming: tuple[Coming, ...]
+    coming: Annotated[tuple[Coming, ...], AtMost(MAX_COMING)]
     queued: int
     not_warm: int
     hits: int
@@ -51,30 +49,3 @@ class Activity:
     connections: int
     processes: int
     newest_event: int
-
-    def to_fields(self) -> dict[str, Any]:
-        """The activity as a JSON object."""
-        return asdict(self) | {"coming": [each.to_fields() for each in self.coming]}
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Activity:
-        """The activity with these keys."""
-        counts = (
-            "queued",
-            "not_warm",
-            "hits",
-            "misses",
-            "bytes_served",
-            "bytes_fetched",
-            "evictions",
-            "refusals",
-            "connections",
-            "processes",
-            "newest_event",
-        )
-        return cls(
-            at=fields.seconds("at"),
-            started_at=fields.seconds("started_at"),
-            coming=tuple(map(Coming.parse, fields.children("coming", MAX_COMING))),
-            **{name: fields.integer(name) for name in counts},
-        )

@@ -1,24 +1,33 @@
 """What the HTTP interface says to administrators, as values that both of its ends share.
 
-Each is a JSON object with the keys of ``to_fields``; ``parse`` reads it back, ignores keys that it
-does not know, and refuses what is malformed with the error of its Fields.
+See craftcache.wire.record for how they stand in JSON.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+from craftcache.errors import CraftcacheError
 from craftcache.sources import PARTS, Part
 from craftcache.watch_rule import WatchRule
-from craftcache.wire.fields import MAX_FILENAME, MAX_PATH, MAX_REVISION, MAX_SOURCE, MAX_WATCH_NAME
+from craftcache.wire.fields import MAX_SOURCE, MAX_WATCH_NAME
+from craftcache.wire.record import (
+    AtMost,
+    Filename,
+    JsonRecord,
+    PathText,
+    Revision,
+    Sha256,
+    Source,
+    text,
+    texts,
+)
 from craftcache.wire.requests import WarmOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
-    from craftcache.errors import CraftcacheError
     from craftcache.wire.fields import Fields
 
 __all__ = [
@@ -51,8 +60,12 @@ Outcome: TypeAlias = Literal["right", "mended", "wrong", "missing"]
 VerdictPart: TypeAlias = Literal["file", "index", "link", "manifest"]
 """What a verdict is about: a file's bytes, or what leads to them."""
 
-_OUTCOMES: dict[str, Outcome] = {outcome: outcome for outcome in get_args(Outcome)}
-_PARTS: dict[str, VerdictPart] = {part: part for part in get_args(VerdictPart)}
+Sources: TypeAlias = Annotated[tuple[str, ...], texts(MAX_MODELS, MAX_SOURCE)]
+
+
+def _part_digests(given: Fields, key: str) -> dict[Part, str]:
+    digests = given.child(key)
+    return {part: digests.sha256(part) for part in PARTS if not digests.is_null(part)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +112,7 @@ class QueuedWarm:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptModel:
+class KeptModel(JsonRecord):
     """A model that was not evicted, though more bytes were to be freed.
 
     Attributes:
@@ -107,12 +120,12 @@ class KeptModel:
         reason: Reason for which it stayed.
     """
 
-    source: str
-    reason: str
+    source: Source
+    reason: Annotated[str, text(MAX_TEXT)]
 
 
 @dataclass(frozen=True, slots=True)
-class Eviction:
+class Eviction(JsonRecord):
     """The result of an eviction; for a dry run, what it would be.
 
     Attributes:
@@ -122,31 +135,14 @@ class Eviction:
         kept: Models that stayed, with the reason, if any bytes are missing.
     """
 
-    removed: tuple[str, ...]
+    removed: Sources
     freed_bytes: int
     missing_bytes: int
-    kept: tuple[KeptModel, ...]
-
-    def to_fields(self) -> dict[str, Any]:
-        """The eviction as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Eviction:
-        """The eviction with these keys."""
-        return cls(
-            fields.texts("removed", MAX_MODELS, MAX_SOURCE),
-            fields.integer("freed_bytes"),
-            fields.integer("missing_bytes"),
-            tuple(
-                KeptModel(kept.text("source", MAX_SOURCE), kept.text("reason", MAX_TEXT))
-                for kept in fields.children("kept", MAX_MODELS)
-            ),
-        )
+    kept: Annotated[tuple[KeptModel, ...], AtMost(MAX_MODELS)]
 
 
 @dataclass(frozen=True, slots=True)
-class Pruning:
+class Pruning(JsonRecord):
     """The result of removing models by filters; for a dry run, what it would be.
 
     Attributes:
@@ -155,29 +151,13 @@ class Pruning:
         kept: Models that the filters mean and that stayed, with the reason.
     """
 
-    removed: tuple[str, ...]
+    removed: Sources
     freed_bytes: int
-    kept: tuple[KeptModel, ...]
-
-    def to_fields(self) -> dict[str, Any]:
-        """The pruning as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Pruning:
-        """The pruning with these keys."""
-        return cls(
-            fields.texts("removed", MAX_MODELS, MAX_SOURCE),
-            fields.integer("freed_bytes"),
-            tuple(
-                KeptModel(kept.text("source", MAX_SOURCE), kept.text("reason", MAX_TEXT))
-                for kept in fields.children("kept", MAX_MODELS)
-            ),
-        )
+    kept: Annotated[tuple[KeptModel, ...], AtMost(MAX_MODELS)]
 
 
 @dataclass(frozen=True, slots=True)
-class ImportedModel:
+class ImportedModel(JsonRecord):
     """A model that came in a bundle.
 
     Attributes:
@@ -186,26 +166,13 @@ class ImportedModel:
         size: Bytes of its files.
     """
 
-    source: str
-    revision: str
+    source: Source
+    revision: Revision
     size: int
-
-    def to_fields(self) -> dict[str, Any]:
-        """The model as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def parse(cls, fields: Fields) -> ImportedModel:
-        """The model with these keys."""
-        return cls(
-            fields.text("source", MAX_SOURCE),
-            fields.text("revision", MAX_REVISION),
-            fields.integer("size"),
-        )
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(JsonRecord):
     """The result of verifying one cached file, or what leads to it.
 
     Attributes:
@@ -219,12 +186,12 @@ class Verdict:
         failure: Why it is not mended; None where it is, or need not be.
     """
 
-    source: str
-    filename: str
-    sha256: str
+    source: Source
+    filename: Filename
+    sha256: Sha256
     outcome: Outcome
     part: VerdictPart = "file"
-    quarantined: str | None = None
+    quarantined: PathText | None = None
     failure: CraftcacheError | None = None
 
     @property
@@ -232,36 +199,9 @@ class Verdict:
         """Whether the right bytes are there now."""
         return self.outcome in ("right", "mended")
 
-    def to_fields(self) -> dict[str, Any]:
-        """The verdict as a JSON object."""
-        return {
-            "source": self.source,
-            "filename": self.filename,
-            "sha256": self.sha256,
-            "outcome": self.outcome,
-            "part": self.part,
-            "quarantined": self.quarantined,
-            "failure": self.failure.to_problem() if self.failure else None,
-        }
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Verdict:
-        """The verdict with these keys; earlier releases tell of files alone."""
-        is_of_file = fields.is_null("part")
-        failure = fields.optional_child("failure")
-        return cls(
-            fields.text("source", MAX_SOURCE),
-            fields.text("filename", MAX_FILENAME),
-            fields.sha256("sha256"),
-            fields.choice("outcome", _OUTCOMES),
-            "file" if is_of_file else fields.choice("part", _PARTS),
-            fields.optional_text("quarantined", MAX_PATH),
-            failure.error() if failure else None,
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(JsonRecord):
     """A verification that runs, or has run, in the daemon; it does not end with its caller.
 
     Attributes:
@@ -278,7 +218,7 @@ class Verification:
     """
 
     id: int
-    sources: tuple[str, ...]
+    sources: Sources
     started_at: float
     ended_at: float | None
     files: int
@@ -288,41 +228,9 @@ class Verification:
     found: Mapping[str, int]
     failure: CraftcacheError | None = None
 
-    def to_fields(self) -> dict[str, Any]:
-        """The verification as a JSON object."""
-        return {
-            "id": self.id,
-            "sources": list(self.sources),
-            "started_at": self.started_at,
-            "ended_at": self.ended_at,
-            "files": self.files,
-            "bytes": self.bytes,
-            "files_done": self.files_done,
-            "bytes_done": self.bytes_done,
-            "found": dict(self.found),
-            "failure": self.failure.to_problem() if self.failure else None,
-        }
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Verification:
-        """The verification with these keys."""
-        found, failure = fields.child("found"), fields.optional_child("failure")
-        return cls(
-            fields.integer("id"),
-            fields.texts("sources", MAX_MODELS, MAX_SOURCE),
-            fields.seconds("started_at"),
-            None if fields.is_null("ended_at") else fields.seconds("ended_at"),
-            fields.integer("files"),
-            fields.integer("bytes"),
-            fields.integer("files_done"),
-            fields.integer("bytes_done"),
-            {outcome: found.integer(outcome) for outcome in found.whole},
-            failure.error() if failure else None,
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class QuarantinedFile:
+class QuarantinedFile(JsonRecord):
     """A file, or directory, that turned out wrong and is kept for a look.
 
     Attributes:
@@ -332,28 +240,14 @@ class QuarantinedFile:
         sources: Published models that have a file of the name that it had, as shown to people.
     """
 
-    name: str
+    name: Filename
     size: int
     since: float
-    sources: tuple[str, ...] = ()
-
-    def to_fields(self) -> dict[str, Any]:
-        """The file as a JSON object."""
-        return asdict(self) | {"sources": list(self.sources)}
-
-    @classmethod
-    def parse(cls, fields: Fields) -> QuarantinedFile:
-        """The file with these keys."""
-        return cls(
-            fields.text("name", MAX_FILENAME),
-            fields.integer("size"),
-            fields.seconds("since"),
-            fields.texts("sources", MAX_MODELS, MAX_SOURCE),
-        )
+    sources: Sources
 
 
 @dataclass(frozen=True, slots=True)
-class WatchedGeneration:
+class WatchedGeneration(JsonRecord):
     """A verified state of a watched directory.
 
     Attributes:
@@ -365,29 +259,12 @@ class WatchedGeneration:
         sha256: The digest of each part's file, in hex.
     """
 
-    directory: str
+    directory: PathText
     generation: int
-    revision: str
+    revision: Revision
     published_at: datetime
     size: int
-    sha256: Mapping[Part, str]
-
-    def to_fields(self) -> dict[str, Any]:
-        """The state as a JSON object."""
-        return asdict(self) | {"published_at": self.published_at.isoformat()}
-
-    @classmethod
-    def parse(cls, fields: Fields) -> WatchedGeneration:
-        """The state with these keys."""
-        digests = fields.child("sha256")
-        return cls(
-            fields.text("directory", MAX_PATH),
-            fields.integer("generation"),
-            fields.text("revision", MAX_REVISION),
-            fields.moment("published_at"),
-            fields.integer("size"),
-            {part: digests.sha256(part) for part in PARTS if not digests.is_null(part)},
-        )
+    sha256: Annotated[Mapping[Part, str], _part_digests]
 
 
 @dataclass(frozen=True, slots=True)

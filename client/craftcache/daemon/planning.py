@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from craftcache.wire.fields import MAX_FILENAME, MAX_REVISION, MAX_SOURCE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from craftcache.wire.fields import Fields
+from craftcache.wire.fields import MAX_REVISION, MAX_SOURCE
+from craftcache.wire.record import AtMost, Filename, JsonRecord, Source, record_fields, text, texts
 
 __all__ = ["UNKNOWN_DTYPE", "PlannedFile", "PlannedModel", "PlannedRoom", "WarmPlan"]
 
@@ -24,7 +21,7 @@ UNKNOWN_DTYPE = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedFile:
+class PlannedFile(JsonRecord):
     """A file of a planned model.
 
     Attributes:
@@ -35,7 +32,7 @@ class PlannedFile:
             ``unknown``, and the bytes those of the file, where it was not looked into.
     """
 
-    filename: str
+    filename: Filename
     size: int | None
     is_here: bool
     tensor_bytes: Mapping[str, int]
@@ -45,29 +42,9 @@ class PlannedFile:
         """Whether ``tensor_bytes`` are an estimate by the size of the file."""
         return UNKNOWN_DTYPE in self.tensor_bytes
 
-    def to_fields(self) -> dict[str, Any]:
-        """The file as a JSON object."""
-        return {
-            "filename": self.filename,
-            "size": self.size,
-            "is_here": self.is_here,
-            "tensor_bytes": dict(self.tensor_bytes),
-        }
-
-    @classmethod
-    def parse(cls, fields: Fields) -> PlannedFile:
-        """The file with these keys."""
-        tensors = fields.child("tensor_bytes")
-        return cls(
-            fields.text("filename", MAX_FILENAME),
-            fields.optional_integer("size"),
-            fields.flag("is_here"),
-            {dtype: tensors.integer(dtype) for dtype in tensors.whole},
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class PlannedModel:
+class PlannedModel(JsonRecord):
     """A model that would be warmed.
 
     Attributes:
@@ -79,10 +56,10 @@ class PlannedModel:
             its files, so it is not known of one that was never here.
     """
 
-    source: str
-    revision: str
-    why: str | None
-    files: tuple[PlannedFile, ...]
+    source: Source
+    revision: Annotated[str, text(MAX_REVISION, empty=True)]
+    why: Annotated[str, text(MAX_WHY)] | None
+    files: Annotated[tuple[PlannedFile, ...], AtMost(MAX_FILES)]
     are_needs_known: bool
 
     @property
@@ -97,29 +74,11 @@ class PlannedModel:
 
     def to_fields(self) -> dict[str, Any]:
         """The model as a JSON object."""
-        return {
-            "source": self.source,
-            "revision": self.revision,
-            "why": self.why,
-            "files": [file.to_fields() for file in self.files],
-            "fetch_bytes": self.fetch_bytes,
-            "are_needs_known": self.are_needs_known,
-        }
-
-    @classmethod
-    def parse(cls, fields: Fields) -> PlannedModel:
-        """The model with these keys."""
-        return cls(
-            fields.text("source", MAX_SOURCE),
-            fields.text("revision", MAX_REVISION, empty=True),
-            fields.optional_text("why", MAX_WHY),
-            tuple(map(PlannedFile.parse, fields.children("files", MAX_FILES))),
-            fields.flag("are_needs_known"),
-        )
+        return record_fields(self) | {"fetch_bytes": self.fetch_bytes}
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedRoom:
+class PlannedRoom(JsonRecord):
     """The room that there is for what would be fetched.
 
     Attributes:
@@ -136,26 +95,13 @@ class PlannedRoom:
     min_free_bytes: int
     used_bytes: int
     max_bytes: int
-    evicted: tuple[str, ...]
+    evicted: Annotated[tuple[str, ...], texts(MAX_MODELS, MAX_SOURCE)]
     freed_bytes: int
     missing_bytes: int
 
-    @classmethod
-    def parse(cls, fields: Fields) -> PlannedRoom:
-        """The room with these keys."""
-        return cls(
-            fields.integer("free_bytes"),
-            fields.integer("min_free_bytes"),
-            fields.integer("used_bytes"),
-            fields.integer("max_bytes"),
-            fields.texts("evicted", MAX_MODELS, MAX_SOURCE),
-            fields.integer("freed_bytes"),
-            fields.integer("missing_bytes"),
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class WarmPlan:
+class WarmPlan(JsonRecord):
     """What a warm would take.
 
     Attributes:
@@ -164,7 +110,7 @@ class WarmPlan:
         bytes_per_second: Rate at which this daemon has fetched lately; None where it has not.
     """
 
-    models: tuple[PlannedModel, ...]
+    models: Annotated[tuple[PlannedModel, ...], AtMost(MAX_MODELS)]
     room: PlannedRoom
     bytes_per_second: float | None
 
@@ -196,22 +142,9 @@ class WarmPlan:
 
     def to_fields(self) -> dict[str, Any]:
         """The plan as a JSON object."""
-        return {
-            "models": [model.to_fields() for model in self.models],
+        return record_fields(self) | {
             "fetch_bytes": self.fetch_bytes,
-            "room": asdict(self.room),
             "tensor_bytes": self.tensor_bytes,
             "is_estimate": self.is_estimate,
-            "bytes_per_second": self.bytes_per_second,
             "seconds": self.seconds,
         }
-
-    @classmethod
-    def parse(cls, fields: Fields) -> WarmPlan:
-        """The plan with these keys."""
-        rate = None if fields.is_null("bytes_per_second") else fields.seconds("bytes_per_second")
-        return cls(
-            tuple(map(PlannedModel.parse, fields.children("models", MAX_MODELS))),
-            PlannedRoom.parse(fields.child("room")),
-            rate,
-        )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from craftcache.wire.fields import MAX_REVISION, MAX_SOURCE
-
-if TYPE_CHECKING:
-    from craftcache.wire.fields import Fields
+from craftcache.wire.record import AtMost, JsonRecord, Source, text, texts
 
 __all__ = ["ModelProcess", "ModelUse", "command_line"]
 
@@ -17,7 +15,7 @@ MAX_COMMAND = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class ModelUse:
+class ModelUse(JsonRecord):
     """A model that a process was handed.
 
     Attributes:
@@ -29,26 +27,15 @@ class ModelUse:
             device may be in use though none has. None where the kernel does not say.
     """
 
-    source: str
-    revision: str
+    source: Source
+    revision: Annotated[str, text(MAX_REVISION, empty=True)]
     loads: int
     loaded_at: float
     is_open: bool | None = None
 
-    @classmethod
-    def parse(cls, fields: Fields) -> ModelUse:
-        """The use with these keys."""
-        return cls(
-            fields.text("source", MAX_SOURCE),
-            fields.text("revision", MAX_REVISION, empty=True),
-            fields.integer("loads"),
-            fields.seconds("loaded_at"),
-            None if fields.is_null("is_open") else fields.flag("is_open"),
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class ModelProcess:
+class ModelProcess(JsonRecord):
     """A running process that was handed models, or waits for some.
 
     Attributes:
@@ -62,26 +49,10 @@ class ModelProcess:
 
     pid: int
     uid: int
-    user: str
-    command: str
-    models: tuple[ModelUse, ...] = ()
-    waits_for: tuple[str, ...] = ()
-
-    def to_fields(self) -> dict[str, Any]:
-        """The process as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def parse(cls, fields: Fields) -> ModelProcess:
-        """The process with these keys."""
-        return cls(
-            fields.integer("pid"),
-            fields.integer("uid"),
-            fields.text("user", MAX_COMMAND, empty=True),
-            fields.text("command", MAX_COMMAND, empty=True),
-            tuple(map(ModelUse.parse, fields.children("models", MAX_USES))),
-            fields.texts("waits_for", MAX_USES, MAX_SOURCE),
-        )
+    user: Annotated[str, text(MAX_COMMAND, empty=True)]
+    command: Annotated[str, text(MAX_COMMAND, empty=True)]
+    models: Annotated[tuple[ModelUse, ...], AtMost(MAX_USES)]
+    waits_for: Annotated[tuple[str, ...], texts(MAX_USES, MAX_SOURCE)]
 
 
 def command_line(pid: int) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from craftcache.wire.fields import Fields
+from craftcache.wire.record import JsonRecord
 
 __all__ = ["RoomReport", "UserReport"]
 
 
 @dataclass(frozen=True, slots=True)
-class RoomReport:
+class RoomReport(JsonRecord):
     """The room of the cache at one moment; all of it in bytes.
 
     Attributes:
@@ -39,29 +37,9 @@ class RoomReport:
     free: int
     capacity: int
 
-    def to_fields(self) -> dict[str, Any]:
-        """The report as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def parse(cls, fields: Fields) -> RoomReport:
-        """The report with these keys."""
-        return cls(
-            max_bytes=fields.integer("max_bytes"),
-            min_free=fields.integer("min_free"),
-            used=fields.integer("used"),
-            superseded=fields.integer("superseded"),
-            claimed=fields.integer("claimed"),
-            lacking=fields.integer("lacking"),
-            others=fields.integer("others"),
-            evicts_others=fields.flag("evicts_others"),
-            free=fields.integer("free"),
-            capacity=fields.integer("capacity"),
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class UserReport:
+class UserReport(JsonRecord):
     """What one user has of the daemon at one moment.
 
     Attributes:
@@ -75,24 +53,8 @@ class UserReport:
     """
 
     uid: int
-    requests: int = 0
-    requests_last_minute: int = 0
-    fetched_bytes_today: int = 0
-    queued: int = 0
-    held: int = 0
-
-    def to_fields(self) -> dict[str, Any]:
-        """The report as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def parse(cls, fields: Fields) -> UserReport:
-        """The report with these keys."""
-        return cls(
-            uid=fields.integer("uid"),
-            requests=fields.integer("requests"),
-            requests_last_minute=fields.integer("requests_last_minute"),
-            fetched_bytes_today=fields.integer("fetched_bytes_today"),
-            queued=fields.integer("queued"),
-            held=fields.integer("held"),
-        )
+    requests: int
+    requests_last_minute: int
+    fetched_bytes_today: int
+    queued: int
+    held: int

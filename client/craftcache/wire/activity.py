@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from .fields import MAX_REVISION, MAX_SOURCE, TEXT_LIMITS, clipped
-
-if TYPE_CHECKING:
-    from .fields import Fields
+from .fields import TEXT_LIMITS, clipped
+from .record import JsonRecord, Revision, Source, record_fields, text
 
 __all__ = ["Coming", "NotWarm", "RecentModel", "Disk", "one_line"]
 
@@ -17,7 +15,7 @@ MAX_CODE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Coming:
+class Coming(JsonRecord):
     """A source that is being fetched, verified or published.
 
     Attributes:
@@ -30,8 +28,8 @@ class Coming:
         began_at: Time at which the work began, in seconds since the epoch.
     """
 
-    source: str
-    state: str
+    source: Source
+    state: Annotated[str, text(MAX_STATE)]
     done: int
     total: int | None
     bytes_per_second: float | None
@@ -40,24 +38,11 @@ class Coming:
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The source as a JSON object."""
-        return asdict(self) | {"source": clipped(self.source, text_limit)}
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Coming:
-        """The source with these keys."""
-        return cls(
-            source=fields.text("source", MAX_SOURCE),
-            state=fields.text("state", MAX_STATE),
-            done=fields.integer("done"),
-            total=fields.optional_integer("total"),
-            bytes_per_second=fields.optional_seconds("bytes_per_second"),
-            seconds_left=fields.optional_seconds("seconds_left"),
-            began_at=fields.seconds("began_at"),
-        )
+        return record_fields(self) | {"source": clipped(self.source, text_limit)}
 
 
 @dataclass(frozen=True, slots=True)
-class NotWarm:
+class NotWarm(JsonRecord):
     """A source that somebody wanted, or that was here, and that is not warm; and why.
 
     Attributes:
@@ -70,10 +55,10 @@ class NotWarm:
         next_try_at: When the daemon tries again by itself, likewise; None where it does not.
     """
 
-    source: str
-    code: str
-    message: str
-    hint: str
+    source: Source
+    code: Annotated[str, text(MAX_CODE)]
+    message: Annotated[str, text(TEXT_LIMITS[0], empty=True)]
+    hint: Annotated[str, text(TEXT_LIMITS[0], empty=True)]
     at: float
     next_try_at: float | None = None
 
@@ -81,23 +66,11 @@ class NotWarm:
         """The source as a JSON object, its texts clipped to ``text_limit``."""
         texts = {"source": self.source, "message": self.message, "hint": self.hint}
         clips = {key: clipped(one_line(text), text_limit) for key, text in texts.items()}
-        return asdict(self) | clips
-
-    @classmethod
-    def parse(cls, fields: Fields) -> NotWarm:
-        """The source with these keys."""
-        return cls(
-            source=fields.text("source", MAX_SOURCE),
-            code=fields.text("code", MAX_CODE),
-            message=fields.text("message", TEXT_LIMITS[0], empty=True),
-            hint=fields.text("hint", TEXT_LIMITS[0], empty=True),
-            at=fields.seconds("at"),
-            next_try_at=fields.optional_seconds("next_try_at"),
-        )
+        return record_fields(self) | clips
 
 
 @dataclass(frozen=True, slots=True)
-class RecentModel:
+class RecentModel(JsonRecord):
     """A model that is warm, as one of those that were used last.
 
     Attributes:
@@ -108,30 +81,19 @@ class RecentModel:
         is_pinned: Whether it stays until it is unpinned.
     """
 
-    source: str
-    revision: str
+    source: Source
+    revision: Revision
     size: int
     used_at: float
-    is_pinned: bool = False
+    is_pinned: bool
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The model as a JSON object."""
-        return asdict(self) | {"source": clipped(self.source, text_limit)}
-
-    @classmethod
-    def parse(cls, fields: Fields) -> RecentModel:
-        """The model with these keys."""
-        return cls(
-            source=fields.text("source", MAX_SOURCE),
-            revision=fields.text("revision", MAX_REVISION),
-            size=fields.integer("size"),
-            used_at=fields.seconds("used_at"),
-            is_pinned=fields.flag("is_pinned"),
-        )
+        return record_fields(self) | {"source": clipped(self.source, text_limit)}
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(JsonRecord):
     """The file system of the cache directory.
 
     Attributes:
@@ -141,15 +103,6 @@ class Disk:
 
     total_bytes: int
     free_bytes: int
-
-    def to_fields(self) -> dict[str, Any]:
-        """The file system as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Disk:
-        """The file system with these keys."""
-        return cls(fields.integer("total_bytes"), fields.integer("free_bytes"))
 
 
 def one_line(words: str) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from craftcache.cache.opened import OpenFile
 from craftcache.file_maps import MAP_CHOICES
 
 from .fields import (
-    MAX_FILENAME,
     MAX_FILES,
     MAX_PATH,
     MAX_REVISION,
@@ -20,6 +19,7 @@ from .fields import (
     clipped,
 )
 from .models import ModelsPage, file_fields, parse_file
+from .record import Filename, JsonRecord, text
 from .status import DaemonStatus
 from .watching import Generation, Identified
 
@@ -61,11 +61,9 @@ MAX_MAP = 16
 MAX_NOT_REFRESHED = 8
 """Names of dependencies in one result, so that any number of results fits into a message."""
 
-_STATES: dict[str, State] = {state: state for state in get_args(State)}
-
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(JsonRecord):
     """The progress of a request.
 
     Attributes:
@@ -76,34 +74,13 @@ class Progress:
         state: State of the work.
     """
 
-    source: str
-    file: str | None
+    source: Annotated[str, text(MAX_SOURCE, empty=True)]
+    file: Filename | None
     done: int
     total: int | None
     state: State
 
     TYPE: ClassVar[str] = "progress"
-
-    def to_fields(self) -> dict[str, Any]:
-        """The message's keys, but for its type."""
-        return {
-            "source": self.source,
-            "file": self.file,
-            "done": self.done,
-            "total": self.total,
-            "state": self.state,
-        }
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Progress:
-        """The message with these keys."""
-        return cls(
-            source=fields.text("source", MAX_SOURCE, empty=True),
-            file=None if fields.is_null("file") else fields.text("file", MAX_FILENAME),
-            done=fields.integer("done"),
-            total=None if fields.is_null("total") else fields.integer("total"),
-            state=fields.choice("state", _STATES),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from craftcache.version import VERSION
 
 from .fields import WireError
+from .record import JsonRecord, text
 
 if TYPE_CHECKING:
     from .fields import Fields
@@ -45,7 +46,7 @@ VERSIONS = Versions(1, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class ReportedFallback:
+class ReportedFallback(JsonRecord):
     """Loads without the daemon, as a worker tells the daemon that is there again.
 
     Attributes:
@@ -54,8 +55,8 @@ class ReportedFallback:
         count: How many.
     """
 
-    reason: str
-    served_by: str
+    reason: Annotated[str, text(MAX_WORD)]
+    served_by: Annotated[str, text(MAX_WORD)]
     count: int
 
 
@@ -82,7 +83,7 @@ class Hello:
             "software": self.software,
         }
         if self.fallbacks:
-            fields["fallbacks"] = [asdict(each) for each in self.fallbacks[:MAX_FALLBACKS]]
+            fields["fallbacks"] = [each.to_fields() for each in self.fallbacks[:MAX_FALLBACKS]]
         return fields
 
     @classmethod
@@ -98,9 +99,4 @@ class Hello:
 def _fallbacks(fields: Fields) -> tuple[ReportedFallback, ...]:
     if fields.is_null("fallbacks"):
         return ()
-    return tuple(
-        ReportedFallback(
-            each.text("reason", MAX_WORD), each.text("served_by", MAX_WORD), each.integer("count")
-        )
-        for each in fields.children("fallbacks", MAX_FALLBACKS)
-    )
+    return tuple(map(ReportedFallback.parse, fields.children("fallbacks", MAX_FALLBACKS)))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from .activity import Coming, Disk, NotWarm, RecentModel, one_line
-from .fields import MAX_PATH, TEXT_LIMITS, clipped
+from .fields import TEXT_LIMITS, clipped
+from .record import AtMost, JsonRecord, PathText, read_record, record_fields, text, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from .fields import Fields
 
 __all__ = ["DaemonStatus"]
@@ -27,11 +27,9 @@ MAX_PROBLEM = 1024
 MAX_LISTED = 16
 """Sources that come, that are not warm and that are, each; all of them are in the counts."""
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, slots=True)
-class DaemonStatus:
+class DaemonStatus(JsonRecord):
     """How the daemon is at one moment.
 
     Attributes:
@@ -65,11 +63,11 @@ class DaemonStatus:
         fallbacks: How often workers have told of loads without the daemon, by reason.
     """
 
-    version: str
+    version: Annotated[str, text(MAX_VERSION)]
     pid: int
     started_at: float
-    cache_dir: str
-    socket_dir: str
+    cache_dir: PathText
+    socket_dir: PathText
     models: int
     bytes: int
     requests: int
@@ -77,11 +75,11 @@ class DaemonStatus:
     resident_bytes: int | None
     has_token: bool
     watches: Mapping[str, int]
-    problems: tuple[str, ...] = ()
-    coming: tuple[Coming, ...] = ()
-    not_warm: tuple[NotWarm, ...] = ()
+    problems: Annotated[tuple[str, ...], texts(MAX_PROBLEMS, MAX_PROBLEM)] = ()
+    coming: Annotated[tuple[Coming, ...], AtMost(MAX_LISTED)] = ()
+    not_warm: Annotated[tuple[NotWarm, ...], AtMost(MAX_LISTED)] = ()
     not_warm_count: int = 0
-    recent: tuple[RecentModel, ...] = ()
+    recent: Annotated[tuple[RecentModel, ...], AtMost(MAX_LISTED)] = ()
     disk: Disk | None = None
     max_bytes: int = 0
     quarantined: int = 0
@@ -97,7 +95,7 @@ class DaemonStatus:
         """The status as a JSON object, its texts clipped to ``text_limit``."""
         limit = min(MAX_PROBLEM, text_limit)
         problems = [clipped(one_line(problem), limit) for problem in self.problems]
-        return asdict(self) | {
+        return record_fields(self) | {
             "problems": problems[:MAX_PROBLEMS],
             "coming": [each.to_fields(text_limit) for each in self.coming[:MAX_LISTED]],
             "not_warm": [each.to_fields(text_limit) for each in self.not_warm[:MAX_LISTED]],
@@ -116,42 +114,4 @@ class DaemonStatus:
     @classmethod
     def of(cls, fields: Fields) -> DaemonStatus:
         """The status with these keys; those that earlier releases do not send may be absent."""
-        disk = fields.optional_child("disk")
-        return cls(
-            version=fields.text("version", MAX_VERSION),
-            pid=fields.integer("pid"),
-            started_at=fields.seconds("started_at"),
-            cache_dir=fields.text("cache_dir", MAX_PATH),
-            socket_dir=fields.text("socket_dir", MAX_PATH),
-            models=fields.integer("models"),
-            bytes=fields.integer("bytes"),
-            requests=fields.integer("requests"),
-            queued=fields.integer("queued"),
-            resident_bytes=fields.optional_integer("resident_bytes"),
-            has_token=fields.flag("has_token"),
-            watches=_counts(fields, "watches"),
-            problems=()
-            if fields.is_null("problems")
-            else fields.texts("problems", MAX_PROBLEMS, MAX_PROBLEM),
-            coming=_listed(fields, "coming", Coming.parse),
-            not_warm=_listed(fields, "not_warm", NotWarm.parse),
-            not_warm_count=fields.optional_integer("not_warm_count") or 0,
-            recent=_listed(fields, "recent", RecentModel.parse),
-            disk=Disk.parse(disk) if disk else None,
-            max_bytes=fields.optional_integer("max_bytes") or 0,
-            quarantined=fields.optional_integer("quarantined") or 0,
-            quarantined_bytes=fields.optional_integer("quarantined_bytes") or 0,
-            hashed_since=fields.optional_seconds("hashed_since"),
-            has_verity=fields.optional_flag("has_verity"),
-            processes=fields.optional_integer("processes") or 0,
-            fallbacks={} if fields.is_null("fallbacks") else _counts(fields, "fallbacks"),
-        )
-
-
-def _counts(fields: Fields, key: str) -> dict[str, int]:
-    counts = fields.child(key)
-    return {name: counts.integer(name) for name in counts.whole}
-
-
-def _listed(fields: Fields, key: str, parse: Callable[[Fields], T]) -> tuple[T, ...]:
-    return () if fields.is_null(key) else tuple(map(parse, fields.children(key, MAX_LISTED)))
+        return read_record(cls, fields)

@@ -43,7 +43,7 @@ HANDOVER_SECONDS = 60.0
 """Time after its publication or last use in which the daemon itself does not evict a model beyond
 the quota: the worker that waited for it may not have opened it yet."""
 
-LEFTOVER_SECONDS = 60.0
+ORPHANED_WHEN_SHORT_SECONDS = 60.0
 """Age of a blob without a manifest after which it is removed where room is needed."""
 
 LOOKS = 10
@@ -200,7 +200,7 @@ class Evictor:
             # Before any model goes: what no model has any more.
             if not is_swept:
                 is_swept = True
-                if await self._store.sweep(before=time.time() - LEFTOVER_SECONDS):
+                if await self._store.sweep(before=time.time() - ORPHANED_WHEN_SHORT_SECONDS):
                     continue
             if admission.missing:
                 raise self._full(more, usage, limits, admission, models, source)

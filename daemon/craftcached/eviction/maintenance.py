@@ -32,7 +32,7 @@ RECHECK_SECONDS = 1.0
 """Time from the start until files are looked at that may have been touched before it, so that the
 requests that waited for the daemon go first."""
 
-LEFTOVER_SECONDS = 3600.0
+ORPHANED_SECONDS = 3600.0
 """Age of a blob without a manifest after which it is removed; its publication takes far less."""
 
 
@@ -84,7 +84,7 @@ class Housekeeping:
         if time.monotonic() - self._swept_at < SWEEP_SECONDS:
             return
         self._swept_at = time.monotonic()
-        freed = await self._store.sweep(before=time.time() - LEFTOVER_SECONDS)
+        freed = await self._store.sweep(before=time.time() - ORPHANED_SECONDS)
         if freed:
             log.info("swept blobs that no model has: %d bytes freed", freed)
 

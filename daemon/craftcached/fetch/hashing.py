@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from craftcache.digests import Digests, Hasher
     from craftcached.threads import Threads
@@ -33,11 +33,19 @@ class OrderedHash:
         descriptor: The file, open for reading bytes back that were not kept in memory.
         memory: The budget for bytes kept in memory.
         threads: Threads that hash.
+        note: Called by these with the number of bytes hashed so far and their sha256, in hex; None
+            where nobody wants to know before the end.
     """
 
     def __init__(
-        self, hasher: Hasher, descriptor: int, memory: MemoryBudget, threads: Threads
+        self,
+        hasher: Hasher,
+        descriptor: int,
+        memory: MemoryBudget,
+        threads: Threads,
+        note: Callable[[int, str], None] | None = None,
     ) -> None:
+        self._note = note
         self._hasher = hasher
         self._descriptor = descriptor
         self._memory = memory
@@ -128,6 +136,11 @@ class OrderedHash:
     def _hash(self, chunks: Sequence[bytes]) -> None:
         for chunk in chunks:
             self._hasher.update(chunk)
+        self._tell(_size(chunks))
+
+    def _tell(self, more: int) -> None:
+        if self._note is not None:
+            self._note(self._position + more, self._hasher.digests().sha256)
 
     def _hash_from_file(self, end: int) -> int:
         if self._buffer is None:
@@ -137,6 +150,7 @@ class OrderedHash:
         if not size:
             raise OSError(errno.EIO, "the file became shorter while it was hashed")
         self._hasher.update(data[:size])
+        self._tell(size)
         return size
 
 

@@ -2,19 +2,25 @@
 
 One line of JSON says what file the bytes belong to; then come lines that are only ever appended::
 
-    {"version": 1, "boot": "...", "size": 12, "etag": null, "digest": "sha256:..."}
+    {"version": 1, "boot": "...", "key": "...", "size": 12, "etag": null, "digest": "sha256:..."}
     w 0 8
     d 0 8
+    h 8 <64 hex>
 
 ``w`` spans were written: they outlive the process (kill -9), but count only until the machine
-boots again. ``d`` spans were fsynced before the line was: they outlive a power loss as well. A
-torn last line is ignored. Nothing here is trusted beyond this: a resumed file is hashed whole.
+boots again. ``d`` spans were fsynced before the line was: they outlive a power loss as well. ``h``
+is the sha256 of so many first bytes. A torn last line is ignored.
+
+Nothing here is trusted: a resumed file is hashed whole, and compared with its digest. Where none is
+known, nobody could tell then; so what is resumed is a beginning that still has the sha256 of its
+``h`` line, in the file of that key, and no more.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +32,17 @@ if TYPE_CHECKING:
 
     from craftcache.digests import Promise
 
-__all__ = ["Identity", "PartRecord", "Journal", "read_record", "current_boot_id"]
+__all__ = [
+    "HashedBeginning",
+    "Identity",
+    "Journal",
+    "PartRecord",
+    "current_boot_id",
+    "read_record",
+]
 
 VERSION = 1
+_HASHED = re.compile(r"h ([1-9][0-9]{0,17}) ([0-9a-f]{64})")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -67,6 +81,14 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class HashedBeginning:
+    """So many first bytes of a file, and their sha256 in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class PartRecord:
     """The content of a journal.
 
@@ -74,11 +96,14 @@ class PartRecord:
         identity: The version of the file that the bytes belong to.
         durable: Ranges that survive a power loss.
         present: Those ranges, and the ones that were written during this boot of the machine.
+        beginnings: Where no digest is known, what was hashed, shortest first; it counts as present
+            once it is found to have that sha256 still.
     """
 
     identity: Identity
     durable: tuple[Span, ...]
     present: tuple[Span, ...]
+    beginnings: tuple[HashedBeginning, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -101,11 +126,13 @@ class Journal:
         header = {
             "version": VERSION,
             "boot": boot_id,
+            "key": path.stem,
             "size": identity.size,
             "etag": identity.etag,
             "digest": identity.digest,
         }
         text = json.dumps(header) + "\n" + _lines("d", record.durable) + _lines("w", record.present)
+        text += "".join(map(_hashed_line, record.beginnings))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(fresh, flags, 0o600)
         try:
@@ -125,6 +152,10 @@ class Journal:
         os.write(self._descriptor, _lines("d", spans).encode())
         os.fdatasync(self._descriptor)
 
+    def hashed(self, beginning: HashedBeginning) -> None:
+        """Record the hash of the bytes so far, from the first on."""
+        os.write(self._descriptor, _hashed_line(beginning).encode())
+
     def close(self) -> None:
         """Close the file, which stays where it is."""
         os.close(self._descriptor)
@@ -141,6 +172,9 @@ def read_record(path: Path, boot_id: str) -> PartRecord | None:
         kinds = {"d", "w"} if boot_id and head["boot"] == boot_id else {"d"}
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    if identity.digest is None:
+        beginnings = _beginnings(lines, identity.size) if head.get("key") == path.stem else ()
+        return PartRecord(identity, (), (), beginnings)
     durable, present = SpanSet(), SpanSet()
     for line in lines:
         kind, span = _parsed(line)
@@ -161,6 +195,16 @@ def current_boot_id() -> str:
 
 def _lines(kind: str, spans: Iterable[Span]) -> str:
     return "".join(f"{kind} {span.start} {span.stop}\n" for span in spans)
+
+
+def _hashed_line(beginning: HashedBeginning) -> str:
+    return f"h {beginning.size} {beginning.sha256}\n"
+
+
+def _beginnings(lines: Iterable[str], most: int) -> tuple[HashedBeginning, ...]:
+    found = (_HASHED.fullmatch(line) for line in lines)
+    sizes = {int(match[1]): match[2] for match in found if match is not None}
+    return tuple(HashedBeginning(size, sizes[size]) for size in sorted(sizes) if size <= most)
 
 
 def _parsed(line: str) -> tuple[str, Span]:

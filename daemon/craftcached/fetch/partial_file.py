@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.digests import Hasher, Stamp
 
-from .journal import Identity, Journal, PartRecord, read_record
+from .journal import HashedBeginning, Identity, Journal, PartRecord, read_record
 from .spans import Span
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ __all__ = [
 SEALED_MODE = 0o444
 _MAX_VECTORS = 512
 """Chunks handed to one pwritev; the kernel takes 1024."""
+
+_READ_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,11 @@ class PartialFile:
         if self._journal is not None:
             self._journal.written(Span(offset, offset + size))
 
+    def hashed(self, size: int, sha256: str) -> None:
+        """Journal the sha256 of the file's first ``size`` bytes."""
+        if self._journal is not None:
+            self._journal.hashed(HashedBeginning(size, sha256))
+
     def sync(self, spans: Iterable[Span]) -> None:
         """Flush written bytes to the disk, then journal that ``spans`` are durable."""
         os.fdatasync(self.descriptor)
@@ -230,7 +237,26 @@ def find_record(names: Names, promise: Promise, boot_id: str) -> PartRecord | No
         or not record.identity.may_continue(promise)
     ):
         return None
-    return record
+    return record if record.identity.digest is not None else _proven(names.part, record)
+
+
+def _proven(part: Path, record: PartRecord) -> PartRecord:
+    """The record with the longest beginning that still has the sha256 that the journal says."""
+    hasher, position, proven = Hasher(), 0, None
+    with part.open("rb", buffering=0) as file:
+        for beginning in record.beginnings:
+            while rest := beginning.size - position:
+                data = file.read(min(rest, _READ_BYTES))
+                if not data:
+                    break
+                hasher.update(data)
+                position += len(data)
+            if hasher.digests().sha256 == beginning.sha256:
+                proven = beginning
+    if proven is None:
+        return replace(record, beginnings=())
+    present = (Span(0, proven.size),)
+    return replace(record, durable=present, present=present, beginnings=(proven,))
 
 
 def take_over_xet(names: Names, size: int) -> bool:

@@ -60,6 +60,7 @@ class Writer:
             part.descriptor,
             context.memory,
             context.threads,
+            part.hashed if request.file.promise.digest is None else None,
         )
         self._present = SpanSet(present)
         self._present_bytes = self._present.size

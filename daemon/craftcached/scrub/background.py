@@ -13,8 +13,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
+from craftcache.durations import DAY_SECONDS
+
 from .examiner import PublishedModel, published_files
-from .hashing import FileHasher, Paced
+from .hashing import GIVING_WAY_SECONDS, FileHasher, Paced
 from .schedule import ScheduledFile, scheduled_turns
 
 if TYPE_CHECKING:
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Scrub"]
 
 log = logging.getLogger("craftcached")
-
-DAY_SECONDS = 86400.0
 
 START_SECONDS = 2.0
 """Pause at the start, so that the requests that waited for the daemon go first."""
@@ -142,15 +142,18 @@ class Scrub:
             pause = await self._plan()
             if not self._due:
                 return pause
+        if self._gives_way(self._due[0][1]):
+            return GIVING_WAY_SECONDS
         await self._examine(*self._due.popleft())
         return 0.0
 
     async def _plan(self) -> float:
         """Survey all files and note which are due; returns the seconds until one is."""
         files, scheduled = await self._survey()
-        if self._examiner.protects:
-            for file in files.values():
-                await self._examiner.protect(file.record)
+        for file in files.values() if self._examiner.protects else ():
+            if self._is_busy():  # to protect a file is to read it
+                break
+            await self._examiner.protect(file.record)
         self.hashed_since = min((file.hashed_at for file in scheduled), default=None)
         self._surveyed_at = now = self._clock()
         turns = scheduled_turns(scheduled, now, self._days * DAY_SECONDS)
@@ -160,11 +163,14 @@ class Scrub:
     async def _examine(self, file: PublishedFile, turn: ScrubTurn) -> None:
         pace = Paced(
             turn.bytes_per_second,
-            lambda: turn.is_patient and self._is_busy(),
+            lambda: self._gives_way(turn),
             goes_last=turn.is_patient,
         )
         self._count(await self._examiner.examine(file, self._hasher, pace))
         self.hashed_bytes += file.record.size
+
+    def _gives_way(self, turn: ScrubTurn) -> bool:
+        return turn.is_patient and self._is_busy()
 
     async def _examine_structure(self) -> None:
         self._count(await self._examiner.examine_manifests())

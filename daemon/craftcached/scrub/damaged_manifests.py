@@ -26,6 +26,9 @@ log = logging.getLogger("craftcached")
 
 _SOURCE = re.compile(r'"source":\s*("(?:[^"\\]|\\.)*")')
 _FILENAME = re.compile(r'"filename":\s*("(?:[^"\\]|\\.)*")')
+# Written only where they are true, so a value that is damaged does not matter.
+_NEEDED_ONLY = re.compile(r'"needed_only":')
+_SUPERSEDED = re.compile(r'"superseded":')
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class DamagedManifest:
         source: The source that it is for; None where that is not certain.
         filenames: Names of the source's files, as far as they can be told.
         as_need: Whether the model was cached as a dependency only, as far as that can be told.
+        superseded: Whether it was a superseded revision, likewise.
         is_restored: Whether it was written again as it was, from memory.
         quarantined: Its place in quarantine, where its source is not known; else None.
     """
@@ -47,6 +51,7 @@ class DamagedManifest:
     source: RemoteSource | None = None
     filenames: tuple[str, ...] = ()
     as_need: bool = False
+    superseded: bool = False
     is_restored: bool = False
     quarantined: str | None = None
 
@@ -122,5 +127,12 @@ def _described(cache: CacheDir, key: str, text: str) -> DamagedManifest:
             ]
         except (CraftcacheError, ValueError):
             continue
-        return DamagedManifest(key, path, source, tuple(names), '"needed_only": true' in text)
+        return DamagedManifest(
+            key,
+            path,
+            source,
+            tuple(names),
+            as_need=_NEEDED_ONLY.search(text) is not None,
+            superseded=_SUPERSEDED.search(text) is not None,
+        )
     return DamagedManifest(key, path)

@@ -49,9 +49,14 @@ class Mender(Protocol):
         ...
 
     async def publish_anew(
-        self, source: RemoteSource, filenames: tuple[str, ...], *, as_need: bool
+        self,
+        source: RemoteSource,
+        filenames: tuple[str, ...],
+        *,
+        as_need: bool = False,
+        superseded: bool = False,
     ) -> None:
-        """Publish files of a source whose manifest cannot be read."""
+        """Publish files of a source whose manifest cannot be read, as what they were before."""
         ...
 
 
@@ -319,7 +324,10 @@ class Examiner:
             )
         try:
             await self._mender.publish_anew(
-                damaged.source, damaged.filenames, as_need=damaged.as_need
+                damaged.source,
+                damaged.filenames,
+                as_need=damaged.as_need,
+                superseded=damaged.superseded,
             )
         except CraftcacheError as error:
             return error

@@ -18,20 +18,25 @@ from typing import TYPE_CHECKING, Final, Protocol
 import craftcache
 import craftcached
 from craftcache.digests import Hasher
-from craftcached.residency.hashing_child import NUMBER_BYTES, PIECE_BYTES, hash_piece
+from craftcached.residency.hashing_child import (
+    NUMBER_BYTES,
+    PIECE_BYTES,
+    go_last,
+    hash_piece,
+)
 from craftcached.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-__all__ = ["AtOnce", "FileHasher", "Pace", "Paced"]
+__all__ = ["GIVING_WAY_SECONDS", "AtOnce", "FileHasher", "Pace", "Paced"]
 
 SMALL_BYTES = 8 * 1024 * 1024
 """Size up to which a file is hashed here: it takes less than the start of a process."""
 
-PATIENT_BYTES_PER_SECOND = 2 * 1024 * 1024
-"""Rate while other work goes first."""
+GIVING_WAY_SECONDS = 0.5
+"""Time between two looks at whether the work that goes first has ended."""
 
 _SHA256_DIGITS = 64
 
@@ -71,7 +76,7 @@ class AtOnce:
 
 
 class Paced:
-    """A rate, and a lower one while other work goes first.
+    """A rate, and nothing at all while other work goes first.
 
     Args:
         bytes_per_second: The rate.
@@ -99,12 +104,13 @@ class Paced:
 
     async def after(self, count: int) -> None:
         """See Pace; the time that the work itself took counts."""
-        rate = min(self._rate, PATIENT_BYTES_PER_SECOND) if self._is_busy() else self._rate
         now = self._clock()
         # What was lost while it could not go on is not made good at a higher rate.
-        self._ready_at = max(self._ready_at + count / rate, now)
+        self._ready_at = max(self._ready_at + count / self._rate, now)
         if self._ready_at > now:
             await self._sleep(self._ready_at - now)
+        while self._is_busy():
+            await self._sleep(GIVING_WAY_SECONDS)
 
 
 class FileHasher:
@@ -122,6 +128,10 @@ class FileHasher:
     ) -> str | None:
         """The sha256 of a file, in hex; None where the disk cannot read its bytes.
 
+        It is open only while a piece is read: a file that is open counts as in use, and what is
+        hashed in the background must not keep a model from making room. Whether it was the same
+        file all the time is for the caller to tell, by its stamp.
+
         Args:
             path: The file.
             pace: Waits between two pieces.
@@ -131,39 +141,34 @@ class FileHasher:
             FileNotFoundError: There is no such file.
             OSError: This process lacks what it takes to read it.
         """
-        run = self._thread.run
         try:
-            file = await run(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                size = (await run(os.fstat, file)).st_size
-                hash_open = self._hash_here if size <= SMALL_BYTES else _hash_apart
-                return await hash_open(file, pace, report)
-            finally:
-                await run(os.close, file)
+            size = (await self._thread.run(path.stat)).st_size
+            hash_file = self._hash_here if size <= SMALL_BYTES else _hash_apart
+            return await hash_file(path, pace, report)
         except OSError as error:
             if error.errno not in _UNREADABLE:
                 raise
             return None
 
-    async def _hash_here(self, file: int, pace: Pace, report: Callable[[int], None]) -> str:
+    async def _hash_here(self, path: Path, pace: Pace, report: Callable[[int], None]) -> str:
         hasher, buffer, position = Hasher(), bytearray(PIECE_BYTES), 0
-        while count := await self._thread.run(hash_piece, file, position, buffer, hasher):
+        await pace.after(0)
+        while count := await self._thread.run(hash_piece, path, position, buffer, hasher):
             position += count
             report(position)
             await pace.after(count)
         return hasher.digests().sha256
 
 
-async def _hash_apart(file: int, pace: Pace, report: Callable[[int], None]) -> str:
-    """Hash an open file by a process of its own; see residency.hashing_child.
+async def _hash_apart(path: Path, pace: Pace, report: Callable[[int], None]) -> str:
+    """Hash a file by a process of its own; see residency.hashing_child.
 
     Raises:
         OSError: The file cannot be read; ChildProcessError if the process ended before its time.
     """
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", "-c", _START, *_roots()),
-        *map(str, (file, os.getpid(), int(pace.goes_last))),
-        pass_fds=[file],
+        *map(str, (path.absolute(), os.getpid())),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
@@ -173,6 +178,9 @@ async def _hash_apart(file: int, pace: Pace, report: Callable[[int], None]) -> s
     assert child.stdout is not None  # noqa: S101
     position = 0
     try:
+        if pace.goes_last:
+            go_last(child.pid)
+        await pace.after(0)  # others may have begun meanwhile
         while True:
             child.stdin.write(b".")
             answer = await child.stdout.readexactly(NUMBER_BYTES)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
 
 from craftcache.errors import InvalidSource
 from craftcache.wire import WarmOptions
 from craftcache.wire.fields import Fields
+from craftcache.wire.record import JsonRecord
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,127 +58,102 @@ class Body(Protocol):
         ...
 
 
+def _options(given: Fields, _key: str) -> WarmOptions:
+    """The options of warms, which stand beside their sources."""
+    return WarmOptions.parse(given.renamed("files", "filenames"), MAX_SOURCES)
+
+
+def _sources(least: int) -> Callable[[Fields, str], tuple[str, ...]]:
+    """Reads sources that are not parsed yet, each of them once."""
+    return lambda given, key: tuple(dict.fromkeys(given.strings(key, least, MAX_SOURCES)))
+
+
+def _filters(given: Fields, key: str) -> tuple[str, ...]:
+    return given.strings(key, 1, MAX_FILTERS)
+
+
+def _generation(given: Fields, key: str) -> int:
+    number = given.integer(key)
+    if number == 0:
+        raise given.refusal(f"{key!r} is no number from 1")
+    return number
+
+
 @dataclass(frozen=True, slots=True)
-class WarmBody:
+class WarmBody(JsonRecord):
     """Sources to warm, how, and whether the answer waits for it."""
 
-    sources: tuple[str, ...]
-    options: WarmOptions
-    wait: bool
+    sources: Annotated[tuple[str, ...], _sources(1)]
+    options: Annotated[WarmOptions, _options]
+    wait: bool = True
 
     EXAMPLE: ClassVar[str] = '{"sources": ["org/name"], "wait": true, "resident": false, "hold": 0}'
     IS_OPTIONAL: ClassVar[bool] = False
 
-    @classmethod
-    def parse(cls, fields: Fields, /) -> WarmBody:
-        """See Body.parse; the sources are not parsed yet, each of them once."""
-        options = WarmOptions.parse(fields.renamed("files", "filenames"), MAX_SOURCES)
-        sources = tuple(dict.fromkeys(fields.strings("sources", 1, MAX_SOURCES)))
-        return cls(sources, options, fields.optional_flag("wait", default=True))
-
 
 @dataclass(frozen=True, slots=True)
-class PlanBody:
+class PlanBody(JsonRecord):
     """Sources whose warms are planned, and how they would be warmed."""
 
-    sources: tuple[str, ...]
-    options: WarmOptions
+    sources: Annotated[tuple[str, ...], _sources(1)]
+    options: Annotated[WarmOptions, _options]
 
     EXAMPLE: ClassVar[str] = '{"sources": ["org/name"]}'
     IS_OPTIONAL: ClassVar[bool] = False
 
-    @classmethod
-    def parse(cls, fields: Fields, /) -> PlanBody:
-        """See Body.parse; the sources are not parsed yet, each of them once."""
-        options = WarmOptions.parse(fields.renamed("files", "filenames"), MAX_SOURCES)
-        return cls(tuple(dict.fromkeys(fields.strings("sources", 1, MAX_SOURCES))), options)
-
 
 @dataclass(frozen=True, slots=True)
-class PruneBody:
+class PruneBody(JsonRecord):
     """Filters of models that are removed; they are not parsed yet."""
 
-    filters: tuple[str, ...]
-    dry_run: bool
+    filters: Annotated[tuple[str, ...], _filters]
+    dry_run: bool = False
 
     EXAMPLE: ClassVar[str] = '{"filters": ["accessed>30d", "size>1GB"], "dry_run": true}'
     IS_OPTIONAL: ClassVar[bool] = False
 
-    @classmethod
-    def parse(cls, fields: Fields, /) -> PruneBody:
-        """See Body.parse."""
-        dry_run = fields.optional_flag("dry_run")
-        return cls(fields.strings("filters", 1, MAX_FILTERS), dry_run)
-
 
 @dataclass(frozen=True, slots=True)
-class PinBody:
+class PinBody(JsonRecord):
     """Whether a pinned model is locked in memory too, and for how many seconds it is pinned."""
 
-    lock: bool
-    expires_in: float | None
+    lock: bool = False
+    expires_in: float | None = None
 
     EXAMPLE: ClassVar[str] = '{"lock": true, "expires_in": 2592000}'
     IS_OPTIONAL: ClassVar[bool] = True
 
-    @classmethod
-    def parse(cls, fields: Fields, /) -> PinBody:
-        """See Body.parse."""
-        return cls(fields.optional_flag("lock"), fields.optional_seconds("expires_in"))
-
 
 @dataclass(frozen=True, slots=True)
-class EvictBody:
+class EvictBody(JsonRecord):
     """Bytes to free; None stands for those beyond ``max_bytes``."""
 
-    bytes: int | None
-    dry_run: bool
+    bytes: int | None = None
+    dry_run: bool = False
 
     EXAMPLE: ClassVar[str] = '{"bytes": 10000000000, "dry_run": true}'
     IS_OPTIONAL: ClassVar[bool] = True
 
-    @classmethod
-    def parse(cls, fields: Fields, /) -> EvictBody:
-        """See Body.parse."""
-        dry_run = fields.optional_flag("dry_run")
-        return cls(fields.optional_integer("bytes"), dry_run)
-
 
 @dataclass(frozen=True, slots=True)
-class VerifyBody:
+class VerifyBody(JsonRecord):
     """Sources whose files are hashed again, none stands for all; whether the answer waits."""
 
-    sources: tuple[str, ...]
-    wait: bool
+    sources: Annotated[tuple[str, ...], _sources(0)] = ()
+    wait: bool = True
 
     EXAMPLE: ClassVar[str] = '{"sources": ["org/name"], "wait": true}'
     IS_OPTIONAL: ClassVar[bool] = True
 
-    @classmethod
-    def parse(cls, fields: Fields, /) -> VerifyBody:
-        """See Body.parse."""
-        wait = fields.optional_flag("wait", default=True)
-        if fields.is_null("sources"):
-            return cls((), wait)
-        return cls(tuple(dict.fromkeys(fields.strings("sources", 0, MAX_SOURCES))), wait)
-
 
 @dataclass(frozen=True, slots=True)
-class RollbackBody:
+class RollbackBody(JsonRecord):
     """Number of the generation to serve; None stands for the one before."""
 
-    generation: int | None
+    generation: Annotated[int, _generation] | None = None
 
     EXAMPLE: ClassVar[str] = '{"generation": 3}'
     IS_OPTIONAL: ClassVar[bool] = True
-
-    @classmethod
-    def parse(cls, fields: Fields, /) -> RollbackBody:
-        """See Body.parse."""
-        number = fields.optional_integer("generation")
-        if number == 0:
-            raise fields.refusal("'generation' is no number from 1")
-        return cls(number)
 
 
 def takes(

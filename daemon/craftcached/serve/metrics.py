@@ -27,7 +27,6 @@ from craftcache.daemon.administration import Outcome
 from craftcached.histogram import Histogram
 
 from .metric_table import METRICS, PREFIX
-from .mirror_metrics import mirror_metrics
 from .openapi import answers
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ class _Snapshot(Collector):
         yield _family("scrubbed_bytes", self.scrubbed_bytes)
         found = {each: self.scrub_findings.get(each, 0) for each in get_args(Outcome)}
         yield _family("scrub_findings", found)
-        yield from mirror_metrics(self.mirrors)
+        yield from _mirrors(self.mirrors)
         yield from _histograms(self.counts)
 
 
@@ -185,6 +184,14 @@ def _counters(counts: Counts) -> Iterator[Metric]:
     yield _family("worker_fallbacks", counts.fallbacks)
     yield _family("http_responses", counts.responses)
     yield _family("scrape_failures", counts.scrape_failures)
+
+
+def _mirrors(mirrors: Sequence[MirrorStatistics]) -> Iterator[Metric]:
+    yield _family("mirror_up", {each.name: not each.is_open for each in mirrors})
+    yield _family("mirror_bytes", {each.name: each.bytes for each in mirrors})
+    failures = {(m.name, kind): n for m in mirrors for kind, n in m.failures.items()}
+    yield _family("mirror_failures", failures)
+    yield _family("mirror_wrong_ranges", {each.name: each.wrong_ranges for each in mirrors})
 
 
 def _histograms(counts: Counts) -> Iterator[Metric]:

@@ -1,6 +1,8 @@
 """The content store: the daemon's access to the cache directory.
 
     store.Store          publishes, finds and removes; the only writer
+    cache_lock           one daemon a cache: the lock, and what to do where it was removed
+    local_files          bytes that this node has already, so that they are not fetched
     opener.BlobOpener    opens published blobs for workers
     indexes              sealed copies of the indexes in memory
     removal              removes models, and the blobs that no other model needs

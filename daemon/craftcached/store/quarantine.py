@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from craftcache.daemon.administration import QuarantinedFile
+from craftcache.durations import DAY_SECONDS
 from craftcache.errors import InvalidSource, NotFound
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Quarantine", "overdue"]
 
 log = logging.getLogger("craftcached")
-
-DAY_SECONDS = 86400.0
 
 
 class Quarantine:

@@ -7,26 +7,18 @@ The states of a file and the meaning of each directory are described in craftcac
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import fcntl
 import logging
 import os
-import threading
-import time
-from dataclasses import replace
 from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
-from craftcache.cache.cache_format import check_format, record_format
-from craftcache.cache.durable import staging_name
 from craftcache.cache.manifest import manifest_key
-from craftcache.cache.placing import TreeObstacle, copy_to, link_or_copy
+from craftcache.cache.placing import TreeObstacle
 from craftcache.cache.publish import (
     Verified,
     mark_asked_for,
+    mark_superseded,
     publish_generation,
     publish_hub,
     publish_url,
@@ -34,22 +26,19 @@ from craftcache.cache.publish import (
     serve_generation,
     take_over,
 )
-from craftcache.cache.signed_urls import same_file
-from craftcache.cache.stamps import FileStamp
 from craftcache.cache.underway import underway
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
-from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
-from craftcache.errors import CraftcacheError, Unavailable
-from craftcache.full_disk import FULL, storage_full
+from craftcache.digests import Promise, Stamp
 from craftcache.sources import NO_SELECTION
 from craftcached.events import Events
-from craftcached.in_use import is_in_use
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
+from .cache_lock import CacheLock
 from .indexes import Indexes
 from .links import is_led_astray, mend_links
+from .local_files import LocalFiles, check_full, obstructed
 from .removal import (
     Removed,
     remove,
@@ -63,22 +52,17 @@ from .turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+    from pathlib import Path
 
     from craftcache.cache.directory import CacheDir
     from craftcache.cache.manifest import FileRecord, Manifest, Watched
+    from craftcache.cache.stamps import FileStamp
     from craftcache.dependencies import Dependency
     from craftcache.sources import HubSource, RemoteSource, Selection, UrlSource
 
 __all__ = ["Store"]
 
 log = logging.getLogger("craftcached")
-
-LEFTOVER_SECONDS = 3600.0
-"""Age of its last write after which a file in staging that cannot be resumed is removed."""
-
-
-SMALL_FILES_BYTES = 1024 * 1024
-"""Disk space that the indexes, manifest and links of one model need at most, about."""
 
 WRITING_THREADS = 8
 """Threads for publications and other changes of names, which wait for the disk to sync."""
@@ -117,112 +101,32 @@ class Store:
         kept_keys: Returns the keys of the models that stay, by a person's word, though no model
             depends on them any more; asked on the event loop before each removal.
         indexes: The checked indexes, sealed in memory.
+        local: Finds what is on this node already.
+        lock: The daemon's lock on the cache.
     """
 
     def __init__(self, cache: CacheDir, events: Events | None = None) -> None:
         self.cache = cache
+        self.lock = CacheLock(cache)
         self.changed = asyncio.Event()
         self.indexes = Indexes()
         self.kept_keys: Callable[[], Collection[str]] = frozenset
         self._events = events or Events()
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
-        self._lock_fd = -1
-        self._device = -1
-        # Guards _lock_fd while heal replaces it. Fetches and publications heal on different
-        # threads: without the lock, one would take the other's new hold on the cache for that of
-        # another daemon. No other lock is taken inside.
-        self._healing = threading.Lock()
         self._turns = Turns()
         self._writing = Threads(WRITING_THREADS, "publish")
         self._hashing = Threads(HASHING_THREADS, "hash")
+        self.local = LocalFiles(cache, self._hashing)
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(check_format, self.cache)
-        await asyncio.to_thread(self.cache.create)
-        predecessor = await asyncio.to_thread(_last_owner, self.cache)
-        self._lock_fd = _lock(self.cache)
-        await asyncio.to_thread(_clear_leftovers, self.cache.staging, predecessor)
-        await asyncio.to_thread(record_format, self.cache)
-        self._device = (await asyncio.to_thread(self.cache.root.stat)).st_dev
+        await self.lock.acquire()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._hashing.close()
         self._writing.close()
         self.indexes.close()
-        os.close(self._lock_fd)
-
-    async def heal(self) -> None:
-        """Make removed directories of the cache anew, and take the daemon's lock on it again.
-
-        Raises:
-            CraftcacheError: They cannot be made, or the file system that held them is not mounted
-                any more. A bare one, as that is the daemon's own fault, or Unavailable.
-        """
-        await self.healed(lambda: None)
-
-    async def healed(self, look: Callable[[], T]) -> T:
-        """Call ``look`` in a thread, once the cache is healed; see heal."""
-
-        def heal_and_look() -> T:
-            self._heal_or_say()
-            return look()
-
-        return await asyncio.to_thread(heal_and_look)
-
-    def _heal_or_say(self) -> None:
-        try:
-            self._heal()
-        except OSError as error:
-            raise CraftcacheError(
-                f"the cache directory cannot be used: {error}",
-                hint="craftcache doctor says what is wrong on this node",
-            ) from error
-
-    def is_gone(self) -> bool:
-        """Whether directories of the cache were removed, or another directory is in its place."""
-        return not (_is_lock(self.cache, self._lock_fd) and self.cache.is_made())
-
-    def is_obstructed(self) -> bool:
-        """Whether something may keep the next fetch from writing to the cache."""
-        may_write = (os.access(path, os.W_OK | os.X_OK) for path in self.cache.directories)
-        return self.is_gone() or not all(may_write)
-
-    async def check_healable(self) -> None:
-        """Check that removed directories can be made anew once something is to be written.
-
-        They are not made before that: an administrator may be about to remove the rest.
-
-        Raises:
-            OSError: They cannot be made.
-        """
-        await asyncio.to_thread(self._check_healable)
-
-    def _check_healable(self) -> None:
-        root = self.cache.root
-        if root.is_dir() and root.stat().st_dev != self._device:
-            raise OSError(errno.ENODEV, "another file system is mounted there now", str(root))
-        for directory in (root, *self.cache.directories):
-            places = (directory, *directory.parents)
-            nearest = next(path for path in places if os.path.lexists(path))
-            if not nearest.is_dir():
-                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
-            if not os.access(nearest, os.W_OK | os.X_OK):
-                is_read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
-                reason = errno.EROFS if is_read_only else errno.EACCES
-                raise OSError(reason, os.strerror(reason), str(nearest))
-
-    def _heal(self) -> None:
-        root = self.cache.root
-        with self._healing:
-            if not self.is_gone():
-                return
-            self._check_healable()
-            self.cache.create()
-            if not _is_lock(self.cache, self._lock_fd):
-                log.warning("%s was emptied under the daemon; its directories are made anew", root)
-                lost, self._lock_fd = self._lock_fd, _lock(self.cache)
-                os.close(lost)
+        self.lock.close()
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
         """The current manifest of ``source``: one stat, and a read only if it changed.
@@ -259,16 +163,6 @@ class Store:
         is_whole = manifest is not None and self.cache.meets(manifest, need)
         return manifest if is_whole else None
 
-    def as_verified(self, record: FileRecord) -> Verified:
-        """A published, intact file as a verified one, with no bytes fetched."""
-        digests, path = Digests(record.size, record.sha256), self.cache.path(record)
-        try:
-            stamp = Stamp.of(path.stat())
-        except FileNotFoundError:  # removed just now
-            stamp = record.stamp
-        file = HashedFile(path, digests, stamp)
-        return Verified(file, record.etag, 0, record.size, record.verified_at)
-
     async def manifests(self) -> list[Manifest]:
         """All published manifests, by source."""
         found = await self.published()
@@ -284,10 +178,10 @@ class Store:
             anew: Whether it is hashed in any case.
         """
         if not anew and self.cache.is_intact(record):
-            return self.as_verified(record)
+            return self.local.as_verified(record)
 
         async def work(_: object) -> Verified | Stamp | None:
-            return await self._hashing.run(self._verify, record, anew=anew)
+            return await self._hashing.run(self.local.check, record, anew=anew)
 
         key = (record.path, record.sha256, anew)
         async with self._hashes.join(key, work, lambda _: None) as found:
@@ -442,116 +336,6 @@ class Store:
         is_there = os.path.lexists(self.cache.manifest_path(key))
         return is_there and self.cache.manifest_at(key) is None
 
-    async def find(self, sha256: str, directory: Path) -> Verified | None:
-        """A verified file with that digest, from any published model; None if there is none.
-
-        It is linked into ``directory``, the caller's part of staging, so that it stays even if the
-        model that has it is removed meanwhile. A file of another daemon's cache is copied: a link
-        would change the owner's file.
-
-        Raises:
-            StorageFull: There is no disk space for the copy.
-        """
-        try:
-            return await self._hashing.run(self._find, sha256, directory)
-        except OSError as error:
-            self._check_full(error)
-            raise
-
-    def _find(self, sha256: str, directory: Path) -> Verified | None:
-        holders = self.cache.holders(sha256, ours=True)
-        records = (record for _, manifest in holders for record in manifest.files)
-        same = (record for record in records if record.sha256 == sha256)
-        return self._take(sorted(same, key=self.cache.is_owners), directory)
-
-    async def find_signed(
-        self, url: str, digest: Digest | None, directory: Path
-    ) -> Verified | None:
-        """The file of ``url`` that was fetched with another signature; see find and signed_urls.
-
-        Files of another daemon's cache are left out: nobody has claimed room for a copy, as the
-        size of such a file is known only when its origin answers.
-        """
-
-        def search() -> Verified | None:
-            records = same_file(self.cache.published(ours=True), url, digest)
-            own = (record for record in records if not self.cache.is_owners(record))
-            return self._take(own, directory)
-
-        return await self._hashing.run(search)
-
-    def _taken(self, verified: Verified, directory: Path) -> Verified:
-        """A published file under a name of our own in ``directory``."""
-        name, sha256 = directory / staging_name(), verified.digests.sha256
-        if verified.path.is_relative_to(self.cache.owner):
-            copied = copy_to(verified.file, name)
-            self.cache.stamps.record(sha256, FileStamp.of(copied.path.stat()))
-            return replace(verified, file=copied)
-        with self.cache.stamps.keeping(sha256, verified.path):
-            taken = link_or_copy(verified.file, name)
-        if not taken.path.samefile(verified.path):
-            self.cache.stamps.record(sha256, FileStamp.of(taken.path.stat()))
-        return replace(verified, file=taken)
-
-    async def adopt(self, source: HubSource, etag: str, promise: Promise) -> Verified | None:
-        """A blob that another program put into the Hub's tree, hashed; None if none is right."""
-        tree = self.cache.hub_tree(source.repo_id)
-        adopted = await self._hashing.run(tree.adopt, etag, promise)
-        return None if adopted is None else Verified(adopted, etag, 0, adopted.digests.size)
-
-    async def adopt_or_find(
-        self, source: HubSource, etag: str, promise: Promise
-    ) -> Verified | None:
-        """See adopt, and then find, which links into staging; where both find none, a place for it.
-
-        All in one call to a thread, for this is asked of each file that is warmed.
-
-        Raises:
-            StorageFull: There is no disk space for a copy.
-            CraftcacheError: A file or link in the Hub's tree is in the way, which the message
-                names; or as for heal.
-        """
-
-        def search() -> Verified | None:
-            tree, digest = self.cache.hub_tree(source.repo_id), promise.digest
-            if (adopted := tree.adopt(etag, promise)) is not None:
-                return Verified(adopted, etag, 0, adopted.digests.size)
-            is_known = digest is not None and digest.algorithm == "sha256"
-            found = self._find(digest.hex, self.cache.staging) if digest and is_known else None
-            if found is not None:
-                return replace(found, etag=etag)
-            self._heal_or_say()
-            tree.check_place()
-            return None
-
-        try:
-            return await self._hashing.run(search)
-        except TreeObstacle as error:
-            raise _obstacle(error) from error
-        except OSError as error:
-            self._check_full(error)
-            raise
-
-    async def adopt_snapshot(
-        self, source: HubSource, commit: str, filenames: Iterable[str]
-    ) -> dict[str, tuple[Verified, Promise]] | None:
-        """The files of one commit in the Hub's tree, hashed; None if any is wrong or missing.
-
-        A blob's name there is its digest, so the Hub need not be asked.
-        """
-        tree = self.cache.hub_tree(source.repo_id)
-        etags = {filename: tree.etag_of(commit, filename) or "" for filename in filenames}
-        if not all(map(Digest.from_hub_etag, etags.values())):  # nothing is hashed in vain
-            return None
-        files: dict[str, tuple[Verified, Promise]] = {}
-        for filename, etag in etags.items():
-            promise = Promise(digest=Digest.from_hub_etag(etag))
-            verified = await self.adopt(source, etag, promise)
-            if verified is None:
-                return None
-            files[filename] = verified, promise
-        return files
-
     async def has_index(self, sha256: str, size: int) -> bool:
         """Whether the checkpoint with that digest was inspected and its index is unchanged.
 
@@ -610,29 +394,6 @@ class Store:
         """Record the digest of a checkpoint's index in all manifests that name the checkpoint."""
         await self._write(record_index, self.cache, sha256)
 
-    async def published_at(
-        self, source: HubSource, commit: str, filenames: Iterable[str]
-    ) -> Manifest | None:
-        """An intact manifest of the same repository, under whichever name, at that commit.
-
-        One that leads to another daemon's cache is none: publishing its files would copy them, and
-        nobody has claimed the room.
-        """
-        names = tuple(filenames)
-
-        def search() -> Manifest | None:
-            for _, manifest in self.cache.published(ours=True):
-                if manifest.source.partition("@")[0] != source.repo_id:
-                    continue
-                records = manifest.select(source, names)
-                if manifest.revision != commit or any(map(self.cache.is_owners, manifest.files)):
-                    continue
-                if records is not None and all(map(self.cache.is_intact, records)):
-                    return manifest
-            return None
-
-        return await asyncio.to_thread(search)
-
     async def publish_hub(
         self,
         source: HubSource,
@@ -677,6 +438,10 @@ class Store:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
         await self._write(mark_asked_for, self.cache, source)
 
+    async def mark_superseded(self, source: HubSource) -> None:
+        """Record that a revision has been superseded; see craftcache.cache.publish."""
+        await self._write(mark_superseded, self.cache, source)
+
     async def manifest_at(self, key: str, *, owned: bool = False) -> Manifest | None:
         """The current manifest with that key.
 
@@ -720,28 +485,18 @@ class Store:
 
     async def _written(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         def heal_and_write() -> T:
-            self._heal()
+            self.lock.heal_now()
             return write(*args, **kwargs)
 
         try:
             return await self._writing.run(heal_and_write)
         except TreeObstacle as error:
-            raise _obstacle(error) from error
+            raise obstructed(error) from error
         except OSError as error:
-            self._check_full(error)
+            check_full(error, self.cache.root)
             raise
         finally:
             self.changed.set()
-
-    def _check_full(self, error: OSError) -> None:
-        """Raise StorageFull, which people understand, if the error is that the disk is full."""
-        if error.errno not in FULL:
-            return
-        # The error names the file, which may be on another file system that a link leads to.
-        place = Path(error.filename) if error.filename else self.cache.root
-        raise storage_full(
-            place, SMALL_FILES_BYTES, error=error, least=SMALL_FILES_BYTES
-        ) from error
 
     async def exclusively(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a change of the cache directory while nothing is published or removed."""
@@ -781,29 +536,6 @@ class Store:
         """Move a published file with wrong content to quarantine; see removal.set_aside."""
         return await self._write(set_aside, self.cache, record, stamp)
 
-    def _take(self, records: Iterable[FileRecord], directory: Path) -> Verified | None:
-        """The first of these files whose hash is right, linked into ``directory``."""
-        for record in records:
-            verified = self._verify(record)
-            if isinstance(verified, Verified):
-                with contextlib.suppress(FileNotFoundError):  # removed just now
-                    return self._taken(verified, directory)
-        return None
-
-    def _verify(self, record: FileRecord, *, anew: bool = False) -> Verified | Stamp | None:
-        """A file if it is right, its stamp if its hash is wrong, None if it cannot be read."""
-        if not anew and self.cache.is_intact(record):
-            return self.as_verified(record)
-        try:
-            hashed = self.cache.hash_again(record)
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError):
-                log.warning("%s cannot be verified: %s", record.path, error)
-            return None
-        if hashed.digests.sha256 != record.sha256:
-            return hashed.stamp
-        return Verified(hashed, record.etag, 0, hashed.digests.size)
-
     async def sweep(self, *, before: float, derived_before: float | None = None) -> int:
         """Remove blobs that no model names; see removal.sweep."""
         async with self._turns.changing():
@@ -818,67 +550,3 @@ class Store:
         if the caller is cancelled.
         """
         await asyncio.shield(asyncio.to_thread(self.cache.discard, verified.file))
-
-
-def _obstacle(error: TreeObstacle) -> CraftcacheError:
-    # A bare CraftcacheError is the daemon's own fault: a worker may still fetch for itself.
-    return CraftcacheError(str(error), hint="Mount what it leads to, or move it away")
-
-
-def _clear_leftovers(staging: Path, predecessor: str) -> None:
-    """Remove files of killed writers.
-
-    Those of the daemon before are known by its process id, and by that nobody has them open: in a
-    container a worker may have the same. What else a worker may be fetching by itself is younger.
-
-    Args:
-        staging: The directory.
-        predecessor: Process id of the daemon before; empty where there was none.
-    """
-    too_old = time.time() - LEFTOVER_SECONDS
-    for path in staging.glob("*.tmp"):
-        with contextlib.suppress(OSError):
-            is_predecessors = path.name.partition("-")[0] == predecessor
-            is_old = path.lstat().st_mtime < too_old
-            if is_old or (is_predecessors and is_in_use(path) is False):
-                path.unlink()
-
-
-def _last_owner(cache: CacheDir) -> str:
-    """Process id of the daemon that locked the cache last, whether it lives or not."""
-    with contextlib.suppress(OSError):
-        return _lock_path(cache).read_text("ascii", "replace").strip()
-    return ""
-
-
-def _lock_path(cache: CacheDir) -> Path:
-    return cache.private / "daemon.lock"
-
-
-def _is_lock(cache: CacheDir, descriptor: int) -> bool:
-    """Whether the lock file at its path is still the file that this daemon has locked."""
-    try:
-        return os.path.samestat(_lock_path(cache).stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _lock(cache: CacheDir) -> int:
-    """Lock the cache for this daemon until the returned descriptor is closed."""
-    path = _lock_path(cache)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(descriptor, 64).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
-        raise Unavailable(
-            f"another craftcached (pid {owner or 'unknown'}) already serves {cache.root}",
-            hint="Stop it first, or give this one another cache_dir",
-            retryable=False,
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor

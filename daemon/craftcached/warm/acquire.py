@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.publish import Verified
@@ -105,6 +105,7 @@ class FileAcquirer:
         lock_patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._store = store
+        self._local = store.local
         self._fetcher = fetcher
         self._inspector = inspector
         self._lock_patience = lock_patience
@@ -146,16 +147,16 @@ class FileAcquirer:
         files: Mapping[str, tuple[Verified, Promise]] | None = None
         # The commit is published under another of the repository's revisions: it stays as it is.
         is_fixed = source.is_pinned or wanted.commit
-        if is_fixed and (known := await self._store.published_at(source, commit, wanted.filenames)):
+        if is_fixed and (known := await self._local.published_at(source, commit, wanted.filenames)):
             files = {
-                record.filename: (self._store.as_verified(record), record.promise)
+                record.filename: (self._local.as_verified(record), record.promise)
                 for record in known.files
             }
         # A blob's name is its digest, so a snapshot that huggingface_hub made can be verified
         # without the Hub. If one file is missing or wrong, the Hub is asked about all of them.
         else:
             progress.tell(None, 0, None, "verifying")
-            files = await self._store.adopt_snapshot(source, commit, wanted.filenames)
+            files = await self._local.adopt_snapshot(source, commit, wanted.filenames)
         if files is None:
             return None
         for filename, (verified, _) in files.items() if inspected else ():
@@ -224,7 +225,7 @@ class FileAcquirer:
         Raises:
             UnsafeCheckpoint, NotACheckpoint: The file must not be served.
         """
-        verified = self._store.as_verified(record)
+        verified = self._local.as_verified(record)
         if not await self._inspect(progress, record.filename, verified, is_named=is_named):
             return
         if record.index_sha256 not in self._store.indexes:
@@ -288,12 +289,9 @@ class FileAcquirer:
         # Only files in huggingface_hub's tree have a lock that other programs know.
         if file.blob is None:
             present = await self._linked(file)
-            if present is None:
-                await self._store.heal()
-                present = await self._fetch(file, progress)
-            return _HeldFile.hold(present)
+            return _HeldFile.hold(present or await self._fetch(file, progress))
         blob = file.blob
-        if present := await self._store.adopt_or_find(blob.source, blob.etag, file.promise):
+        if present := await self._local.adopt_or_find(blob.source, blob.etag, file.promise):
             return _HeldFile.hold(present)
         tree = self._store.cache.hub_tree(file.blob.source.repo_id)
         lock = HubLock(tree, file.blob.etag, patience=self._lock_patience)
@@ -303,7 +301,7 @@ class FileAcquirer:
             was_brought = await lock.acquire()
             present = None
             if was_brought:
-                present = await self._store.adopt(blob.source, blob.etag, file.promise)
+                present = await self._local.adopt(blob.source, blob.etag, file.promise)
             if present is None:
                 own = StallDetector()
                 with lock.waiting_for(own):
@@ -317,10 +315,9 @@ class FileAcquirer:
         """The same bytes from another model, linked under a name of our own in staging."""
         digest, staging = file.promise.digest, self._store.cache.staging
         if digest is not None and digest.algorithm == "sha256":
-            found = await self._store.find(digest.hex, staging)
-            return found and replace(found, etag=None)
+            return await self._local.find(digest.hex, staging)
         if file.is_unseen:
-            return await self._store.find_signed(file.remote.url, digest, staging)
+            return await self._local.find_signed(file.remote.url, digest, staging)
         return None
 
     async def _fetch(self, file: DescribedFile, progress: SourceProgress) -> Verified:
@@ -330,6 +327,7 @@ class FileAcquirer:
             progress.tell(file.filename, done, total, "fetching")
 
         report(0, file.promise.size)
+        await self._store.lock.heal()
         is_urgent = self._waiters[progress.source] > 0
         self._fetching[progress.source].add(file.remote.key)
         try:

@@ -63,7 +63,7 @@ class FetchAdmission:
             StorageFull: They do not fit; nothing was evicted.
             BudgetExceeded: The user has no more bytes on this day.
         """
-        files = await self._store.healed(  # an administrator may have emptied the cache
+        files = await self._store.lock.healed(  # an administrator may have emptied the cache
             lambda: {
                 file.remote.key: sizes
                 for file in (*description.files, *description.closure)

@@ -98,7 +98,7 @@ class BundleImporter:
             UnsafeCheckpoint: Loading one of its files would run code; nothing was imported.
             StorageFull: There is no room for it.
         """
-        await self._store.heal()
+        await self._store.lock.heal()
         directory = self._staging / secrets.token_hex(16)
         try:
             return await self._import(_Body(read), directory)

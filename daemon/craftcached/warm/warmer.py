@@ -85,11 +85,6 @@ class Warmed:
     held_until: float | None = None
 
 
-def admit_all(_: Description) -> contextlib.AbstractAsyncContextManager[None]:
-    """Admit whatever is described: the fetch engine checks the disk, one file at a time."""
-    return contextlib.nullcontext()
-
-
 class Warmer:
     """Makes sources present, verified and published; one instance a daemon.
 
@@ -102,8 +97,8 @@ class Warmer:
         origins: The origin of each source.
         acquirer: Acquires the files of a description.
         allow: Patterns of sources that this node may fetch.
-        deny: Patterns of sources that it may not fetch, though ``allow`` has them.
         admission: The step between description and acquisition.
+        deny: Patterns of sources that it may not fetch, though ``allow`` has them.
         owner: Another daemon's cache that is served from as well; None for none.
         events: Told of the beginning and the end of each warm.
     """
@@ -115,8 +110,8 @@ class Warmer:
         origins: Origins,
         acquirer: FileAcquirer,
         allow: tuple[str, ...],
+        admission: Admission,
         deny: tuple[str, ...] = (),
-        admission: Admission = admit_all,
         owner: OwnerCache | None = None,
         events: Events | None = None,
     ) -> None:
@@ -259,6 +254,25 @@ class Warmer:
             lambda progress: self._warm(wanted, progress),
             report,
         )
+
+    async def publish_superseded(self, source: HubSource, filenames: Sequence[str]) -> bool:
+        """Publish a superseded revision, as one, of what is in the cache; asks no origin.
+
+        Args:
+            source: The revision, by its commit.
+            filenames: Names of its files.
+
+        Returns:
+            Whether all of them are there.
+        """
+        wanted = Wanted(source, wanted_files(source, filenames), refresh=False)
+        progress = SourceProgress(source, lambda _: None)
+        files = await self._acquirer.at_hand(wanted, source.revision, progress, inspected=False)
+        if files is None:
+            return False
+        await self._publish(files, None, wanted)
+        await self._store.mark_superseded(source)
+        return True
 
     async def warm_needs(
         self,

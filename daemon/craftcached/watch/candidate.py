@@ -183,7 +183,7 @@ class CandidateMaker:
 
     async def _known(self, file: Verified) -> Verified:
         """The same bytes from another model, if one has them, so that both share one file."""
-        found = await self._store.find(file.digests.sha256, file.path.parent)
+        found = await self._store.local.find(file.digests.sha256, file.path.parent)
         return file if found is None else replace(file, file=found.file)
 
 

@@ -367,7 +367,7 @@ def test_text_that_is_no_unicode_does_not_stop_an_answer() -> None:
 def test_the_largest_status_fits_and_its_texts_are_clipped_first() -> None:
     coming = wire.Coming(WIDE * 4096, "fetching", 2**63 - 1, 2**63 - 1, 1e9 / 3, 1e9 / 3, 1e9 / 3)
     not_warm = wire.NotWarm(WIDE * 4096, "C" * 64, WIDE * 9000, WIDE * 9000, 1e9 / 3, 1e9 / 3)
-    recent = wire.RecentModel(WIDE * 4096, "r" * 256, 2**63 - 1, 1e9 / 3)
+    recent = wire.RecentModel(WIDE * 4096, "r" * 256, 2**63 - 1, 1e9 / 3, is_pinned=True)
     whole = status(
         coming=(coming,) * 20,
         not_warm=(not_warm,) * 20,

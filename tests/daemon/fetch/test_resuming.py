@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +17,7 @@ from tests.support.fetching import MIB, QUICK, cdn_file, remote, rig_at, sha256_
 from tests.support.hub import Data, Gate, Generated, Hosted, Stall
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from craftcached.fetch import RemoteFile
@@ -126,6 +129,99 @@ async def test_kept_bytes_that_went_bad_are_fetched_again(hub: TestHub, tmp_path
         fetched = await rig.fetch(file)
     assert sha256_of(fetched.path) == SEVERAL_PIECES.sha256
     assert fetched.bytes_reused == 0
+
+
+async def test_a_beginning_without_a_digest_is_resumed_as_far_as_it_is_what_was_hashed(
+    hub: TestHub, tmp_path: Path
+) -> None:
+    file = cdn_file(hub, SEVERAL_PIECES, promised=False)
+    await interrupted(hub, tmp_path, file, boot_id="before")
+    async with rig_at(tmp_path, boot_id="after") as rig:
+        fetched = await rig.fetch(file)
+    assert fetched.bytes_reused == MIB
+    assert sha256_of(fetched.path) == SEVERAL_PIECES.sha256
+
+
+OTHER = Generated(SEVERAL_PIECES.size, seed=7)
+HEADER = ("version", "boot", "key", "size", "etag", "digest")
+
+
+def edit_header(journal: Path, field: str) -> None:
+    header, *lines = journal.read_text().split("\n")
+    head = json.loads(header)
+    old = head[field]
+    head[field] = old + 1 if isinstance(old, int) else None if old else "else"
+    journal.write_text("\n".join([json.dumps(head), *lines]))
+
+
+def claim_more(journal: Path) -> None:
+    size = SEVERAL_PIECES.size
+    with journal.open("a") as file:
+        file.write(f"w 0 {size}\nd 0 {size}\nh {size} {'0' * 64}\n")
+
+
+def flip_lines(journal: Path) -> None:
+    header, *lines = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([header, *(line.replace(b"1", b"9") for line in lines)]))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    **{f"another {field}": partial(edit_header, field=field) for field in HEADER},
+    "empty": lambda journal: journal.write_bytes(b""),
+    "cut in its header": lambda journal: os.truncate(journal, 20),
+    "cut in its last line": lambda journal: os.truncate(journal, journal.stat().st_size - 3),
+    "garbage": lambda journal: journal.write_bytes(os.urandom(500)),
+    "garbage after it": lambda journal: journal.write_bytes(journal.read_bytes() + b"\xff\0\n"),
+    "a directory": lambda journal: (journal.unlink(), journal.mkdir()),
+    "claims more": claim_more,
+    "other numbers": flip_lines,
+    "another's": lambda journal: journal.write_bytes(journal.with_name("o.journal").read_bytes()),
+    "another's, with its part": lambda journal: [
+        path.write_bytes(path.with_name(f"o{path.suffix}").read_bytes())
+        for path in (journal, journal.with_suffix(".part"))
+    ],
+    "its part rotten": lambda journal: overwrite(journal.with_suffix(".part"), b"rotten"),
+    "its part cut": lambda journal: os.truncate(journal.with_suffix(".part"), MIB // 2),
+}
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+@pytest.mark.parametrize("promised", [True, False])
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_whatever_becomes_of_a_journal_the_bytes_are_the_right_ones(
+    hub: TestHub, tmp_path: Path, damage: str, *, promised: bool
+) -> None:
+    file = cdn_file(hub, SEVERAL_PIECES, promised=promised)
+    other = cdn_file(hub, OTHER, "/o.bin", key="o", promised=promised)
+    for each in (file, other):
+        await interrupted(hub, tmp_path, each, boot_id="same")
+    DAMAGES[damage](tmp_path / "staging" / "k.journal")
+    async with rig_at(tmp_path, boot_id="same") as rig:
+        fetched = await rig.fetch(file)
+        assert sha256_of(fetched.path) == fetched.digests.sha256 == SEVERAL_PIECES.sha256
+        assert (await rig.fetch(other)).digests.sha256 == OTHER.sha256
+
+
+async def test_a_whole_download_under_another_key_is_not_taken_for_its_own(
+    hub: TestHub, tmp_path: Path
+) -> None:
+    """Neither has a digest, and nothing is left to ask the origin for."""
+    file = cdn_file(hub, SEVERAL_PIECES, promised=False)
+    other = cdn_file(hub, OTHER, "/o.bin", key="o", promised=False)
+    await interrupted(hub, tmp_path, other, boot_id="same")
+    staging = tmp_path / "staging"
+    (staging / "o.part").write_bytes(OTHER.read(0, OTHER.size))
+    with (staging / "o.journal").open("a") as journal:
+        journal.write(f"h {OTHER.size} {OTHER.sha256}\n")
+    for kind in ("part", "journal"):
+        (staging / f"o.{kind}").rename(staging / f"k.{kind}")
+    async with rig_at(tmp_path, boot_id="same") as rig:
+        fetched = await rig.fetch(file)
+    assert sha256_of(fetched.path) == SEVERAL_PIECES.sha256
 
 
 async def test_what_a_crash_left_sealed_is_hashed_and_used(hub: TestHub, tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from craftcache.sources import parse
 from tests.client.cache.outcomes import export_bytes, outcome
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess
-from tests.support.hub import Data, Status
+from tests.support.dependencies import PAIR, host_t5
+from tests.support.hub import Data, Gate, Stall, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.support.hub import TestHub
@@ -202,6 +203,48 @@ def test_a_manifest_that_no_memory_holds(damaged: Damaged, threaded_hub: TestHub
     damaged.assert_all_is_served()
 
 
+def test_what_models_are_kept_for_outlives_their_manifests(
+    base: Path, threaded_hub: TestHub
+) -> None:
+    """A revision or a dependency that nobody asked for is none that somebody asked for then."""
+    host_t5(threaded_hub)
+    threaded_hub.repo("org/one").commit(PAIR)
+    repo = threaded_hub.repo(MODEL)
+    fields = ("superseded", "published_at", "sha256", "revision", "checksum", "size")
+    with DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint) as daemon:
+        damaged = Damaged(daemon, MODEL)
+        with Api(daemon.socket_dir) as api:
+            commits = []
+            for number in range(len(fields)):
+                commits.append(repo.commit({"config.json": b"%d" % number}))
+                assert api.warm(MODEL, files=("config.json",)).is_success
+            repo.commit({"config.json": b"newest"})
+            assert api.warm("org/one").is_success
+            assert api.warm(MODEL, files=("config.json",)).is_success
+            before = kept_for(api)
+        superseded = [f"{MODEL}@{commit}" for commit in commits]
+        assert before == {MODEL: True, "org/one": True, "t5-base": False} | dict.fromkeys(
+            superseded, False
+        )
+        asked = len(threaded_hub.matching(f"*{MODEL}*", method=None))
+        daemon.terminate()
+        for source, field in zip((*superseded, "t5-base"), (*fields, "needed_only"), strict=True):
+            path = damaged.manifest(source)
+            rewrite(path, json.dumps(edited(json.loads(path.read_bytes()), field)).encode())
+        *whole, gone = superseded
+        damaged.cache.hub_tree(MODEL).pointer(commits[-1], "config.json").resolve().unlink()
+        daemon.start()
+        found = damaged.verify()
+        # Nothing is fetched for what nobody has asked for.
+        assert found.pop((gone, "manifest")) == "wrong"
+        assert found == {(source, "manifest"): "mended" for source in (*whole, "t5-base")}
+        with Api(daemon.socket_dir) as api:
+            del before[gone]
+            assert kept_for(api) == before
+        assert damaged.verify() == {}
+        assert len(threaded_hub.matching(f"*{MODEL}*", method=None)) == asked
+
+
 def test_links_and_refs(damaged: Damaged) -> None:
     manifest = damaged.cache.manifest(parse(MODEL))
     assert manifest is not None
@@ -275,6 +318,75 @@ def test_the_database_at_any_place(damaged: Damaged) -> None:
     damaged.assert_all_is_served()
 
 
+def claim_all(journal: Path) -> None:
+    """As if all bytes had come, and were on the disk."""
+    size = journal.with_suffix(".part").stat().st_size
+    with journal.open("a") as file:
+        file.write(f"w 0 {size}\nd 0 {size}\nh {size} {'0' * 64}\n")
+
+
+JOURNAL_DAMAGES: tuple[Callable[[Path], object], ...] = (
+    claim_all,
+    lambda journal: flip(journal, journal.stat().st_size // 2),
+    lambda journal: os.truncate(journal, journal.stat().st_size // 2),
+    lambda journal: rewrite(journal, os.urandom(300)),
+    lambda journal: rewrite(journal, b""),
+    lambda journal: flip(journal.with_suffix(".part"), 1000),
+)
+
+
+def test_journals_of_downloads_that_a_stop_has_interrupted(
+    base: Path, threaded_hub: TestHub
+) -> None:
+    """Each is damaged in another way, of a file with a digest and of one without.
+
+    Nobody is served a partial download, so a verification says nothing of it.
+    """
+    values: dict[str, float] = {}
+    for number, _ in enumerate(JOURNAL_DAMAGES):
+        name, value = f"org/part{number}", float(number)
+        content = export_bytes(value, numel=160_000)[LM]
+        threaded_hub.repo(name).commit({LM: content})
+        threaded_hub.files[f"/{name}/{LM}"] = Data(content)
+        values |= {name: value, threaded_hub.cdn_url(f"/{name}/{LM}"): value}
+    gate = Gate()
+    stalled = threaded_hub.inject(
+        Stall(gate), when=lambda request: is_later_range(request.range), times=None
+    )
+    limits = {"CRAFTCACHE_MAX_CONNECTIONS": "64", "CRAFTCACHE_MAX_CONNECTIONS_PER_HOST": "64"}
+    with DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint, **limits) as daemon:
+        with Api(daemon.socket_dir) as api:
+            assert api.warm(*values, files=(LM,), wait=False).is_success
+        staging = daemon.cache_dir / ".craftcache" / "staging" / "fetch"
+        while len(begun := sorted(filter(has_begun, staging.glob("*.journal")))) < len(values):
+            pass
+        daemon.terminate()
+        stalled.cancel()
+        gate.open()
+        with_digest = [path for path in begun if '"sha256:' in path.read_text()]
+        without = [path for path in begun if path not in with_digest]
+        assert len(with_digest) == len(without) == len(JOURNAL_DAMAGES)
+        for paths in (with_digest, without):
+            for damage, path in zip(JOURNAL_DAMAGES, paths, strict=True):
+                damage(path)
+        daemon.start()
+        damaged = Damaged(daemon, MODEL)
+        with damaged.alone() as alone, daemon.client() as served:
+            for source, value in values.items():
+                for client in (served, alone):
+                    loaded = client.load(source, parts=("lm",)).lm
+                    assert bool((loaded["best_state"]["w"] == value).all()), source
+        assert damaged.verify() == {}
+
+
+def has_begun(journal: Path) -> bool:
+    return "w 0 " in journal.read_text()
+
+
+def is_later_range(asked: str | None) -> bool:
+    return asked is not None and not asked.startswith("bytes=0-")
+
+
 def test_what_cannot_be_fetched_anew_is_said_and_not_served(
     damaged: Damaged, threaded_hub: TestHub
 ) -> None:
@@ -309,6 +421,12 @@ def test_the_daemon_scrubs_by_itself(base: Path, threaded_hub: TestHub) -> None:
             wait_for(api, r'craftcache_scrub_findings_total{outcome="right"} ([3-9]|\d\d)')
         damaged.values = {MODEL: 1.0}
         damaged.assert_all_is_served()
+
+
+def kept_for(api: Api) -> dict[str, bool]:
+    """Of each model that is cached whether somebody asked for it by its name."""
+    models = api.get("/models")["models"]
+    return {each["source"]: not (each["superseded"] or each["needed_only"]) for each in models}
 
 
 def wait_for(api: Api, pattern: str) -> None:

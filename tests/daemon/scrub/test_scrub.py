@@ -14,11 +14,14 @@ from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
 from craftcache.daemon.administration import QuarantinedFile
 from craftcache.digests import hash_stamped
+from craftcache.durations import DAY_SECONDS
 from craftcache.sources import UrlSource
 from craftcached.database import Database, Hashing
+from craftcached.in_use import is_in_use
 from craftcached.scrub.background import Scrub
-from craftcached.scrub.hashing import PATIENT_BYTES_PER_SECOND, FileHasher, Paced
-from craftcached.store.quarantine import DAY_SECONDS, overdue
+from craftcached.scrub.hashing import GIVING_WAY_SECONDS, FileHasher, Paced
+from craftcached.scrub.schedule import PATIENT_SHARE
+from craftcached.store.quarantine import overdue
 from tests.support.scrubbing import Bench, bench
 
 if TYPE_CHECKING:
@@ -168,28 +171,54 @@ async def test_a_clock_that_was_set_back_delays_nothing(base: Path) -> None:
         assert scrub.hashed_since <= parts.now
 
 
+async def test_nothing_is_begun_while_other_work_goes_first(base: Path) -> None:
+    async with filled(base) as (parts, records):
+        parts.now += HALF + 2
+        is_busy = True
+        scrub = parts.scrub(DAYS, is_busy=lambda: is_busy)
+        for _ in NAMES:
+            assert 0 < await scrub.step() < 5
+        assert await hashed(parts) == {}
+        is_busy = False
+        for _ in NAMES:
+            assert await scrub.step() == 0.0
+        assert len(await hashed(parts)) == len(records)
+        # It would be late if it waited any longer.
+        is_busy = True
+        parts.now += 2 * HALF * PATIENT_SHARE
+        assert await scrub.step() == 0.0
+        assert parts.now in (await hashed(parts)).values()
+
+
 @pytest.mark.parametrize("size", [0, 6 * MIB + 5, 10 * MIB + 5])  # here, and by a process
-async def test_other_work_goes_first(tmp_path: Path, size: int) -> None:
+async def test_a_file_waits_between_its_pieces_while_other_work_goes_first(
+    tmp_path: Path, size: int
+) -> None:
     file = tmp_path / "file"
     file.write_bytes(os.urandom(size))
     slept: list[float] = []
     seen: list[int] = []
+    busy_for = 0
 
     async def sleep(seconds: float) -> None:
+        nonlocal busy_for
+        busy_for = max(busy_for - 1, 0)
         slept.append(seconds)
+        assert is_in_use(file) is not True  # so that it may make room for what is fetched
 
     def paced() -> Paced:
-        return Paced(64 * MIB, lambda: is_busy, clock=lambda: 0.0, sleep=sleep)
+        return Paced(64 * MIB, lambda: busy_for > 0, clock=lambda: 0.0, sleep=sleep)
 
     hasher = FileHasher()
-    is_busy = False
     sha256 = hash_stamped(file).digests.sha256
     assert await hasher.hash(file, paced(), seen.append) == sha256
     assert seen == [*range(4 * MIB, size, 4 * MIB), *([size] if size else [])]
+    assert len(slept) == len(seen)
     assert slept[-1:] == ([pytest.approx(size / (64 * MIB))] if size else [])
-    is_busy = True
+    busy_for, slept[:] = 100, []
     assert await hasher.hash(file, paced()) == sha256
-    assert slept[-1:] == ([pytest.approx(size / PATIENT_BYTES_PER_SECOND)] if size else [])
+    assert slept[:100] == [GIVING_WAY_SECONDS] * 100  # before the first piece
+    assert len(slept) == 100 + len(seen)
     hasher.close()
 
 
@@ -224,7 +253,7 @@ async def test_a_hashing_that_is_given_up_leaves_no_process(tmp_path: Path) -> N
 
 
 async def test_the_quarantine_is_kept_within_a_time_and_a_size(base: Path) -> None:
-    files = [QuarantinedFile(str(day), 10, day * DAY_SECONDS) for day in (3, 1, 2)]
+    files = [QuarantinedFile(str(day), 10, day * DAY_SECONDS, ()) for day in (3, 1, 2)]
     now = 4 * DAY_SECONDS
 
     def going(days: float, max_bytes: int) -> list[str]:

@@ -239,7 +239,7 @@ async def test_a_manifest_of_another_user_is_neither_listed_nor_looked_at(store:
 
 async def test_another_name_for_a_file_costs_no_hash(store: Store) -> None:
     record = only(await publish(store, ONE))
-    found = await store.find(record.sha256, store.cache.staging)
+    found = await store.local.find(record.sha256, store.cache.staging)
     assert found is not None
     assert store.cache.is_intact(record)
     await store.discard(found)

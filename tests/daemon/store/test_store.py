@@ -50,7 +50,7 @@ async def publish(store: Store, source: UrlSource, file: Verified) -> Manifest:
 async def test_what_is_taken_over_outlives_the_removal_of_its_model(store: Store) -> None:
     await publish(store, ONE, staged(store))
     sha256 = hash_stamped(next(store.cache.url_blobs())).digests.sha256
-    found = await store.find(sha256, store.cache.staging)
+    found = await store.local.find(sha256, store.cache.staging)
     assert found is not None
     await store.remove(manifest_key(ONE))
     assert list(store.cache.url_blobs()) == []
@@ -106,7 +106,7 @@ async def test_a_manifest_of_another_user_is_not_believed(store: Store) -> None:
     assert store.manifest(ONE) is None
     assert await store.published() == []
     assert await store.manifest_at(manifest_key(ONE)) is None
-    assert await store.find(sha256, store.cache.staging) is None
+    assert await store.local.find(sha256, store.cache.staging) is None
 
 
 def stamp(path: Path) -> Stamp:
@@ -164,8 +164,8 @@ async def test_a_model_that_is_removed_while_others_are_verified_lacks_nothing(
 async def test_many_that_find_the_cache_emptied_at_once_hold_it_anew_once(store: Store) -> None:
     for _ in range(20):
         shutil.rmtree(store.cache.private)
-        await asyncio.gather(*(store.heal() for _ in range(8)))
-        assert not store.is_gone()
+        await asyncio.gather(*(store.lock.heal() for _ in range(8)))
+        assert not store.lock.is_gone()
 
 
 async def test_the_links_of_a_model_that_is_removed_meanwhile_are_not_made_again(
