@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from craftcache.cache.directory import CacheDir
+from craftcache.cache.directory import OWNER_PREFIX, CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
 from craftcache.checkpoint.filenames import check_checkpoint
@@ -335,7 +335,7 @@ class Service:
         path = cache.path(record)
         if cache.is_owners(record):  # which workers see as their cache directory
             cache = CacheDir(self._settings.cache_dir, cache.trusted_uids)
-            path = cache.root / record.path.removeprefix(self._store.cache.owner_prefix)
+            path = cache.root / record.path.removeprefix(OWNER_PREFIX)
         if isinstance(source, HubSource):
             tree = cache.hub_tree(source.repo_id)
             path = tree.pointer(warmed.manifest.revision, record.filename)

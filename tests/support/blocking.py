@@ -35,8 +35,6 @@ ON_NAMES = (
 """Calls on names rather than on content, which are allowed on the event loop."""
 
 SMALL = (
-    # A manifest, once each time that it has changed: some kilobytes, written a moment ago.
-    ("io.BufferedReader.read", "craftcache/cache/catalog.py", "find"),
     # At the very end: one byte into a pipe, at which the thread that reads inotify ends.
     ("os.write", "craftcached/watch/inotify.py", "__exit__"),
     ("threading.Lock.acquire", "craftcached/watch/inotify.py", "__exit__"),

@@ -88,9 +88,8 @@ class Catalog:
             known = self._read.get(key)
             if known is not None and known[0] == FileStamp.of(status):
                 return known[1], status
-            with open(path, "rb") as file:
-                status = os.fstat(file.fileno())
-                manifest = Manifest.parse(file.read(MAX_BYTES), key)
+            data, status = _read_file(path)
+            manifest = Manifest.parse(data, key)
         except FileNotFoundError:
             self._read.pop(key, None)
             return None
@@ -188,3 +187,11 @@ class Catalog:
         for sha256 in digests - before:
             self._holders[sha256].add(key)
         self._held[key] = inode, digests
+
+
+def _read_file(path: str) -> tuple[bytes, os.stat_result]:
+    """The first MAX_BYTES of a file and its stat; thousands are read at a start."""
+    with open(path, "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        # No more is asked for than is there: a buffer of MAX_BYTES takes as long as all the rest.
+        return file.read(min(status.st_size, MAX_BYTES)) or b"", status

@@ -62,8 +62,11 @@ if TYPE_CHECKING:
 
     from .manifest import FileRecord, Manifest
 
-__all__ = ["CacheDir"]
+__all__ = ["CacheDir", "OWNER_PREFIX"]
 
+
+OWNER_PREFIX = ".craftcache/owner/"
+"""What the paths of records begin with whose files are in another daemon's cache."""
 
 BLOB_MODE = 0o444
 
@@ -78,6 +81,9 @@ class CacheDir:
     Attributes:
         root: Absolute path of the directory.
         trusted_uids: Users whose files are used without hashing them again.
+        private: The directory of everything that is not huggingface_hub's.
+        staging: Directory of files before they have a final name; on the same file system.
+        directories: Those that writing needs.
         stamps: Stamps of its verified files; our own changes of a file that would change its stamp
             go through ``stamps.keeping``.
     """
@@ -89,13 +95,18 @@ class CacheDir:
     _vouched: defaultdict[str, set[str]] = field(
         default_factory=lambda: defaultdict(set), init=False, repr=False, compare=False
     )
-    # Joined once: joining them for each hit would make hits a third slower.
+    private: Path = field(init=False, repr=False, compare=False)
+    staging: Path = field(init=False, repr=False, compare=False)
+    directories: tuple[Path, ...] = field(init=False, repr=False, compare=False)
+    # All joined once: joining them for each hit would make hits a third slower.
     _blobs: Path = field(init=False, repr=False, compare=False)
     _indexes: Path = field(init=False, repr=False, compare=False)
     _catalog: Catalog = field(init=False, repr=False, compare=False)
     _prefix: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "private", self.root / ".craftcache")
+        object.__setattr__(self, "staging", self.private / "staging")
         object.__setattr__(self, "_blobs", self.private / "blobs" / "sha256")
         object.__setattr__(self, "_indexes", self.private / "index")
         object.__setattr__(self, "_prefix", os.path.join(self.root, ""))
@@ -109,30 +120,21 @@ class CacheDir:
         object.__setattr__(self, "_catalog", catalog)
         stamps = Stamps(self.private / "stamps", self.staging, self.is_ours)
         object.__setattr__(self, "stamps", stamps)
-
-    @property
-    def private(self) -> Path:
-        """The directory of everything that is not huggingface_hub's."""
-        return self.root / ".craftcache"
-
-    @property
-    def staging(self) -> Path:
-        """Directory of files before they have a final name; on the same file system."""
-        return self.private / "staging"
+        directories = (
+            *(self.staging, self._blobs, self._indexes, catalog.directory, stamps.directory),
+            self._torch_checkpoints,
+        )
+        object.__setattr__(self, "directories", directories)
 
     @property
     def owner(self) -> Path:
         """The link to another daemon's cache, of which files are served in place."""
         return self.private / "owner"
 
-    @property
-    def owner_prefix(self) -> str:
-        """What the paths of records begin with whose files are there."""
-        return f"{self.relative(self.owner)}/"
-
-    def is_owners(self, record: FileRecord) -> bool:
+    @staticmethod
+    def is_owners(record: FileRecord) -> bool:
         """Whether the file belongs to another daemon's cache, so that nothing is done to it."""
-        return record.path.startswith(self.owner_prefix)
+        return record.path.startswith(OWNER_PREFIX)
 
     @property
     def _torch_checkpoints(self) -> Path:
@@ -160,15 +162,6 @@ class CacheDir:
     def is_made(self) -> bool:
         """Whether the directories that writing needs are there."""
         return all(directory.is_dir() for directory in self.directories)
-
-    @property
-    def directories(self) -> tuple[Path, ...]:
-        """Those that writing needs."""
-        return (
-            *(self.staging, self._blobs, self._indexes, self._catalog.directory),
-            self.stamps.directory,
-            self._torch_checkpoints,
-        )
 
     def hub_tree(self, repo_id: str) -> HubTree:
         """The part that belongs to one Hub repository."""
@@ -389,7 +382,9 @@ class CacheDir:
                 log.warning("%s did not hold the bytes of its name; it is %s now", final, aside)
             else:
                 sync_directory(final.parent)
-                self.stamps.record(sha256, FileStamp.of(final.stat()))
+                # As in HubTree.publish_blob.
+                is_passing = published.stamp == file.stamp and verified.is_relative_to(self.staging)
+                self.stamps.record(sha256, FileStamp.of(final.stat()), is_passing=is_passing)
                 return published
 
     def _present_blob(self, path: Path, sha256: str) -> HashedFile | None:

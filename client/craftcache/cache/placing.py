@@ -61,7 +61,8 @@ def link_or_copy(file: HashedFile, name: Path) -> HashedFile:
         OSError: It cannot be had; names the directory.
     """
     try:
-        os.link(os.path.realpath(file.path), name)
+        # link(2) would give a second name to a link itself.
+        os.link(os.path.realpath(file.path) if file.path.is_symlink() else file.path, name)
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise

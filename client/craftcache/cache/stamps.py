@@ -123,8 +123,18 @@ class Stamps:
         self._known[sha256] |= read
         return True
 
-    def record(self, sha256: str, stamp: FileStamp) -> None:
-        """Record that a file has that digest; on the disk too, unless that fails."""
+    def record(self, sha256: str, stamp: FileStamp, *, is_passing: bool = False) -> None:
+        """Record that a file has that digest; on the disk too, unless that fails.
+
+        Args:
+            sha256: The digest.
+            stamp: The stamp of the file.
+            is_passing: Whether this process is about to change the stamp, and record it again: then
+                the disk need not have it.
+        """
+        if is_passing:
+            self._known[sha256] |= {stamp}
+            return
         kept = dict.fromkeys((stamp, *self._known[sha256], *self._read(sha256)))
         stamps = list(kept)[:MAX_STAMPS]
         self._known[sha256] = frozenset(stamps)

@@ -210,9 +210,11 @@ class DiskSpace:
             claim = self._claims.setdefault(key, _Claim())
             claim.is_fetched = True
             claim.present = claim.present if present is None else present
-            claim.lacking = 0
+            # What its model has claimed is there. If others take it meanwhile, a write says so.
+            is_claimed, claim.lacking = size <= claim.lacking, 0
             try:
-                await self._make_room(size, source=source)
+                if not is_claimed:
+                    await self._make_room(size, source=source)
             except BaseException:
                 self.release(key)
                 raise

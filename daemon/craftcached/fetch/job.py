@@ -20,7 +20,7 @@ from craftcache.sources import shown_url
 
 from .faults import BEGIN_AGAIN, Fault, Trouble
 from .journal import Identity, PartRecord
-from .partial_file import Names, PartialFile, find_record, take_over_xet
+from .partial_file import Names, PartialFile, WholeFile, find_record, take_over_xet
 from .pieces import Pieces
 from .provenance import evidence, wrong_ranges
 from .ranges import RangedDownload
@@ -85,10 +85,6 @@ class Job:
         context = self._context
         context.mirrors.provenance.begin(self._file)
         try:
-            # An administrator may have emptied the cache since the last fetch.
-            await context.threads.run(
-                context.staging.mkdir, mode=0o700, parents=True, exist_ok=True
-            )
             while True:
                 try:
                     # Attempts run in task groups, whose ExceptionGroup no except clause here knows.
@@ -119,10 +115,7 @@ class Job:
         raise raised from error
 
     async def _attempt(self) -> Fetched:
-        context = self._context
-        record = await context.threads.run(
-            find_record, self._names, self._file.promise, context.boot_id
-        )
+        record = await self._context.threads.run(self._find_record)
         # Resume: the journal holds size and validator, so no first request has to ask for them.
         if record is not None and not self._plain:
             return await self._by_ranges(record, self._file.url)
@@ -144,7 +137,7 @@ class Job:
         if xet is not None:
             return await self._by_xet(xet, record)
         if sum(map(len, head)) == record.identity.size:
-            return await self._as_it_came(record.identity, head)
+            return await self._as_it_came(head, reply.etag)
         # Ask where the first request was redirected to: each range saves that round trip.
         return await self._by_ranges(record, reply.url, head)
 
@@ -196,14 +189,24 @@ class Job:
                 digests = await writer.finish()
             return await self._sealed(part, digests, etag, reused)
 
-    async def _as_it_came(self, identity: Identity, head: Sequence[bytes]) -> Fetched:
-        """Write a file that the first answer held whole: there is nothing to resume, no journal."""
-        async with self._part(None, identity.size) as part:
-            writer = Writer(self._request, self._context, part, total=identity.size)
-            async with writer.at_work():
-                await writer.put(0, head)
-                digests = await writer.finish()
-            return await self._sealed(part, digests, identity.etag, 0)
+    async def _as_it_came(self, chunks: Sequence[bytes], etag: str | None) -> Fetched:
+        """Keep a small file that one answer held whole: there is nothing to resume, no journal."""
+        request, context, file = self._request, self._context, self._file
+        size = sum(map(len, chunks))
+        await context.space.reserve(file.key, size, source=file.source, present=0)
+        await context.bandwidth.take(size, request.claimant)
+        whole = WholeFile(self._names)
+        try:
+            # In one call: what takes time with files this small is the way to a thread and back.
+            digests, stamp = await context.syncing.run(whole.write, chunks, file.promise)
+            context.space.written(file.key, size)
+            request.report(size, size)
+            await self._check(whole.descriptor, digests)
+        except BaseException:
+            await context.threads.run(whole.remove)
+            raise
+        whole.close()
+        return Fetched(whole.path, digests, stamp, etag, request.claimant.received, 0)
 
     async def _by_xet(self, xet: Xet, record: PartRecord) -> Fetched:
         """Let huggingface_hub's own client fetch the file, once; if it fails, HTTP is next."""
@@ -234,6 +237,8 @@ class Job:
     async def _as_one_stream(self, reply: RangeReply) -> Fetched:
         promised = self._file.promise.size
         total = promised if reply.total is None else reply.total
+        if total is not None and total <= PROBE_BYTES:
+            return await self._as_it_came(await self._whole_body(reply, total), reply.etag)
         async with self._part(None, ROOM_AHEAD_BYTES if total is None else total) as part:
             writer = Writer(self._request, self._context, part, total=total)
             async with writer.at_work():
@@ -245,12 +250,28 @@ class Job:
                         await self._context.space.keep_ahead(
                             self._file.key, ROOM_AHEAD_BYTES, source=self._file.source
                         )
-                    elif position > total:
-                        raise Fault(Trouble.CHANGED, f"{shown_url(reply.url)} sends too much")
-                if total is not None and position < total:
-                    raise Fault(Trouble.LOST, f"{shown_url(reply.url)} ended early")
+                    else:
+                        _check_length(reply, position, total)
+                if total is not None:
+                    _check_length(reply, position, total, has_ended=True)
                 digests = await writer.finish()
             return await self._sealed(part, digests, reply.etag, 0)
+
+    async def _whole_body(self, reply: RangeReply, total: int) -> Sequence[bytes]:
+        """All bytes of a small body whose length is known."""
+        body: list[bytes] = []
+        size = 0
+        while chunks := await reply.block():
+            body += chunks
+            size += sum(map(len, chunks))
+            _check_length(reply, size, total)
+        _check_length(reply, size, total, has_ended=True)
+        return body
+
+    def _find_record(self) -> PartRecord | None:
+        """What an earlier run left; makes staging anew, for a cache may have been emptied."""
+        self._context.staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return find_record(self._names, self._file.promise, self._context.boot_id)
 
     @asynccontextmanager
     async def _part(
@@ -278,35 +299,41 @@ class Job:
     async def _sealed(
         self, part: PartialFile, digests: Digests, etag: str | None, reused: int
     ) -> Fetched:
+        await self._check(part.descriptor, digests, reused)
+        stamp = await self._context.syncing.run(part.seal)
+        return Fetched(part.path, digests, stamp, etag, self._request.claimant.received, reused)
+
+    async def _check(self, descriptor: int, digests: Digests, reused: int = 0) -> None:
+        """Raise IntegrityError for a wrong file; of each find out who sent what was wrong."""
         try:
             self._file.promise.check(digests, source=self._file.source)
         except IntegrityError as error:
             if reused:  # the bytes of an earlier run may be the wrong ones: begin without them
                 raise Fault(Trouble.CHANGED, error.message) from None
-            await self._keep_evidence(part)
+            await self._keep_evidence(descriptor)
             raise
-        await self._convict(part)
-        stamp = await self._context.syncing.run(part.seal)
-        return Fetched(part.path, digests, stamp, etag, self._request.claimant.received, reused)
+        await self._convict(descriptor)
 
-    async def _keep_evidence(self, part: PartialFile) -> None:
+    async def _keep_evidence(self, descriptor: int) -> None:
         """Note what mirrors have sent of a file that is wrong."""
         provenance, file = self._context.mirrors.provenance, self._file
         sent = provenance.sent(file)
         if any(mirror for mirror, _ in sent):
-            kept = await self._context.threads.run(evidence, part.descriptor, file.attempt, sent)
+            kept = await self._context.threads.run(evidence, descriptor, file.attempt, sent)
             provenance.keep(file, kept)
 
-    async def _convict(self, part: PartialFile) -> None:
+    async def _convict(self, descriptor: int) -> None:
         """Name what was wrong in earlier attempts, now that the bytes are right."""
         mirrors, file = self._context.mirrors, self._file
         if suspects := mirrors.provenance.take(file):
-            wrong = await self._context.threads.run(wrong_ranges, part.descriptor, suspects)
+            wrong = await self._context.threads.run(wrong_ranges, descriptor, suspects)
             mirrors.convict(file, wrong)
             self._context.repairs.begin(file, self._request.route, wrong)
 
     async def _taken(self, sealed: Fetched) -> Fetched:
         """Give the file a name that no later fetch of its key touches; the last step of all."""
+        if sealed.path != self._names.part:  # it has one
+            return sealed
         threads = self._context.threads
         whole = self._names.new_whole()
         try:
@@ -337,6 +364,14 @@ class Job:
             raise fault.to_error(self._file.source)
         log.info("%s: %s; next try in %.1f s", self._file.source, fault.message, wait)
         await asyncio.sleep(wait)
+
+
+def _check_length(reply: RangeReply, size: int, total: int, *, has_ended: bool = False) -> None:
+    """Raise a Fault if a body of ``total`` bytes has ``size`` by now, or in the end."""
+    if size > total:
+        raise Fault(Trouble.CHANGED, f"{shown_url(reply.url)} sends too much")
+    if has_ended and size < total:
+        raise Fault(Trouble.LOST, f"{shown_url(reply.url)} ended early")
 
 
 def _is_worthless_after(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 Lifecycle of ``<key>.part``: mode 0600 while bytes arrive, described by ``<key>.journal``; then
 *sealed*: verified, fsynced, mode 0444, the journal gone; then *taken*: renamed to
 ``<key>-<random>.whole``, which is its owner's and which no later fetch of the key touches.
+A small file, which is written at once, has such a name from the start.
 What nobody took, or whose owner a crash ended, is found again under its key, and hashed again.
 """
 
@@ -24,9 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from craftcache.digests import Promise
+    from craftcache.digests import Digests, Promise
 
-__all__ = ["Names", "PartialFile", "find_record", "reclaim", "take_over_xet", "stale_keys"]
+__all__ = [
+    "Names",
+    "PartialFile",
+    "WholeFile",
+    "find_record",
+    "reclaim",
+    "take_over_xet",
+    "stale_keys",
+]
 
 SEALED_MODE = 0o444
 _MAX_VECTORS = 512
@@ -162,6 +171,55 @@ class PartialFile:
             os.close(self._descriptor)
         if self._journal is not None:
             self._journal.close()
+
+
+class WholeFile:
+    """A small file that is written at once, under a name that no later fetch of its key touches.
+
+    Args:
+        names: The paths of its key.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self.path = names.new_whole()
+        self._descriptor: int | None = None
+
+    @property
+    def descriptor(self) -> int:
+        """The file, open for reading as well once it is written."""
+        if self._descriptor is None:
+            raise ValueError(f"{self.path} is not open")
+        return self._descriptor
+
+    def write(self, chunks: Sequence[bytes], promise: Promise) -> tuple[Digests, Stamp]:
+        """Write the file and hash it; it is durable and read-only for good if it is as promised."""
+        if os.path.lexists(self._names.part):  # what cannot be resumed
+            self._names.remove()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(self.path, flags, 0o600)
+        data = b"".join(chunks)
+        hasher = Hasher.for_promise(replace(promise, size=len(data)))
+        hasher.update(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+        digests = hasher.digests()
+        if promise.is_kept_by(digests):
+            os.fchmod(self._descriptor, SEALED_MODE)
+            os.fsync(self._descriptor)
+        return digests, Stamp.of(os.fstat(self._descriptor))
+
+    def close(self) -> None:
+        """Close the descriptor; the file stays."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def remove(self) -> None:
+        """Remove the file, which nobody was told of."""
+        self.close()
+        self.path.unlink(missing_ok=True)
 
 
 def find_record(names: Names, promise: Promise, boot_id: str) -> PartRecord | None:

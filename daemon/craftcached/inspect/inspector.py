@@ -25,6 +25,9 @@ __all__ = ["Inspector"]
 _ATTEMPTS: Final = 2
 """With a file, before the death of its process counts as the daemon's failure."""
 
+_SHORT_BYTES: Final = 16 * 1024
+"""Length up to which an index is parsed on the event loop: well under a millisecond."""
+
 _HINT: Final = "Ask its publisher for a whole file that torch.save wrote"
 """For the many ways in which a file can be damaged, which all leave the same to do."""
 
@@ -133,7 +136,10 @@ class Inspector:
             os.close(result)
         if kind not in (INDEX, PROBLEM):
             raise _no_verdict(status)
-        return await asyncio.to_thread(_verdict, kind, found, os.fstat(file).st_size)
+        size = os.fstat(file).st_size
+        if len(found) <= _SHORT_BYTES:  # read sooner than a thread is asked
+            return _verdict(kind, found, size)
+        return await asyncio.to_thread(_verdict, kind, found, size)
 
     async def _run(self, file: int, result: int) -> int:
         """Have a child look at these two files; returns its return code."""

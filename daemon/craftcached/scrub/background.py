@@ -22,8 +22,9 @@ from .schedule import ScheduledFile, scheduled_turns
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from craftcache.cache.manifest import Manifest
     from craftcache.daemon.administration import Verdict
-    from craftcached.database import Database
+    from craftcached.database import Database, Hashing
     from craftcached.store.quarantine import Quarantine
     from craftcached.store.store import Store
 
@@ -149,7 +150,7 @@ class Scrub:
     async def _plan(self) -> float:
         """Survey all files and note which are due; returns the seconds until one is."""
         files, scheduled = await self._survey()
-        for file in files.values():
+        for file in files.values() if self._examiner.protects else ():
             if self._is_busy():  # to protect a file is to read it
                 break
             await self._examiner.protect(file.record)
@@ -173,8 +174,9 @@ class Scrub:
 
     async def _examine_structure(self) -> None:
         self._count(await self._examiner.examine_manifests())
-        for key, manifest in await self._store.published():
-            self._count(await self._examiner.examine_links(PublishedModel(key, manifest)))
+        async for batch in self._store.batches():
+            for model in await self._store.led_astray(batch):
+                self._count(await self._examiner.examine_links(PublishedModel(*model)))
 
     def _count(self, verdicts: list[Verdict]) -> None:
         for verdict in verdicts:
@@ -182,22 +184,33 @@ class Scrub:
 
     async def _survey(self) -> tuple[dict[str, PublishedFile], list[ScheduledFile]]:
         """All published files by path, and when each was hashed last."""
-        models = [PublishedModel(*each) for each in await self._store.published()]
-        files = {file.record.path: file for file in published_files(models)}
-        hashings = {each.path: each for each in await self._records.hashings()}
-        if gone := hashings.keys() - files.keys():
+        published, hashings = await self._store.published(), await self._records.hashings()
+        # In a thread: of thousands it takes longer than a request should wait.
+        files, scheduled = await asyncio.to_thread(_schedule, published, hashings, self._clock())
+        if gone := {each.path for each in hashings} - files.keys():
             await self._records.forget_hashings(gone)
-        now, scheduled = self._clock(), []
-        for path, file in files.items():
-            # It was hashed when it came, too; a clock that was set back must not delay it.
-            came = max(_verified_at(file), 0.0)
-            last = hashings.get(path)
-            if last is None or last.sha256 != file.record.sha256 or last.hashed_at < came:
-                scheduled.append(ScheduledFile(path, file.record.size, min(came, now)))
-            else:
-                at = min(last.hashed_at, now)
-                scheduled.append(ScheduledFile(path, file.record.size, at, last.is_broken))
         return files, scheduled
+
+
+def _schedule(
+    published: list[tuple[str, Manifest]], hashings: list[Hashing], now: float
+) -> tuple[dict[str, PublishedFile], list[ScheduledFile]]:
+    files = {
+        file.record.path: file
+        for file in published_files([PublishedModel(*each) for each in published])
+    }
+    hashed = {each.path: each for each in hashings}
+    scheduled = []
+    for path, file in files.items():
+        # It was hashed when it came, too; a clock that was set back must not delay it.
+        came = max(_verified_at(file), 0.0)
+        last = hashed.get(path)
+        if last is None or last.sha256 != file.record.sha256 or last.hashed_at < came:
+            scheduled.append(ScheduledFile(path, file.record.size, min(came, now)))
+        else:
+            at = min(last.hashed_at, now)
+            scheduled.append(ScheduledFile(path, file.record.size, at, last.is_broken))
+    return files, scheduled
 
 
 def _verified_at(file: PublishedFile) -> float:

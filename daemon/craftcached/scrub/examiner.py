@@ -186,6 +186,11 @@ class Examiner:
             Hashing(record.path, record.sha256, self._clock(), is_broken)
         )
 
+    @property
+    def protects(self) -> bool:
+        """Whether the file system can have files protected."""
+        return self._verity.is_supported
+
     async def protect(self, record: FileRecord) -> None:
         """Have the kernel check a published file at each read, where the file system can.
 

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.placing import LEFTOVER_SECONDS
@@ -18,6 +18,7 @@ from craftcache.errors import CraftcacheError, Unavailable
 from craftcached.in_use import is_in_use
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from craftcache.cache.directory import CacheDir
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["CacheLock"]
 
 log = logging.getLogger("craftcached")
+
+T = TypeVar("T")
 
 
 class CacheLock:
@@ -69,7 +72,16 @@ class CacheLock:
             CraftcacheError: They cannot be made, or the file system that held them is not mounted
                 any more. A bare one, as that is the daemon's own fault, or Unavailable.
         """
-        await asyncio.to_thread(self.heal_now)
+        await self.healed(lambda: None)
+
+    async def healed(self, look: Callable[[], T]) -> T:
+        """Call ``look`` in a thread, once the cache is healed; see heal."""
+
+        def heal_and_look() -> T:
+            self.heal_now()
+            return look()
+
+        return await asyncio.to_thread(heal_and_look)
 
     def heal_now(self) -> None:
         """See heal; blocks."""

@@ -18,7 +18,26 @@ if TYPE_CHECKING:
     from craftcache.cache.hub_cache import HubTree
     from craftcache.cache.manifest import FileRecord, Manifest
 
-__all__ = ["mend_links"]
+__all__ = ["mend_links", "is_led_astray"]
+
+
+def is_led_astray(cache: CacheDir, key: str, manifest: Manifest) -> bool:
+    """Whether mend_links would find something to put right; changes nothing.
+
+    What is being published at this moment may seem so.
+    """
+    try:
+        if cache.manifest_at(key) != manifest:
+            return False
+        source, present = parse(manifest.source), _present(cache, manifest)
+        if not isinstance(source, HubSource):
+            return any(_is_torch_link_wrong(cache, record) for record in present)
+        tree = cache.hub_tree(source.repo_id)
+        if present and _is_ref_wrong(tree, source.revision):
+            return True
+        return any(not _is_pointer_right(cache, tree, manifest, record) for record in present)
+    except OSError:  # mend_links says what it is
+        return True
 
 
 def mend_links(cache: CacheDir, key: str, manifest: Manifest) -> list[FileRecord]:
@@ -39,10 +58,7 @@ def mend_links(cache: CacheDir, key: str, manifest: Manifest) -> list[FileRecord
     """
     if cache.manifest_at(key) != manifest:
         return []
-    source = parse(manifest.source)
-    if any(map(cache.is_owners, manifest.files)):
-        return []  # what leads to the files of a cache that another daemon owns is that daemon's
-    present = [record for record in manifest.files if cache.path(record).exists()]
+    source, present = parse(manifest.source), _present(cache, manifest)
     if not isinstance(source, HubSource):
         return [record for record in present if _mend_torch_link(cache, record)]
     tree = cache.hub_tree(source.repo_id)
@@ -52,37 +68,63 @@ def mend_links(cache: CacheDir, key: str, manifest: Manifest) -> list[FileRecord
     return mended
 
 
+def _present(cache: CacheDir, manifest: Manifest) -> list[FileRecord]:
+    """The files that are there; none of those that another daemon keeps: its links are its own."""
+    if any(map(cache.is_owners, manifest.files)):
+        return []
+    return [record for record in manifest.files if os.path.exists(cache.path_text(record))]
+
+
+def _is_pointer_right(
+    cache: CacheDir, tree: HubTree, manifest: Manifest, record: FileRecord
+) -> bool:
+    """Whether a snapshot's link leads to the file."""
+    pointer = tree.pointer(manifest.revision, record.filename)
+    return _leads_to(pointer, cache.path(record))
+
+
 def _mend_pointer(cache: CacheDir, tree: HubTree, manifest: Manifest, record: FileRecord) -> bool:
     """Put a snapshot's link right; returns whether that was needed."""
-    blob = cache.path(record)
-    if _leads_to(tree.pointer(manifest.revision, record.filename), blob):
+    if _is_pointer_right(cache, tree, manifest, record):
         return False
-    tree.link_snapshot(manifest.revision, {record.filename: blob.name})
+    tree.link_snapshot(manifest.revision, {record.filename: cache.path(record).name})
     return True
 
 
-def _mend_ref(tree: HubTree, revision: str, commit: str) -> bool:
-    """Put a ref right that names no commit, or one of which nothing is here.
+def _is_ref_wrong(tree: HubTree, revision: str) -> bool:
+    """Whether a ref names no commit, or one of which nothing is here.
 
     One that names another commit that is here may have been moved on by huggingface_hub itself.
     """
     if is_commit(revision):
         return False
     named = tree.commit_of(revision)
-    if named is not None and is_commit(named) and (tree.root / "snapshots" / named).is_dir():
+    return not (
+        named is not None and is_commit(named) and (tree.root / "snapshots" / named).is_dir()
+    )
+
+
+def _mend_ref(tree: HubTree, revision: str, commit: str) -> bool:
+    """Put a ref right; returns whether that was needed."""
+    if not _is_ref_wrong(tree, revision):
         return False
     tree.move_ref(revision, commit)
     return True
 
 
-def _mend_torch_link(cache: CacheDir, record: FileRecord) -> bool:
-    """Put torch.hub's link right, if the file has one that leads to other bytes or nowhere."""
+def _is_torch_link_wrong(cache: CacheDir, record: FileRecord) -> bool:
+    """Whether torch.hub's link, where the file has one, leads to other bytes or nowhere."""
     link = cache.torch_link(record.origin, record.sha256)
     if link is None:
         return False
     # Of two files with such a name, either may have it: the file that was published last does.
     target = Path(os.path.realpath(link))
-    if target.is_file() and cache.torch_link(record.origin, target.name) is not None:
+    return not (target.is_file() and cache.torch_link(record.origin, target.name) is not None)
+
+
+def _mend_torch_link(cache: CacheDir, record: FileRecord) -> bool:
+    """Put torch.hub's link right; returns whether that was needed."""
+    if not _is_torch_link_wrong(cache, record):
         return False
     cache.link_torch_checkpoint(record.origin, cache.path(record))
     return True

@@ -103,15 +103,14 @@ class LocalFiles:
         Raises:
             StorageFull: There is no disk space for the copy.
         """
-
-        def search() -> Verified | None:
-            holders = self._cache.holders(sha256, ours=True)
-            records = (record for _, manifest in holders for record in manifest.files)
-            same = (record for record in records if record.sha256 == sha256)
-            return self._take(sorted(same, key=self._cache.is_owners), directory)
-
         with obstacles_named(self._cache.root):
-            return await self._hashing.run(search)
+            return await self._hashing.run(self._find, sha256, directory)
+
+    def _find(self, sha256: str, directory: Path) -> Verified | None:
+        holders = self._cache.holders(sha256, ours=True)
+        records = (record for _, manifest in holders for record in manifest.files)
+        same = (record for record in records if record.sha256 == sha256)
+        return self._take(sorted(same, key=self._cache.is_owners), directory)
 
     async def find_signed(
         self, url: str, digest: Digest | None, directory: Path
@@ -135,15 +134,31 @@ class LocalFiles:
         adopted = await self._hashing.run(tree.adopt, etag, promise)
         return None if adopted is None else Verified(adopted, etag, 0, adopted.digests.size)
 
-    async def check_place(self, source: HubSource) -> None:
-        """Check that files of a repository can be published, before they are fetched.
+    async def adopt_or_find(
+        self, source: HubSource, etag: str, promise: Promise
+    ) -> Verified | None:
+        """See adopt, and then find, which links into staging; where both find none, a place for it.
+
+        All in one call to a thread, for this is asked of each file that is warmed.
 
         Raises:
-            StorageFull: There is no disk space for its directories.
+            StorageFull: There is no disk space for a copy, or for the repository's directories.
             CraftcacheError: A file or link in the Hub's tree is in the way; the message names it.
         """
+
+        def search() -> Verified | None:
+            tree, digest = self._cache.hub_tree(source.repo_id), promise.digest
+            if (adopted := tree.adopt(etag, promise)) is not None:
+                return Verified(adopted, etag, 0, adopted.digests.size)
+            is_known = digest is not None and digest.algorithm == "sha256"
+            found = self._find(digest.hex, self._cache.staging) if digest and is_known else None
+            if found is not None:
+                return replace(found, etag=etag)
+            tree.check_place()
+            return None
+
         with obstacles_named(self._cache.root):
-            await asyncio.to_thread(self._cache.hub_tree(source.repo_id).check_place)
+            return await self._hashing.run(search)
 
     async def adopt_snapshot(
         self, source: HubSource, commit: str, filenames: Iterable[str]

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from craftcache.cache.directory import CacheDir
+from craftcache.cache.directory import OWNER_PREFIX, CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.stamps import FileStamp
 from craftcache.errors import CraftcacheError
@@ -129,7 +129,7 @@ class OwnerCache:
         files = tuple(
             replace(
                 record,
-                path=f"{cache.owner_prefix}{record.path}",
+                path=f"{OWNER_PREFIX}{record.path}",
                 index_sha256=cache.index_digest(record.sha256),
             )
             for record in manifest.files

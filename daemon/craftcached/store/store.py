@@ -37,7 +37,7 @@ from craftcached.threads import Threads
 
 from .cache_lock import CacheLock
 from .indexes import Indexes
-from .links import mend_links
+from .links import is_led_astray, mend_links
 from .local_files import LocalFiles, obstacles_named
 from .removal import (
     Removed,
@@ -51,7 +51,7 @@ from .removal import (
 from .turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     from craftcache.cache.directory import CacheDir
@@ -70,10 +70,10 @@ WRITING_THREADS = 8
 HASHING_THREADS = 4
 """Threads for hashing, which takes seconds a file and must not hold up short disk accesses."""
 
-RECHECKED_AT_ONCE = 64
+LOOKED_AT_ONCE = 32
 """Models that one thread looks at before others have their turn: some milliseconds."""
 
-RECHECK_PAUSE_SECONDS = 0.02
+LOOK_PAUSE_SECONDS = 0.02
 """Pause before each such look, so that requests after a start hardly notice them."""
 
 P = ParamSpec("P")
@@ -232,10 +232,7 @@ class Store:
 
     async def recheck_all(self) -> None:
         """Recheck all published models now, so that later loads do not wait for hashing."""
-        published = await self.published()
-        for start in range(0, len(published), RECHECKED_AT_ONCE):
-            batch = published[start : start + RECHECKED_AT_ONCE]
-            await asyncio.sleep(RECHECK_PAUSE_SECONDS)
+        async for batch in self.batches():
             for key, manifest in await self._hashing.run(self._touched, batch):
                 ours = await self.manifest_at(key)
                 if ours is None:
@@ -243,6 +240,13 @@ class Store:
                     continue
                 for record in ours.files:
                     await self.verify(record)
+
+    async def batches(self) -> AsyncIterator[list[tuple[str, Manifest]]]:
+        """All published models a few at a time, with pauses: for who looks at thousands."""
+        published = await self.published()
+        for start in range(0, len(published), LOOKED_AT_ONCE):
+            await asyncio.sleep(LOOK_PAUSE_SECONDS)
+            yield published[start : start + LOOKED_AT_ONCE]
 
     def _touched(self, published: Iterable[tuple[str, Manifest]]) -> list[tuple[str, Manifest]]:
         """Those of these models that must be looked at again before they are served."""
@@ -303,6 +307,14 @@ class Store:
             return []
         return await self._write(mend_links, self.cache, key, manifest)
 
+    async def led_astray(
+        self, models: Iterable[tuple[str, Manifest]]
+    ) -> list[tuple[str, Manifest]]:
+        """Those of some models whose links seem to need mending; waits for no turn."""
+        return await self._hashing.run(
+            lambda: [model for model in models if is_led_astray(self.cache, *model)]
+        )
+
     def remembered(self, key: str) -> Manifest | None:
         """The manifest with that key as it was last read in this process; None if it never was."""
         return self.cache.remembered_manifest(key)
@@ -347,18 +359,20 @@ class Store:
             sha256: The checkpoint's sha256, in hex.
             size: Size of the checkpoint in bytes.
         """
-        found = await asyncio.to_thread(self._find_index, sha256, size)
-        if found is None:
-            if self.cache.index_path(sha256).exists():
-                self._events.tell("index_refused", sha256=sha256)
-            return False
-        self.indexes.keep(*found)
-        return True
+        is_there, found = await asyncio.to_thread(self._find_index, sha256, size)
+        if found is not None:
+            self.indexes.keep(*found)
+        elif is_there:
+            self._events.tell("index_refused", sha256=sha256)
+        return found is not None
 
-    def _find_index(self, sha256: str, size: int) -> tuple[str, bytes] | None:
+    def _find_index(self, sha256: str, size: int) -> tuple[bool, tuple[str, bytes] | None]:
+        """Whether there is an index, and its digest and content if it may be used."""
         cache = self.cache
         found = cache.vouched_index(sha256)
-        if found is None and cache.index_path(sha256).exists():
+        if found is None and not cache.index_path(sha256).exists():
+            return False, None
+        if found is None:
             # Reading a manifest records its indexes' digests.
             cache.holders(sha256, ours=True)
             found = cache.vouched_index(sha256)
@@ -370,18 +384,23 @@ class Store:
                 renew_index(cache, sha256)
         except InvalidIndex as error:
             log.warning("the index of %s is made anew: %s", sha256, error)
-            return None
-        return found
+            return True, None
+        return True, found
 
     async def write_index(self, sha256: str, index: bytes) -> None:
         """Publish the index of a checkpoint; to be called before the checkpoint is published.
 
         Manifests that name the checkpoint already are changed to record this index.
         """
-        digest = await self._add(f"index {sha256}", self.cache.write_index, sha256, index)
+
+        def write() -> tuple[str, bool]:
+            digest = self.cache.write_index(sha256, index)
+            return digest, bool(self.cache.holders(sha256, ours=True))
+
+        digest, has_holders = await self._add(f"index {sha256}", write)
         self.indexes.keep(digest, index)
         # One that is being published at this moment finds the index, or is asked about it later.
-        if await asyncio.to_thread(self.cache.holders, sha256, ours=True):
+        if has_holders:
             await self.record_index(sha256)
 
     async def record_index(self, sha256: str) -> None:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.publish import Verified
@@ -286,19 +286,22 @@ class FileAcquirer:
         # A file of that name may be in huggingface_hub's tree, and hashing it takes seconds.
         if file.blob:
             progress.tell(file.filename, 0, file.promise.size, "verifying")
-        if present := await self._adopted(file) or await self._linked(file):
-            return _HeldFile.hold(present)
         # Only files in huggingface_hub's tree have a lock that other programs know.
         if file.blob is None:
-            return _HeldFile.hold(await self._fetch(file, progress))
-        await self._local.check_place(file.blob.source)
+            present = await self._linked(file)
+            return _HeldFile.hold(present or await self._fetch(file, progress))
+        blob = file.blob
+        if present := await self._local.adopt_or_find(blob.source, blob.etag, file.promise):
+            return _HeldFile.hold(present)
         tree = self._store.cache.hub_tree(file.blob.source.repo_id)
         lock = HubLock(tree, file.blob.etag, patience=self._lock_patience)
         try:
             # Another program may have fetched the blob while we waited for its lock; the blob is
             # used only if its hash is right.
             was_brought = await lock.acquire()
-            present = await self._adopted(file) if was_brought else None
+            present = None
+            if was_brought:
+                present = await self._local.adopt(blob.source, blob.etag, file.promise)
             if present is None:
                 own = StallDetector()
                 with lock.waiting_for(own):
@@ -308,18 +311,11 @@ class FileAcquirer:
             lock.release()
             raise
 
-    async def _adopted(self, file: DescribedFile) -> Verified | None:
-        """The file from huggingface_hub's tree, hashed, where another program has put it there."""
-        if file.blob is None:
-            return None
-        return await self._local.adopt(file.blob.source, file.blob.etag, file.promise)
-
     async def _linked(self, file: DescribedFile) -> Verified | None:
         """The same bytes from another model, linked under a name of our own in staging."""
         digest, staging = file.promise.digest, self._store.cache.staging
         if digest is not None and digest.algorithm == "sha256":
-            found = await self._local.find(digest.hex, staging)
-            return found and replace(found, etag=file.blob.etag if file.blob else None)
+            return await self._local.find(digest.hex, staging)
         if file.is_unseen:
             return await self._local.find_signed(file.remote.url, digest, staging)
         return None
@@ -384,10 +380,15 @@ class FileAcquirer:
         return True
 
     async def _release(self, held: _HeldFile) -> None:
+        def discard_and_close() -> None:
+            try:
+                self._store.cache.discard(held.file.file)
+            finally:
+                # Closing the last descriptor of an unlinked file frees its blocks: takes time.
+                os.close(held.descriptor)
+
         try:
-            await self._store.discard(held.file)
+            await asyncio.shield(asyncio.to_thread(discard_and_close))
         finally:
-            # Closing the last descriptor of an unlinked file frees its blocks, which takes time.
-            await asyncio.shield(asyncio.to_thread(os.close, held.descriptor))
             if held.lock is not None:
                 held.lock.release()

@@ -7,7 +7,6 @@ when its first answer says it.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -64,8 +63,7 @@ class FetchAdmission:
             StorageFull: They do not fit; nothing was evicted.
             BudgetExceeded: The user has no more bytes on this day.
         """
-        await self._store.lock.heal()  # an administrator may have emptied the cache
-        files = await asyncio.to_thread(
+        files = await self._store.lock.healed(  # an administrator may have emptied the cache
             lambda: {
                 file.remote.key: sizes
                 for file in (*description.files, *description.closure)

@@ -48,6 +48,10 @@ _WAITING = Threads(16, "lock")
 """Threads for these long waits alone: on shared threads they would hold up work of microseconds."""
 
 
+class _NoPlaceError(OSError):
+    """The directory of the lock cannot be made."""
+
+
 class HubLock:
     """The lock of one blob.
 
@@ -79,14 +83,14 @@ class HubLock:
         Returns:
             Whether the blob exists, because another program has fetched it.
         """
-        try:
-            # Need not be durable: after a power loss nobody holds the lock.
-            await asyncio.to_thread(os.makedirs, self._path.parent, DIRECTORY_MODE, exist_ok=True)
-        except OSError:  # without the lock a blob may be downloaded twice, nothing worse
-            return self._blob.exists()
         loop = asyncio.get_running_loop()
         seen, since = -1, loop.time()  # bytes that the holder has, and since when it has them
-        while not await self._try_acquire(TRY_SECONDS):
+        while True:
+            try:
+                if await self._try_acquire(TRY_SECONDS):
+                    break
+            except _NoPlaceError:  # without it a blob may be downloaded twice, nothing worse
+                return self._blob.exists()
             # The holder may have published the blob already, and be busy with another step.
             if self._blob.exists():
                 return True
@@ -135,9 +139,11 @@ class HubLock:
 
     async def _try_acquire(self, seconds: float) -> bool:
         try:
-            await _WAITING.run(self._lock.acquire, timeout=seconds)
+            await _WAITING.run(self._acquire, seconds)
         except Timeout:
             return False
+        except _NoPlaceError:
+            raise
         except (NotImplementedError, OSError):
             # The lock file is another user's or a directory, or the file system has no locks.
             # acquire goes on to see whether a holder progresses, after the time a try takes.
@@ -147,6 +153,14 @@ class HubLock:
             self._lock.release()  # the thread may have acquired it after the cancellation
             raise
         return True
+
+    def _acquire(self, seconds: float) -> None:
+        try:
+            # Need not be durable: after a power loss nobody holds the lock.
+            os.makedirs(self._path.parent, DIRECTORY_MODE, exist_ok=True)
+        except OSError as error:
+            raise _NoPlaceError from error
+        self._lock.acquire(timeout=seconds)
 
     def _others_bytes(self) -> int:
         """Bytes of the blob that other processes have downloaded so far."""
