@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -183,6 +184,13 @@ class Hasher:
         return Digests(self._size, self._sha256.hexdigest(), git)
 
 
+def _open_regular(path: Path) -> int:
+    """Open a file that has an end: a pipe or a device in its place may have none."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def hash_file(path: Path, *, git: bool = False) -> Digests:
     """Hash a whole file (blocking; about a second per gigabyte on one core).
 
@@ -193,7 +201,7 @@ def hash_file(path: Path, *, git: bool = False) -> Digests:
     Raises:
         OSError: The file cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _open_regular(path)
     try:
         return hash_descriptor(descriptor, git=git)
     finally:
@@ -206,7 +214,7 @@ def hash_stamped(path: Path, *, git: bool = False) -> HashedFile:
     Raises:
         OSError: The file cannot be read, or was changed meanwhile.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _open_regular(path)
     try:
         stamp = Stamp.of(os.fstat(descriptor))
         digests = hash_descriptor(descriptor, git=git)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def is_in_use(path: Path) -> bool | None:
     Raises:
         FileNotFoundError: There is no such file.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer
+        return False
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         # Who opens the file in the moment that the lease is held waits for its end, and the

@@ -26,6 +26,7 @@ cover are served. All calls here block.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -291,7 +292,10 @@ class CacheDir:
             OSError: The blob is missing, cannot be read or made ours, or was changed meanwhile.
         """
         path = self.path(record)
-        if not self.is_ours(path.stat()) and not self.is_owners(record):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device may have no end
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if not self.is_ours(status) and not self.is_owners(record):
             make_ours(path, mode=BLOB_MODE)
         return self.stamps.hash(path)
 

@@ -94,13 +94,18 @@ class Resolver:
     def unverified(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
         """A copy that huggingface_hub itself made, hashed now; None if it is incomplete or wrong.
 
-        A blob's name there is its digest, so it can be verified without asking the Hub.
+        A blob's name there is its digest, so it can be verified without asking the Hub. Which of
+        the files it is, a link says, and which revision, a ref: both anybody may have moved. Where
+        a manifest says it, that is what holds.
         """
         if not isinstance(source, HubSource):
             return None
-        for tree, commit in self._snapshots(source):
+        for tree, commit, manifest in self._snapshots(source):
             if files := _open_snapshot(tree, source, commit, names):
-                return Loaded(source.shown, commit, files, "cache")
+                loaded = Loaded(source.shown, commit, files, "cache")
+                if manifest is None or _are_of(manifest, files):
+                    return loaded
+                loaded.close()
         return None
 
     def fetch(
@@ -161,18 +166,22 @@ class Resolver:
         passing.create()
         return passing
 
-    def _snapshots(self, source: HubSource) -> Iterator[tuple[HubTree, str]]:
-        """Tree and commit of each cache that has the revision, by huggingface_hub's refs."""
+    def _snapshots(self, source: HubSource) -> Iterator[tuple[HubTree, str, Manifest | None]]:
+        """Tree, commit and manifest of each cache that has the revision, by huggingface_hub's refs.
+
+        None whose ref is not at the revision of its manifest.
+        """
         for cache in self._caches:
             tree = cache.hub_tree(source.repo_id)
             commit = source.revision if source.is_pinned else tree.commit_of(source.revision)
-            if commit:
-                yield tree, commit
+            manifest = cache.manifest(source)
+            if commit and (manifest is None or manifest.revision == commit):
+                yield tree, commit, manifest
 
     def _unverified_path(self, source: RemoteSource, filename: str) -> Path | None:
         if not isinstance(source, HubSource):
             return None
-        pointers = (tree.pointer(commit, filename) for tree, commit in self._snapshots(source))
+        pointers = (tree.pointer(commit, filename) for tree, commit, _ in self._snapshots(source))
         return next((pointer for pointer in pointers if pointer.exists()), None)
 
     def _manifest(
@@ -223,6 +232,14 @@ def _open_snapshot(
         file.info = FileInfo.of(name, digests, origin)
         files.append(file)
     return tuple(files)
+
+
+def _are_of(manifest: Manifest, files: Sequence[OpenFile]) -> bool:
+    """Whether these files are what a manifest says, as far as it names them."""
+    known = {record.filename: record.sha256 for record in manifest.files}
+    return all(
+        known.get(file.info.filename, file.info.sha256) == file.info.sha256 for file in files
+    )
 
 
 def _open(path: Path) -> int | None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import stat
 import sys
 import time
 from typing import TYPE_CHECKING, Final, Protocol
@@ -126,7 +127,7 @@ class FileHasher:
     async def hash(
         self, path: Path, pace: Pace, report: Callable[[int], None] = lambda _: None
     ) -> str | None:
-        """The sha256 of a file, in hex; None where the disk cannot read its bytes.
+        """The sha256 of a file, in hex; None where the disk cannot read its bytes, or it has none.
 
         It is open only while a piece is read: a file that is open counts as in use, and what is
         hashed in the background must not keep a model from making room. Whether it was the same
@@ -142,8 +143,10 @@ class FileHasher:
             OSError: This process lacks what it takes to read it.
         """
         try:
-            size = (await self._thread.run(path.stat)).st_size
-            hash_file = self._hash_here if size <= SMALL_BYTES else _hash_apart
+            status = await self._thread.run(path.stat)
+            if not stat.S_ISREG(status.st_mode):  # a pipe or a device may have no end
+                return None
+            hash_file = self._hash_here if status.st_size <= SMALL_BYTES else _hash_apart
             return await hash_file(path, pace, report)
         except OSError as error:
             if error.errno not in _UNREADABLE:

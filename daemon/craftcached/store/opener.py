@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -137,7 +138,10 @@ class BlobOpener:
 
     def _take(self, opened: OpenedModel, record: FileRecord) -> bool:
         """Open one file and its index; returns whether both are what was verified."""
-        blob = os.open(self._served.path_text(record), _READING)
+        path = self._served.path_text(record)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its writer
+            return False
+        blob = os.open(path, _READING)
         opened.blobs.append(blob)
         index = self._indexes.open(record.index_sha256)
         if index is None:

@@ -159,6 +159,23 @@ def test_a_blob_at_its_head_its_middle_and_its_tail(damaged: Damaged) -> None:
     damaged.assert_all_is_served()
 
 
+def test_the_directories_of_two_repositories_that_change_places(
+    damaged: Damaged, threaded_hub: TestHub
+) -> None:
+    """Refs and links then lead to right files of the wrong model."""
+    threaded_hub.repo("org/twin").commit(export_bytes(7.0))
+    with Api(damaged.daemon.socket_dir) as api:
+        assert api.warm("org/twin").is_success
+    damaged.values["org/twin"] = 7.0
+    one, two = (damaged.cache.hub_tree(source).root for source in (MODEL, "org/twin"))
+    away = one.with_name("away")
+    for old, new in ((one, away), (two, one), (away, two)):
+        old.rename(new)
+    damaged.assert_no_wrong_tensor()
+    damaged.verify()
+    damaged.assert_all_is_served()
+
+
 def test_each_field_of_an_index(damaged: Damaged) -> None:
     path = damaged.index(MODEL)
     written = path.read_bytes()
