@@ -450,3 +450,17 @@ def wait_for(api: Api, pattern: str) -> None:
     """Wait until the metrics say so."""
     while not re.search(pattern, api.request("GET", "/../metrics").text):
         pass
+
+
+def test_what_is_no_file_in_the_place_of_a_blob(damaged: Damaged) -> None:
+    for put in (os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)):
+        for source in damaged.values:
+            path = damaged.blob(source)
+            path.unlink()
+            put(path)
+            damaged.assert_no_wrong_tensor()
+        assert damaged.verify() == {}
+    damaged.blob(MODEL).unlink()
+    damaged.blob(MODEL).symlink_to("/dev/zero")
+    assert damaged.verify() == {(MODEL, "file"): "mended"}
+    damaged.assert_all_is_served()
