@@ -21,13 +21,15 @@ worker's ``loading.loader.Loader.handle`` goes on alone or raises::
     ├── NotMounted         the file is not under this cache         caller          raises it
     ├── ResourceLimit      memory, open files, threads: too few     process         goes on alone
     ├── StorageFull        the disk lacks ``missing_bytes``         administrator   raises it
-    ├── Offline            a fetch is needed and forbidden          caller          raises it
-    ├── Unavailable        the origin is away, a retry may help     origin          raises it
+    ├── Offline            a fetch is needed and forbidden          caller          raises it (‡)
+    ├── Unavailable        the origin is away, a retry may help     origin          raises it (‡)
     └── ProtocolMismatch   the two sides share no version           administrator   goes on alone †
 
 (*) but for a Hub id, where this process has a token of its own: it may read what the daemon may
 not.
 † decided by ``daemon.client.DaemonClient.handle``, whatever its blame.
+(‡) if the daemon answers with it. Where a load that goes on alone meets it,
+``fallback.handler.FallbackHandler`` tries the copy in huggingface_hub's cache before raising it.
 To *go on alone* is to use what stands verified in a cache or what this process hashes itself, and
 then to fetch, as far as ``fallback`` allows. A ``ResourceLimit`` is raised where it is met: the
 daemon's does not bind the worker, and the worker's own is no reason to try again in another way.
@@ -184,7 +186,9 @@ class PolicyDenied(CraftcacheError):
 
 
 class BudgetExceeded(CraftcacheError):
-    """The user has had what one user may have of this node's daemon; ``retry_after`` says when not.
+    """The user has reached a limit that this node's daemon sets for each user.
+
+    ``retry_after`` says when the user is below it again.
 
     The settings limit requests, bytes fetched on a day, and queued warms.
     """

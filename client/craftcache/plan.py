@@ -1,7 +1,13 @@
 """The ways to a source's files: the places where a load looks for them, in order.
 
-A plan depends on the source and the settings only. So it is the same for a load, which takes the
-steps in order until one has the files, and for ``explain``, which reports the outcome of each.
+A plan depends on the source and the settings only. ``explain`` goes through all of plan_load and
+reports the outcome of each step. A load takes the same steps in two parts:
+
+- ``Loader.open`` tries the steps of a local source in order. Of any other source it takes the
+  ``daemon`` step only, and does not read its obstacle: DaemonClient knows that there is no socket.
+- ``FallbackHandler``, which is called where the daemon is unavailable, takes the steps of
+  plan_without_daemon in order, and passes over those with an obstacle. If no step has the files,
+  the error is that of the origin, or else names the first obstacle.
 """
 
 from __future__ import annotations
@@ -43,7 +49,8 @@ class PlanStep:
             files or fetches them first; ``cache`` is a verified copy that needs no daemon;
             ``origin`` is a fetch by this process; ``hub cache`` is a copy that huggingface_hub
             made, hashed before its use.
-        obstacle: Reason why this step is skipped; None if it is taken.
+        obstacle: Reason why this step is skipped; None if it is taken. That of ``daemon`` is only
+            shown by ``explain``.
     """
 
     way: Way

@@ -99,7 +99,10 @@ class Asker(Protocol):
 
 
 class Service:
-    """Everything the daemon can be asked for, decided here and nowhere else.
+    """What the daemon can be asked for, the same for both sockets.
+
+    What concerns watches, bundles, retention and integrity is decided by the attributes of these
+    names; all else is decided here.
 
     Args:
         settings: The settings the daemon runs with.

@@ -99,7 +99,8 @@ class FileRecord:
         path: Path of the blob, relative to the cache directory, POSIX form.
         sha256: Digest of all its bytes, in hex.
         size: Size in bytes.
-        origin: Address that it came from, as shown to people.
+        origin: Address of the file as the origin that described it gave it, without its query.
+            The bytes may have come from elsewhere: a mirror, another model, huggingface_hub's tree.
         verified_at: Time when its bytes were last hashed, UTC.
         inode: Inode number of the blob when it was verified.
         mtime_ns: Time of the blob's last write when it was verified, in ns since the epoch.

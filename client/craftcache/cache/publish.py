@@ -47,7 +47,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A file whose bytes kept their promise and whose content was inspected.
+    """A file whose bytes kept their promise, and which was inspected, but for dependencies.
+
+    The files of dependencies are inspected once they are to be loaded.
 
     Attributes:
         file: The file, in staging or already published, with its digests and stamp.

@@ -1,7 +1,9 @@
 """The fallback: answers this process's requests without the daemon, as far as possible.
 
 A load follows the steps of :mod:`craftcache.plan` after the daemon. Errors that the user must mend
-(no such repository, a wrong hash, a full disk) are raised, and no further step is tried.
+(no such repository, a wrong hash, a full disk) are raised, and no further step is tried. After
+Offline or Unavailable the copy in huggingface_hub's cache is still tried, and the error is raised
+if there is none.
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ class FallbackHandler:
         if step.way == "cache":
             return self.resolver.cached(source, names)
         if step.way == "hub cache":
-            return self.resolver.unverified(source, names)
+            return self.resolver.hub_snapshot(source, names)
         fetched = self._fetch(source, Fetching(names), away, call)
         if fetched.not_kept is not None:
             log.warning("%s is loaded and not kept: %s", source.shown, fetched.not_kept)

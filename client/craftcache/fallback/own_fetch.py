@@ -248,7 +248,7 @@ def _obtain(
     if present is None:
         headers = authorization(token, source=source.shown)
         wanted = Download(source.shown, file.url, file.promise, headers)
-        is_named = file.filename in what.named
+        is_asked_by_name = file.filename in what.named
         return _download(
             stack,
             cache,
@@ -257,9 +257,11 @@ def _obtain(
             report,
             cancellation,
             etag=file.etag,
-            is_named=is_named,
+            is_asked_by_name=is_asked_by_name,
         )
-    _inspect(present.path, file.filename, source.shown, is_named=file.filename in what.named)
+    _inspect(
+        present.path, file.filename, source.shown, is_asked_by_name=file.filename in what.named
+    )
     return Verified(present, file.etag, 0, present.digests.size)
 
 
@@ -272,7 +274,7 @@ def _download(
     cancellation: Cancellation,
     *,
     etag: str | None = None,
-    is_named: bool = True,
+    is_asked_by_name: bool = True,
 ) -> Verified:
     """Fetch one file into staging, verify and inspect it; ``stack`` removes it from there."""
     from .stream import download
@@ -285,7 +287,7 @@ def _download(
         cancellation=cancellation,
     )
     stack.callback(cache.discard, fetched.file)
-    _inspect(fetched.file.path, name, wanted.source, is_named=is_named)
+    _inspect(fetched.file.path, name, wanted.source, is_asked_by_name=is_asked_by_name)
     return Verified(fetched.file, etag or fetched.etag, fetched.file.digests.size, 0)
 
 
@@ -293,14 +295,14 @@ def _policy() -> UrlPolicy:
     return UrlPolicy(insecure_hosts=choose_insecure_hosts(), hub_endpoint=hub_endpoint())
 
 
-def _inspect(path: Path, filename: str, source: str, *, is_named: bool = True) -> None:
+def _inspect(path: Path, filename: str, source: str, *, is_asked_by_name: bool = True) -> None:
     """Refuse a checkpoint that cannot be loaded safely; what was not named need not be one."""
-    if not (is_checkpoint if is_named else is_pickled)(filename):
+    if not (is_checkpoint if is_asked_by_name else is_pickled)(filename):
         return
     try:
         inspect(path, source=source)
     except (NotACheckpoint, UnsafeCheckpoint) as error:
-        if is_named or isinstance(error, UnsafeCheckpoint):
+        if is_asked_by_name or isinstance(error, UnsafeCheckpoint):
             raise error.in_file(filename) from error
 
 

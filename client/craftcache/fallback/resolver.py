@@ -57,12 +57,15 @@ class Resolver:
         self._lock_seconds = lock_seconds
 
     def known(self, source: RemoteSource, names: Sequence[str]) -> Manifest | None:
-        """The manifest of a verified copy of all ``names``; None without one. Takes a few stats."""
+        """A readable manifest that has all ``names``, whose files exist; None without one.
+
+        It takes a few stats: neither the bytes, nor the stamps, nor the owners are checked here.
+        """
         found = (self._manifest(cache, source, names) for cache in self._caches)
         return next(filter(None, found), None)
 
     def selected(self, source: RemoteSource, selection: Selection) -> Manifest | None:
-        """The manifest of a verified copy of all files of a selection; None without one."""
+        """See known; for all files of a selection."""
         for cache in self._caches:
             manifest = cache.manifest(source)
             if manifest is None or selection not in manifest.selections:
@@ -89,14 +92,14 @@ class Resolver:
                 if isinstance(source, HubSource):
                     return cache.hub_tree(source.repo_id).pointer(manifest.revision, filename)
                 return cache.path(record)
-        return self._unverified_path(source, filename)
+        return self._snapshot_path(source, filename)
 
-    def unverified(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
+    def hub_snapshot(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
         """A copy that huggingface_hub itself made, hashed now; None if it is incomplete or wrong.
 
-        A blob's name there is its digest, so it can be verified without asking the Hub. Which of
-        the files it is, a link says, and which revision, a ref: both anybody may have moved. Where
-        a manifest says it, that is what holds.
+        A blob's name there is its digest, so its bytes can be verified without asking the Hub. But
+        only a link says which file the blob is, and only a ref says which revision that is, and
+        other programs may change both. So where a manifest lists the files, they must match it.
         """
         if not isinstance(source, HubSource):
             return None
@@ -169,7 +172,7 @@ class Resolver:
     def _snapshots(self, source: HubSource) -> Iterator[tuple[HubTree, str, Manifest | None]]:
         """Tree, commit and manifest of each cache that has the revision, by huggingface_hub's refs.
 
-        None whose ref is not at the revision of its manifest.
+        A cache with a manifest of the source is left out if its ref names another commit than that.
         """
         for cache in self._caches:
             tree = cache.hub_tree(source.repo_id)
@@ -178,7 +181,7 @@ class Resolver:
             if commit and (manifest is None or manifest.revision == commit):
                 yield tree, commit, manifest
 
-    def _unverified_path(self, source: RemoteSource, filename: str) -> Path | None:
+    def _snapshot_path(self, source: RemoteSource, filename: str) -> Path | None:
         if not isinstance(source, HubSource):
             return None
         pointers = (tree.pointer(commit, filename) for tree, commit, _ in self._snapshots(source))

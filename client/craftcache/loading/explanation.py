@@ -134,7 +134,7 @@ class _Foresight:
 
     def _look_for(self, step: PlanStep, source: RemoteSource) -> bool:
         names = wanted_files(source)
-        resolver = self._loader.fallback.resolver
+        resolver = self._loader.fallback_handler.resolver
         match step.way:
             case "daemon":
                 return self._look_at_daemon(source, names)

@@ -66,7 +66,7 @@ class Loader:
         cold_seconds: See COLD_SECONDS.
 
     Attributes:
-        fallback: Answers requests without the daemon.
+        fallback_handler: Answers requests without the daemon.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Loader:
         self._mode: Fallback = fallback
         self._cold_seconds = cold_seconds
         self._daemon = DaemonClient(self.socket_dir, self.patience)
-        self.fallback = FallbackHandler(
+        self.fallback_handler = FallbackHandler(
             CacheDir(self.cache_dir), fallback, may_warn=self.socket_dir is not None
         )
 
@@ -104,7 +104,7 @@ class Loader:
         except DaemonUnavailable as away:
             answer: Any = None
             try:
-                answer = self.fallback.handle(request, away, call)
+                answer = self.fallback_handler.handle(request, away, call)
             finally:
                 if isinstance(request, Load):
                     self._daemon.fell_back(away, answer.served_by if answer else "nobody")
@@ -156,7 +156,9 @@ class Loader:
         try:
             return self._daemon.handle(request, call)
         except DaemonUnavailable as away:
-            cached = self._mode != "none" and self.fallback.resolver.cached(watch, request.names)
+            cached = self._mode != "none" and self.fallback_handler.resolver.cached(
+                watch, request.names
+            )
             self._daemon.fell_back(away, "cache" if cached else "nobody")
             return replace(cached, fallback_reason=str(away)) if cached else None
 
@@ -211,7 +213,7 @@ class Loader:
                 return self._daemon.handle(request, replace(call, report=heard))
             except DaemonUnavailable as away:
                 if not has_daemon:
-                    return self.fallback.handle(request, away, call)
+                    return self.fallback_handler.handle(request, away, call)
                 name = request.name
                 log.info("following watch:%s goes on when the daemon is back: %s", name, away)
             call.cancellation.pause(pause)
@@ -250,6 +252,6 @@ class Loader:
                 names = (request.name,)
             case _:
                 return self._cold_seconds
-        if self._mode == "none" or self.fallback.resolver.known(source, names) is None:
+        if self._mode == "none" or self.fallback_handler.resolver.known(source, names) is None:
             return self._cold_seconds
         return WARM_SECONDS

@@ -20,7 +20,7 @@ from craftcached.min_free import MinFree
 
 from .others import OTHERS, remove_others, survey_others
 from .policy import Plan, plan_eviction, used_bytes
-from .quota import Admission, RoomLimits, RoomUsage, admit, excess, over_disk, over_quota
+from .quota import RoomDecision, RoomLimits, RoomUsage, admit, excess, over_disk, over_quota
 from .survey import LEFT
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ class Evictor:
         more: int,
         usage: RoomUsage,
         limits: RoomLimits,
-        admission: Admission,
+        admission: RoomDecision,
         models: Sequence[EvictionCandidate],
         source: str,
     ) -> StorageFull:
@@ -317,10 +317,10 @@ class Evictor:
         again, and in the end what is in doubt counts as used.
         """
         for _ in range(LOOKS):
-            ended, begun = self._meter.ended, self._meter.begun
+            ended, begun = self._meter.ended_bytes, self._meter.begun_count
             models = await self._surveyor.survey(handover=handover, spared=spared)
             usage = await self._meter.measure(models)
-            if (self._meter.ended, self._meter.begun) == (ended, begun):
+            if (self._meter.ended_bytes, self._meter.begun_count) == (ended, begun):
                 break
         in_doubt = self._meter.in_doubt(ended, models)
         return models, replace(usage, used=usage.used + in_doubt)

@@ -34,7 +34,7 @@ class _Measured:
 
     Attributes:
         used: See RoomUsage.
-        ended: DiskSpace.ended at its time: what has ended since may have been published.
+        ended: DiskSpace.ended_bytes at its time: what has ended since may have been published.
     """
 
     used: int
@@ -62,7 +62,7 @@ class RoomMeter:
         Args:
             models: All published models, and superseded revisions.
         """
-        ended, claimed = self.ended, self._space.keys
+        ended, claimed = self.ended_bytes, self._space.keys
         known = {(blob.device, blob.inode) for model in models for blob in model.blobs}
         rest, published = await asyncio.to_thread(self._private_bytes, known, claimed)
         self._last = _Measured(used_bytes(models) + rest, ended)
@@ -71,30 +71,30 @@ class RoomMeter:
         return replace(usage, claimed=usage.claimed - self._space.claimed_by(published))
 
     @property
-    def ended(self) -> int:
+    def ended_bytes(self) -> int:
         """Bytes of all ended claims; a survey may lack the files of those that end during it."""
-        return self._space.ended
+        return self._space.ended_bytes
 
     def in_doubt(self, since: int, models: Collection[EvictionCandidate]) -> int:
         """Bytes of claims that have ended since, and of which it is not known what became of them.
 
         Args:
-            since: The value of ``ended`` before ``models`` were surveyed.
+            since: The value of ``ended_bytes`` before ``models`` were surveyed.
             models: All models; what is published among them is counted there.
         """
         seen = {blob.inode for model in models for blob in model.blobs}
         return self._space.in_doubt(since, seen)
 
     @property
-    def begun(self) -> int:
+    def begun_count(self) -> int:
         """Number of all claims; one that begins in a survey may count twice, if it is resumed."""
-        return self._space.begun
+        return self._space.begun_count
 
     async def estimate(self) -> RoomUsage | None:
         """The use of the room, and not less than it is; None before the first measurement."""
         if self._last is None:
             return None
-        return await self._usage(self._last.used + self._space.ended - self._last.ended)
+        return await self._usage(self._last.used + self._space.ended_bytes - self._last.ended)
 
     async def disk(self) -> RoomUsage:
         """The use of the room as far as the disk is concerned."""

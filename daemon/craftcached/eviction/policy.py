@@ -5,8 +5,9 @@ Superseded revisions are removed first, then whole models, least recently used f
 once if they were cached only as dependencies of removed models, else when they are the least
 recently used. A blob that several models share is freed with the last of them, so it is counted
 once. A model stays if its removal would unlink a blob that is in use, because that would free
-nothing. No more goes than is needed: of the models that were chosen in that order, those stay
-without which the others free enough, the most recently used first, and superseded ones last.
+nothing. No more is removed than is needed: once models are chosen in that order, each of them is
+looked at again, the most recently used first and superseded ones last, and is spared if the others
+free enough without it.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def plan_eviction(models: Iterable[EvictionCandidate], wanted: int) -> Plan:
     ordered = needers_first(models)
     staying: set[str] = {model.key for model in ordered if model.is_kept}
     while True:
-        victims, freed = _remove_oldest(ordered, staying, wanted)
+        victims, freed = _choose_oldest(ordered, staying, wanted)
         gainless = _gainless(victims, freed)
         total = _size(freed)
         if total >= wanted or not gainless:
@@ -110,7 +111,7 @@ def plan_eviction(models: Iterable[EvictionCandidate], wanted: int) -> Plan:
 
 
 def _gainless(victims: Sequence[EvictionCandidate], freed: set[Blob]) -> set[str]:
-    """Keys of the victims whose removal frees nothing, nor lets go what they need."""
+    """Keys of the victims whose removal frees no blob, neither their own nor of what they need."""
     going = {model.key: model for model in victims}
     return {
         model.key
@@ -138,7 +139,7 @@ def needers_first(models: Iterable[EvictionCandidate]) -> list[EvictionCandidate
     return latest_first[::-1]
 
 
-def _remove_oldest(
+def _choose_oldest(
     models: Sequence[EvictionCandidate], staying: set[str], wanted: int
 ) -> tuple[list[EvictionCandidate], set[Blob]]:
     """Choose models in order until ``wanted`` bytes are freed; returns them and the blobs freed."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .policy import EvictionCandidate
 
-__all__ = ["Admission", "RoomLimits", "RoomUsage", "admit", "excess", "over_disk", "over_quota"]
+__all__ = ["RoomDecision", "RoomLimits", "RoomUsage", "admit", "excess", "over_disk", "over_quota"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class RoomUsage:
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class RoomDecision:
     """Whether more bytes may come, and which models go for them.
 
     Attributes:
@@ -93,7 +93,7 @@ def admit(
     wanted: int,
     *,
     kept_for_long: Collection[str] = (),
-) -> Admission:
+) -> RoomDecision:
     """Decide whether ``wanted`` more bytes may come, and what goes for them.
 
     Args:
@@ -107,7 +107,7 @@ def admit(
     need = excess(usage, limits, wanted)
     plan = plan_eviction(models, need)
     if plan.freed >= need:
-        return Admission(plan)
+        return RoomDecision(plan)
     at_best = [
         replace(
             model,
@@ -119,4 +119,4 @@ def admit(
     later = replace(usage, claimed=0, lacking=0)
     need_later = excess(later, limits, wanted)
     missing_ever = max(0, need_later - plan_eviction(at_best, need_later).freed)
-    return Admission(Plan((), 0), need - plan.freed, missing_ever)
+    return RoomDecision(Plan((), 0), need - plan.freed, missing_ever)

@@ -118,14 +118,14 @@ class DiskSpace:
 
     Attributes:
         policy: Decides about each growth of the claims; None only compares with the disk.
-        ended: Bytes of all claims that have ended so far; only grows.
-        begun: Number of all claims so far; only grows.
+        ended_bytes: Bytes of all claims that have ended so far; only grows.
+        begun_count: Number of all claims so far; only grows.
     """
 
     def __init__(self, free: Callable[[], int], threads: Threads | None, directory: Path) -> None:
         self.policy: RoomPolicy | None = None
-        self.ended = 0
-        self.begun = 0
+        self.ended_bytes = 0
+        self.begun_count = 0
         self._published: deque[tuple[int, int, frozenset[int]]] = deque(maxlen=ENDS_KEPT)
         self._free_blocking = free
         self._directory = directory
@@ -180,7 +180,7 @@ class DiskSpace:
             await self._make_room(sum(lacking for lacking, _ in new.values()), source=source)
             for key, (lacking, present) in new.items():
                 self._claims[key] = _Claim(present, lacking)
-                self.begun += 1
+                self.begun_count += 1
             # One that a download of another model has claimed meanwhile is shared from now on.
             claims = {key: self._claims.setdefault(key, _Claim()) for key in files}
             for claim in claims.values():
@@ -206,7 +206,7 @@ class DiskSpace:
             StorageFull: They are not there; nothing is claimed.
         """
         async with self._deciding:
-            self.begun += key not in self._claims
+            self.begun_count += key not in self._claims
             claim = self._claims.setdefault(key, _Claim())
             claim.is_fetched = True
             claim.present = claim.present if present is None else present
@@ -297,13 +297,15 @@ class DiskSpace:
             raise _full(missing, source)
 
     def in_doubt(self, since: int, seen: Collection[int]) -> int:
-        """Bytes that have ended since ``ended`` had a value, but for what is published and seen.
+        """Bytes of claims that ended after a given moment, without those of files that were seen.
+
+        A survey may have missed the other files, if they were published while it ran.
 
         Args:
-            since: The value.
-            seen: Inode numbers of the published files that were found meanwhile.
+            since: The value of ``ended_bytes`` at that moment.
+            seen: Inode numbers of the published files that the survey found.
         """
-        doubtful = self.ended - since
+        doubtful = self.ended_bytes - since
         for after, size, inodes in self._published:
             if after > since and inodes and inodes <= set(seen):
                 doubtful -= size
@@ -321,8 +323,8 @@ class DiskSpace:
             return
         is_over = not claim.models and not claim.is_fetched
         if is_over or is_published:
-            self.ended += claim.present
-            self._published.append((self.ended, claim.present, inodes))
+            self.ended_bytes += claim.present
+            self._published.append((self.ended_bytes, claim.present, inodes))
             claim.present = claim.lacking = 0
         if is_over:
             del self._claims[key]

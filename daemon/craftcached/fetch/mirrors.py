@@ -3,9 +3,9 @@
     Mirrors    all of the node's, with their circuits and counters
     Route      the way of one download: to its mirrors, then to the origin
 
-A mirror costs time at worst. One that refuses a file is not asked for it again; one that fails is
-left alone for a while; and bytes are taken from none unless a digest that nobody can forge will
-tell at the end whether they are right.
+The worst that a mirror can do is cost time. A mirror that refuses a file is not asked for that file
+again, and one that fails is left alone for a while. A mirror is asked only for files whose origin
+promises a digest that nobody can forge, so that wrong bytes are found once the file is complete.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class Route:
         self._is_origin_away = file.is_origin_away
         self._is_of_hub = below(file.url, f"{pool.hub_endpoint}/") is not None
         digest = file.promise.digest
-        self._is_small = digest is not None and digest.algorithm == "git-sha1"
+        self._is_git_blob = digest is not None and digest.algorithm == "git-sha1"
         self.sites: dict[str, MirrorSite] = {}
         """Where each mirror was asked last, by its address."""
 
@@ -387,7 +387,7 @@ class Route:
         rule = mirror.rule
         address = rule.address(url, hub_endpoint=self._pool.hub_endpoint)
         is_by_hub_path = rule.of == HUB and address is not None
-        if is_by_hub_path and not (self._is_small or self._is_origin_away):
+        if is_by_hub_path and not (self._is_git_blob or self._is_origin_away):
             return None  # the Hub is asked: it knows who may have the file, and says where it is
         if address is None and rule.of == HUB and self._is_of_hub:
             address = rule.rehosted(url)

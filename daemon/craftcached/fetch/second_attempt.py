@@ -1,8 +1,8 @@
-"""Wrong bytes are fetched once more before they are an error.
+"""Wrong bytes are fetched again before they are an error: two attempts, or three with mirrors.
 
-What one answer spoiled, or what a cache on the way holds wrong, is right in a second attempt that
-begins again, over new connections and past such caches. The publisher's own mistake is not. Where
-mirrors stand for the origin, a third attempt is the origin's alone.
+A second attempt begins anew, over new connections and past caches on the way, so it mends what one
+answer or such a cache spoiled. It does not mend the publisher's own mistake. Where mirrors stand
+for the origin, a third attempt asks the origin alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ log = logging.getLogger("craftcached")
 
 
 class SecondAttempt:
-    """A Fetcher that lets another Fetcher try once more if bytes did not keep their promise.
+    """A Fetcher that lets another Fetcher try again if bytes did not keep their promise.
+
+    ``Mirrors.attempts`` is the number of attempts: two, or three where mirrors have the file.
 
     The mutable state: the keys whose priority was raised during an attempt.
 

@@ -295,7 +295,10 @@ class Transfer:
 
 @contextmanager
 def _without_last_word() -> Iterator[None]:
-    """What a mirror says cannot be mended: another may, whose word counts more."""
+    """A context in which an error that a mirror answered with is a Fault ELSEWHERE.
+
+    The error is final only if the origin answers with it, so another site is asked.
+    """
     try:
         yield
     except CraftcacheError as error:

@@ -3,8 +3,7 @@
 The scrape, the table in docs/http.md, the dashboard and the alert rules go by this table: none of
 them can name a metric that is not here, and none that is here is left out of a scrape.
 
-Names follow Prometheus' conventions: base units, ``_total`` for what only grows,
-``_timestamp_seconds`` for moments.
+Names follow Prometheus' conventions: base units, and ``_total`` for what only grows.
 """
 
 from __future__ import annotations

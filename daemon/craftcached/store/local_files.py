@@ -137,9 +137,10 @@ class LocalFiles:
     async def adopt_or_find(
         self, source: HubSource, etag: str, promise: Promise
     ) -> Verified | None:
-        """See adopt, and then find, which links into staging; where both find none, a place for it.
+        """Look for a Hub file by adopt, then by find, which links it into staging.
 
-        All in one call to a thread, for this is asked of each file that is warmed.
+        Where neither finds it, this checks that its blob and links can be created in the Hub's
+        tree. All of it is one call to a thread, because it is made for each file that is warmed.
 
         Raises:
             StorageFull: There is no disk space for a copy, or for the repository's directories.

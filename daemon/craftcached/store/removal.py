@@ -252,7 +252,7 @@ def sweep(cache: CacheDir, *, before: float, derived_before: float | None = None
 
 
 def renew_index(cache: CacheDir, sha256: str) -> None:
-    """Have the sweep take an index that is used again for a new one: its model may be coming."""
+    """Make an old index look new to the sweep, so that it stays until its model is published."""
     path = cache.index_path(sha256)
     with contextlib.suppress(OSError):
         if path.stat().st_ctime < time.time() - DERIVED_SECONDS / 2:

@@ -2,10 +2,10 @@
 
     warmer.Warmer          the pipeline, once for all who ask for a source
     description            the values that pass from one step of it to the next
-    origins                what the Hub or a URL says of files, and where their ranges are opened
+    origins                what the Hub or a URL says of files: address, size, digest, credentials
     hub                    asks the Hub or, while it does not answer, its mirrors
     admission              room and budget for described files, before their first byte
-    acquire.FileAcquirer   described files, verified, from wherever they cost least
+    acquire.FileAcquirer   decides where the bytes of a described file come from, and verifies them
     dependencies           the other sources that a published model needs
     pace                   how far a warm has come, how fast, and how long it will take
     stalls                 whether the downloads that a request waits for still progress

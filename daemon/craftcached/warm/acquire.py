@@ -1,6 +1,9 @@
 """A described file, whole and verified, from wherever it can be had most cheaply.
 
-    published and current -> in the Hub's tree -> in another model -> at its origin
+    published and current -> in the Hub's tree -> in another model -> fetched
+
+FileAcquirer decides this; a fetch goes to a mirror or to the origin, which fetch.mirrors.Route
+decides for each range.
 
 A file that several requests want at once is acquired once: files are the same if the origin
 promises the same digest, or without one if they have the same address. A fetched file stays in
@@ -160,7 +163,9 @@ class FileAcquirer:
         if files is None:
             return None
         for filename, (verified, _) in files.items() if inspected else ():
-            await self._inspect(progress, filename, verified, is_named=filename in wanted.named)
+            await self._inspect(
+                progress, filename, verified, is_asked_by_name=filename in wanted.named
+            )
         return VerifiedFiles(source, files, commit)
 
     @contextlib.asynccontextmanager
@@ -194,7 +199,7 @@ class FileAcquirer:
                         heard,
                         stalls,
                         inspected=inspected,
-                        is_named=named is None or file.filename in named,
+                        is_asked_by_name=named is None or file.filename in named,
                     )
                 )
                 for file in description.files
@@ -212,21 +217,23 @@ class FileAcquirer:
             )
 
     async def inspect(
-        self, record: FileRecord, progress: SourceProgress, *, is_named: bool = True
+        self, record: FileRecord, progress: SourceProgress, *, is_asked_by_name: bool = True
     ) -> None:
         """Inspect a published file if nobody did, and record its index in the manifests.
 
         Args:
             record: Record of the file.
             progress: Told of the work.
-            is_named: Whether it was asked for by its own name; one that was selected by a pattern
-                need not be a checkpoint.
+            is_asked_by_name: Whether it was asked for by its own name; one that was selected by a
+                pattern need not be a checkpoint.
 
         Raises:
             UnsafeCheckpoint, NotACheckpoint: The file must not be served.
         """
         verified = self._local.as_verified(record)
-        if not await self._inspect(progress, record.filename, verified, is_named=is_named):
+        if not await self._inspect(
+            progress, record.filename, verified, is_asked_by_name=is_asked_by_name
+        ):
             return
         if record.index_sha256 not in self._store.indexes:
             await self._store.record_index(record.sha256)
@@ -240,7 +247,7 @@ class FileAcquirer:
             UnsafeCheckpoint: Loading it would run code.
         """
         progress = SourceProgress(source, lambda _: None)
-        await self._inspect(progress, filename, verified, is_named=False)
+        await self._inspect(progress, filename, verified, is_asked_by_name=False)
 
     @contextlib.asynccontextmanager
     async def _hold_file(
@@ -250,7 +257,7 @@ class FileAcquirer:
         stalls: StallDetector,
         *,
         inspected: bool,
-        is_named: bool,
+        is_asked_by_name: bool,
     ) -> AsyncIterator[Verified]:
         """Hold one file of a request; ``stalls`` watches all files of that request."""
         async with contextlib.AsyncExitStack() as stack:
@@ -263,7 +270,9 @@ class FileAcquirer:
                 held = await stack.enter_async_context(self._acquired(file, progress))
             with held.waiting_for(stalls):
                 if inspected:
-                    await self._inspect(progress, file.filename, held.file, is_named=is_named)
+                    await self._inspect(
+                        progress, file.filename, held.file, is_asked_by_name=is_asked_by_name
+                    )
                 yield held.file
 
     def _acquired(
@@ -348,7 +357,7 @@ class FileAcquirer:
         )
 
     async def _inspect(
-        self, progress: SourceProgress, filename: str, file: Verified, *, is_named: bool
+        self, progress: SourceProgress, filename: str, file: Verified, *, is_asked_by_name: bool
     ) -> bool:
         """Refuse a checkpoint that is unsafe to load; write the index of one that is safe.
 
@@ -365,14 +374,14 @@ class FileAcquirer:
             index = await self._inspector.inspect(file.path, source=progress.source.shown)
             await self._store.write_index(sha256, index)
 
-        if not (is_checkpoint if is_named else is_pickled)(filename):
+        if not (is_checkpoint if is_asked_by_name else is_pickled)(filename):
             return False
         try:
             if not await self._store.has_index(sha256, size):
                 async with self._inspections.join(sha256, work, progress.relay(filename)):
                     pass
         except (NotACheckpoint, UnsafeCheckpoint) as error:
-            if isinstance(error, NotACheckpoint) and not is_named:
+            if isinstance(error, NotACheckpoint) and not is_asked_by_name:
                 return False
             raise error.about(progress.source.shown).in_file(filename) from error
         except CraftcacheError as error:  # shared with other requests, so each raises a copy

@@ -290,7 +290,7 @@ class Warmer:
         names: Sequence[str],
         report: Callable[[Progress], None],
         *,
-        is_named: bool = True,
+        is_asked_by_name: bool = True,
     ) -> Manifest | None:
         """The manifest of a source if all ``names`` are verified and inspected; None if not.
 
@@ -302,7 +302,8 @@ class Warmer:
             source: The source.
             names: Names of its files.
             report: Called with progress; must not block.
-            is_named: Whether the files were asked for by their own names; see FileAcquirer.inspect.
+            is_asked_by_name: Whether the files were asked for by their own names; see
+                FileAcquirer.inspect.
 
         Raises:
             UnsafeCheckpoint, NotACheckpoint: One of the files must not be served.
@@ -311,7 +312,7 @@ class Warmer:
         manifest = await self._store.recheck(source, names)
         for record in (manifest.select(source, names) if manifest else None) or ():
             progress = SourceProgress(source, report)
-            await self._acquirer.inspect(record, progress, is_named=is_named)
+            await self._acquirer.inspect(record, progress, is_asked_by_name=is_asked_by_name)
         return manifest
 
     async def _published(
@@ -333,7 +334,7 @@ class Warmer:
             names = wanted.selection.choose(listing, source=source.shown)
         elif wanted.refresh:
             return None
-        return await self.recheck(source, names, report, is_named=bool(wanted.named))
+        return await self.recheck(source, names, report, is_asked_by_name=bool(wanted.named))
 
     async def _warm_need(
         self, need: Dependency, report: Callable[[Progress], None], for_uid: int | None
@@ -556,9 +557,11 @@ class Warmer:
     async def _for_overlay(
         self, description: Description, known: Manifest | None, progress: SourceProgress
     ) -> Description:
-        """The description with no current files in another daemon's cache, but where all are.
+        """The description as the overlay of a daemon with ``read_only`` needs it.
 
-        These are served in place. Of a model that is published here, each file takes room here.
+        Where all files are in the owner's cache and right, the description stays as it is: they
+        are served in place. Otherwise the model is published in the overlay, and no file of the
+        owner's counts as current, since each file of the model takes room in the overlay.
         """
         is_owners = self._store.cache.is_owners
         owners = [file.current for file in description.files if file.current is not None]

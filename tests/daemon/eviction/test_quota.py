@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from craftcached.eviction.policy import Blob, Plan, used_bytes
 from craftcached.eviction.policy import EvictionCandidate as Candidate
-from craftcached.eviction.quota import Admission, RoomLimits, RoomUsage, admit, excess
+from craftcached.eviction.quota import RoomDecision, RoomLimits, RoomUsage, admit, excess
 
 SIZES = st.integers(0, 100)
 
@@ -149,7 +149,7 @@ def test_what_fits_or_is_nothing_removes_nothing(
 ) -> None:
     models, usage, limits, wanted = room
     if excess(usage, limits, wanted) == 0 or wanted == 0:
-        assert admit(models, usage, limits, wanted) == Admission(Plan((), 0))
+        assert admit(models, usage, limits, wanted) == RoomDecision(Plan((), 0))
 
 
 @given(rooms())
