@@ -14,11 +14,11 @@
 
 A file lives through four states: *staged* (partial or unverified, in ``staging/``), *verified*
 (hashed, still in ``staging/``), *published* (linked to its final name and named by a manifest) and
-*evicted* (unlinked; processes that have it open keep its bytes). A verified file is inspected too,
-but for the files of dependencies, which are inspected once they are to be loaded. A published file
-is never replaced by one with the same bytes: a further source with these bytes uses it too, and any
-number of manifests may name it. A file whose stamp does not match is hashed again before anything
-is decided about it; only a file with other bytes goes to quarantine.
+*evicted* (unlinked; processes that have it open keep its bytes). A verified checkpoint is inspected
+too; the daemon leaves out the files of dependencies until somebody asks for them by name. A
+published file is never replaced by one with the same bytes: a further source with these bytes uses
+it too, and any number of manifests may name it. A file whose stamp does not match is hashed again
+before anything is decided about it; only a file with other bytes goes to quarantine.
 
 A manifest holds the digest of each index beside that of its blob, and only files that these digests
 cover are served. All calls here block.

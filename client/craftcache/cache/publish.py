@@ -47,9 +47,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A file whose bytes kept their promise, and which was inspected, but for dependencies.
+    """A file whose bytes kept their promise, inspected if it is a checkpoint.
 
-    The files of dependencies are inspected once they are to be loaded.
+    The daemon does not inspect the files of dependencies until somebody asks for them by name.
 
     Attributes:
         file: The file, in staging or already published, with its digests and stamp.

@@ -5,7 +5,7 @@ From the outside in: an `engine` carries out fetch requests, each by a `job`, wh
 `concurrency` finds worthwhile and the `limits` allow; a `writer` writes what comes into a
 `partial_file`, hashes it in order by `hashing` and notes it in a `journal`. What goes wrong with a
 request is one of `faults`, and `retry` says whether and when to try again. What they all share is
-their `context`. A file whose bytes turn out wrong has a `second_attempt` from the beginning. Which
+their `context`. A file whose bytes turn out wrong is fetched anew by `second_attempt`. Which
 `mirrors` are asked before the origin is each download's route; `provenance` knows who sent what,
 and `repairs` has it replaced.
 
