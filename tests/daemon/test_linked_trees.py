@@ -211,6 +211,26 @@ def test_what_turns_out_wrong_there_goes_to_quarantine(
     assert hash_file(target / blob.name).sha256 == blob.name
 
 
+def test_of_a_link_that_leads_out_of_the_cache_only_the_link_is_moved(
+    api: Api, daemon: DaemonProcess, export_repo: Repo, elsewhere: Path
+) -> None:
+    """What it leads to is somebody else's: a blob that was put where there is room, or a device."""
+    assert api.warm("org/model").is_success
+    with daemon.client() as client:
+        blob = client.resolve("org/model", "state_dict.bin").resolve()
+    others = elsewhere / "somebody's"
+    others.write_bytes(b"wrong")
+    blob.unlink()
+    blob.symlink_to(others)
+    response = api.request("POST", "/verify", json={"sources": ["org/model"]})
+    assert response.status_code == 200, response.text
+    found = {each["filename"]: each for each in response.json()["results"]}["state_dict.bin"]
+    assert found["outcome"] == "mended"
+    assert others.read_bytes() == b"wrong"
+    assert hash_file(blob).sha256 == blob.name
+    assert not blob.is_symlink()
+
+
 def test_what_is_wrong_there_is_set_aside_and_named(
     api: Api, daemon: DaemonProcess, export_repo: Repo, elsewhere: Path
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -15,6 +17,8 @@ from .context import Site, json_option, pass_place
 from .output import NOT_KNOWN, print_columns, print_json, print_json_line, size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from craftcache import Generation
     from craftcache.daemon.administration import WatchReport
 
@@ -185,13 +189,36 @@ def _run(command: tuple[str, ...], generation: Generation) -> int:
         "CRAFTCACHE_GENERATION": str(generation.number),
     }
     try:
-        child = subprocess.Popen(command, env=os.environ | environment)  # noqa: S603  # what this command is for
+        with _running(command, os.environ | environment) as child:
+            return child.wait()
     except OSError as error:
         raise click.UsageError(f"{command[0]}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _running(
+    command: tuple[str, ...], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that is ended with this one, also by a signal that comes while it is started."""
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(signal.getsignal(number))
+    }
+    child = None
     try:
-        return child.wait()
+        try:
+            child = subprocess.Popen(command, env=environment)  # noqa: S603  # what this command is for
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+        yield child
     except BaseException:
-        _end(child)
+        if child is not None:
+            _end(child)
         raise
 
 

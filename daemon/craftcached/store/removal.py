@@ -148,6 +148,8 @@ def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
 
     Processes that have the file open keep it. Where its name is a link into the store that
     huggingface_hub's repositories share, the file there is moved, as it is wrong for all of them.
+    Of a link that leads out of the cache, or to what is no file, only the link is: what is there
+    belongs to somebody else, and may be a device of the system.
 
     Args:
         cache: The cache directory.
@@ -163,6 +165,10 @@ def set_aside(cache: CacheDir, record: FileRecord, stamp: Stamp) -> Path | None:
         if Stamp.of(name.stat()) != stamp:
             return None
         path = real_path(name)
+        if name.is_symlink() and not (
+            path.is_file() and path.is_relative_to(real_path(cache.root))
+        ):
+            path = name
     except FileNotFoundError:
         return None
     quarantined = cache.set_aside(path)

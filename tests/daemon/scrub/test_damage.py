@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -463,4 +464,5 @@ def test_what_is_no_file_in_the_place_of_a_blob(damaged: Damaged) -> None:
     damaged.blob(MODEL).unlink()
     damaged.blob(MODEL).symlink_to("/dev/zero")
     assert damaged.verify() == {(MODEL, "file"): "mended"}
+    assert stat.S_ISCHR(os.stat("/dev/zero").st_mode)
     damaged.assert_all_is_served()
