@@ -211,8 +211,8 @@ def _running(
         try:
             child = subprocess.Popen(command, env=environment)  # noqa: S603  # what this command is for
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            for caught, handler in handlers.items():
+                signal.signal(caught, handler)
         for number in came:
             signal.raise_signal(number)
         yield child
