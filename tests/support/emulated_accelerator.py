@@ -121,9 +121,11 @@ class EmulatedAccelerator:
     @property
     def used_bytes(self) -> int:
         """Memory of the device that somebody has."""
-        memory: Any = self._memory  # torch leaves it untyped
-        self._memory = [each for each in memory if not each[0].expired()]
-        return sum(nbytes for _, nbytes in self._memory)
+        with self._changed:  # what is being done on the device keeps its memory for that long
+            self._changed.wait_for(lambda: not any(stream.busy for stream in self._streams))
+            memory: Any = self._memory  # torch leaves it untyped
+            self._memory = [each for each in memory if not each[0].expired()]
+            return sum(nbytes for _, nbytes in self._memory)
 
     def pin(self, nbytes: int) -> PinnedBuffer:
         if self.pinned_buffers is not None and self.pinned >= self.pinned_buffers:
