@@ -186,9 +186,11 @@ class Hasher:
 
 def _open_regular(path: Path) -> int:
     """Open a file that has an end: a pipe or a device in its place may have none."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return descriptor
 
 
 def hash_file(path: Path, *, git: bool = False) -> Digests:

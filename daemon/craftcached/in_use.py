@@ -27,10 +27,11 @@ def is_in_use(path: Path) -> bool | None:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer
-        return False
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # To open a pipe would wait for its writer; of a regular file O_NONBLOCK changes nothing.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return False
         # Who opens the file in the moment that the lease is held waits for its end, and the
         # holder gets a signal: one that is ignored by default, instead of SIGIO, which kills.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)

@@ -302,8 +302,8 @@ class FileAcquirer:
         blob = file.blob
         if present := await self._local.adopt_or_find(blob.source, blob.etag, file.promise):
             return _HeldFile.hold(present)
-        tree = self._store.cache.hub_tree(file.blob.source.repo_id)
-        lock = HubLock(tree, file.blob.etag, patience=self._lock_patience)
+        tree = self._store.cache.hub_tree(blob.source.repo_id)
+        lock = HubLock(tree, blob.etag, patience=self._lock_patience)
         try:
             # Another program may have fetched the blob while we waited for its lock; the blob is
             # used only if its hash is right.
