@@ -46,10 +46,10 @@ print(json.dumps({
 class Steps:
     """The steps of a run, and the time that is left to them."""
 
-    def __init__(self, environment: dict[str, str], directory: Path) -> None:
+    def __init__(self, environment: dict[str, str], directory: Path, seconds: float) -> None:
         self._environment = environment
         self.directory = directory
-        self._end = time.monotonic() + TOTAL_SECONDS
+        self._end = time.monotonic() + seconds
 
     def seconds_left(self) -> float:
         """Time that is left, in seconds."""
@@ -109,13 +109,12 @@ def run_tests(steps: Steps) -> dict[str, Any]:
     return {"outcome": outcome, "passed": passed, "failed": failed, "skipped": skipped}
 
 
-def run_bench(steps: Steps, directory: Path | None, *, dry_run: bool) -> dict[str, Any]:
+def run_bench(steps: Steps, directory: Path | None, rounds: int) -> dict[str, Any]:
     """The benchmark; what it had measured where it did not come to its end."""
     written = steps.directory / "bench.json"
     seconds = steps.seconds_left() - END_SECONDS
     arguments = ["-m", "tests.bench.gpu", "--json", str(written), "--seconds", str(seconds)]
-    if dry_run:
-        arguments += ["--rounds", "1"]
+    arguments += ["--rounds", str(rounds)]
     if directory is not None:
         arguments += ["--directory", str(directory)]
     outcome, printed = steps.run("bench", arguments, steps.seconds_left())
@@ -130,6 +129,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="Use the emulated device.")
     parser.add_argument("--directory", type=Path, help="Where the benchmark makes its files.")
+    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="Time for all of it.")
+    parser.add_argument("--rounds", type=int, help="Rounds of each loader; 1 without a GPU, or 5.")
     arguments = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="craftcache-gpu-") as temporary:
@@ -138,11 +139,12 @@ def main() -> int:
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # whatever such a machine has of them
         if arguments.dry_run:
             environment["CRAFTCACHE_TEST_DRY_RUN"] = "1"
-        steps = Steps(environment, directory)
+        steps = Steps(environment, directory, arguments.seconds)
         machine = describe(steps)
         dry_run = arguments.dry_run or machine["card"] is None
         tests = run_tests(steps)
-        bench = run_bench(steps, arguments.directory, dry_run=dry_run)
+        rounds = arguments.rounds or (1 if dry_run else 5)
+        bench = run_bench(steps, arguments.directory, rounds)
     told = verdict(bench, dry_run=dry_run)
     document = {
         "dry_run": dry_run,
