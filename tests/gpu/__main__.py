@@ -46,7 +46,9 @@ print(json.dumps({
 class Steps:
     """The steps of a run, and the time that is left to them."""
 
-    def __init__(self, environment: dict[str, str], directory: Path, seconds: float) -> None:
+    def __init__(
+        self, environment: dict[str, str], directory: Path, seconds: float = TOTAL_SECONDS
+    ) -> None:
         self._environment = environment
         self.directory = directory
         self._end = time.monotonic() + seconds

@@ -214,6 +214,9 @@ class _Mark:
         self.reached = False
         self.failure: str | None = None
 
+    def is_reached(self) -> bool:
+        return self.reached
+
     def wait(self) -> None:
         self._accelerator.wait_for(self)
 
@@ -248,7 +251,10 @@ def _spoil(memory: torch.Tensor | None) -> None:
 
 def _copy_all(work: DeviceWork) -> None:
     with torch.no_grad():
-        for target, source in (*work.uploads, *work.spreads):
+        for target, position, nbytes in work.uploads:
+            assert target.nbytes == nbytes
+            target.copy_(work.buffer.tensor[position : position + nbytes])
+        for target, source in work.spreads:
             assert target.numel() == source.numel()
             target.copy_(source)
 

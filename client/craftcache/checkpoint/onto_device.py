@@ -16,7 +16,7 @@ from craftcache.device.pipeline import CopyJob, Part
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from craftcache.device.accelerator import Accelerator, PinnedBuffer
+    from craftcache.device.accelerator import Accelerator, Mark, PinnedBuffer
     from craftcache.device.link import DeviceLink
     from craftcache.device.pieces import FileSpan, Fragment, Piece
     from craftcache.device.pipeline import Pipeline
@@ -87,19 +87,22 @@ class _Arriving:
         self._reader = reader
         self._placed: dict[Storage, torch.Tensor] = {}
         self._staging: torch.Tensor | None = None
+        self._mark: Mark | None = None
+        """The point from which all that was allocated may be written to; None if it is later."""
 
     def submit(self, piece: Piece, pipeline: Pipeline) -> None:
         parts = [self._part(fragment) for fragment in piece.fragments]
         staging = self._staging_of(piece.used) if piece.together and len(parts) > 1 else None
         readings = [_FileReading(self._reader, span) for span in piece.spans]
-        after = self._accelerator.mark()
-        pipeline.submit(CopyJob(readings, parts, after, piece.used, staging))
+        if self._mark is None:
+            self._mark = self._accelerator.mark()
+        pipeline.submit(CopyJob(readings, parts, self._mark, piece.used, staging))
 
     def _part(self, fragment: Fragment) -> Part:
         storage = self._storages[fragment.storage]
         placed = self._placed.get(storage)
         if placed is None:
-            placed = self._placed[storage] = self._accelerator.allocate(storage.nbytes)
+            placed = self._placed[storage] = self._allocate(storage.nbytes)
         end = fragment.start + fragment.nbytes
         target = placed[fragment.start : end]
         return Part(target, torch.uint8, fragment.position, fragment.nbytes)
@@ -108,10 +111,14 @@ class _Arriving:
         """Memory for small storages on their way; None where they fill the device to the brim."""
         if self._staging is None or self._staging.numel() < nbytes:
             with suppress(NoDeviceMemory):
-                self._staging = self._accelerator.allocate(nbytes)
+                self._staging = self._allocate(nbytes)
                 return self._staging
             return None
         return self._staging
+
+    def _allocate(self, nbytes: int) -> torch.Tensor:
+        self._mark = None
+        return self._accelerator.allocate(nbytes)
 
     def take(self, storage: Storage, dtype: torch.dtype) -> torch.Tensor:
         """All of a storage as elements of ``dtype``; its own storage, of exactly that size."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -11,7 +11,15 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["Accelerator", "CopyStream", "DeviceWork", "Mark", "NoDeviceMemory", "PinnedBuffer"]
+__all__ = [
+    "Accelerator",
+    "CopyStream",
+    "DeviceWork",
+    "Mark",
+    "NoDeviceMemory",
+    "PinnedBuffer",
+    "Upload",
+]
 
 
 class NoDeviceMemory(Exception):
@@ -21,6 +29,9 @@ class NoDeviceMemory(Exception):
 class Mark(Protocol):
     """A point in the work of a stream."""
 
+    def is_reached(self) -> bool:
+        """Whether the device is there, or has failed, as far as can be told at once."""
+
     def wait(self) -> None:
         """Block the calling thread until the device is there.
 
@@ -29,19 +40,35 @@ class Mark(Protocol):
         """
 
 
+class Upload(NamedTuple):
+    """Bytes of a page-locked buffer that go to the device as they are.
+
+    Attributes:
+        target: Where to: memory of the device, in one piece and of that size.
+        position: Place in the buffer, in bytes.
+        nbytes: Size in bytes.
+    """
+
+    target: torch.Tensor
+    position: int
+    nbytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceWork:
     """Copies that a stream makes in this order.
 
     Attributes:
         after: Nothing begins before the device has reached this point of another stream.
-        uploads: Target on the device and source in page-locked memory, of one dtype and size.
+        buffer: What uploads are from; it must not be written to before all of this is done.
+        uploads: What is copied from there.
         spreads: Target and source that both are on the device; they are cast to the target's
             dtype.
     """
 
     after: Mark | None
-    uploads: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    buffer: PinnedBuffer
+    uploads: Sequence[Upload]
     spreads: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
 
 
@@ -53,7 +80,7 @@ class CopyStream(Protocol):
 
         Raises:
             NoDeviceMemory: The device needs memory for it, and has none.
-            DeviceLost: The device failed.
+            DeviceLost: The device failed. In either case nothing of it goes on.
         """
 
 

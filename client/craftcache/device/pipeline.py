@@ -1,10 +1,12 @@
-"""Threads that read into page-locked buffers and have a device copy from there, all at once.
+"""Threads that read into page-locked buffers, and one that has a device copy from there.
 
-A job is what goes through one buffer. Whoever makes the jobs submits them in order, and any thread
-takes the next: it reads into a buffer, enqueues the copies upon its own stream, and goes on with
-its second buffer while the device copies. Jobs end in any order, so no two may write to the same
-memory. ``drain`` returns when the device has done all of it: what the caller then enqueues, on
-whatever stream, comes after.
+A job is what goes through one buffer. Whoever makes the jobs submits them in order; any reader
+takes the next, reads it into a buffer and hands that to the copier, which enqueues the copies upon
+the one stream of the load and gives the buffer back to the ring with the point at which the device
+has read it. One stream keeps a link busy, and one thread that talks to the driver is faster than
+many, which wait for its lock and for Python's. Jobs are done in any order, so no two may write to
+the same memory. ``drain`` returns when the device has done all of it: what the caller then
+enqueues, on whatever stream, comes after.
 
 The first failure stops everything: what is queued is dropped, what the device was told to do is
 waited for, and the buffers go back, so that afterwards nobody writes to memory that is freed.
@@ -15,11 +17,10 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol
 
-from .accelerator import DeviceWork
+from .accelerator import DeviceWork, Upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,11 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CopyJob", "Part", "Pipeline", "Reading"]
 
-MAX_READERS: Final = 16
-"""Threads of a load at most; a few already read faster than a link takes it."""
-
-_IN_FLIGHT: Final = 2
-"""Buffers of a thread: one is filled while the device copies from the other."""
+MAX_READERS: Final = 12
+"""Readers of a load at most: more of them read no faster than a link takes it."""
 
 
 class Reading(Protocol):
@@ -79,7 +77,7 @@ class CopyJob:
         used: Bytes of the buffer up to the end of the last part.
         staging: Memory on the device of that size at least: the buffer is copied to it at once,
             and its parts from there. None to copy each part by itself, which casts nothing.
-            Jobs that share it are done one after the other.
+            Jobs may share it: the copies of one are done before those of another.
     """
 
     readings: Sequence[Reading]
@@ -98,8 +96,9 @@ class Pipeline:
         accelerator: The device.
         ring: Where buffers come from.
         check: Raises what is to end the load, such as a cancellation; called before each job, in
-            the threads.
-        readers: Threads at most; None takes as many as there are processors, up to MAX_READERS.
+            the readers.
+        readers: Readers at most; None takes as many as there are processors but for the copier's,
+            up to MAX_READERS.
     """
 
     def __init__(
@@ -113,22 +112,25 @@ class Pipeline:
         self._accelerator = accelerator
         self._ring = ring
         self._check = check
-        self._readers = readers or min(MAX_READERS, _processors())
+        self._readers = readers or max(1, min(MAX_READERS, _processors() - 1))
         self._jobs: queue.SimpleQueue[CopyJob | None] = queue.SimpleQueue()
-        """Jobs to do; None ends the thread that takes it."""
+        """Jobs to do; None ends the reader that takes it."""
+        self._filled: queue.SimpleQueue[tuple[CopyJob, PinnedBuffer] | None] = queue.SimpleQueue()
+        """Jobs that were read, with their buffers; None ends the copier."""
+        self._copier: threading.Thread | None = None
         self._threads: list[threading.Thread] = []
+        """The readers."""
         self.failed = False
         """Whether something failed, so that nothing more is done."""
         # Guards _pending, failed and _error. Nothing blocks and no other lock is taken inside.
         self._changed = threading.Condition()
         self._pending = 0
-        """Jobs that were submitted and are not over."""
+        """Jobs that were submitted, until the device was told of them or they were dropped."""
         self._error: BaseException | None = None
         """The first failure, until it is raised."""
-        # Held while a job that shares memory on the device is enqueued, so that its work stands
-        # in a row. It may block for as long as that takes; no other lock is taken inside.
-        self._staging_turn = threading.Lock()
-        self._staging_stream: CopyStream | None = None
+        self._stream: CopyStream | None = None
+        self._last: Mark | None = None
+        """The end of all that the device was told; both belong to whichever thread copies."""
 
     def __enter__(self) -> Self:
         return self
@@ -144,13 +146,20 @@ class Pipeline:
             self.fail(interrupt)
             raise
         finally:
-            for _thread in self._threads:
-                self._jobs.put(None)
-            for thread in self._threads:
-                thread.join()
+            self._end_threads()
+            self._wait_for_device()
         if error is None:
             self._raise_failure()
         self._error = None
+
+    def _end_threads(self) -> None:
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        if self._copier is not None:  # no reader hands it anything any more
+            self._filled.put(None)
+            self._copier.join()
 
     def fail(self, error: BaseException) -> None:
         """Stop; ``drain`` raises ``error``, if it is the first."""
@@ -166,7 +175,7 @@ class Pipeline:
             wanted = min(self._pending, self._readers)
         self._jobs.put(job)
         if len(self._threads) < wanted:
-            self._start_thread()
+            self._start_reader()
 
     def drain(self) -> None:
         """Wait until all that was submitted is done, on the device too.
@@ -175,24 +184,45 @@ class Pipeline:
             Exception: The first failure of a reading, of the device or of ``check``.
         """
         self._wait()
+        self._wait_for_device()
         self._raise_failure()
 
-    def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._work, name="craftcache-device", daemon=True)
+    def _start_reader(self) -> None:
         try:
-            thread.start()
+            if self._copier is None:  # without one, no reader either: all is done in ``drain``
+                self._copier = _started(self._copy)
+            self._threads.append(_started(self._read))
         except RuntimeError:  # this process may have no more
             self._readers = len(self._threads)
-        else:
-            self._threads.append(thread)
 
     def _wait(self) -> None:
+        """Wait until the device was told of all that was submitted, or it was dropped."""
         if not self._threads:  # there may be none, or nothing to do: then it is done here
             self._jobs.put(None)
-            self._work()
+            self._read_here()
         with self._changed:
             while self._pending:
                 self._changed.wait()
+
+    def _read_here(self) -> None:
+        """Read what there is, and copy it where there is no copier."""
+        if self._copier is not None:
+            self._read()
+            return
+        try:
+            with self._accelerator.entered():
+                self._read()
+        except BaseException as error:  # noqa: BLE001  # drain raises it
+            self.fail(error)
+            self._read()
+
+    def _wait_for_device(self) -> None:
+        last, self._last = self._last, None
+        try:
+            if last is not None:
+                last.wait()
+        except Exception as error:  # noqa: BLE001  # drain raises it
+            self.fail(error)
 
     def _raise_failure(self) -> None:
         error, self._error = self._error, None
@@ -205,102 +235,80 @@ class Pipeline:
     def _over(self) -> None:
         with self._changed:
             self._pending -= 1
-            self._changed.notify_all()
+            if not self._pending:
+                self._changed.notify_all()
 
-    def _work(self) -> None:
-        """Do jobs until there are no more; in each thread."""
-        try:
-            with self._accelerator.entered():
-                self._work_upon(self._accelerator.new_stream())
-        except BaseException as error:  # noqa: BLE001  # drain raises it
-            self.fail(error)
-            while self._jobs.get() is not None:
-                self._over()
-
-    def _work_upon(self, stream: CopyStream) -> None:
-        in_flight: _InFlight = deque()
-        while True:
+    def _read(self) -> None:
+        """Read jobs until there are no more; in each reader."""
+        while (job := self._jobs.get()) is not None:
+            buffer = None
             try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:  # nobody is to wait for a buffer while this waits for a job
-                self._settle(in_flight)
-                job = self._jobs.get()
-            if job is None:
-                self._settle(in_flight)
-                return
-            try:
-                begun = self._begin(job, stream, in_flight)
+                if not self.failed:
+                    self._check()
+                    buffer = self._ring.take(self._accelerator, self._goes_on)
+                if buffer is None:
+                    self._over()
+                    continue
+                for reading in job.readings:
+                    reading.fill(buffer)
             except BaseException as error:  # noqa: BLE001  # drain raises it
                 self.fail(error)
-                begun = False
-            if not begun:
+                if buffer is not None:
+                    self._ring.give_back(buffer)
                 self._over()
-
-    def _begin(self, job: CopyJob, stream: CopyStream, in_flight: _InFlight) -> bool:
-        """Read a job and have the device copy; False if nothing more is to be done."""
-        if self.failed:
-            return False
-        self._check()
-        buffer = self._buffer(in_flight)
-        if buffer is None:
-            return False
-        try:
-            for reading in job.readings:
-                reading.fill(buffer)
-        except BaseException:
-            self._ring.give_back(buffer)
-            raise
-        try:
-            mark = self._enqueue(job, buffer, stream)
-        except BaseException:  # the device may have begun
-            self._ring.give_back(buffer, clean=False)
-            raise
-        in_flight.append((mark, buffer))
-        return True
-
-    def _buffer(self, in_flight: _InFlight) -> PinnedBuffer | None:
-        """A buffer to fill: a new one or, if this thread has its share, its oldest."""
-        if not in_flight:
-            return self._ring.take(self._accelerator, self._goes_on)
-        if len(in_flight) < _IN_FLIGHT:
-            buffer = self._ring.take_nowait(self._accelerator)
-            if buffer is not None:
-                return buffer
-        return self._finish_oldest(in_flight)
+            else:
+                self._filled.put((job, buffer))
+                if self._copier is None:
+                    self._copy_next()
+            del job, buffer  # while this waits it keeps nothing
 
     def _goes_on(self) -> bool:
         self._check()
         return not self.failed
 
-    def _enqueue(self, job: CopyJob, buffer: PinnedBuffer, stream: CopyStream) -> Mark:
-        if job.staging is None:
-            copies = [(part.target, part.of(buffer.tensor)) for part in job.parts]
-            return stream.enqueue(DeviceWork(job.after, copies))
-        upload = job.staging[: job.used], buffer.tensor[: job.used]
-        copies = [(part.target, part.of(job.staging)) for part in job.parts]
-        with self._staging_turn:
-            if self._staging_stream is None:
-                self._staging_stream = self._accelerator.new_stream()
-            return self._staging_stream.enqueue(DeviceWork(job.after, [upload], copies))
-
-    def _settle(self, in_flight: _InFlight) -> None:
-        """Wait for the device, and give the buffers back."""
-        while in_flight:
-            if (buffer := self._finish_oldest(in_flight)) is not None:
-                self._ring.give_back(buffer)
-
-    def _finish_oldest(self, in_flight: _InFlight) -> PinnedBuffer | None:
-        """Wait until the device has done the oldest job; its buffer, or None if that failed."""
-        mark, buffer = in_flight.popleft()
+    def _copy(self) -> None:
+        """Have the device copy what was read until there is no more; in the copier."""
         try:
-            mark.wait()
+            with self._accelerator.entered():
+                while self._copy_next():
+                    pass
         except BaseException as error:  # noqa: BLE001  # drain raises it
             self.fail(error)
-            self._ring.give_back(buffer, clean=False)
-            return None
+            while self._copy_next():
+                pass
+
+    def _copy_next(self) -> bool:
+        """Have the device copy one job; False if that was the last."""
+        filled = self._filled.get()
+        if filled is None:
+            return False
+        job, buffer = filled
+        mark = None
+        try:
+            if not self.failed:
+                mark = self._last = self._enqueue(job, buffer)
+        except BaseException as error:  # noqa: BLE001  # drain raises it
+            self.fail(error)
         finally:
+            self._ring.give_back(buffer, after=mark)
             self._over()
-        return buffer
+        return True
+
+    def _enqueue(self, job: CopyJob, buffer: PinnedBuffer) -> Mark:
+        if self._stream is None:
+            self._stream = self._accelerator.new_stream()
+        if job.staging is None:
+            uploads = [Upload(part.target, part.position, part.nbytes) for part in job.parts]
+            return self._stream.enqueue(DeviceWork(job.after, buffer, uploads))
+        upload = Upload(job.staging[: job.used], 0, job.used)
+        copies = [(part.target, part.of(job.staging)) for part in job.parts]
+        return self._stream.enqueue(DeviceWork(job.after, buffer, [upload], copies))
+
+
+def _started(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, name="craftcache-device", daemon=True)
+    thread.start()
+    return thread
 
 
 def _processors() -> int:
@@ -308,7 +316,3 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-_InFlight: TypeAlias = "deque[tuple[Mark, PinnedBuffer]]"
-"""Buffers that the device copies from, the oldest first, with the point at which it has done so."""

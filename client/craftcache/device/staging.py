@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from craftcache.errors import ResourceLimit
 
@@ -17,29 +17,55 @@ from .pieces import PAGE_BYTES, SMALL_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .accelerator import Accelerator, PinnedBuffer
+    from .accelerator import Accelerator, Mark, PinnedBuffer
 
 __all__ = ["StagingRing", "process_ring", "set_staging_limit"]
 
-BUFFER_BYTES: Final = 8 * 1024 * 1024
+BUFFER_BYTES: Final = 4 * 1024 * 1024
 """Size of a buffer: long enough that starting its copy costs little, short enough that several
 threads have something to do with a small model. A power of two: torch rounds up to one."""
 
 LEAST_BYTES: Final = 4 * SMALL_BYTES
 """Size of the smallest ring: one buffer, which holds whole small storages."""
 
-DEFAULT_BYTES: Final = 256 * 1024 * 1024
-"""Page-locked memory of a process, unless it is set; what 16 threads need."""
+DEFAULT_BYTES: Final = 64 * 1024 * 1024
+"""Page-locked memory of a process, unless it is set: a buffer for each of 12 threads and a few that
+the device copies from. All of them stay in the processor's cache, so that what is read into one is
+sent on without a way through memory: with 256 MiB an H200's machine read half as fast."""
 
 _LOOK_SECONDS: Final = 0.1
 """While others have all buffers: time after which whoever waits looks whether it still should."""
 
 
+class _Idle(NamedTuple):
+    """A buffer that nobody has.
+
+    Attributes:
+        kind: Kind of device that it serves.
+        buffer: The buffer.
+        after: The point from which no device reads from it any more; None if none does.
+    """
+
+    kind: str
+    buffer: PinnedBuffer
+    after: Mark | None
+
+    def settle(self) -> bool:
+        """Wait until no device reads from it; False if that is never certain."""
+        try:
+            if self.after is not None:
+                self.after.wait()
+        except Exception:  # noqa: BLE001  # whoever had it enqueued is told
+            return False
+        return True
+
+
 class StagingRing:
     """Buffers to take and to give back; thread-safe, fork-safe.
 
-    A buffer is with one taker at a time, and is given back when no device reads from it any more.
-    Whoever has one already must not wait for another: with one each, all get on.
+    A buffer is with one taker at a time. It may be given back while a device reads from it yet:
+    the next taker waits for that. Whoever has one already must not wait for another: with one
+    each, all get on.
 
     Args:
         limit_bytes: Page-locked memory at most, in use and idle.
@@ -57,8 +83,8 @@ class StagingRing:
         self._process = os.getpid()
         # Guards what follows. Nothing blocks and no other lock is taken while it is held.
         self._changed = threading.Condition()
-        self._idle: list[tuple[str, PinnedBuffer]] = []
-        """Buffers that nobody has, with their kind of device; the last one was used last."""
+        self._idle: list[_Idle] = []
+        """Buffers that nobody has; the last one was used last."""
         self._count = 0
         """Buffers that there are or that are being made."""
         self._era = 0
@@ -105,36 +131,59 @@ class StagingRing:
         while check():
             if (buffer := self.take_nowait(accelerator)) is not None:
                 return buffer
-            with self._changed:
-                if not self._idle and self._count >= self.limit:
-                    self._changed.wait(_LOOK_SECONDS)
+            if (oldest := self._take_oldest(accelerator.kind)) is None:
+                with self._changed:
+                    if not self._idle and self._count >= self.limit:
+                        self._changed.wait(_LOOK_SECONDS)
+            elif oldest.settle():
+                return oldest.buffer
+            else:
+                self.give_back(oldest.buffer, clean=False)
         return None
 
     def take_nowait(self, accelerator: Accelerator) -> PinnedBuffer | None:
-        """A buffer that is idle or may be made; None if others have as many as there may be.
+        """A buffer that no device reads from or that may be made; None if there is neither.
 
         Raises:
             ResourceLimit: See take.
         """
         self._check_for_fork()
+        taken = accelerator.kind, self._era
         with self._changed:
-            taken = accelerator.kind, self._era
-            for position in reversed(range(len(self._idle))):
-                if self._idle[position][0] == accelerator.kind:
-                    _, buffer = self._idle.pop(position)
-                    self._taken[id(buffer)] = taken
-                    return buffer
-            useless = [self._idle.pop(0)[1]] if self._idle and self._is_full() else []
-            self._count -= len(useless)
+            for position, idle in enumerate(self._idle):
+                if idle.kind == accelerator.kind:
+                    if idle.after is None or idle.after.is_reached():
+                        del self._idle[position]
+                        self._taken[id(idle.buffer)] = taken
+                        return idle.buffer
+                    break  # those after it were given back later
+            others = [idle for idle in self._idle if idle.kind != accelerator.kind]
+            useless = others[:1] if self._is_full() else []
+            for idle in useless:
+                self._idle.remove(idle)
+        if useless:
+            _free(useless)
+            with self._changed:
+                self._count -= 1
+        with self._changed:
             if self._is_full():
                 return None
             self._count += 1
-        _free(useless)
         made = self._make(accelerator)
         if made is not None:
             with self._changed:
                 self._taken[id(made)] = taken
         return made
+
+    def _take_oldest(self, kind: str) -> _Idle | None:
+        """The buffer of that kind that was given back first; a device may read from it yet."""
+        with self._changed:
+            for position, idle in enumerate(self._idle):
+                if idle.kind == kind:
+                    del self._idle[position]
+                    self._taken[id(idle.buffer)] = kind, self._era
+                    return idle
+        return None
 
     def _is_full(self) -> bool:
         return self._count >= self.limit
@@ -153,28 +202,36 @@ class StagingRing:
                 return None
             raise
 
-    def give_back(self, buffer: PinnedBuffer, *, clean: bool = True) -> None:
+    def give_back(
+        self, buffer: PinnedBuffer, *, after: Mark | None = None, clean: bool = True
+    ) -> None:
         """Take a buffer back from who took it.
 
         Args:
             buffer: The buffer.
-            clean: Whether it is certain that no device reads from it; otherwise it is not kept.
+            after: The point from which no device reads from it any more; None if none does.
+            clean: Whether it may be used again; otherwise it is not kept.
         """
         self._check_for_fork()
+        idle = _Idle("", buffer, after)
         with self._changed:
             kind, era = self._taken.pop(id(buffer), ("", -1))
-            if era < 0:  # taken before a fork
-                _of_parents.append(buffer)
-            elif (
+            is_kept = (
                 clean
                 and era == self._era
                 and self._count <= self.limit
                 and len(buffer.view) <= self.buffer_bytes
-            ):
-                self._idle.append((kind, buffer))
-            else:
-                self._count -= 1
+            )
+            if era < 0:  # taken before a fork
+                _of_parents.append(idle)
+            elif is_kept:
+                self._idle.append(idle._replace(kind=kind))
             self._changed.notify_all()
+        if era >= 0 and not is_kept:
+            _free([idle], return_memory=False)
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Give the page-locked memory back to the system; what is in use is not kept afterwards.
@@ -184,29 +241,33 @@ class StagingRing:
         self._check_for_fork()
         with self._changed:
             self._era += 1
-            useless = [buffer for _, buffer in self._idle]
-            self._idle.clear()
-            self._count -= len(useless)
-            self._changed.notify_all()
+            useless = self._idle
+            self._idle = []
+        count = len(useless)
         _free(useless)
+        with self._changed:
+            self._count -= count
+            self._changed.notify_all()
 
     def _check_for_fork(self) -> None:
         """In a forked child, leave the parent's buffers alone: the device copies from them yet."""
         if self._process != os.getpid():
-            _of_parents.extend(buffer for _, buffer in self._idle)
+            _of_parents.extend(self._idle)
             self._begin()
 
 
-_of_parents: Final[list[PinnedBuffer]] = []
+_of_parents: Final[list[_Idle]] = []
 """In a forked child: the parent's buffers, kept because only the parent may free them."""
 
 
-def _free(buffers: list[PinnedBuffer]) -> None:
-    """Let go of buffers; empties the list."""
-    returns = {buffer.return_memory for buffer in buffers}
-    buffers.clear()
-    for return_memory in returns:
-        return_memory()
+def _free(idle: list[_Idle], *, return_memory: bool = True) -> None:
+    """Let go of buffers, when no device reads from them; empties the list."""
+    for each in idle:
+        each.settle()
+    returns = {each.buffer.return_memory for each in idle} if return_memory else ()
+    idle.clear()
+    for give_memory_back in returns:
+        give_memory_back()
 
 
 process_ring: Final = StagingRing()
@@ -216,7 +277,7 @@ process_ring: Final = StagingRing()
 def set_staging_limit(limit_bytes: int) -> None:
     """Set how many bytes of page-locked buffers this process may use to copy to devices.
 
-    256 MiB at first. It is locked when a load to a device needs it, kept for the next one, and
+    64 MiB at first. It is locked when a load to a device needs it, kept for the next one, and
     freed by Client.close. With less, fewer threads read at a time.
 
     Raises:

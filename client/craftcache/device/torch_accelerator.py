@@ -11,13 +11,15 @@ import torch
 
 from craftcache.errors import DeviceLost, ResourceLimit
 
-from .accelerator import DeviceWork, NoDeviceMemory, PinnedBuffer
+from .accelerator import DeviceWork, NoDeviceMemory, PinnedBuffer, Upload
+from .cuda_driver import find_driver
 from .pieces import PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .accelerator import CopyStream, Mark
+    from .cuda_driver import CudaDriver
 
 __all__ = ["TorchAccelerator", "copies_rightly", "find_accelerator"]
 
@@ -25,7 +27,7 @@ __all__ = ["TorchAccelerator", "copies_rightly", "find_accelerator"]
 def find_accelerator(device: torch.device) -> TorchAccelerator | None:
     """What copies into ``device`` while nobody waits; None where plain copies have to do."""
     if device.type == "cuda":
-        return TorchAccelerator(device, torch.cuda)
+        return TorchAccelerator(device, torch.cuda, driver=find_driver())
     if device.type in ("cpu", "meta") or not _is_usable(device.type):
         return None
     return TorchAccelerator(device, _GenericApi())
@@ -51,7 +53,8 @@ def copies_rightly(accelerator: TorchAccelerator) -> bool:
         buffer = accelerator.pin(PAGE_BYTES)
         buffer.view[:4] = b"\1\2\3\4"
         there, spread = accelerator.allocate(4), accelerator.allocate(4)
-        work = DeviceWork(accelerator.mark(), [(there, buffer.tensor[:4])], [(spread, there)])
+        uploads = [Upload(there, 0, 4)]
+        work = DeviceWork(accelerator.mark(), buffer, uploads, [(spread, there)])
         stream.enqueue(work).wait()
         return bool(spread.cpu().tolist() == [1, 2, 3, 4])
 
@@ -113,6 +116,7 @@ class TorchAccelerator:
         device: The device; without a number, the current one of its kind.
         api: torch.cuda, or something with the same names.
         lock_memory: Returns so many bytes of page-locked memory.
+        driver: Makes the copies; None has torch make them.
     """
 
     def __init__(
@@ -120,8 +124,10 @@ class TorchAccelerator:
         device: torch.device,
         api: Any,  # noqa: ANN401  # as torch has it
         lock_memory: Callable[[int], torch.Tensor] | None = None,
+        driver: CudaDriver | None = None,
     ) -> None:
         self._api = api
+        self._driver = driver
         self._lock_memory = lock_memory or _lock_memory
         index = api.current_device() if device.index is None else device.index
         self.device = torch.device(device.type, index)
@@ -135,7 +141,8 @@ class TorchAccelerator:
     def new_stream(self) -> CopyStream:
         """See Accelerator.new_stream; torch has few, and hands the same ones out again."""
         with _failures(self.device):
-            return _TorchStream(self._api, self.device, self._api.Stream(device=self.device))
+            stream = self._api.Stream(device=self.device)
+            return _TorchStream(self._api, self.device, stream, self._driver)
 
     def mark(self) -> Mark:
         """See Accelerator.mark."""
@@ -180,23 +187,50 @@ class TorchAccelerator:
 class _TorchStream:
     """See CopyStream."""
 
-    def __init__(self, api: Any, device: torch.device, stream: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        api: Any,  # noqa: ANN401  # as torch has it
+        device: torch.device,
+        stream: Any,  # noqa: ANN401
+        driver: CudaDriver | None,
+    ) -> None:
         self._api = api
         self._device = device
         self._stream = stream
+        self._driver = driver
+        self._after: Mark | None = None
+        """The last point that it was told to wait for."""
+        if driver is not None:
+            driver.bind(stream.cuda_stream)
 
     def enqueue(self, work: DeviceWork) -> Mark:
         """See CopyStream.enqueue."""
-        with _failures(self._device), torch.no_grad():
-            if isinstance(work.after, _TorchMark):
-                self._stream.wait_event(work.after.event)
-            with self._api.stream(self._stream):
-                for target, source in work.uploads:
-                    target.copy_(source, non_blocking=True)
-                if work.spreads:
-                    targets, sources = map(list, zip(*work.spreads, strict=True))
-                    torch._foreach_copy_(targets, sources)  # one kernel for all
+        with _failures(self._device):
+            try:
+                self._enqueue(work)
+            except BaseException:  # a part of it may be under way
+                with contextlib.suppress(RuntimeError):
+                    self._stream.synchronize()
+                raise
             return _TorchMark(self._api, self._device, self._stream)
+
+    def _enqueue(self, work: DeviceWork) -> None:
+        if work.after is not self._after and isinstance(work.after, _TorchMark):
+            self._stream.wait_event(work.after.event)
+            self._after = work.after
+        if self._driver is not None:
+            self._driver.copy(self._stream.cuda_stream, work.buffer, work.uploads)
+            if not work.spreads:
+                return
+        memory = work.buffer.tensor
+        uploads = [(each, memory[start : start + nbytes]) for each, start, nbytes in work.uploads]
+        with torch.no_grad(), self._api.stream(self._stream):
+            if self._driver is None:
+                for target, source in uploads:
+                    target.copy_(source, non_blocking=True)
+            if work.spreads:
+                targets, sources = map(list, zip(*work.spreads, strict=True))
+                torch._foreach_copy_(targets, sources)  # one kernel for all
 
 
 class _TorchMark:
@@ -206,6 +240,13 @@ class _TorchMark:
         self._device = device
         self.event = api.Event(blocking=True)  # whoever waits leaves the processor to the readers
         self.event.record(stream)
+
+    def is_reached(self) -> bool:
+        """See Mark.is_reached."""
+        try:
+            return bool(self.event.query())
+        except RuntimeError:  # whoever waits is told
+            return True
 
     def wait(self) -> None:
         """See Mark.wait."""

@@ -142,9 +142,9 @@ def test_the_next_load_takes_the_same_buffers(fd: int) -> None:
     with emulated() as accelerator:
         link = link_of(accelerator)
         brought(fd, link)
-        buffers = [buffer.tensor.data_ptr() for _, buffer in link.ring._idle]
+        buffers = [idle.buffer.tensor.data_ptr() for idle in link.ring._idle]
         brought(fd, link)
-        assert {buffer.tensor.data_ptr() for _, buffer in link.ring._idle} >= set(buffers)
+        assert {idle.buffer.tensor.data_ptr() for idle in link.ring._idle} >= set(buffers)
         link.ring.close()
         assert not accelerator.pinned
         brought(fd, link)

@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from craftcache.checkpoint.tensors import build, copy_into
-from craftcache.device.accelerator import DeviceWork, NoDeviceMemory
+from craftcache.device.accelerator import DeviceWork, NoDeviceMemory, Upload
 from craftcache.device.link import DeviceLink, find_link
 from craftcache.device.torch_accelerator import (
     TorchAccelerator,
@@ -60,6 +60,9 @@ class StandIn:
         self.calls.append("synchronize")
         if self.failure is not None:
             raise self.failure
+
+    def query(self) -> bool:
+        return True
 
     def wait_event(self, event: StandIn) -> None:
         assert event is self
@@ -116,9 +119,11 @@ def test_work_waits_for_the_mark_before_its_first_copy_and_is_marked_after_its_l
     api = StandIn()
     accelerator = accelerator_of(api)
     stream, after = accelerator.new_stream(), accelerator.mark()
-    source, middle, target = torch.arange(4), torch.zeros(4, dtype=torch.int64), torch.zeros(4)
+    buffer = accelerator.pin(4096)
+    buffer.view[8:12] = bytes(range(4))
+    middle, target = torch.zeros(4, dtype=torch.uint8), torch.zeros(4)
     api.calls.clear()
-    work = DeviceWork(after, [(middle, source)], [(target, middle)])
+    work = DeviceWork(after, buffer, [Upload(middle, 8, 4)], [(target, middle)])
     stream.enqueue(work).wait()
     assert api.calls == ["wait_event", "stream", "record", "synchronize"]
     assert torch.equal(target, torch.arange(4.0))
