@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from craftcache.checkpoint.filling import copy_into
 from craftcache.checkpoint.index import dump, parse
 from craftcache.checkpoint.reader import read_index
-from craftcache.checkpoint.tensors import build, copy_into
+from craftcache.checkpoint.tensors import build
 from tests.bench.shapes import KEY, Shape, build_module, heat
 from tests.gpu.targets import open_target
 

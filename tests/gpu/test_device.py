@@ -18,8 +18,9 @@ import torch
 import craftcache
 from craftcache import Client
 from craftcache.checkpoint.adopting import adopt
+from craftcache.checkpoint.filling import copy_into
 from craftcache.checkpoint.reader import read_index
-from craftcache.checkpoint.tensors import build, copy_into
+from craftcache.checkpoint.tensors import build
 from craftcache.device.staging import DEFAULT_BYTES
 from craftcache.errors import DeviceMemoryFull
 
@@ -199,9 +200,7 @@ def test_too_little_memory_is_said_and_may_be_tried_again(
 @needs_cuda
 def test_page_locked_memory_is_locked_and_freed(fd: int, target: Target) -> None:
     brought(fd, target)
-    _, buffer = target.link.ring._idle[0]
-    assert buffer.tensor.is_pinned()
-    del buffer
+    assert target.link.ring._idle[0].buffer.tensor.is_pinned()
     craftcache.set_staging_limit(1 << 20)
     try:
         brought(fd, target)

@@ -10,7 +10,19 @@ from weakref import WeakValueDictionary
 
 import torch
 
-__all__ = ["address_of", "is_unwritten", "map_privately", "release", "release_span"]
+__all__ = [
+    "RELEASED_BYTES",
+    "Releases",
+    "address_of",
+    "is_unwritten",
+    "map_privately",
+    "release",
+    "release_span",
+]
+
+RELEASED_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of storages that are released together: a call for each takes as long as the copies."""
+
 
 _MAP_NORESERVE: Final = 0x4000
 """From Linux's mman.h: a private map larger than memory is refused without it."""
@@ -43,22 +55,71 @@ def address_of(mapped: mmap.mmap) -> int:
     return torch.frombuffer(mapped, dtype=torch.uint8, count=1).data_ptr()
 
 
+class Releases:
+    """Storages to release, some at a time.
+
+    Args:
+        are_unwritten: Whether nobody can have written to any of them; otherwise the kernel is
+            asked, see release_span.
+    """
+
+    def __init__(self, *, are_unwritten: bool) -> None:
+        self._are_unwritten = are_unwritten
+        self._spans: list[tuple[int, int]] = []
+        """Where in memory they are: start and end."""
+        self._bytes = 0
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Have the storage of a tensor released, now or with later ones."""
+        span = _span_of(tensor)
+        if span is None:
+            return
+        start, nbytes = span
+        self._spans.append((start, start + nbytes))
+        self._bytes += nbytes
+        if self._bytes >= RELEASED_BYTES:
+            self._release()
+
+    def _release(self) -> None:
+        start, end = 0, 0
+        for low, high in sorted(self._spans):
+            if low - end >= mmap.PAGESIZE:
+                release_span(start, end - start, is_unwritten_for_certain=self._are_unwritten)
+                start = low
+            end = max(end, high)
+        release_span(start, end - start, is_unwritten_for_certain=self._are_unwritten)
+        self._spans.clear()
+        self._bytes = 0
+
+
 def release(tensor: torch.Tensor) -> None:
     """Take the pages of a mapped file that hold a tensor's storage out of this process."""
+    span = _span_of(tensor)
+    if span is not None:
+        release_span(*span)
+
+
+def _span_of(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """Where in memory a tensor's storage is, and its size; None if it has no memory of its own."""
     try:
         storage = tensor.untyped_storage()
-        start = storage.data_ptr()
-    except (NotImplementedError, RuntimeError):  # one without memory of its own: sparse, fake ...
-        return
-    release_span(start, storage.nbytes())
+        return storage.data_ptr(), storage.nbytes()
+    except (NotImplementedError, RuntimeError):  # sparse, fake ...
+        return None
 
 
-def release_span(start: int, nbytes: int) -> None:
+def release_span(start: int, nbytes: int, *, is_unwritten_for_certain: bool = False) -> None:
     """Take the pages of a mapped file in this part of memory out of this process.
 
     A later use reads them anew. All are kept where one of them was written to, by whatever means:
     that is nowhere else. Pages that hold something else as well are kept, and so is all that is no
     map of a file.
+
+    Args:
+        start: Address of its first byte.
+        nbytes: Its size in bytes.
+        is_unwritten_for_certain: Whether nobody can have written there, so that the kernel need
+            not be asked.
     """
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -68,7 +129,7 @@ def release_span(start: int, nbytes: int) -> None:
             mapped is not None
             and first < end
             and 0 <= first - reference.key < len(mapped)
-            and is_unwritten(first, end)
+            and (is_unwritten_for_certain or is_unwritten(first, end))
         ):
             mapped.madvise(mmap.MADV_DONTNEED, first - reference.key, end - first)
 

@@ -8,32 +8,29 @@ streams, and hold nothing of the file afterwards.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from craftcache.checkpoint import weights_only
-from craftcache.device.file_reader import FileReader
 from craftcache.device.link import find_link
-from craftcache.errors import InvalidSource, NotACheckpoint, UnknownDevice
+from craftcache.errors import NotACheckpoint
 
 from .descriptor import read_into
-from .device_copies import CopyingMode, DeviceCopies, MappedFile
 from .index import ITEM_BYTES, assemble
-from .mapped import address_of, map_privately, release
+from .mapped import map_privately
 from .onto_device import bring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import mmap
+    from collections.abc import Callable
 
     from craftcache.device.link import DeviceLink
 
     from .index import Index, Storage
 
-__all__ = ["build", "copy_into", "load_state_dict", "release"]
+__all__ = ["build", "build_mapped"]
 
 
 def build(
@@ -83,90 +80,16 @@ def _build_all(
     return assemble(index.tree, _build_tensors(index, take, device))
 
 
-def copy_into(
-    index: Index,
-    fd: int,
-    module: torch.nn.Module,
-    *,
-    key: str | None,
-    mapped: bool = True,
-    source: str | None = None,
-    link_to: Callable[[torch.device], DeviceLink | None] = find_link,
-) -> None:
-    """Copy a state dict straight into ``module``, cast to its parameters' dtypes and devices.
-
-    The module's own load_state_dict does it, strictly, from tensors that are still in the file:
-    its hooks see the keys that they expect, and nothing but the storage under way is in memory
-    beside the module. Copies to devices are made several at once, and are cast there.
+def build_mapped(index: Index, fd: int, *, mapped: bool) -> tuple[object, mmap.mmap | None]:
+    """As ``build`` for the CPU, of a file that an index describes, and the map that it lies in.
 
     Args:
-        index: Index of the file.
+        index: Index of the file, one without a ``reason``.
         fd: The file, open for reading; it may be closed afterwards.
-        module: Module that takes the values; its parameters keep dtype and device.
-        key: Key of the state dict in the checkpoint's top-level dict; None if that is one itself.
-        mapped: As in ``build``; unmapped, the file's tensors are in memory while this runs.
-        source: Named in errors.
-        link_to: Returns the way to a device; None where plain copies have to do.
-
-    Raises:
-        InvalidSource: There is no state dict under ``key``.
-        UnknownDevice: A parameter or buffer is on the meta device.
-        RuntimeError: As load_state_dict does, listing missing and unexpected keys and the sizes
-            that differ.
-        DeviceMemoryFull, DeviceLost: See build.
+        mapped: As in ``build``; unmapped, all of it is in memory, and there is no map.
     """
-    cpu = torch.device("cpu")
-    if index.reason is not None:
-        checkpoint = build(index, fd, device=cpu, source=source)
-        load_state_dict(checkpoint, module, key=key, source=source)
-        return
     spans = _Spans(index, fd, mapped=mapped)
-    checkpoint = assemble(index.tree, _build_tensors(index, spans.take, cpu))
-    with ExitStack() as stack:
-        file = spans.file(stack.enter_context(FileReader(fd, index.file_size, direct=False)))
-        copies = stack.enter_context(DeviceCopies(link_to, file=file, source=source))
-        stack.enter_context(_Releasing(copies))
-        load_state_dict(checkpoint, module, key=key, source=source)
-
-
-def load_state_dict(
-    checkpoint: object, module: torch.nn.Module, *, key: str | None, source: str | None = None
-) -> None:
-    """Copy the state dict under ``key`` of a loaded checkpoint into ``module``; see copy_into."""
-    state: Any = checkpoint
-    if key is not None:
-        state = checkpoint.get(key) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict):
-        found = ", ".join(map(repr, checkpoint)) if isinstance(checkpoint, dict) else "no dict"
-        raise InvalidSource(f"it has no state dict under {key!r}: it holds {found}", source=source)
-    _check_places(module, source)
-    module.load_state_dict(state, strict=True)
-
-
-def _check_places(module: torch.nn.Module, source: str | None) -> None:
-    """Raise where torch would copy into the meta device, which takes no time and keeps nothing."""
-    names = [
-        f"{prefix}.{name}" if prefix else name
-        for prefix, part in module.named_modules()
-        for name, tensor in chain(part.named_parameters(recurse=False), _kept_buffers(part))
-        if tensor.is_meta
-    ]
-    if names:
-        more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
-        raise UnknownDevice(
-            f"{names[0]}{more} on the meta device, which holds no values to copy into",
-            source=source,
-            hint="Call module.to_empty(device=...) first, or give what load returns to "
-            "module.load_state_dict(..., assign=True)",
-        )
-
-
-def _kept_buffers(part: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The buffers of a module's own that a state dict has."""
-    passing: set[str] = part._non_persistent_buffers_set  # noqa: SLF001  torch has no public name
-    return (
-        (name, tensor) for name, tensor in part.named_buffers(recurse=False) if name not in passing
-    )
+    return _build_all(index, torch.device("cpu"), spans.take), spans.map
 
 
 class _Spans:
@@ -175,21 +98,16 @@ class _Spans:
     def __init__(self, index: Index, fd: int, *, mapped: bool) -> None:
         self._fd = fd
         self._unaligned = _unaligned(index)
-        self._map = map_privately(fd, index.file_size) if mapped and index.storages else None
-
-    def file(self, reader: FileReader) -> MappedFile | None:
-        """The map and a reader of the same file; None if it is not mapped."""
-        if self._map is None:
-            return None
-        return MappedFile(address_of(self._map), len(self._map), reader)
+        self.map = map_privately(fd, index.file_size) if mapped and index.storages else None
+        """The map; None if the storages are read."""
 
     def take(self, storage: Storage, dtype: torch.dtype) -> torch.Tensor:
         """All of a storage as elements of ``dtype``; its own storage, of exactly that size."""
         count = storage.nbytes // dtype.itemsize
         if not count:
             return torch.empty(0, dtype=dtype, device="cpu")
-        if self._map is not None and storage not in self._unaligned:
-            return torch.frombuffer(self._map, dtype=dtype, count=count, offset=storage.offset)
+        if self.map is not None and storage not in self._unaligned:
+            return torch.frombuffer(self.map, dtype=dtype, count=count, offset=storage.offset)
         read = bytearray(storage.nbytes)
         read_into(self._fd, read, storage.offset)
         return torch.frombuffer(read, dtype=dtype)
@@ -207,14 +125,6 @@ def _unaligned(index: Index) -> frozenset[Storage]:
         for tensor in index.tensors
         if (storage := index.storages[tensor.storage]).offset % ITEM_BYTES[tensor.dtype]
     )
-
-
-class _Releasing(CopyingMode):
-    """While it is entered, the source of each ``copy_`` in this thread is released afterwards."""
-
-    def copied(self, source: torch.Tensor) -> None:
-        """See CopyingMode.copied."""
-        release(source)
 
 
 class _PlainTransfer:

@@ -186,7 +186,7 @@ def copy_into(
     source: str,
     check: Callable[[], None],
 ) -> None:
-    """Copy the state dict under ``key`` of an open file into ``module``; see tensors.copy_into.
+    """Copy the state dict under ``key`` of an open file into ``module``; see filling.copy_into.
 
     Raises:
         InvalidSource: There is no state dict under ``key``.
@@ -197,14 +197,14 @@ def copy_into(
         require_torch()
         import torch
 
-        from craftcache.checkpoint import tensors
+        from craftcache.checkpoint import filling
 
         index = _index(file, source)
         if index is None:
             loaded = _load_by_torch(file, torch.device("cpu"), source)
-            tensors.load_state_dict(loaded, module, key=key, source=source)
+            filling.load_state_dict(loaded, module, key=key, source=source)
         else:
-            tensors.copy_into(
+            filling.copy_into(
                 index,
                 file.descriptor,
                 module,

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from craftcache.checkpoint.adopting import adopt
-from craftcache.checkpoint.tensors import build, release
+from craftcache.checkpoint.mapped import release
+from craftcache.checkpoint.tensors import build
 from tests.support.checkpoints import index_of, maps_of, memory_file, resident_bytes, saved
 
 if TYPE_CHECKING:

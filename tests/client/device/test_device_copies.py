@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from craftcache.audiocraft.deferring import Deferral
 from craftcache.checkpoint.adopting import adopt
+from craftcache.checkpoint.filling import copy_into
 from craftcache.checkpoint.index import ITEM_BYTES
-from craftcache.checkpoint.tensors import build, copy_into
+from craftcache.checkpoint.tensors import build
 from craftcache.device.link import DeviceLink
 from craftcache.device.staging import StagingRing
 from craftcache.errors import DeviceLost, DeviceMemoryFull
@@ -71,6 +72,7 @@ def test_all_values_arrive_cast(device: EmulatedAccelerator, dtype: torch.dtype)
     state = weights()
     module = model_of(dtype=dtype)
     before = dict(module.named_parameters())
+    versions = {name: parameter._version for name, parameter in before.items()}
     with memory_file(saved(state)) as fd:
         copy(fd, module, link_of(device))
         assert not resident_bytes(fd)
@@ -78,6 +80,7 @@ def test_all_values_arrive_cast(device: EmulatedAccelerator, dtype: torch.dtype)
     assert_filled(module, state)
     assert all(before[name] is parameter for name, parameter in module.named_parameters())
     assert all(parameter.requires_grad for parameter in module.parameters())
+    assert all(before[name]._version > version for name, version in versions.items())
 
 
 def test_no_more_memory_is_taken_than_one_buffer(device: EmulatedAccelerator) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from craftcache.checkpoint.tensors import build, copy_into
+from craftcache.checkpoint.filling import copy_into
+from craftcache.checkpoint.tensors import build
 from craftcache.device.accelerator import DeviceWork, NoDeviceMemory, Upload
 from craftcache.device.link import DeviceLink, find_link
 from craftcache.device.torch_accelerator import (
