@@ -2,10 +2,10 @@
 
 A job is what goes through one buffer. Whoever makes the jobs submits them in order; any reader
 takes the next, reads it into a buffer and hands that to the copier, which enqueues the copies upon
-the one stream of the load and gives the buffer back to the ring with the point at which the device
-has read it. One stream keeps a link busy, and one thread that talks to the driver is faster than
-many, which wait for its lock and for Python's. Jobs are done in any order, so no two may write to
-the same memory. ``drain`` returns when the device has done all of it: what the caller then
+the one stream of the load and hands the buffer on to the next reader, with the point at which the
+device has read it. One stream keeps a link busy, and one thread that talks to the driver is faster
+than many, which wait for its lock and for Python's. Jobs are done in any order, so no two may write
+to the same memory. ``drain`` returns when the device has done all of it: what the caller then
 enqueues, on whatever stream, comes after.
 
 The first failure stops everything: what is queued is dropped, what the device was told to do is
@@ -14,11 +14,12 @@ waited for, and the buffers go back, so that afterwards nobody writes to memory 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from .accelerator import DeviceWork, Upload
 
@@ -87,6 +88,16 @@ class CopyJob:
     staging: torch.Tensor | None = None
 
 
+class _Used(NamedTuple):
+    """A buffer that was filled, and the point from which no device reads from it any more.
+
+    There is none where no device does.
+    """
+
+    buffer: PinnedBuffer
+    after: Mark | None
+
+
 class Pipeline:
     """One load; a context, which ends when all is done or nothing goes on any more.
 
@@ -117,13 +128,19 @@ class Pipeline:
         """Jobs to do; None ends the reader that takes it."""
         self._filled: queue.SimpleQueue[tuple[CopyJob, PinnedBuffer] | None] = queue.SimpleQueue()
         """Jobs that were read, with their buffers; None ends the copier."""
+        self._free: queue.SimpleQueue[_Used] = queue.SimpleQueue()
+        """Buffers of this load that nobody fills and that are not in ``_filled``."""
         self._copier: threading.Thread | None = None
         self._threads: list[threading.Thread] = []
         """The readers."""
         self.failed = False
         """Whether something failed, so that nothing more is done."""
-        # Guards _pending, failed and _error. Nothing blocks and no other lock is taken inside.
+        # Guards _pending, _held, failed and _error. Inside, the ring's lock is taken, and a buffer
+        # that the ring does not keep is waited for.
         self._changed = threading.Condition()
+        self._held = 0
+        """Buffers that this load has; at least one while a job that was read is not over, so that
+        one comes to whoever waits for ``_free``."""
         self._pending = 0
         """Jobs that were submitted, until the device was told of them or they were dropped."""
         self._error: BaseException | None = None
@@ -232,20 +249,32 @@ class Pipeline:
         finally:
             del error  # its frames have the tensors: with no cycle they go when it does
 
-    def _over(self) -> None:
+    def _over(self, used: _Used | None = None) -> None:
+        """A job is over; ``used`` is its buffer, if it had one."""
         with self._changed:
+            if used is not None:
+                self._free.put(used)
             self._pending -= 1
-            if not self._pending:
+            if not self._pending:  # nobody is to wait for a buffer while this waits for a job
+                self._give_back(self._held)
                 self._changed.notify_all()
+            elif self._held > 1 and self._ring.is_wanted:  # others get on, and this does with less
+                self._give_back(1)
+
+    def _give_back(self, count: int) -> None:
+        """Give so many free buffers back to the ring, or all there are; inside ``_changed``."""
+        with contextlib.suppress(queue.Empty):
+            for _ in range(count):
+                used = self._free.get_nowait()
+                self._held -= 1
+                self._ring.give_back(used.buffer, after=used.after)
 
     def _read(self) -> None:
         """Read jobs until there are no more; in each reader."""
         while (job := self._jobs.get()) is not None:
             buffer = None
             try:
-                if not self.failed:
-                    self._check()
-                    buffer = self._ring.take(self._accelerator, self._goes_on)
+                buffer = self._take()
                 if buffer is None:
                     self._over()
                     continue
@@ -253,14 +282,39 @@ class Pipeline:
                     reading.fill(buffer)
             except BaseException as error:  # noqa: BLE001  # drain raises it
                 self.fail(error)
-                if buffer is not None:
-                    self._ring.give_back(buffer)
-                self._over()
+                self._over(None if buffer is None else _Used(buffer, None))
             else:
                 self._filled.put((job, buffer))
                 if self._copier is None:
                     self._copy_next()
             del job, buffer  # while this waits it keeps nothing
+
+    def _take(self) -> PinnedBuffer | None:
+        """A buffer to fill; None if nothing more is to be done."""
+        while self._goes_on():
+            buffer = self._ring.take_nowait(self._accelerator) if self._ring.may_give else None
+            if buffer is None and not self._held:
+                buffer = self._ring.take(self._accelerator, self._goes_on)
+            if buffer is not None:
+                with self._changed:
+                    self._held += 1
+                return buffer
+            if self._held:
+                return self._next_free()
+        return None
+
+    def _next_free(self) -> PinnedBuffer | None:
+        """The buffer of this load that is free next; None if the device failed, or anything did."""
+        used = self._free.get()
+        try:
+            if used.after is not None:
+                used.after.wait()
+        except BaseException as error:  # noqa: BLE001  # drain raises it
+            self.fail(error)
+        if self.failed:
+            self._free.put(used)  # for the next who waits
+            return None
+        return used.buffer
 
     def _goes_on(self) -> bool:
         self._check()
@@ -290,8 +344,7 @@ class Pipeline:
         except BaseException as error:  # noqa: BLE001  # drain raises it
             self.fail(error)
         finally:
-            self._ring.give_back(buffer, after=mark)
-            self._over()
+            self._over(_Used(buffer, mark))
         return True
 
     def _enqueue(self, job: CopyJob, buffer: PinnedBuffer) -> Mark:

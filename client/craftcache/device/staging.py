@@ -87,6 +87,8 @@ class StagingRing:
         """Buffers that nobody has; the last one was used last."""
         self._count = 0
         """Buffers that there are or that are being made."""
+        self._waiting = 0
+        """Threads that wait for a buffer."""
         self._era = 0
         """Number of times that all were given up; buffers of an earlier era are not kept."""
         self._taken: dict[int, tuple[str, int]] = {}
@@ -131,51 +133,41 @@ class StagingRing:
         while check():
             if (buffer := self.take_nowait(accelerator)) is not None:
                 return buffer
-            if (oldest := self._take_oldest(accelerator.kind)) is None:
-                with self._changed:
-                    if not self._idle and self._count >= self.limit:
+            with self._changed:
+                self._waiting += 1
+                try:
+                    if not self.may_give:
                         self._changed.wait(_LOOK_SECONDS)
-            elif oldest.settle():
-                return oldest.buffer
-            else:
-                self.give_back(oldest.buffer, clean=False)
+                finally:
+                    self._waiting -= 1
         return None
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for a buffer."""
+        return self._waiting > 0
+
+    @property
+    def may_give(self) -> bool:
+        """Whether there may be a buffer to take without waiting for another taker."""
+        return bool(self._idle) or self._count < self.limit
+
     def take_nowait(self, accelerator: Accelerator) -> PinnedBuffer | None:
-        """A buffer that no device reads from or that may be made; None if there is neither.
+        """A buffer that is idle or may be made; None if others have as many as there may be.
 
         Raises:
             ResourceLimit: See take.
         """
         self._check_for_fork()
-        taken = accelerator.kind, self._era
-        with self._changed:
-            for position, idle in enumerate(self._idle):
-                if idle.kind == accelerator.kind:
-                    if idle.after is None or idle.after.is_reached():
-                        del self._idle[position]
-                        self._taken[id(idle.buffer)] = taken
-                        return idle.buffer
-                    break  # those after it were given back later
-            others = [idle for idle in self._idle if idle.kind != accelerator.kind]
-            useless = others[:1] if self._is_full() else []
-            for idle in useless:
-                self._idle.remove(idle)
-        if useless:
-            _free(useless)
-            with self._changed:
-                self._count -= 1
-        with self._changed:
-            if self._is_full():
-                return None
-            self._count += 1
-        made = self._make(accelerator)
-        if made is not None:
-            with self._changed:
-                self._taken[id(made)] = taken
-        return made
+        while (idle := self._take_idle(accelerator.kind)) is not None:
+            if idle.settle():
+                return idle.buffer
+            self.give_back(idle.buffer, clean=False)
+        if not self._begin_to_make():
+            return None
+        return self._make(accelerator)
 
-    def _take_oldest(self, kind: str) -> _Idle | None:
+    def _take_idle(self, kind: str) -> _Idle | None:
         """The buffer of that kind that was given back first; a device may read from it yet."""
         with self._changed:
             for position, idle in enumerate(self._idle):
@@ -185,12 +177,24 @@ class StagingRing:
                     return idle
         return None
 
+    def _begin_to_make(self) -> bool:
+        """Count a buffer that will be made, where there is room or another kind's makes way."""
+        with self._changed:
+            useless = [self._idle.pop(0)] if self._idle and self._is_full() else []
+            self._count -= len(useless)
+            if self._is_full():
+                return False
+            self._count += 1
+        _free(useless)
+        return True
+
     def _is_full(self) -> bool:
         return self._count >= self.limit
 
     def _make(self, accelerator: Accelerator) -> PinnedBuffer | None:
+        taken = accelerator.kind, self._era
         try:
-            return accelerator.pin(self.buffer_bytes)
+            made = accelerator.pin(self.buffer_bytes)
         except BaseException as error:
             with self._changed:
                 self._count -= 1
@@ -201,6 +205,9 @@ class StagingRing:
             if makes_do:
                 return None
             raise
+        with self._changed:
+            self._taken[id(made)] = taken
+        return made
 
     def give_back(
         self, buffer: PinnedBuffer, *, after: Mark | None = None, clean: bool = True
