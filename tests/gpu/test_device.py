@@ -141,7 +141,9 @@ def test_nothing_but_the_tensors_stays(fd: int, target: Target) -> None:
     ours = brought(fd, target)
     target.synchronize()
     rounded = sum(-(-storage.nbytes // 512) * 512 for storage in index.storages)
-    assert target.used_bytes() - before <= rounded
+    # torch does not split what would be left of a block that is less than 1 MiB larger.
+    larger = sum(1 << 20 for storage in index.storages if storage.nbytes > 1 << 20)
+    assert target.used_bytes() - before <= rounded + (larger if target.is_real else 0)
     del ours
     target.synchronize()
     assert target.used_bytes() == before

@@ -214,6 +214,9 @@ class _Mark:
         self.reached = False
         self.failure: str | None = None
 
+    def is_reached(self) -> bool:
+        return self.reached
+
     def wait(self) -> None:
         self._accelerator.wait_for(self)
 

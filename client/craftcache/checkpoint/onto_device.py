@@ -16,10 +16,9 @@ from craftcache.device.pipeline import CopyJob, Part
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from craftcache.device.accelerator import Accelerator, Mark, PinnedBuffer
+    from craftcache.device.accelerator import Accelerator, PinnedBuffer
     from craftcache.device.link import DeviceLink
     from craftcache.device.pieces import FileSpan, Fragment, Piece
-    from craftcache.device.pipeline import Pipeline
 
     from .index import Index, Storage
 
@@ -67,66 +66,68 @@ def _bring(
     *,
     direct: bool,
 ) -> T:
-    with FileReader(fd, index.file_size, direct=direct) as reader, link.open() as pipeline:
-        arriving = _Arriving(index.storages, link.accelerator, reader)
-        for piece in cut(index.storages, link.ring.buffer_bytes):
-            if pipeline.failed:
-                break
-            arriving.submit(piece, pipeline)
-        return build(arriving.take)
+    pieces = list(cut(index.storages, link.ring.buffer_bytes))
+    with FileReader(fd, index.file_size, direct=direct) as reader:
+        arriving = _Arriving(index.storages, pieces, link.accelerator, reader)
+        with link.open() as pipeline:
+            for piece in pieces:
+                if pipeline.failed:
+                    break
+                pipeline.submit(arriving.job(piece))
+            return build(arriving.take)
 
 
 class _Arriving:
-    """The storages of one load on the device, allocated when the first piece of each comes."""
+    """The storages of one load on the device.
+
+    All are allocated before the first is copied: see pipeline on who may ask the driver meanwhile.
+
+    Raises:
+        NoDeviceMemory, DeviceLost: See Accelerator.allocate.
+    """
 
     def __init__(
-        self, storages: Sequence[Storage], accelerator: Accelerator, reader: FileReader
+        self,
+        storages: Sequence[Storage],
+        pieces: Sequence[Piece],
+        accelerator: Accelerator,
+        reader: FileReader,
     ) -> None:
-        self._accelerator = accelerator
+        self._device = accelerator.device
         self._storages = storages
         self._reader = reader
-        self._placed: dict[Storage, torch.Tensor] = {}
+        self._placed = {
+            storage: accelerator.allocate(storage.nbytes) for storage in storages if storage.nbytes
+        }
         self._staging: torch.Tensor | None = None
-        self._mark: Mark | None = None
-        """The point from which all that was allocated may be written to; None if it is later."""
+        """Memory for small storages on their way; None where they fill the device to the brim."""
+        if together := [piece.used for piece in pieces if _is_staged(piece)]:
+            with suppress(NoDeviceMemory):
+                self._staging = accelerator.allocate(max(together))
+        self._mark = accelerator.mark()
 
-    def submit(self, piece: Piece, pipeline: Pipeline) -> None:
+    def job(self, piece: Piece) -> CopyJob:
         parts = [self._part(fragment) for fragment in piece.fragments]
-        staging = self._staging_of(piece.used) if piece.together and len(parts) > 1 else None
         readings = [_FileReading(self._reader, span) for span in piece.spans]
-        if self._mark is None:
-            self._mark = self._accelerator.mark()
-        pipeline.submit(CopyJob(readings, parts, self._mark, piece.used, staging))
+        staging = self._staging if _is_staged(piece) else None
+        return CopyJob(readings, parts, self._mark, piece.used, staging)
 
     def _part(self, fragment: Fragment) -> Part:
-        storage = self._storages[fragment.storage]
-        placed = self._placed.get(storage)
-        if placed is None:
-            placed = self._placed[storage] = self._allocate(storage.nbytes)
+        placed = self._placed[self._storages[fragment.storage]]
         end = fragment.start + fragment.nbytes
         target = placed[fragment.start : end]
         return Part(target, torch.uint8, fragment.position, fragment.nbytes)
 
-    def _staging_of(self, nbytes: int) -> torch.Tensor | None:
-        """Memory for small storages on their way; None where they fill the device to the brim."""
-        if self._staging is None or self._staging.numel() < nbytes:
-            with suppress(NoDeviceMemory):
-                self._staging = self._allocate(nbytes)
-                return self._staging
-            return None
-        return self._staging
-
-    def _allocate(self, nbytes: int) -> torch.Tensor:
-        self._mark = None
-        return self._accelerator.allocate(nbytes)
-
     def take(self, storage: Storage, dtype: torch.dtype) -> torch.Tensor:
         """All of a storage as elements of ``dtype``; its own storage, of exactly that size."""
-        device = self._accelerator.device
         placed = self._placed.get(storage)
-        if placed is None:  # an empty one, or nothing arrives any more
-            placed = torch.empty(storage.nbytes, dtype=torch.uint8, device=device)
-        return torch.empty(0, dtype=dtype, device=device).set_(placed.untyped_storage())
+        if placed is None:  # an empty one
+            placed = torch.empty(0, dtype=torch.uint8, device=self._device)
+        return torch.empty(0, dtype=dtype, device=self._device).set_(placed.untyped_storage())
+
+
+def _is_staged(piece: Piece) -> bool:
+    return piece.together and len(piece.fragments) > 1
 
 
 class _FileReading:

@@ -29,6 +29,9 @@ class NoDeviceMemory(Exception):
 class Mark(Protocol):
     """A point in the work of a stream."""
 
+    def is_reached(self) -> bool:
+        """Whether the device is there, or has failed, as far as can be told at once."""
+
     def wait(self) -> None:
         """Block the calling thread until the device is there.
 

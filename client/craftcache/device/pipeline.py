@@ -2,11 +2,11 @@
 
 A job is what goes through one buffer. Whoever makes the jobs submits them in order; any reader
 takes the next, reads it into a buffer and hands that to the copier, which enqueues the copies upon
-the one stream of the load and hands the buffer on to the next reader, with the point at which the
-device has read it. One stream keeps a link busy, and one thread that talks to the driver is faster
-than many, which wait for its lock and for Python's. Jobs are done in any order, so no two may write
-to the same memory. ``drain`` returns when the device has done all of it: what the caller then
-enqueues, on whatever stream, comes after.
+the one stream of the load and gives the buffer to the next reader when the device has read it. One
+stream keeps a link busy, and during a load nobody but the copier asks the driver for anything:
+calls from several threads at once were seen to take twenty times as long. Jobs are done in any
+order, so no two may write to the same memory. ``drain`` returns when the device has done all of
+it: what the caller then enqueues, on whatever stream, comes after.
 
 The first failure stops everything: what is queued is dropped, what the device was told to do is
 waited for, and the buffers go back, so that afterwards nobody writes to memory that is freed.
@@ -18,6 +18,7 @@ import contextlib
 import os
 import queue
 import threading
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -97,6 +98,10 @@ class _Used(NamedTuple):
     buffer: PinnedBuffer
     after: Mark | None
 
+    def is_free(self) -> bool:
+        """Whether it is certain by now."""
+        return self.after is None or self.after.is_reached()
+
 
 class Pipeline:
     """One load; a context, which ends when all is done or nothing goes on any more.
@@ -129,14 +134,15 @@ class Pipeline:
         self._filled: queue.SimpleQueue[tuple[CopyJob, PinnedBuffer] | None] = queue.SimpleQueue()
         """Jobs that were read, with their buffers; None ends the copier."""
         self._free: queue.SimpleQueue[_Used] = queue.SimpleQueue()
-        """Buffers of this load that nobody fills and that are not in ``_filled``."""
+        """Buffers of this load for the next reader."""
+        self._in_flight: deque[_Used] = deque()
+        """Buffers that the device reads from, the oldest first; the copier's alone."""
         self._copier: threading.Thread | None = None
         self._threads: list[threading.Thread] = []
         """The readers."""
         self.failed = False
         """Whether something failed, so that nothing more is done."""
-        # Guards _pending, _held, failed and _error. Inside, the ring's lock is taken, and a buffer
-        # that the ring does not keep is waited for.
+        # Guards _pending, _held, failed, _error. Nothing blocks and no other lock is taken inside.
         self._changed = threading.Condition()
         self._held = 0
         """Buffers that this load has; at least one while a job that was read is not over, so that
@@ -177,6 +183,7 @@ class Pipeline:
         if self._copier is not None:  # no reader hands it anything any more
             self._filled.put(None)
             self._copier.join()
+        self._give_back_free()
 
     def fail(self, error: BaseException) -> None:
         """Stop; ``drain`` raises ``error``, if it is the first."""
@@ -249,25 +256,23 @@ class Pipeline:
         finally:
             del error  # its frames have the tensors: with no cycle they go when it does
 
-    def _over(self, used: _Used | None = None) -> None:
-        """A job is over; ``used`` is its buffer, if it had one."""
+    def _over(self) -> None:
+        """A job is over."""
         with self._changed:
-            if used is not None:
-                self._free.put(used)
             self._pending -= 1
-            if not self._pending:  # nobody is to wait for a buffer while this waits for a job
-                self._give_back(self._held)
+            if not self._pending:
                 self._changed.notify_all()
-            elif self._held > 1 and self._ring.is_wanted:  # others get on, and this does with less
-                self._give_back(1)
 
-    def _give_back(self, count: int) -> None:
-        """Give so many free buffers back to the ring, or all there are; inside ``_changed``."""
+    def _give_back_free(self) -> None:
+        """Give the buffers that nobody uses back to the ring."""
         with contextlib.suppress(queue.Empty):
-            for _ in range(count):
-                used = self._free.get_nowait()
-                self._held -= 1
-                self._ring.give_back(used.buffer, after=used.after)
+            while True:
+                self._give_back(self._free.get_nowait())
+
+    def _give_back(self, used: _Used) -> None:
+        with self._changed:
+            self._held -= 1
+        self._ring.give_back(used.buffer, after=used.after)
 
     def _read(self) -> None:
         """Read jobs until there are no more; in each reader."""
@@ -282,11 +287,14 @@ class Pipeline:
                     reading.fill(buffer)
             except BaseException as error:  # noqa: BLE001  # drain raises it
                 self.fail(error)
-                self._over(None if buffer is None else _Used(buffer, None))
+                if buffer is not None:
+                    self._free.put(_Used(buffer, None))
+                self._over()
             else:
-                self._filled.put((job, buffer))
-                if self._copier is None:
-                    self._copy_next()
+                if self._copier is not None:
+                    self._filled.put((job, buffer))
+                else:
+                    self._send(job, buffer)
             del job, buffer  # while this waits it keeps nothing
 
     def _take(self) -> PinnedBuffer | None:
@@ -294,7 +302,7 @@ class Pipeline:
         while self._goes_on():
             buffer = self._ring.take_nowait(self._accelerator) if self._ring.may_give else None
             if buffer is None and not self._held:
-                buffer = self._ring.take(self._accelerator, self._goes_on)
+                buffer = self._ring.take(self._accelerator, self._has_none_and_goes_on)
             if buffer is not None:
                 with self._changed:
                     self._held += 1
@@ -304,17 +312,17 @@ class Pipeline:
         return None
 
     def _next_free(self) -> PinnedBuffer | None:
-        """The buffer of this load that is free next; None if the device failed, or anything did."""
+        """The buffer of this load that is free next; None if nothing more is to be done."""
+        if self._copier is None:
+            self._free_oldest()
         used = self._free.get()
-        try:
-            if used.after is not None:
-                used.after.wait()
-        except BaseException as error:  # noqa: BLE001  # drain raises it
-            self.fail(error)
-        if self.failed:
-            self._free.put(used)  # for the next who waits
-            return None
-        return used.buffer
+        if not self.failed:
+            return used.buffer
+        self._free.put(used)  # for the next who waits
+        return None
+
+    def _has_none_and_goes_on(self) -> bool:
+        return not self._held and self._goes_on()
 
     def _goes_on(self) -> bool:
         self._check()
@@ -324,28 +332,58 @@ class Pipeline:
         """Have the device copy what was read until there is no more; in the copier."""
         try:
             with self._accelerator.entered():
-                while self._copy_next():
-                    pass
+                self._copy_all()
         except BaseException as error:  # noqa: BLE001  # drain raises it
             self.fail(error)
-            while self._copy_next():
-                pass
+            self._copy_all()
+        while self._in_flight:
+            self._give_back(self._in_flight.popleft())
 
-    def _copy_next(self) -> bool:
-        """Have the device copy one job; False if that was the last."""
-        filled = self._filled.get()
-        if filled is None:
-            return False
-        job, buffer = filled
+    def _copy_all(self) -> None:
+        while True:
+            while self._in_flight and self._is_wanted_soon():
+                self._free_oldest()
+            filled = self._filled.get()
+            if filled is None:
+                return
+            self._send(*filled)
+
+    def _is_wanted_soon(self) -> bool:
+        """Whether a reader waits for what is in flight, while nothing else is to be done."""
+        return self._filled.empty() and self._free.empty()
+
+    def _free_oldest(self) -> None:
+        """Wait until the device has read the oldest buffer, and hand that to the next reader."""
+        used = self._in_flight.popleft()
+        try:
+            if used.after is not None:
+                used.after.wait()
+                used = _Used(used.buffer, None)
+        except BaseException as error:  # noqa: BLE001  # drain raises it
+            self.fail(error)
+        if self._held > 1 and self._ring.is_wanted:  # others get on, and this does with less
+            self._give_back(used)
+        else:
+            self._free.put(used)
+
+    def _send(self, job: CopyJob, buffer: PinnedBuffer) -> None:
+        """Have the device copy one job."""
         mark = None
         try:
             if not self.failed:
                 mark = self._last = self._enqueue(job, buffer)
         except BaseException as error:  # noqa: BLE001  # drain raises it
             self.fail(error)
-        finally:
-            self._over(_Used(buffer, mark))
-        return True
+        self._in_flight.append(_Used(buffer, mark))
+        while self._in_flight and self._in_flight[0].is_free():
+            self._free_oldest()
+        with self._changed:
+            is_last = self._pending == 1
+        if is_last:  # nobody is to wait for a buffer while this waits for a job
+            self._give_back_free()
+            while self._in_flight:
+                self._give_back(self._in_flight.popleft())
+        self._over()
 
     def _enqueue(self, job: CopyJob, buffer: PinnedBuffer) -> Mark:
         if self._stream is None:
