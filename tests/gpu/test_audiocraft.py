@@ -38,7 +38,7 @@ SIZES = ("org/small", "org/large")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Sums of floats depend on how many threads share them."""
 
-PROGRAM_SECONDS = 90.0
+PROGRAM_SECONDS = 110.0
 """Time limit of each program; two of them run at once."""
 
 pytestmark = [
