@@ -120,6 +120,15 @@ def test_weights_of_the_models_own_dtype_lie_in_the_nodes_files(
     assert all(file.startswith(str(warm_node.cache_dir)) for file in files)
 
 
+def test_a_model_for_a_device_is_not_built_on_the_cpu(patching: dict[str, Any]) -> None:
+    built = patching["built_on_cpu"]
+    conditioner, _ = built["get_conditioner_provider"]
+    theirs, ours = built["get_lm_model"]
+    assert ours - conditioner < 0.05 * (theirs - conditioner)
+    theirs, ours = built["get_compression_model"]
+    assert ours < 0.05 * theirs
+
+
 PATCHING = ("--patch-audiocraft",)
 """Options of ``craftcache run``, for programs that know nothing of the patch."""
 

@@ -7,6 +7,7 @@ for bit. Its parts:
 
     installation    which names, in which versions of AudioCraft, and what stands in for them
     building        how the loaders build a model and fill it from the checkpoint
+    placing         the device that they build it on
     deferring       random initialisation, put off until it is known who needs it
     startup/        what installs it in a program that knows nothing of it
 

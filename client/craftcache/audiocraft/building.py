@@ -2,8 +2,8 @@
 
 A loader loads a checkpoint, calls a builder, and then the model's load_state_dict.
 ``Builders`` takes the place of the module ``audiocraft.models.builders`` for the loaders: within a
-loader, the random initialisation of the model that it returns is deferred, and the model's first
-load_state_dict takes the checkpoint's tensors over and then initialises the others.
+loader, the model that it returns is built on its device, its random initialisation is deferred, and
+its first load_state_dict takes the checkpoint's tensors over and then initialises the others.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from contextvars import ContextVar
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from craftcache.checkpoint.adopting import adopt
 
 from .deferring import Deferral, deferrable, suspended
+from .placing import anywhere_else, placed_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
-
-    import torch
 
 __all__ = [
     "Builders",
@@ -56,25 +57,25 @@ class Builders:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the module has there
         return getattr(self._builders, name)
 
-    def get_compression_model(self, cfg: object) -> torch.nn.Module:
+    def get_compression_model(self, cfg: Any) -> torch.nn.Module:  # noqa: ANN401  # OmegaConf's
         """A codec."""
-        return _build(self._builders.get_compression_model, cfg)
+        return _build(self._builders.get_compression_model, cfg, cfg.device)
 
-    def get_lm_model(self, cfg: object) -> torch.nn.Module:
+    def get_lm_model(self, cfg: Any) -> torch.nn.Module:  # noqa: ANN401  # OmegaConf's
         """A language model."""
-        return _build(self._builders.get_lm_model, cfg)
+        return _build(self._builders.get_lm_model, cfg, cfg.device)
 
     def get_diffusion_model(self, cfg: object) -> torch.nn.Module:
-        """One band of MultiBandDiffusion."""
-        return _build(self._builders.get_diffusion_model, cfg)
+        """One band of MultiBandDiffusion; the loader moves it when it is filled."""
+        return _build(self._builders.get_diffusion_model, cfg, "cpu")
 
 
 def build_suspended(get_conditioner_provider: Callable[..., Any]) -> Callable[..., Any]:
-    """The builder wrapped to initialise at once: T5, demucs and others load their own weights."""
+    """The builder wrapped to be as ever: T5, demucs and others load their own weights."""
 
     @wraps(get_conditioner_provider)
     def build(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # as the builder has it
-        with suspended():
+        with suspended(), anywhere_else():
             return get_conditioner_provider(*args, **kwargs)
 
     return build
@@ -94,11 +95,11 @@ def make_deferrable(get_init_fn: Callable[..., Any]) -> Callable[..., Any]:
     return get_deferrable
 
 
-def _build(build: Callable[[object], torch.nn.Module], cfg: object) -> torch.nn.Module:
+def _build(build: Callable[[object], torch.nn.Module], cfg: object, device: str) -> torch.nn.Module:
     if not _is_loading.get():
         return build(cfg)
     deferral = Deferral()
-    with deferral:
+    with deferral, placed_on(torch.device(device)):
         model = build(cfg)
     vars(model)["load_state_dict"] = partial(_load_first, model, deferral)  # before the method
     return model

@@ -17,9 +17,12 @@ import audiocraft
 import torch
 from audiocraft.models import MusicGen, builders, lm, loaders
 from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 import craftcache
 from craftcache.audiocraft import install, is_installed, uninstall
+from craftcache.audiocraft.building import loading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,6 +163,52 @@ def where_weights_lie(source: str) -> dict[str, list[str]]:
     return {"lm": files(model.lm), "compression": files(model.compression_model)}
 
 
+class MadeOnCpu(TorchDispatchMode):
+    """While it is entered, counts the bytes of all tensors that operators return on the CPU.
+
+    A deferral that is entered meanwhile is told of them first, and calls the operators.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, _: object, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.nbytes += sum(
+            leaf.nbytes
+            for leaf in tree_flatten(made)[0]
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu"
+        )
+        return made
+
+
+def built_on_cpu(source: str) -> dict[str, list[int]]:
+    """Bytes of tensors that are made on the CPU for a model elsewhere, as it is and patched.
+
+    A conditioner, which is built as ever, is part of the language model's.
+    """
+
+    def count(build: Callable[[Any], object], config: Any) -> int:
+        with MadeOnCpu() as made:
+            build(config)
+        return int(made.nbytes)
+
+    lm_config = configuration(source)
+    codec_config = OmegaConf.create(loaders.load_compression_model_ckpt(source)["xp.cfg"])
+    codec_config.seanet.norm = "none"  # torch 2.1 norms no weights on the device that is used here
+    found = {}
+    for name, config in (("get_lm_model", lm_config), ("get_compression_model", codec_config)):
+        config.device = "meta"
+        theirs = count(getattr(builders, name), deepcopy(config))
+        install()
+        ours = count(loading(getattr(loaders.builders, name)), config)
+        uninstall()
+        found[name] = [theirs, ours]
+    conditioner = count(lambda config: builders.get_conditioner_provider(16, config), lm_config)
+    return {**found, "get_conditioner_provider": [conditioner, conditioner]}
+
+
 def configuration(source: str) -> Any:
     """Of an export's language model."""
     config = OmegaConf.create(loaders.load_lm_model_ckpt(source)["xp.cfg"])
@@ -176,7 +225,7 @@ def in_thread(call: Callable[[], object]) -> None:
 
 def main(source: str) -> None:
     """All of it, one after the other in one process."""
-    steps = (refusal, restoring, other_builds, not_overwritten, where_weights_lie)
+    steps = (refusal, restoring, other_builds, not_overwritten, where_weights_lie, built_on_cpu)
     print(json.dumps({step.__name__: step(source) for step in steps}))
 
 
