@@ -45,7 +45,8 @@ RESULTS = Path(__file__).parent / "results" / "scale.json"
 SIZES = (1, 100, 5_000)
 WARMED = 500
 STATUSES = 15
-HITS = 3_000
+HITS = 500
+TURNS = 7
 FILES = ("state_dict.bin", "compression_state_dict.bin")
 
 LONGEST_STATUS = 0.3
@@ -139,9 +140,9 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def hit(path: Path) -> float:
+def hit(daemon: DaemonProcess) -> float:
     """Seconds of a load of one model whose files are at hand."""
-    worker = WorkerSocket(path)
+    worker = WorkerSocket(daemon.socket_dir / "worker" / "handles.sock")
     request = Load(parse(name(0)))
     worker.ask(request, patience=lambda: 15.0).close()
     taken = seconds(lambda: worker.ask(request, patience=lambda: 15.0).close(), HITS)
@@ -172,7 +173,7 @@ def measured(count: int) -> Iterator[Figure]:
                 cpu.append(taken_by_start)
                 status = seconds(client.status, STATUSES)
                 assert client.status().models == count
-                taken = hit(daemon.socket_dir / "worker" / "handles.sock")
+                taken = hit(daemon)
                 memory = peak_megabytes(daemon.pid)
                 daemon.terminate()
         yield Figure(count, "a start, until it answers", median(starts), "s", LONGEST_START)
@@ -180,6 +181,17 @@ def measured(count: int) -> Iterator[Figure]:
         yield Figure(count, "a status", status, "s", LONGEST_STATUS)
         yield Figure(count, "memory of the daemon", memory, "MB", MOST_MEMORY)
         yield Figure(count, "a hit", taken, "s", None)
+
+
+def hits_in_turn(count: int) -> Iterator[Figure]:
+    """How long a hit takes with ``count`` models, beside one model: two daemons, asked in turn."""
+    with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as many:
+        written(Path(few), 1)
+        written(Path(many), count)
+        with DaemonProcess(Path(few)) as small, DaemonProcess(Path(many)) as large:
+            assert (small.client().status().models, large.client().status().models) == (1, count)
+            ratios = [hit(large) / hit(small) for _ in range(TURNS)]
+    yield Figure(count, "a hit, beside that of one model", median(ratios), "x", MOST_OF_A_HIT)
 
 
 def warmed() -> Iterator[Figure]:
@@ -217,13 +229,7 @@ def main() -> None:
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     figures = [figure for count in arguments.sizes for figure in measured(count)]
-    hits = {figure.models: figure.value for figure in figures if figure.what == "a hit"}
-    if 1 in hits:
-        figures += [
-            Figure(count, "a hit, beside that of one model", value / hits[1], "x", MOST_OF_A_HIT)
-            for count, value in hits.items()
-            if count > 1
-        ]
+    figures += [each for count in arguments.sizes if count > 1 for each in hits_in_turn(count)]
     if not arguments.no_warm:
         figures += warmed()
     print(f"{'models':>6}  {'':34}{'measured':>10}{'allowed':>9}")
