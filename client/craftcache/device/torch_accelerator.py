@@ -12,14 +12,14 @@ import torch
 from craftcache.errors import DeviceLost, ResourceLimit
 
 from .accelerator import DeviceWork, NoDeviceMemory, PinnedBuffer, Upload
-from .cuda_driver import find_driver
+from .cuda_uploads import find_uploads
 from .pieces import PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .accelerator import CopyStream, Mark
-    from .cuda_driver import CudaDriver
+    from .cuda_uploads import CudaUploads
 
 __all__ = ["TorchAccelerator", "copies_rightly", "find_accelerator"]
 
@@ -27,7 +27,7 @@ __all__ = ["TorchAccelerator", "copies_rightly", "find_accelerator"]
 def find_accelerator(device: torch.device) -> TorchAccelerator | None:
     """What copies into ``device`` while nobody waits; None where plain copies have to do."""
     if device.type == "cuda":
-        return TorchAccelerator(device, torch.cuda, driver=find_driver())
+        return TorchAccelerator(device, torch.cuda, uploads=find_uploads())
     if device.type in ("cpu", "meta") or not _is_usable(device.type):
         return None
     return TorchAccelerator(device, _GenericApi())
@@ -116,7 +116,7 @@ class TorchAccelerator:
         device: The device; without a number, the current one of its kind.
         api: torch.cuda, or something with the same names.
         lock_memory: Returns so many bytes of page-locked memory.
-        driver: Makes the copies; None has torch make them.
+        uploads: Makes the copies; None has torch make them.
     """
 
     def __init__(
@@ -124,10 +124,10 @@ class TorchAccelerator:
         device: torch.device,
         api: Any,  # noqa: ANN401  # as torch has it
         lock_memory: Callable[[int], torch.Tensor] | None = None,
-        driver: CudaDriver | None = None,
+        uploads: CudaUploads | None = None,
     ) -> None:
         self._api = api
-        self._driver = driver
+        self._uploads = uploads
         self._lock_memory = lock_memory or _lock_memory
         index = api.current_device() if device.index is None else device.index
         self.device = torch.device(device.type, index)
@@ -142,7 +142,7 @@ class TorchAccelerator:
         """See Accelerator.new_stream; torch has few, and hands the same ones out again."""
         with _failures(self.device):
             stream = self._api.Stream(device=self.device)
-            return _TorchStream(self._api, self.device, stream, self._driver)
+            return _TorchStream(self._api, self.device, stream, self._uploads)
 
     def mark(self) -> Mark:
         """See Accelerator.mark."""
@@ -192,16 +192,16 @@ class _TorchStream:
         api: Any,  # noqa: ANN401  # as torch has it
         device: torch.device,
         stream: Any,  # noqa: ANN401
-        driver: CudaDriver | None,
+        uploads: CudaUploads | None,
     ) -> None:
         self._api = api
         self._device = device
         self._stream = stream
-        self._driver = driver
+        self._uploads = uploads
         self._after: Mark | None = None
         """The last point that it was told to wait for."""
-        if driver is not None:
-            driver.bind(stream.cuda_stream)
+        if uploads is not None:
+            uploads.bind(stream.cuda_stream)
 
     def enqueue(self, work: DeviceWork) -> Mark:
         """See CopyStream.enqueue."""
@@ -218,14 +218,14 @@ class _TorchStream:
         if work.after is not self._after and isinstance(work.after, _TorchMark):
             self._stream.wait_event(work.after.event)
             self._after = work.after
-        if self._driver is not None:
-            self._driver.copy(self._stream.cuda_stream, work.buffer, work.uploads)
+        if self._uploads is not None:
+            self._uploads.copy(self._stream.cuda_stream, work.buffer, work.uploads)
             if not work.spreads:
                 return
         memory = work.buffer.tensor
         uploads = [(each, memory[start : start + nbytes]) for each, start, nbytes in work.uploads]
         with torch.no_grad(), self._api.stream(self._stream):
-            if self._driver is None:
+            if self._uploads is None:
                 for target, source in uploads:
                     target.copy_(source, non_blocking=True)
             if work.spreads:

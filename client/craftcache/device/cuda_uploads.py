@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from .accelerator import PinnedBuffer, Upload
 
-__all__ = ["CudaDriver", "find_driver"]
+__all__ = ["CudaUploads", "find_uploads"]
 
 _OUT_OF_MEMORY: Final = 2
 """CUDA_ERROR_OUT_OF_MEMORY, from cuda.h."""
 
 
-class CudaDriver:
+class CudaUploads:
     """The driver's functions.
 
     Args:
@@ -73,12 +73,12 @@ class CudaDriver:
 
 
 @cache
-def find_driver() -> CudaDriver | None:
+def find_uploads() -> CudaUploads | None:
     """The driver that this process's torch uses; None where it uses another, or it has not all."""
     if torch.version.cuda is None:  # torch.cuda is that of another vendor, or of none
         return None
     loader: Any = ctypes.CDLL  # waits for the driver without Python's lock
     try:
-        return CudaDriver(loader("libcuda.so.1"))
+        return CudaUploads(loader("libcuda.so.1"))
     except (OSError, AttributeError):
         return None
