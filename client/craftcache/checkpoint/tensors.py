@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .index import Index, Storage
 
-__all__ = ["build", "copy_into", "load_state_dict", "release"]
+__all__ = ["build", "build_all", "copy_into", "load_state_dict", "release"]
 
 
 def build(
@@ -70,16 +70,23 @@ def build(
     if link is None and device.type != "cpu":
         link = find_link(device)
     if link is not None:
-        make = partial(_build_all, index, device)
+        make = partial(build_all, index, device)
         return bring(index, fd, link, make, direct=direct, source=source)
     spans = _Spans(index, fd, mapped=mapped)
     take = spans.take if device.type == "cpu" else _PlainTransfer(spans, device).take
-    return _build_all(index, device, take)
+    return build_all(index, device, take)
 
 
-def _build_all(
+def build_all(
     index: Index, device: torch.device, take: Callable[[Storage, torch.dtype], torch.Tensor]
 ) -> object:
+    """The objects of an index, their tensors on ``device`` in the storages that ``take`` returns.
+
+    Args:
+        index: Index of a file that has no reason to be loaded by torch.
+        device: Device of all tensors.
+        take: Returns all of a storage as elements of a dtype, in a storage of exactly its size.
+    """
     return assemble(index.tree, _build_tensors(index, take, device))
 
 
