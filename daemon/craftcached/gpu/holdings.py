@@ -74,15 +74,24 @@ class Holdings:
         memory: The GPU's memory.
         max_bytes: Memory that all files may take.
         ttl: Seconds for which a file stays that nobody has.
+        max_leases_per_uid: Leases of one user at most.
 
     Attributes:
         lost: Set when the device has failed: only a new process can use it again.
     """
 
-    def __init__(self, memory: GpuMemory, *, max_bytes: int, ttl: float) -> None:
+    def __init__(
+        self,
+        memory: GpuMemory,
+        *,
+        max_bytes: int,
+        ttl: float,
+        max_leases_per_uid: int = MAX_LEASES_PER_UID,
+    ) -> None:
         self._memory = memory
         self._max_bytes = max_bytes
         self._ttl = ttl
+        self._max_leases_per_uid = max_leases_per_uid
         self._held: dict[str, _Held] = {}
         self._coming = 0
         self._leases: dict[int, tuple[_Held, int]] = {}
@@ -137,9 +146,9 @@ class Holdings:
             CraftcacheError: The device failed.
             OSError, EOFError: The file cannot be read.
         """
-        if self._of_uid[uid] >= MAX_LEASES_PER_UID:
+        if self._of_uid[uid] >= self._max_leases_per_uid:
             raise BudgetExceeded(
-                f"uid {uid} has {MAX_LEASES_PER_UID} leases of models in the GPU's memory",
+                f"uid {uid} has {self._of_uid[uid]} leases of models in the GPU's memory",
                 source=source,
                 hint="Let go of what its processes have loaded with share",
             )
