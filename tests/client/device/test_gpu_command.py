@@ -79,7 +79,17 @@ def test_what_is_enough_is_what_was_asked_for(ours: float, enough: list[bool]) -
 
 
 def test_without_figures_nothing_is_said() -> None:
-    assert verdict({}) == {"wrong_tensors": 0, "compared_tensors": 0, "models": {}}
+    nothing = {"wrong_tensors": 0, "compared_tensors": 0, "models": {}, "sharing": []}
+    assert verdict({}) == nothing
+
+
+def test_sharing_is_held_to_its_targets() -> None:
+    fast = {"model": "6.5 GB", "shared": True, "second_seconds": 0.02, "copies": 1.002}
+    slow = {"model": "6.5 GB", "shared": True, "second_seconds": 0.06, "copies": 1.5}
+    told = verdict({"sharing": [fast, slow]})["sharing"]
+    assert [each["second_seconds"]["is_enough"] for each in told] == [True, False]
+    assert [each["copies"]["is_enough"] for each in told] == [True, False]
+    assert verdict({"sharing": [fast]}, dry_run=True)["sharing"] == []
 
 
 def test_what_lies_in_wheels_is_there_to_import(tmp_path: Path) -> None:
@@ -89,7 +99,7 @@ def test_what_lies_in_wheels_is_there_to_import(tmp_path: Path) -> None:
         wheel.writestr("carried/__init__.py", "NAME = 'carried here'")
     environment = unpack_wheels(tmp_path / "unpacked", wheels)
     program = "import carried, craftcache, tests.gpu; print(carried.NAME)"
-    assert Steps(environment, tmp_path).run("import", ["-c", program], 60) == (
+    assert Steps(environment, tmp_path, 60).run("import", ["-c", program], 60) == (
         "exit 0",
         "carried here\n",
     )
@@ -97,6 +107,6 @@ def test_what_lies_in_wheels_is_there_to_import(tmp_path: Path) -> None:
 
 def test_a_step_that_hangs_is_cut_off_and_what_it_said_is_kept(tmp_path: Path) -> None:
     program = "import threading; print('begun', flush=True); threading.Event().wait()"
-    outcome, printed = Steps(dict(os.environ), tmp_path).run("hang", ["-c", program], 3)
+    outcome, printed = Steps(dict(os.environ), tmp_path, 60).run("hang", ["-c", program], 3)
     assert outcome == "cut off"
     assert printed in ("begun\n", "")  # where Python had not even started

@@ -1,8 +1,9 @@
 """A worker that loads with ``share=True`` as it is told to, line by line on its standard input.
 
 Each line is a JSON object with ``do``: ``load``, ``drop``, ``fingerprint`` (of what it has loaded,
-as it is in memory now), ``write`` (to a tensor). Each is answered by a line. On the CPU, memory
-files stand in for a GPU's memory. Argument: a JSON object.
+as it is in memory now), ``compare`` (with what the benchmark has saved), ``write`` (to a tensor).
+Each is answered by a line. On the CPU, memory files stand in for a GPU's memory. Argument: a JSON
+object.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ class Worker:
         self.device = given["device"]
         self.warnings = _Warnings()
         logging.getLogger("craftcache").addHandler(self.warnings)
+        if given.get("imports"):  # as a program has that imports all it needs at its beginning
+            import craftcache.checkpoint.in_shared_memory
+            import craftcache.checkpoint.shareable
+
+            if self.device != "cpu":
+                import cuda.bindings.driver  # noqa: F401
+
+                import craftcache.device.cuda_sharing  # noqa: F401
         if self.device != "cpu":
             torch.zeros(1, device=self.device)
             torch.cuda.synchronize()
@@ -77,6 +86,24 @@ class Worker:
             "uid": os.getuid(),
         }
 
+    def compare(self, layers: int, width: int) -> dict[str, Any]:
+        from tests.bench.gpu import value_of
+        from tests.bench.shapes import KEY, Shape
+
+        state = self.loaded["lm"][KEY]
+        shapes = dict(Shape("", layers, width).parameters())
+        wrong = [
+            name
+            for number, (name, shape) in enumerate(shapes.items())
+            if name not in state
+            or not torch.equal(state[name], value_of(number, shape, torch.device(self.device)))
+        ]
+        return {
+            "wrong": len(wrong),
+            "tensors": len(shapes),
+            "unknown": len(set(state) - set(shapes)),
+        }
+
     def write(self) -> dict[str, Any]:
         tensor = next(each for each in tensors_in(self.loaded) if each.numel())
         try:
@@ -93,6 +120,8 @@ class Worker:
                 return self.load(line["source"], line.get("parts", ["lm", "compression"]))
             case "fingerprint":
                 return {part: fingerprint(each) for part, each in self.loaded.items()}
+            case "compare":
+                return self.compare(line["layers"], line["width"])
             case "write":
                 return self.write()
             case "drop":
