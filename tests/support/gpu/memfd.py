@@ -18,7 +18,7 @@ from craftcache.device.sharing import NotShared, SharedDevice
 if TYPE_CHECKING:
     import torch
 
-    from craftcache import Client
+    from craftcache import AsyncClient, Client
     from craftcache.device.sharing import Lease
 
 UUID = "GPU-00000000-0000-0000-0000-00000000000e"
@@ -146,7 +146,7 @@ class MemfdSpans:
             return torch.frombuffer(self._map, dtype=torch.uint8, count=nbytes, offset=offset)
 
 
-def share_by_memfd(client: Client, obstacle: str | None = None) -> None:
+def share_by_memfd(client: Client | AsyncClient, obstacle: str | None = None) -> None:
     """Have a client's ``share=True`` go to the service with memory files, whatever the device."""
     shared = SharedDevice(UUID, MemfdMapper(obstacle))
     client._do.find_shared_device = lambda _device: shared
