@@ -31,8 +31,8 @@ NOBODY = 65534
 
 WORKERS = 8
 
-SLACK = 64 << 20
-"""Bytes of a device that may come and go beside what is looked at."""
+SLACK = 16 << 20
+"""Bytes of a device that may come and go beside what is looked at: less than a second copy."""
 
 IS_REAL = torch.cuda.is_available() and not os.environ.get("CRAFTCACHE_TEST_DRY_RUN")
 DEVICE = "cuda:0" if IS_REAL else "cpu"
@@ -129,15 +129,16 @@ def test_eight_workers_have_one_copy_which_goes_with_the_last_of_them(
         assert all(load["shared"] == ["lm"] for load in loads)
         assert len({tuple(load["blocks"]) for load in loads}) == 1
         block = node.wait_for_leases(WORKERS).used_bytes
-        assert len(content) <= block
+        assert SLACK < len(content) <= block
         if IS_REAL:
             assert block <= free - free_bytes() < block + SLACK
         node.service.kill()
         assert all(worker.ask("fingerprint") == {"lm": expected} for worker in workers)
+        held = free_bytes()
         for worker in workers:
             worker.ask("drop")
         if IS_REAL:
-            assert free - free_bytes() < SLACK
+            assert free_bytes() - held >= block
 
 
 def test_what_is_there_can_be_compared_with_what_was_verified(node: Node) -> None:

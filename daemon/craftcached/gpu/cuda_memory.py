@@ -16,6 +16,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from craftcache.device.accelerator import NoDeviceMemory
+from craftcache.device.cuda_driver import CudaFailed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -78,27 +81,37 @@ class CudaMemory:
             handle = self._driver.create(nbytes, self.ORDINAL)
             try:
                 descriptor = self._driver.exported(handle)
-            finally:
-                self._driver.release(handle)  # the descriptor keeps the memory
-        return CudaBlock(self._driver, self.device, descriptor, nbytes)
+            except BaseException:
+                self._driver.release(handle)
+                raise
+        return CudaBlock(self._driver, self.device, handle, descriptor, nbytes)
 
 
 class CudaBlock:
-    """See GpuBlock. The descriptor alone is kept: mapped it is only while bytes are copied.
+    """See GpuBlock. It is mapped here only while bytes are copied.
 
     Args:
         driver: CUDA's driver.
         device: The device.
-        descriptor: Descriptor of the memory, which is this object's from now on.
+        handle: The driver's handle of the memory, which is this object's from now on.
+        descriptor: Descriptor of the memory, likewise.
         nbytes: Size of the block.
 
     Attributes:
         nbytes: See GpuBlock.
     """
 
-    def __init__(self, driver: CudaDriver, device: Any, descriptor: int, nbytes: int) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        driver: CudaDriver,
+        device: Any,  # noqa: ANN401  # a handle of the driver's
+        handle: Any,  # noqa: ANN401  # likewise
+        descriptor: int,
+        nbytes: int,
+    ) -> None:
         self._driver = driver
         self._device = device
+        self._handle = handle
         self._descriptor = descriptor
         self.nbytes = nbytes
 
@@ -111,6 +124,8 @@ class CudaBlock:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+            with contextlib.suppress(CudaFailed, NoDeviceMemory):  # of a device that has failed
+                self._driver.release(self._handle)
 
     def fill(self, descriptor: int, size: int) -> None:
         """See GpuBlock.fill."""
@@ -143,11 +158,7 @@ class CudaBlock:
     def _mapped(self, *, writable: bool) -> Iterator[int]:
         driver = self._driver
         with driver.entered(self._device):
-            handle = driver.imported(self._descriptor)
-            try:
-                address = driver.map(handle, self.nbytes, CudaMemory.ORDINAL, writable=writable)
-            finally:
-                driver.release(handle)
+            address = driver.map(self._handle, self.nbytes, CudaMemory.ORDINAL, writable=writable)
             try:
                 yield address
             finally:

@@ -97,7 +97,7 @@ def test_a_worker_maps_it_for_reading_and_lets_go_of_all(api: FakeDriver) -> Non
     mapper = CudaMapper(driver, 0, torch.device("cuda", 0))
     spans = mapper.map(exported, block.nbytes, Lease(theirs))
     os.close(exported)
-    block.close()
+    block.close()  # with its handle, here and in the service alike
     [(address, mapped)] = api.maps.items()
     assert api.access[address] == "r"
     assert mapped[:100] == b"x" * 100

@@ -175,6 +175,7 @@ def test_a_budget_that_is_too_small_is_said_with_its_numbers(warm: DaemonProcess
         load = worker.load()
         assert load["error"] == "DeviceMemoryFull"
         assert "gpu_max_bytes leaves 4096" in load["message"]
+        assert load["needed_bytes"] > 4096
 
 
 def test_an_absent_daemon_makes_workers_go_without_the_service(
