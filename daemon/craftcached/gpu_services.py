@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from craftcache.daemon.gpu_services import GPU_DIRECTORY
 from craftcache.daemon.transport import Call, DaemonUnavailable, WorkerSocket
 from craftcache.daemon.transport.waiting import Deadlines
-from craftcache.errors import CraftcacheError, Unavailable
+from craftcache.errors import CraftcacheError, NotFound, Unavailable
 from craftcache.wire import DescribeGpu, VerifyGpu
 
 from .threads import Threads
@@ -58,7 +58,7 @@ class GpuServices:
 
     async def reports(self) -> list[GpuReport]:
         """How each service is, by the GPUs' UUIDs; without those that do not answer."""
-        paths = self._sockets()
+        paths = await self._threads.run(self._sockets)
         answers = await asyncio.gather(*(self._report(path) for path in paths))
         return [answer for answer in answers if answer is not None]
 
@@ -66,15 +66,15 @@ class GpuServices:
         """Have each service compare what is in its GPU's memory with what was verified.
 
         Raises:
-            Unavailable: There is no service, or one of them does not answer.
+            NotFound: There is no service.
+            Unavailable: One of them does not answer.
             CraftcacheError: The error of one of them.
         """
-        paths = self._sockets()
+        paths = await self._threads.run(self._sockets)
         if not paths:
-            raise Unavailable(
+            raise NotFound(
                 f"there is no service of a GPU under {self._directory}",
                 hint="Start craftcached-gpu@ for each GPU",
-                retryable=False,
             )
         try:
             answers = await asyncio.gather(*(self._ask(path, VerifyGpu()) for path in paths))

@@ -231,12 +231,12 @@ class Run:
         """Everything about one checkpoint."""
         bench = Bench(model, directory, self._target)
         try:
+            if not cold:
+                self._measure_sharing(bench)
             self._measure_loads(bench)
             self._measure_filling(bench)
             if cold:
                 self._measure_cold(bench)
-            else:
-                self._measure_sharing(bench)
         finally:
             bench.close()
 

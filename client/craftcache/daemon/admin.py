@@ -207,8 +207,9 @@ class AdminClient:
         """Compare what is in the memory of the node's GPUs with what was verified.
 
         Raises:
+            NotFound: No GPU has a service.
             PolicyDenied: This user is no administrator.
-            Unavailable: No GPU has a service, one does not answer, or the daemon cannot be reached.
+            Unavailable: A service does not answer, or the daemon cannot be reached.
         """
         answer = self._request("POST", "/v1/gpus/verify", seconds=STEP_SECONDS)
         return [GpuComparison.parse(each) for each in answer.children("results", MAX_ITEMS)]

@@ -51,7 +51,9 @@ class CudaDriver:
         try:
             from cuda.bindings import driver
         except ImportError as error:
-            raise NoCudaDriver(f"cuda-bindings is not installed ({error})") from error
+            raise NoCudaDriver(
+                "cuda-bindings is not installed: pip install cuda-bindings"
+            ) from error
         loaded = cls(driver)
         try:
             loaded.checked(driver.cuInit(0))

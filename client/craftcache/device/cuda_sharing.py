@@ -37,7 +37,8 @@ def cuda_device(device: torch.device) -> SharedDevice:
         handle = driver.device(ordinal)
         uuid = driver.uuid(handle)
     except (NoCudaDriver, CudaFailed) as error:
-        raise NotShared(str(error), "pip install 'craftcache[gpu]' beside torch") from error
+        hint = "It takes NVIDIA's driver, and what craftcache[gpu] installs beside torch"
+        raise NotShared(str(error), hint) from error
     return SharedDevice(uuid, CudaMapper(driver, handle, torch.device("cuda", ordinal)))
 
 

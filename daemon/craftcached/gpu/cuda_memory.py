@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from craftcache.device.accelerator import NoDeviceMemory
 from craftcache.device.cuda_driver import CudaFailed
+from craftcache.errors import ResourceLimit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -220,7 +221,7 @@ class _Lane:
             life.callback(api.cuStreamDestroy, self.stream)
             self._buffers = []
             for _ in range(2):
-                address = int(checked(api.cuMemHostAlloc(PIECE_BYTES, 0)))
+                address = self._locked()
                 life.callback(api.cuMemFreeHost, address)
                 memory = (ctypes.c_char * PIECE_BYTES).from_address(address)
                 self._buffers.append((memoryview(memory).cast("B"), address))
@@ -230,6 +231,15 @@ class _Lane:
     def __exit__(self, *_: object) -> None:
         self._driver.api.cuStreamSynchronize(self.stream)  # nothing copies from freed memory
         self._life.close()
+
+    def _locked(self) -> int:
+        try:
+            return int(self._driver.checked(self._driver.api.cuMemHostAlloc(PIECE_BYTES, 0)))
+        except NoDeviceMemory as error:  # the driver has one word for both
+            raise ResourceLimit(
+                f"the system gives no {PIECE_BYTES} bytes of page-locked memory",
+                hint="Give the service of the GPU, or its container, more memory",
+            ) from error
 
     def next_buffer(self) -> tuple[memoryview, int]:
         """The buffer that was not used last, and its address."""

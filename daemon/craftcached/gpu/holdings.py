@@ -228,7 +228,7 @@ class Holdings:
                 try:
                     await self._device.run(block.fill, file.descriptor, size)
                 except BaseException:
-                    block.close()
+                    await self._device.run(block.close)
                     raise
             except CudaFailed as error:
                 raise self._failed(error) from error

@@ -20,6 +20,7 @@ class GpuBlock(Protocol):
 
         Raises:
             EOFError, OSError: The file is shorter, or cannot be read.
+            ResourceLimit: The system gives no page-locked memory.
             CudaFailed: The device failed.
         """
         ...

@@ -96,7 +96,7 @@ class IntegrityRoutes:
         number = int(request.match_info["number"])
         return web.json_response(_report(*self._verifications.find(number)))
 
-    @answers({"results": [GpuComparison]}, errors=(PolicyDenied, Unavailable))
+    @answers({"results": [GpuComparison]}, errors=(NotFound, PolicyDenied, Unavailable))
     async def _verify_gpus(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "verifying")
         compared = await self._service.gpus.verify()

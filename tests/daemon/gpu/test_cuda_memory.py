@@ -14,6 +14,7 @@ from craftcache.device.accelerator import NoDeviceMemory
 from craftcache.device.cuda_driver import CudaDriver, CudaFailed, NoCudaDriver
 from craftcache.device.cuda_sharing import CudaMapper
 from craftcache.device.sharing import Lease, NotShared
+from craftcache.errors import ResourceLimit
 from craftcached.gpu.cuda_memory import PIECE_BYTES, CudaMemory
 from tests.support.checkpoints import memory_file
 from tests.support.gpu.fake_driver import GRANULARITY, FakeDriver, Result
@@ -77,6 +78,14 @@ def test_a_device_that_fails_says_so_and_leaves_nothing(api: FakeDriver, call: s
     block = CudaMemory(CudaDriver(api)).create(100)
     api.failing[call] = Result.CUDA_ERROR_ILLEGAL_ADDRESS
     with memory_file(bytes(100)) as fd, pytest.raises(CudaFailed, match="ILLEGAL_ADDRESS"):
+        block.fill(fd, 100)
+    block.close()
+
+
+def test_a_system_without_page_locked_memory_is_no_failure_of_the_device(api: FakeDriver) -> None:
+    block = CudaMemory(CudaDriver(api)).create(100)
+    api.failing["cuMemHostAlloc"] = Result.CUDA_ERROR_OUT_OF_MEMORY
+    with memory_file(bytes(100)) as fd, pytest.raises(ResourceLimit, match="page-locked"):
         block.fill(fd, 100)
     block.close()
 

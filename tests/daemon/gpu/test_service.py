@@ -259,7 +259,7 @@ def test_verify_compares_what_is_there_with_what_was_verified(
 def test_verify_without_a_service_says_so(warm: DaemonProcess) -> None:
     done = run("--socket-dir", str(warm.socket_dir), "verify", "--gpu", "--json")
     assert done.code == 1
-    assert done.problem["code"] == "Unavailable"
+    assert done.problem["code"] == "NotFound"
     assert "no service of a GPU" in done.problem["detail"]
 
 
