@@ -263,6 +263,35 @@ def test_verify_without_a_service_says_so(warm: DaemonProcess) -> None:
     assert "no service of a GPU" in done.problem["detail"]
 
 
+def test_verify_of_a_service_that_is_gone_may_be_tried_again(
+    warm: DaemonProcess, service: GpuServiceProcess
+) -> None:
+    service.kill()
+    done = run("--socket-dir", str(warm.socket_dir), "verify", "--gpu", "--json")
+    assert (done.code, done.problem["code"]) == (75, "Unavailable")
+
+
+def test_a_service_that_hangs_is_left_out_of_the_status(
+    warm: DaemonProcess, service: GpuServiceProcess
+) -> None:
+    assert report_of(warm).uuid == UUID
+    service.pause()
+    with warm.client() as client:
+        assert client.status().gpus == ()
+
+
+def test_a_device_that_fails_ends_the_service_and_workers_copy(
+    warm: DaemonProcess, expected: dict[str, str]
+) -> None:
+    service = GpuServiceProcess(warm.socket_dir, is_lost=True)
+    with service, worker_of(warm, fallback="origin") as worker:
+        load = worker.load()
+        assert load["shared"] == []
+        assert "CUDA_ERROR_ILLEGAL_ADDRESS" in load["warnings"][0]
+        assert worker.ask("fingerprint") == expected
+        assert service.wait() == 1
+
+
 def test_each_socket_refuses_what_is_for_the_other(
     warm: DaemonProcess, service: GpuServiceProcess
 ) -> None:
@@ -315,3 +344,5 @@ def test_share_on_the_cpu_is_what_load_does_already(
     assert export.shared == ()
     assert export.served_by == "daemon"
     assert not caplog.records
+    told = run("--socket-dir", str(warm.socket_dir), "load", "--share", "--json", "org/model").json
+    assert told["shared"] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -63,6 +64,14 @@ class GpuServiceProcess:
         """End it as a crash would."""
         self._process.kill()
         self._process.wait()
+
+    def pause(self) -> None:
+        """Let it accept connections and never answer."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def wait(self) -> int:
+        """Wait for it to end by itself; returns its exit status."""
+        return self._process.wait()
 
     def terminate(self) -> int:
         """Ask it to stop; returns its exit status."""

@@ -27,7 +27,9 @@ def main() -> None:
         drain_seconds=0.0,
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    memory = MemfdMemory(total_bytes=given.get("total_bytes", 1 << 40))
+    memory = MemfdMemory(
+        total_bytes=given.get("total_bytes", 1 << 40), is_lost=given.get("is_lost", False)
+    )
     asyncio.run(run(memory, settings, Notifier.of(os.environ)))
 
 
