@@ -24,6 +24,9 @@ def build_shared(index: Index, spans: SharedSpans, device: torch.device) -> obje
         index: Index of the file; see why_not_shareable.
         spans: The block that begins with the file's bytes.
         device: The device that it is on.
+
+    Raises:
+        NotShared: torch does not take such memory.
     """
     return build_all(index, device, partial(_take, spans, device))
 

@@ -109,7 +109,14 @@ class SharedMapping:
 
     def span(self, offset: int, nbytes: int) -> torch.Tensor:
         """See SharedSpans.span."""
-        return torch.as_tensor(_Span(self, self._address + offset, nbytes), device=self._device)
+        span = _Span(self, self._address + offset, nbytes)
+        try:
+            return torch.as_tensor(span, device=self._device)
+        except RuntimeError as error:
+            raise NotShared(
+                f"torch does not take the memory ({str(error).splitlines()[0]})",
+                "Install a numpy that this torch was built for",
+            ) from error
 
     def __del__(self) -> None:
         # It may run in any thread, in the middle of anything: it takes no lock.

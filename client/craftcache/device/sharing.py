@@ -77,7 +77,11 @@ class SharedSpans(Protocol):
     """
 
     def span(self, offset: int, nbytes: int) -> torch.Tensor:
-        """Bytes of it, at least one, as a tensor with a storage of exactly that size."""
+        """Bytes of it, at least one, as a tensor with a storage of exactly that size.
+
+        Raises:
+            NotShared: torch does not take such memory.
+        """
 
 
 class SharedMapper(Protocol):

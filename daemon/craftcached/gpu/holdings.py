@@ -247,20 +247,32 @@ class Holdings:
     async def _room(self, source: str, size: int) -> GpuBlock:
         """A block for a file of ``size`` bytes, for which what nobody has makes room."""
         needed = self._coming
-        while self.used_bytes > self._max_bytes and (victim := self._victim()) is not None:
+        while self.used_bytes > self._max_bytes:
+            lent = sum(held.block.nbytes for held in self._held.values() if held.leases)
+            if (victim := self._victim()) is None or lent + needed > self._max_bytes:
+                free = max(self._max_bytes - lent, 0)
+                raise self._full(source, needed, free, "gpu_max_bytes leaves")
             await self._give_up(victim)
-        if (beyond := self.used_bytes - self._max_bytes) > 0:
-            free = max(needed - beyond, 0)
-            raise self._full(source, needed, free, "gpu_max_bytes leaves")
         while True:
             try:
-                return await self._device.run(self._memory.create, size)
+                return await self._created(size)
             except NoDeviceMemory:
                 if (victim := self._victim()) is not None:
                     await self._give_up(victim)
                     continue
             free_bytes = await self._looks.run(self._memory.free_bytes)
             raise self._full(source, needed, free_bytes or 0, "other processes leave")
+
+    async def _created(self, size: int) -> GpuBlock:
+        """A new block; given up again where who waits for it goes away meanwhile."""
+        made: list[GpuBlock] = []
+        try:
+            await self._device.run(lambda: made.append(self._memory.create(size)))
+        except asyncio.CancelledError:
+            for block in made:
+                await self._device.run(block.close)
+            raise
+        return made[0]
 
     def _full(self, source: str, needed: int, free: int, who: str) -> DeviceMemoryFull:
         return DeviceMemoryFull(

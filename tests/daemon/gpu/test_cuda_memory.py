@@ -117,6 +117,24 @@ def test_a_worker_maps_it_for_reading_and_lets_go_of_all(api: FakeDriver) -> Non
     os.close(ours)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this torch can use CUDA")
+def test_a_torch_that_takes_no_such_memory_is_a_reason_to_copy(api: FakeDriver) -> None:
+    driver = CudaDriver(api)
+    block = CudaMemory(driver).create(100)
+    ours, theirs = os.pipe()
+    exported = block.export()
+    mapper = CudaMapper(driver, 0, torch.device("cpu", 0))
+    spans = mapper.map(exported, block.nbytes, Lease(theirs))
+    with pytest.raises(NotShared, match="torch does not take the memory"):
+        spans.span(0, 100)
+    del spans
+    assert not api.maps
+    assert os.read(ours, 1) == b""
+    for descriptor in (ours, exported):
+        os.close(descriptor)
+    block.close()
+
+
 def test_a_map_that_fails_gives_the_lease_back(api: FakeDriver) -> None:
     driver = CudaDriver(api)
     block = CudaMemory(driver).create(100)

@@ -241,6 +241,36 @@ async def test_a_copy_that_nobody_waits_for_leaves_nothing(
         assert not memory.blocks
 
 
+async def test_a_block_that_is_made_for_nobody_is_given_up(
+    tmp_path: Path, memory: MemfdMemory
+) -> None:
+    memory.may_create.clear()
+    async with holding(tmp_path, memory) as (holdings, workers):
+        only = asyncio.create_task(workers.lend("a"))
+        await wait_for(memory.is_creating)
+        only.cancel()
+        memory.may_create.set()
+        with pytest.raises(asyncio.CancelledError):
+            await only
+        assert (holdings.used_bytes, memory.blocks, memory.fills) == (0, [], 0)
+
+
+async def test_what_cannot_fit_takes_nothing_from_the_next(
+    tmp_path: Path, memory: MemfdMemory
+) -> None:
+    async with holding(tmp_path, memory, max_bytes=4 * PAGE) as (_, workers):
+        idle, _lent = [await workers.lend(name) for name in "ab"]
+        workers.give_back(idle)
+        while await workers.names() != {"a": 0, "b": 1}:
+            pass
+        with pytest.raises(DeviceMemoryFull) as failed:
+            await workers.lend("c", 4 * PAGE)
+        assert (failed.value.needed_bytes, failed.value.free_bytes) == (4 * PAGE, 3 * PAGE)
+        assert await workers.names() == {"a": 0, "b": 1}
+        await workers.lend("d", 3 * PAGE)
+        assert await workers.names() == {"b": 1, "d": 1}
+
+
 async def test_a_device_that_fails_is_said_to_be_lost(tmp_path: Path, memory: MemfdMemory) -> None:
     async with holding(tmp_path, memory) as (holdings, workers):
         await workers.lend("a")

@@ -36,6 +36,8 @@ class MemfdMemory:
         blocks: Those that are not given up.
         fills: How many copies were made.
         may_fill: Copies wait for it.
+        may_create: So do new blocks.
+        is_creating: Set when one has begun.
         is_filling: Set when a copy has begun.
         is_lost: Whether the device fails.
         has_closed: Set when a block was given up.
@@ -47,12 +49,15 @@ class MemfdMemory:
     blocks: list[MemfdBlock] = field(default_factory=list)
     fills: int = 0
     may_fill: threading.Event = field(default_factory=threading.Event)
+    may_create: threading.Event = field(default_factory=threading.Event)
+    is_creating: threading.Event = field(default_factory=threading.Event)
     is_filling: threading.Event = field(default_factory=threading.Event)
     has_closed: threading.Event = field(default_factory=threading.Event)
     is_lost: bool = False
 
     def __post_init__(self) -> None:
         self.may_fill.set()
+        self.may_create.set()
 
     def free_bytes(self) -> int | None:
         return self.total_bytes - sum(block.nbytes for block in self.blocks)
@@ -61,6 +66,8 @@ class MemfdMemory:
         return -(-size // PAGE) * PAGE
 
     def create(self, size: int) -> MemfdBlock:
+        self.is_creating.set()
+        self.may_create.wait()
         nbytes = self.block_bytes(size)
         if nbytes > (self.free_bytes() or 0):
             raise NoDeviceMemory("no room")
