@@ -63,7 +63,7 @@ class CudaMapper:
             with driver.entered(self._handle):
                 memory = driver.imported(descriptor)
                 try:
-                    ordinal = self._device.index
+                    ordinal = int(self._handle)  # what the driver's handles of devices are
                     address = driver.map(memory, nbytes, ordinal, writable=False)
                 finally:
                     driver.release(memory)  # the map keeps the memory
@@ -106,6 +106,7 @@ class SharedMapping:
         self._nbytes = nbytes
         self._lease = lease
         self._process = os.getpid()
+        self._has_ended = False
 
     def span(self, offset: int, nbytes: int) -> torch.Tensor:
         """See SharedSpans.span."""
@@ -113,6 +114,7 @@ class SharedMapping:
         try:
             return torch.as_tensor(span, device=self._device)
         except RuntimeError as error:
+            self._end()  # torch keeps what it has failed to take; the load has no tensor yet
             raise NotShared(
                 f"torch does not take the memory ({str(error).splitlines()[0]})",
                 "Install a numpy that this torch was built for",
@@ -120,8 +122,14 @@ class SharedMapping:
 
     def __del__(self) -> None:
         # It may run in any thread, in the middle of anything: it takes no lock.
-        if sys.is_finalizing() or os.getpid() != self._process:
+        if not sys.is_finalizing() and os.getpid() == self._process:
+            self._end()
+
+    def _end(self) -> None:
+        """Remove the map and close the lease; more than once does no harm."""
+        if self._has_ended:
             return
+        self._has_ended = True
         try:
             with self._driver.entered(self._handle):
                 # What a tensor was last used for may still run on the device.

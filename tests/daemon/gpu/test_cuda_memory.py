@@ -117,18 +117,41 @@ def test_a_worker_maps_it_for_reading_and_lets_go_of_all(api: FakeDriver) -> Non
     os.close(ours)
 
 
+def test_torch_makes_tensors_in_the_map(api: FakeDriver) -> None:
+    """On the CPU, by the same interface: torch believes a device that has a number."""
+    driver = CudaDriver(api)
+    block = CudaMemory(driver).create(100)
+    with memory_file(bytes(range(100))) as fd:
+        block.fill(fd, 100)
+    ours, theirs = os.pipe()
+    exported = block.export()
+    spans = CudaMapper(driver, 0, torch.device("cpu", 0)).map(exported, block.nbytes, Lease(theirs))
+    os.close(exported)
+    block.close()
+    first, second = spans.span(3, 7), spans.span(64, 4)
+    del spans
+    assert (first.tolist(), second.tolist()) == ([*range(3, 10)], [*range(64, 68)])
+    assert first.untyped_storage().nbytes() == 7
+    assert second.data_ptr() - first.data_ptr() == 61
+    storage = second.untyped_storage()
+    del first, second
+    assert api.maps, "a storage alone keeps it"
+    del storage
+    assert not api.maps
+    assert os.read(ours, 1) == b""
+    os.close(ours)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this torch can use CUDA")
 def test_a_torch_that_takes_no_such_memory_is_a_reason_to_copy(api: FakeDriver) -> None:
     driver = CudaDriver(api)
     block = CudaMemory(driver).create(100)
     ours, theirs = os.pipe()
     exported = block.export()
-    mapper = CudaMapper(driver, 0, torch.device("cpu", 0))
-    spans = mapper.map(exported, block.nbytes, Lease(theirs))
+    spans = CudaMapper(driver, 0, torch.device("cpu")).map(exported, block.nbytes, Lease(theirs))
     with pytest.raises(NotShared, match="torch does not take the memory"):
         spans.span(0, 100)
-    del spans
-    assert not api.maps
+    assert not api.maps, "though torch keeps it"
     assert os.read(ours, 1) == b""
     for descriptor in (ours, exported):
         os.close(descriptor)

@@ -25,6 +25,13 @@ class Result(enum.Enum):
     CUDA_ERROR_ILLEGAL_ADDRESS = 700
 
 
+MAP_FIXED = 0x10
+"""From Linux's mman.h."""
+
+LIBC = ctypes.CDLL(None)
+LIBC.mmap.restype = ctypes.c_size_t
+LIBC.mmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+
 OK = Result.CUDA_SUCCESS
 
 
@@ -35,7 +42,7 @@ class FakeDriver:
         failing: Name of the call that fails, and how.
         handles: Memory that has a handle.
         maps: Maps, by address.
-        reserved: Addresses without a map.
+        reserved: Addresses that are taken, mapped or not.
         contexts: How often the primary context is retained.
         current: How many contexts are pushed.
         pinned: Page-locked memory, by address.
@@ -62,7 +69,7 @@ class FakeDriver:
         self.handles: dict[int, int] = {}
         self.maps: dict[int, mmap.mmap] = {}
         self.access: dict[int, str] = {}
-        self.reserved: dict[int, int] = {}
+        self.reserved: dict[int, mmap.mmap] = {}
         self.contexts = 0
         self.current = 0
         self.pinned: dict[int, Any] = {}
@@ -76,9 +83,9 @@ class FakeDriver:
             return lambda *_: (failure,)
         return value
 
-    def _new(self, step: int = 1) -> int:
-        self._next += step
-        return self._next - step
+    def _new(self) -> int:
+        self._next += 1
+        return self._next
 
     def _needs_context(self) -> None:
         assert self.current, "no context is current in this thread"
@@ -156,17 +163,23 @@ class FakeDriver:
         return (OK,)
 
     def cuMemAddressReserve(self, size: int, alignment: int, address: int, flags: int) -> Any:
-        self.reserved[reserved := self._new(size)] = size
+        place = mmap.mmap(-1, size)
+        reserved = ctypes.addressof(ctypes.c_char.from_buffer(place))
+        self.reserved[reserved] = place
         return OK, reserved
 
     def cuMemAddressFree(self, address: int, size: int) -> Any:
-        assert self.reserved.pop(address) == size
+        place = self.reserved.pop(address)
+        assert len(place) == size
+        place.close()
         return (OK,)
 
     def cuMemMap(self, address: int, size: int, offset: int, handle: int, flags: int) -> Any:
         self._needs_context()
-        assert self.reserved[address] == size
-        self.maps[address] = mmap.mmap(self.handles[handle], size)
+        place = self.reserved[address]
+        assert len(place) == size
+        self._put(address, size, mmap.MAP_SHARED, self.handles[handle])
+        self.maps[address] = place
         return (OK,)
 
     def cuMemSetAccess(self, address: int, size: int, descriptions: list[Any], count: int) -> Any:
@@ -179,8 +192,14 @@ class FakeDriver:
         mapped = self.maps.pop(address)
         assert len(mapped) == size
         self.access.pop(address, None)
-        mapped.close()
+        self._put(address, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
         return (OK,)
+
+    @staticmethod
+    def _put(address: int, size: int, flags: int, descriptor: int) -> None:
+        """Map a file, or nothing, in the place of what is at an address."""
+        prot = mmap.PROT_READ | mmap.PROT_WRITE
+        assert LIBC.mmap(address, size, prot, flags | MAP_FIXED, descriptor, 0) == address
 
     def cuStreamCreate(self, flags: int) -> Any:
         self._needs_context()
