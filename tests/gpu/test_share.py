@@ -31,7 +31,7 @@ NOBODY = 65534
 
 WORKERS = 8
 
-SLACK = 16 << 20
+SLACK = 32 << 20
 """Bytes of a device that may come and go beside what is looked at: less than a second copy."""
 
 IS_REAL = torch.cuda.is_available() and not os.environ.get("CRAFTCACHE_TEST_DRY_RUN")
