@@ -19,11 +19,16 @@ from click_man.core import write_man_pages
 from craftcache.cli.app import main as craftcache
 from craftcache.version import VERSION
 from craftcached.__main__ import main as craftcached
+from craftcached.gpu.__main__ import main as craftcached_gpu
 
 if TYPE_CHECKING:
     import click
 
-COMMANDS = {"craftcache": craftcache, "craftcached": craftcached}
+COMMANDS = {
+    "craftcache": craftcache,
+    "craftcached": craftcached,
+    "craftcached-gpu": craftcached_gpu,
+}
 
 COMPLETION_FILES = {"bash": "{}", "zsh": "_{}", "fish": "{}.fish"}
 
@@ -43,7 +48,7 @@ def write_completions(directory: Path) -> None:
         assert generator is not None, shell  # noqa: S101  # click has all three
         (directory / shell).mkdir(parents=True, exist_ok=True)
         for name, command in COMMANDS.items():
-            variable = f"_{name.upper()}_COMPLETE"
+            variable = f"_{name.upper().replace('-', '_')}_COMPLETE"
             script = generator(command, {}, name, variable).source()
             (directory / shell / filename.format(name)).write_text(script)
 

@@ -100,11 +100,12 @@ class AsyncClient:
         device: str | int | torch.device = "cpu",
         parts: Sequence[Part] = PARTS,
         *,
+        share: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         timeout: float | None = None,
     ) -> Export:
         """See Client.load; ``on_progress`` is called on the event loop."""
-        load = partial(self._do.load, source, device, parts, timeout)
+        load = partial(self._do.load, source, device, parts, timeout, share=share)
         return await self._run(load, _on_loop(on_progress))
 
     async def load_state_dict(
@@ -113,10 +114,19 @@ class AsyncClient:
         filename: str | None = None,
         device: str | int | torch.device = "cpu",
         cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        share: bool = False,
     ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
         """See Client.load_state_dict."""
         return await self._run(
-            partial(self._do.load_state_dict, file_or_url_or_id, filename, device, cache_dir)
+            partial(
+                self._do.load_state_dict,
+                file_or_url_or_id,
+                filename,
+                device,
+                cache_dir,
+                share=share,
+            )
         )
 
     async def load_into(

@@ -76,6 +76,7 @@ class Client:
         device: str | int | torch.device = "cpu",
         parts: Sequence[Part] = PARTS,
         *,
+        share: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         timeout: float | None = None,
     ) -> Export:
@@ -86,6 +87,9 @@ class Client:
                 ``org/name[@revision]`` or ``watch:NAME[@generation]``, tried in that order.
             device: Device of all tensors; whatever torch.device takes.
             parts: Parts of the pair to load.
+            share: Whether a CUDA device's tensors lie in memory that all of its workers share, for
+                reading alone: whatever writes to them loses the process's CUDA context. Where that
+                cannot be, a private copy is made, and a warning says why.
             on_progress: Called with each step while files are brought, in this thread.
             timeout: Seconds after which to give up, whatever it is at; None for as long as it
                 takes.
@@ -96,7 +100,7 @@ class Client:
             CraftcacheError: Any of the tree; see craftcache.errors.
         """
         call = Call(on_progress) if on_progress is not None else Call()
-        return self._do.load(source, device, parts, timeout, call=call)
+        return self._do.load(source, device, parts, timeout, share=share, call=call)
 
     def load_state_dict(
         self,
@@ -104,6 +108,8 @@ class Client:
         filename: str | None = None,
         device: str | int | torch.device = "cpu",
         cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        share: bool = False,
     ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
         """Load one checkpoint; a drop-in for AudioCraft's ``loaders._get_state_dict``.
 
@@ -112,11 +118,14 @@ class Client:
             filename: Name of the file in a directory, a repository or a URL that ends in ``/``.
             device: Device of all tensors.
             cache_dir: Cache directory for this call in place of the client's, without the daemon.
+            share: See :meth:`load`.
 
         Raises:
             CraftcacheError: Any of the tree.
         """
-        return self._do.load_state_dict(file_or_url_or_id, filename, device, cache_dir, call=Call())
+        return self._do.load_state_dict(
+            file_or_url_or_id, filename, device, cache_dir, share=share, call=Call()
+        )
 
     def load_into(
         self,

@@ -17,7 +17,6 @@ import faulthandler
 import functools
 import logging
 import os
-import resource
 from pathlib import Path
 
 import click
@@ -30,17 +29,13 @@ from craftcache.version import VERSION
 from .log_writer import LogWriter
 from .options import settings_options
 from .process import run
+from .program import STDERR, log_to, raise_limit_of_files
 from .settings_reading import load_settings, settings_faults
-from .systemd import InheritedSockets, JournalFormatter, JournalSocket, Notifier, is_journal
+from .systemd import InheritedSockets, JournalSocket, Notifier, is_journal
 
 __all__ = ["main"]
 
 log = logging.getLogger("craftcached")
-
-STDERR = 2
-
-MAX_FILES = 65536
-"""Open at once, as the unit allows."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,7 +48,7 @@ MAX_FILES = 65536
     is_flag=True,
     help="Only say whether the settings are right, or all that is wrong with them; starts nothing.",
 )
-@settings_options
+@settings_options()
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -78,13 +73,13 @@ def main(
         _check_config(given, config_file)
         return
     put_right()
-    _raise_limit_of_files()
+    raise_limit_of_files()
     faulthandler.enable(STDERR)  # where it hung, when the service manager's watchdog aborts it
     is_logging_to_journal = is_journal(STDERR, os.environ)
     with contextlib.ExitStack() as log_end:
         journal = log_end.enter_context(JournalSocket()) if is_logging_to_journal else None
         writer = log_end.enter_context(LogWriter(STDERR, journal=journal))
-        _log_to(writer, log_level, for_journal=is_logging_to_journal)
+        log_to(writer, log_level, for_journal=is_logging_to_journal)
         try:
             asyncio.run(
                 run(
@@ -109,25 +104,6 @@ def _check_config(arguments: dict[str, object], config_file: Path | None) -> Non
     if faults:
         sys.exit(1)
     click.echo(f"the settings are right; the file is {config_file or config_path() or 'none'}")
-
-
-def _raise_limit_of_files() -> None:
-    """Allow this process as many open files as it may allow itself; see doctor's OPEN_FILES."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _log_to(handler: logging.Handler, level: str, *, for_journal: bool) -> None:
-    if for_journal:
-        handler.setFormatter(JournalFormatter("%(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    # What libraries say of themselves shows whole URLs, headers and statements.
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for ours in ("craftcached", "craftcache"):
-        logging.getLogger(ours).setLevel(level.upper())
 
 
 if __name__ == "__main__":

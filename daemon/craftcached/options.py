@@ -12,7 +12,7 @@ from craftcache.file_maps import MAP_CHOICES
 from .settings import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from .settings import Setting
 
@@ -26,17 +26,22 @@ def mode(text: str) -> int:
     return int(text, 8)
 
 
-def settings_options(command: F) -> F:
-    """Give a command an option for each setting; what is not given is None or empty."""
-    for setting in reversed(SETTINGS.values()):  # the last to be applied is listed first
-        command = click.option(
-            setting.option,
-            setting.name,
-            type=_type_of(setting),
-            multiple=setting.is_list,
-            help=_help(setting),
-        )(command)
-    return command
+def settings_options(names: Iterable[str] = SETTINGS) -> Callable[[F], F]:
+    """Give a command an option for each of these settings; what is not given is None or empty."""
+    settings = [SETTINGS[name] for name in names]
+
+    def decorate(command: F) -> F:
+        for setting in reversed(settings):  # the last to be applied is listed first
+            command = click.option(
+                setting.option,
+                setting.name,
+                type=_type_of(setting),
+                multiple=setting.is_list,
+                help=_help(setting),
+            )(command)
+        return command
+
+    return decorate
 
 
 def _type_of(setting: Setting) -> object:

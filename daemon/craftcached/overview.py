@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .absences import Absences
     from .eviction.keepers import Keepers
+    from .gpu_services import GpuServices
     from .warm.queue import WarmQueue
     from .warm.warmer import Warmer
     from .watch import Watches
@@ -47,6 +48,7 @@ class Overview:
         keepers: Know the quota, which models stay, and which were used last.
         watches: Know how watched directories are.
         absences: Say why models are not warm.
+        gpus: The services of the node's GPUs.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Overview:
         keepers: Keepers,
         watches: Watches,
         absences: Absences,
+        gpus: GpuServices,
     ) -> None:
         self._cache = cache
         self._warmer = warmer
@@ -67,6 +70,7 @@ class Overview:
         self._uses = keepers.uses
         self._watches = watches
         self._absences = absences
+        self._gpus = gpus
 
     async def complete(
         self, status: DaemonStatus, published: Sequence[tuple[str, Manifest]]
@@ -87,6 +91,7 @@ class Overview:
             recent=tuple(self._recent(published)),
             disk=disk,
             max_bytes=max(self._evictor.max_bytes, 0),
+            gpus=tuple(await self._gpus.reports()),
         )
         return replace(
             completed,

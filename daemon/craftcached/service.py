@@ -42,6 +42,7 @@ from craftcache.wire import (
 
 from .eviction.quota import RoomLimits, RoomUsage, excess
 from .fetch import Priority
+from .gpu_services import GpuServices
 from .overview import Overview
 from .scrub import Integrity
 from .scrub.examiner import PublishedModel
@@ -128,6 +129,7 @@ class Service:
         retention: Pins, removes, evicts and prunes models as people ask for it.
         started_at: Time of the daemon's start, in seconds since the epoch.
         integrity: Keeps what is cached what it was; the caller enters and leaves it.
+        gpus: The services of the node's GPUs.
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class Service:
             events=sight.events,
             is_busy=lambda: warmer.running > 0,
         )
+        self.gpus = GpuServices(settings.socket_dir)
         self._overview = Overview(
             cache=store.cache,
             warmer=warmer,
@@ -194,6 +197,7 @@ class Service:
             keepers=keepers,
             watches=watches,
             absences=sight.absences,
+            gpus=self.gpus,
         )
 
     async def resume(self) -> None:
@@ -203,6 +207,7 @@ class Service:
     async def close(self) -> None:
         """Stop the queued warms at a point from which the next start goes on."""
         await self._queue.close()
+        self.gpus.close()
 
     def handle_nowait(self, request: Request[AnswerT], peer: object) -> AnswerT | None:  # noqa: ARG002  # whoever asks
         """The answer if it is at hand: see Handler."""
@@ -236,6 +241,11 @@ class Service:
             case Follow():
                 served = await self.watches.wait_other(request.name, request.after)
                 answer = _generation(request.name, served)
+            case _:
+                raise InvalidSource(
+                    f"the daemon does no {request.TYPE}",
+                    hint="Ask the service of a GPU, on gpu/UUID.sock",
+                )
         return cast("AnswerT", answer)
 
     def working_for(self, uid: int) -> AbstractContextManager[None]:

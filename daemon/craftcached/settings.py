@@ -254,6 +254,19 @@ class Settings:
             "(and :port), for the daemon's user alone."
         ),
     )
+    gpu_max_bytes: int = field(
+        default=0,
+        metadata=_about(
+            "Bytes of a GPU's memory that models may take which its service holds there for all "
+            "workers; 0 is half of the card.",
+        ),
+    )
+    gpu_ttl: float = field(
+        default=600.0,
+        metadata=_about(
+            "Seconds for which a model stays in a GPU's memory that no process there uses any more."
+        ),
+    )
     drain_seconds: float = field(
         default=4.0,
         metadata=_about(

@@ -29,6 +29,7 @@ from craftcache.checkpoint.filling import copy_into
 from craftcache.checkpoint.index import dump, parse
 from craftcache.checkpoint.reader import read_index
 from craftcache.checkpoint.tensors import build
+from tests.bench.gpu_sharing import measure_sharing
 from tests.bench.shapes import KEY, Shape, build_module, heat
 from tests.gpu.targets import open_target
 
@@ -231,6 +232,8 @@ class Run:
         """Everything about one checkpoint."""
         bench = Bench(model, directory, self._target)
         try:
+            if not cold:
+                self._measure_sharing(bench)
             self._measure_loads(bench)
             self._measure_filling(bench)
             if cold:
@@ -267,6 +270,20 @@ class Run:
         if bench.has_twin:
             loaders["safetensors"] = bench.by_safetensors
         self._time_all(bench, "cold", loaders, 2, before=bench.chill)
+
+    def _measure_sharing(self, bench: Bench) -> None:
+        """One copy for all workers, of the larger checkpoint alone."""
+        if time.monotonic() > self._end:
+            self._skip(bench, "sharing")
+            return
+        bench.heat()
+        gc.collect()
+        if self._target.is_real:
+            torch.cuda.empty_cache()
+        measured = measure_sharing(bench.path, bench.model, self._target)
+        checked = {key: measured.pop(key) for key in ("wrong", "tensors")}
+        self._results.add("sharing", {"model": bench.model.name, **measured})
+        self._results.add("checked", {"model": bench.model.name, "what": "shared", **checked})
 
     def _time_all(
         self,

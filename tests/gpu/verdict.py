@@ -12,6 +12,10 @@ LEAST_TIMES_TORCH: Final = 8.0
 MOST_TIMES_LOAD: Final = 1.1
 """How much faster than torch.load, and how much longer load_into may take than load."""
 
+MOST_SECONDS_SHARED: Final = 0.05
+MOST_COPIES_SHARED: Final = 1.01
+"""Time of a second worker's load with ``share``, and the memory that eight take, in copies."""
+
 
 def verdict(bench: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
     """For each model what the figures come to, and whether that is enough; None where none is.
@@ -25,6 +29,17 @@ def verdict(bench: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
         "wrong_tensors": wrong,
         "compared_tensors": sum(each["tensors"] for each in bench.get("checked", [])),
         "models": {model: _of_model(model, timings) for model in models},
+        "sharing": [] if dry_run else [_of_sharing(each) for each in bench.get("sharing", [])],
+    }
+
+
+def _of_sharing(measured: dict[str, Any]) -> dict[str, Any]:
+    seconds, copies = measured["second_seconds"], measured["copies"]
+    return {
+        "model": measured["model"],
+        "all_shared": measured["shared"],
+        "second_seconds": _told(seconds, seconds <= MOST_SECONDS_SHARED),
+        "copies": _told(copies, copies <= MOST_COPIES_SHARED),
     }
 
 

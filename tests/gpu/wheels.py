@@ -15,5 +15,11 @@ def unpack_wheels(target: Path, wheels: Path = DIRECTORY) -> dict[str, str]:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(target)
     root = Path(__file__).parents[2]
-    paths = [str(root / "client"), str(root), str(target), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(root / "client"),
+        str(root / "daemon"),
+        str(root),
+        str(target),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -210,7 +210,7 @@ def test_after_a_boot_the_first_request_starts_the_daemon_and_nobody_loads(node:
 
 @needs_machine
 def test_the_units_are_where_systemd_looks_and_it_finds_nothing_wrong(node: Node) -> None:
-    units = (SOCKET, SERVICE, "craftcache-warm@.service")
+    units = (SOCKET, SERVICE, "craftcache-warm@.service", "craftcached-gpu@.service")
     verified = node.machine.run(
         "systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *units
     )

@@ -12,6 +12,7 @@ import pytest
 
 from craftcache.cli.app import main as craftcache
 from craftcached.__main__ import main as craftcached
+from craftcached.gpu.__main__ import main as craftcached_gpu
 from tests.support.tools import needs
 
 if TYPE_CHECKING:
@@ -27,7 +28,13 @@ def commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Com
             yield from commands(f"{name}-{child.name}", child)
 
 
-COMMANDS = dict([*commands("craftcache", craftcache), *commands("craftcached", craftcached)])
+COMMANDS = dict(
+    [
+        *commands("craftcache", craftcache),
+        *commands("craftcached", craftcached),
+        *commands("craftcached-gpu", craftcached_gpu),
+    ]
+)
 
 
 def test_each_command_has_a_page_and_each_page_a_command(dist: Path) -> None:

@@ -10,6 +10,7 @@ UNITS = (
     "craftcache.socket",
     SERVICE,
     "craftcache-warm@.service",
+    "craftcached-gpu@.service",
     "/opt/craftcache/share/craftcache/systemd/examples/craftcache-warm@.timer",
 )
 

@@ -62,6 +62,10 @@ class OpenFile:
         index: Descriptor of its index; None if it has none, or if ``index_content`` is set.
         index_content: Bytes of its index, if this process has read and checked it already.
         mapped: Whether it may be mapped: not if its owner may truncate it meanwhile.
+        memory_bytes: Size of the block of a GPU's memory that begins with the file's bytes, where
+            ``descriptor`` is one of that; None where it is one of a file.
+        lease: Descriptor that keeps that block there while any process has it open; None where
+            there is no such block.
     """
 
     info: FileInfo
@@ -69,11 +73,14 @@ class OpenFile:
     index: int | None = None
     index_content: bytes | None = None
     mapped: bool = True
+    memory_bytes: int | None = None
+    lease: int | None = None
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Descriptors of the file and, if open, of its index."""
-        return (self.descriptor,) if self.index is None else (self.descriptor, self.index)
+        """Descriptors of the file and, if open, of its index and of its lease."""
+        others = (each for each in (self.index, self.lease) if each is not None)
+        return (self.descriptor, *others)
 
     def read_index(self) -> bytes | None:
         """The content of its index; None where it has none."""
@@ -84,7 +91,7 @@ class OpenFile:
     def close(self) -> None:
         """Close its descriptors; maps and tensors made from them stay valid."""
         descriptors = self.descriptors
-        self.descriptor, self.index = -1, None
+        self.descriptor, self.index, self.lease = -1, None, None
         for descriptor in descriptors:
             if descriptor >= 0:
                 os.close(descriptor)

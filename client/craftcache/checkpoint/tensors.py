@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .index import Index, Storage
 
-__all__ = ["build", "build_mapped"]
+__all__ = ["build", "build_all", "build_mapped"]
 
 
 def build(
@@ -67,16 +67,23 @@ def build(
     if link is None and device.type != "cpu":
         link = find_link(device)
     if link is not None:
-        make = partial(_build_all, index, device)
+        make = partial(build_all, index, device)
         return bring(index, fd, link, make, direct=direct, source=source)
     spans = _Spans(index, fd, mapped=mapped)
     take = spans.take if device.type == "cpu" else _PlainTransfer(spans, device).take
-    return _build_all(index, device, take)
+    return build_all(index, device, take)
 
 
-def _build_all(
+def build_all(
     index: Index, device: torch.device, take: Callable[[Storage, torch.dtype], torch.Tensor]
 ) -> object:
+    """The objects of an index, their tensors on ``device`` in the storages that ``take`` returns.
+
+    Args:
+        index: Index of a file that has no reason to be loaded by torch.
+        device: Device of all tensors.
+        take: Returns all of a storage as elements of a dtype, in a storage of exactly its size.
+    """
     return assemble(index.tree, _build_tensors(index, take, device))
 
 
@@ -89,7 +96,7 @@ def build_mapped(index: Index, fd: int, *, mapped: bool) -> tuple[object, mmap.m
         mapped: As in ``build``; unmapped, all of it is in memory, and there is no map.
     """
     spans = _Spans(index, fd, mapped=mapped)
-    return _build_all(index, torch.device("cpu"), spans.take), spans.map
+    return build_all(index, torch.device("cpu"), spans.take), spans.map
 
 
 class _Spans:

@@ -28,6 +28,7 @@ __all__ = ["load"]
 @click.option(
     "--device", default="cpu", show_default=True, help="Where to, as torch.device names it."
 )
+@click.option("--share", is_flag=True, help="Into memory of the GPU that all of its workers share.")
 @click.option(
     "--part",
     "parts",
@@ -50,6 +51,7 @@ def load(
     parts: tuple[Part, ...],
     timeout: float | None,
     *,
+    share: bool,
     as_json: bool,
 ) -> None:
     """Load SOURCE as a worker does and print what was loaded.
@@ -61,6 +63,7 @@ def load(
             source,
             device=device,
             parts=parts or PARTS,
+            share=share,
             on_progress=display.report,
             timeout=timeout,
         )
@@ -78,6 +81,7 @@ def _document(export: Export, device: str, contents: Mapping[Part, Contents]) ->
         "served_by": export.served_by,
         "fallback_reason": export.fallback_reason,
         "device": device,
+        "shared": list(export.shared),
         "seconds": {
             "resolve": export.timings.resolve,
             "load": export.timings.load,
@@ -97,6 +101,8 @@ def _print(export: Export, device: str, contents: Mapping[Part, Contents]) -> No
         f"{_shown(export.source)}{at}: loaded onto {device}, served by {export.served_by}, "
         f"{seconds:.3f} s"
     )
+    if export.shared:
+        click.echo(f"shared by all workers of the GPU: {', '.join(export.shared)}")
     if export.fallback_reason:
         click.echo(f"not by the daemon: {export.fallback_reason}")
     rows = [

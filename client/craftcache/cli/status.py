@@ -15,7 +15,7 @@ from .output import span_text as span
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from craftcache.wire import Coming, DaemonStatus, NotWarm
+    from craftcache.wire import Coming, DaemonStatus, GpuReport, NotWarm
 
 __all__ = ["coming_rows", "status"]
 
@@ -48,6 +48,8 @@ def status(place: Site, *, as_json: bool) -> None:
     ]
     title = f"WARM ({_of(len(warm), report.models)})"
     _table(title, ("SOURCE", "REVISION", "SIZE", "USED", ""), warm)
+    for gpu in report.gpus:
+        _print_gpu(gpu)
     if report.problems:
         click.echo("\nWRONG")
         for problem in report.problems:
@@ -112,6 +114,25 @@ def _when(each: NotWarm, now: float) -> str:
     if each.next_try_at is None:
         return ago
     return f"{ago}, tried again in {span(max(each.next_try_at - now, 0.0))}"
+
+
+def _print_gpu(gpu: GpuReport) -> None:
+    room = f"{size(gpu.used_bytes)} of {size(gpu.max_bytes)} used by models"
+    free = "" if gpu.free_bytes is None else f", {size(gpu.free_bytes)} free"
+    rows = [
+        (
+            model.source,
+            model.filename,
+            size(model.bytes),
+            f"{model.leases} leases"
+            if model.idle_seconds is None
+            else f"idle for {span(model.idle_seconds)}",
+        )
+        for model in gpu.models
+    ]
+    click.echo(f"\n{gpu.uuid} ({gpu.name}): {room}{free}")
+    if rows:
+        print_columns(("SOURCE", "FILE", "SIZE", "USE"), rows)
 
 
 def _of(listed: int, count: int) -> str:

@@ -25,6 +25,11 @@ MENDED = 3
 @click.command()
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option("--all", "everything", is_flag=True, help="All models, as without any SOURCE.")
+@click.option(
+    "--gpu",
+    is_flag=True,
+    help="Compare what is in the memory of this node's GPUs instead, with what was verified.",
+)
 @click.option("--detach", is_flag=True, help="Leave it to the daemon and do not wait.")
 @click.option(
     "--ndjson", is_flag=True, help="Print what happens as it happens, one JSON object a line."
@@ -36,6 +41,7 @@ def verify(
     sources: tuple[str, ...],
     *,
     everything: bool,
+    gpu: bool,
     detach: bool,
     ndjson: bool,
     as_json: bool,
@@ -45,11 +51,18 @@ def verify(
     What is wrong goes to quarantine and is fetched anew. The daemon goes on though this command is
     ended; asked again meanwhile, it is joined.
 
+    With --gpu what is wrong is handed to no more workers, and is copied anew for the next.
+
     Exit codes: 0 all is right; 3 something was wrong or missing, and all of it is mended; 1 some of
     it is not mended; 75 likewise, and a retry may help.
     """
     if everything and sources:
         raise click.UsageError("--all stands for every SOURCE")
+    if gpu:
+        if everything or sources or detach or ndjson:
+            raise click.UsageError("--gpu stands for all models in the GPUs' memory, and waits")
+        _verify_gpus(place, as_json=as_json)
+        return
     if detach and ndjson:
         raise click.UsageError("--detach and --ndjson exclude each other")
     if detach:
@@ -68,6 +81,17 @@ def verify(
         _print(verdicts)
     if code := _exit_code(verdicts):
         raise SystemExit(code)
+
+
+def _verify_gpus(place: Site, *, as_json: bool) -> None:
+    comparisons = place.admin().verify_gpus()
+    if as_json:
+        print_json({"results": [each.to_fields() for each in comparisons]})
+    else:
+        rows = [(each.uuid, each.source, each.filename, each.outcome) for each in comparisons]
+        print_columns(("GPU", "SOURCE", "FILE", "OUTCOME"), rows)
+    if any(each.outcome == "wrong" for each in comparisons):
+        raise SystemExit(FAILED)
 
 
 def _exit_code(verdicts: Sequence[Verdict]) -> int:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from craftcache.errors import CraftcacheError, Unavailable, from_problem
 from craftcache.sources import check_watch_name
-from craftcache.wire import Progress
+from craftcache.wire import GpuComparison, Progress
 from craftcache.wire.fields import Fields
 from craftcache.wire.record import JsonRecord
 
@@ -202,6 +202,17 @@ class AdminClient:
                         raise failure
                     return verdicts
         raise Unavailable("the daemon ended in the middle of it", hint="Ask again", retryable=True)
+
+    def verify_gpus(self) -> list[GpuComparison]:
+        """Compare what is in the memory of the node's GPUs with what was verified.
+
+        Raises:
+            NotFound: No GPU has a service.
+            PolicyDenied: This user is no administrator.
+            Unavailable: A service does not answer, or the daemon cannot be reached.
+        """
+        answer = self._request("POST", "/v1/gpus/verify", seconds=STEP_SECONDS)
+        return [GpuComparison.parse(each) for each in answer.children("results", MAX_ITEMS)]
 
     def start_verifying(self, sources: Sequence[str] = ()) -> Verification:
         """Have the daemon verify by itself, without waiting for it; see verify."""

@@ -31,10 +31,17 @@ class DaemonClient:
         socket_dir: Directory of its sockets; None on a machine without a daemon.
         patience: Called after a second without a message; returns how many seconds in all to wait
             for the first answer to a request.
+        name: Path of the socket in that directory.
     """
 
-    def __init__(self, socket_dir: Path | None, patience: Callable[[Request[Any]], float]) -> None:
-        self._socket = WorkerSocket(socket_dir / "worker" / "handles.sock") if socket_dir else None
+    def __init__(
+        self,
+        socket_dir: Path | None,
+        patience: Callable[[Request[Any]], float],
+        *,
+        name: str = "worker/handles.sock",
+    ) -> None:
+        self._socket = WorkerSocket(socket_dir / name) if socket_dir else None
         self._patience = patience
 
     def close(self) -> None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from craftcache.sources import Source
     from craftcache.wire import Loaded
 
+    from .sharing import Sharing
+
 __all__ = [
     "Export",
     "Timings",
@@ -74,6 +76,7 @@ class Export:
         files: Name, size and digest of each loaded part's file.
         timings: Time that the load took.
         fallback_reason: Reason why the daemon did not serve it; None if it did or was not asked.
+        shared: The parts whose tensors lie in memory that all workers of the GPU share.
         lm: The object that torch.load would return for ``state_dict.bin``; None if not asked for.
         compression: The same for ``compression_state_dict.bin``.
     """
@@ -84,6 +87,7 @@ class Export:
     files: Mapping[Part, FileInfo]
     timings: Timings
     fallback_reason: str | None
+    shared: tuple[Part, ...] = ()
     lm: Any = field(default=None, repr=False)
     compression: Any = field(default=None, repr=False)
 
@@ -143,7 +147,12 @@ def export_of(source: Source, parts: Sequence[Part]) -> Source:
 
 
 def to_object(
-    file: OpenFile, device: torch.device, *, source: str, check: Callable[[], None]
+    file: OpenFile,
+    device: torch.device,
+    *,
+    source: str,
+    check: Callable[[], None],
+    sharing: Sharing | None = None,
 ) -> object:
     """The object that ``torch.load`` would return for an open file, on ``device``.
 
@@ -152,8 +161,10 @@ def to_object(
         device: Device of all tensors.
         source: The source as shown to people.
         check: Raises what is to end the load; called now and then while a device is copied to.
+        sharing: How a file that came in the device's memory is used there; None where none does.
 
     Raises:
+        NotShared: It came in the device's memory, and cannot be used there.
         UnsafeCheckpoint, NotACheckpoint: The file has no index, and torch refuses it.
         ResourceLimit: The memory that it takes is more than this process may have.
         DeviceMemoryFull, DeviceLost: It could not be copied to the device.
@@ -161,8 +172,12 @@ def to_object(
     with limits_named(source):
         from craftcache.checkpoint.tensors import build
 
-        link = _link_to(device, check)
         index = _index(file, source)
+        if sharing is not None:
+            if file.memory_bytes is not None:
+                return sharing.to_object(file, index, device)
+            sharing.note_copied(file, index)
+        link = _link_to(device, check)
         if index is None and link is not None:
             index = _described(file)
         if index is None:
@@ -223,6 +238,7 @@ def to_export(
     *,
     started: float,
     check: Callable[[], None],
+    sharing: Sharing | None = None,
 ) -> Export:
     """Load all parts onto ``device``.
 
@@ -233,14 +249,16 @@ def to_export(
         device: Device of all tensors.
         started: Time when the load began, by time.perf_counter, in seconds.
         check: See to_object.
+        sharing: See to_object.
 
     Raises:
-        CraftcacheError: See to_object.
+        NotShared, CraftcacheError: See to_object.
     """
     resolved = time.perf_counter()
     files = dict(zip(parts, loaded.files, strict=True))
     objects = {
-        part: to_object(file, device, source=source, check=check) for part, file in files.items()
+        part: to_object(file, device, source=source, check=check, sharing=sharing)
+        for part, file in files.items()
     }
     return Export(
         source=source,
@@ -249,6 +267,7 @@ def to_export(
         files={part: file.info for part, file in files.items()},
         timings=Timings(resolved - started, time.perf_counter() - resolved),
         fallback_reason=loaded.fallback_reason,
+        shared=tuple(part for part, file in files.items() if file.memory_bytes is not None),
         **objects,
     )
 
@@ -261,7 +280,9 @@ def _index(file: OpenFile, source: str) -> Index | None:
     if content is None:
         return None
     try:
-        return parse(content, file_size=os.fstat(file.descriptor).st_size)
+        in_memory = file.memory_bytes is not None
+        size = file.info.size if in_memory else os.fstat(file.descriptor).st_size
+        return parse(content, file_size=size)
     except InvalidIndex as error:
         log.warning("%s: %s is loaded without its index: %s", source, file.info.filename, error)
         return None

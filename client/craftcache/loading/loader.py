@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 from craftcache.cache.directory import CacheDir
 from craftcache.config import choose_cache_dir, choose_map, choose_socket_dir
 from craftcache.daemon.client import DaemonClient
+from craftcache.daemon.gpu_services import GpuServices
 from craftcache.daemon.transport import Call, DaemonUnavailable
-from craftcache.errors import NotMounted
+from craftcache.device.sharing import NotShared
+from craftcache.errors import NotMounted, Unavailable
 from craftcache.fallback.handler import FallbackHandler, is_offline
 from craftcache.file_maps import may_map
 from craftcache.logger import log
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from craftcache.device.sharing import SharedDevice
     from craftcache.plan import PlanStep
     from craftcache.sources import Source
     from craftcache.wire import CachedModel, Generation, Loaded, Progress, Request
@@ -57,7 +60,8 @@ WARM_SECONDS = 1.0
 class Loader:
     """Opens the files of sources, and gets requests answered; thread-safe, fork-safe.
 
-    It has no lock: its state is set once, but for the daemon client's, which has its own.
+    It has no lock: its state is set once, but for the daemon client's, which has its own, and for
+    the reasons not to share memory that were told.
 
     Args:
         socket_dir: The daemon's socket directory; None takes the one of the settings.
@@ -85,6 +89,8 @@ class Loader:
         self._mode: Fallback = fallback
         self._cold_seconds = cold_seconds
         self._daemon = DaemonClient(self.socket_dir, self.patience)
+        self._gpus = GpuServices(self.socket_dir, self.patience)
+        self._told: set[str] = set()
         self.fallback_handler = FallbackHandler(
             CacheDir(self.cache_dir), fallback, may_warn=self.socket_dir is not None
         )
@@ -92,6 +98,7 @@ class Loader:
     def close(self) -> None:
         """Close idle connections; the loader stays usable."""
         self._daemon.close()
+        self._gpus.close()
 
     def handle(self, request: Request[AnswerT], call: Call) -> AnswerT:
         """Answer a request: by the daemon, or by the fallback where the daemon is unavailable.
@@ -119,21 +126,55 @@ class Loader:
             is_offline=is_offline(),
         )
 
-    def open(self, source: Source, names: Sequence[str], call: Call) -> Loaded:
+    def open(
+        self,
+        source: Source,
+        names: Sequence[str],
+        call: Call,
+        *,
+        share: SharedDevice | None = None,
+    ) -> Loaded:
         """Open files of a source by its plan; missing ones are fetched first.
 
+        Args:
+            source: The source.
+            names: Names of the files.
+            call: Reports progress, and cancels the load.
+            share: The GPU in whose memory those are that can be shared; None asks for files.
+
         Raises:
+            NotShared: The GPU has no service, or the files are this process's own.
             CraftcacheError: Any of the tree but UnknownDevice.
         """
         for step in self.plan(source):
-            if (loaded := self._take(step, source, names, call)) is not None:
+            if (loaded := self._take(step, source, names, call, share)) is not None:
                 for file in loaded.files:
-                    file.mapped &= may_map(file.descriptor, self._map or loaded.map)
+                    if file.memory_bytes is None:
+                        file.mapped &= may_map(file.descriptor, self._map or loaded.map)
                 return loaded
         raise AssertionError("the last way of a plan leads there or raises")
 
+    def refuse_sharing(self, why: NotShared, source: str) -> None:
+        """Say, once for each reason, that a private copy is made in place of a shared one.
+
+        Raises:
+            Unavailable: The client's fallback is ``none``.
+        """
+        if self._mode == "none":
+            raise Unavailable(
+                f"its memory cannot be shared: {why}", source=source, hint=why.hint, retryable=False
+            ) from why
+        if str(why) not in self._told:
+            self._told.add(str(why))
+            log.warning("a private copy is made, not a shared one: %s. %s", why, why.hint)
+
     def _take(
-        self, step: PlanStep, source: Source, names: Sequence[str], call: Call
+        self,
+        step: PlanStep,
+        source: Source,
+        names: Sequence[str],
+        call: Call,
+        share: SharedDevice | None,
     ) -> Loaded | None:
         """The files by one step of the plan; None if the step does not have them.
 
@@ -141,14 +182,24 @@ class Loader:
         where the daemon is unavailable.
         """
         match source:
-            case LocalFile(path):
-                return open_local(source, [path] * len(names))
             case LocalDirectory(path) if step.way == "watched directory":
                 watch = self.watch_of(path, names, call)
-                return self._generation(watch, names, call) if watch else None
+                if watch is None or share is None:
+                    return self._generation(watch, names, call) if watch else None
+                return self._gpus.load(share.uuid, Load(watch, tuple(names)), call)
+            case LocalFile() | LocalDirectory() if share is not None:
+                raise NotShared(
+                    "a local file is read by each process itself",
+                    "Have its directory watched: craftcache watch add",
+                )
+            case LocalFile(path):
+                return open_local(source, [path] * len(names))
             case LocalDirectory(path):
                 return open_local(source, [path / name for name in names])
-        return self.handle(Load(source, tuple(names)), call)
+        request = Load(source, tuple(names))
+        if share is not None:
+            return self._gpus.load(share.uuid, request, call)
+        return self.handle(request, call)
 
     def _generation(self, watch: WatchSource, names: Sequence[str], call: Call) -> Loaded | None:
         """The served generation of a directory; None where only the directory itself can be had."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from craftcache.checkpoint.filenames import check_checkpoint
 from craftcache.config import choose_cache_dir
 from craftcache.daemon.transport import time_limit
+from craftcache.device.sharing import NotShared, find_shared_device
 from craftcache.device.staging import process_ring
 from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.sources import (
@@ -27,15 +28,17 @@ from craftcache.wire import Follow, Status, Warm, WarmOptions
 from .explanation import explain
 from .export import copy_into, export_of, files_by_part, parse_device, to_export, to_object
 from .loader import Loader
+from .sharing import Sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     import torch
 
     from craftcache.daemon.admin import AdminClient
     from craftcache.daemon.transport import Call
+    from craftcache.device.sharing import SharedDevice
     from craftcache.plan import Fallback
     from craftcache.sources import Part, Source
     from craftcache.wire import CachedModel, DaemonStatus, Generation, WarmedModel
@@ -48,13 +51,21 @@ __all__ = ["Operations", "PathLike", "Device"]
 PathLike = str | os.PathLike[str]
 Device = "str | int | torch.device"
 
+T = TypeVar("T")
+
 
 class Operations:
     """The clients' methods; see craftcache.client.Client for what each promises.
 
     Thread-safe and fork-safe as its Loader is, and picklable by its arguments. It has no lock: the
     loaders of other cache directories are added by a dict's setdefault, which is atomic.
+
+    Attributes:
+        loader: Opens files, and gets requests answered.
+        find_shared_device: Finds the memory of a device that processes can share; see there.
     """
+
+    find_shared_device: Callable[[torch.device], SharedDevice | None]
 
     def __init__(
         self,
@@ -71,6 +82,7 @@ class Operations:
             "fallback": fallback,
         }
         self.loader = Loader(**self.arguments)
+        self.find_shared_device = find_shared_device
         self._others: dict[Path, Loader] = {}
 
     @property
@@ -99,6 +111,7 @@ class Operations:
         parts: Sequence[Part],
         timeout: float | None = None,
         *,
+        share: bool = False,
         call: Call,
     ) -> Export:
         """See Client.load."""
@@ -106,9 +119,10 @@ class Operations:
         placed = parse_device(device)
         located = export_of(locate(os.fspath(source)), parts)
         names = files_by_part(located, parts)
-        with time_limit(call.cancellation, timeout, source=located.shown):
-            loaded = self.loader.open(located, tuple(names.values()), call)
-            with loaded:
+
+        def load(sharing: Sharing | None) -> Export:
+            device = None if sharing is None else sharing.device
+            with self.loader.open(located, tuple(names.values()), call, share=device) as loaded:
                 return to_export(
                     located.shown,
                     loaded,
@@ -116,7 +130,11 @@ class Operations:
                     placed,
                     started=started,
                     check=call.cancellation.check,
+                    sharing=sharing,
                 )
+
+        with time_limit(call.cancellation, timeout, source=located.shown):
+            return self._shared(load, located, placed) if share else load(None)
 
     def load_state_dict(
         self,
@@ -125,6 +143,7 @@ class Operations:
         device: str | int | torch.device,
         cache_dir: PathLike | None,
         *,
+        share: bool = False,
         call: Call,
     ) -> Any:  # noqa: ANN401  # whatever the checkpoint holds
         """See Client.load_state_dict."""
@@ -133,10 +152,17 @@ class Operations:
         name = _one_file(source, filename)
         if not isinstance(source, LocalFile | LocalDirectory):  # one's own files may have any name
             check_checkpoint(name, source=source.shown)
-        with self._loader_of(cache_dir).open(source, (name,), call) as loaded:
-            [file] = loaded.files
-            check = call.cancellation.check
-            return to_object(file, placed, source=source.shown, check=check)
+        loader = self._loader_of(cache_dir)
+
+        def load(sharing: Sharing | None) -> object:
+            device = None if sharing is None else sharing.device
+            with loader.open(source, (name,), call, share=device) as loaded:
+                [file] = loaded.files
+                check = call.cancellation.check
+                shown = source.shown
+                return to_object(file, placed, source=shown, check=check, sharing=sharing)
+
+        return self._shared(load, source, placed) if share else load(None)
 
     def load_into(
         self,
@@ -198,6 +224,21 @@ class Operations:
     def explain(self, source: PathLike, *, call: Call) -> Explanation:
         """See Client.explain."""
         return explain(self.loader, os.fspath(source), call)
+
+    def _shared(
+        self, load: Callable[[Sharing | None], T], source: Source, device: torch.device
+    ) -> T:
+        """What ``load`` returns, which shares memory where that can be, and else copies."""
+
+        def refuse(why: NotShared) -> None:
+            self.loader.refuse_sharing(why, source.shown)
+
+        try:
+            found = self.find_shared_device(device)
+            return load(None if found is None else Sharing(found, refuse))
+        except NotShared as why:
+            refuse(why)
+        return load(None)
 
     def _loader_of(self, cache_dir: PathLike | None) -> Loader:
         """The loader for a call's cache directory; one is made, and kept, for each directory."""

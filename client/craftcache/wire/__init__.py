@@ -48,6 +48,9 @@ each file in order its blob, then, where ``has_index`` is true, its index. No ot
 any, in neither direction. ``"map": "never"`` (or ``"always"``) says that workers are to read them
 (or to map them) whatever file system they are on.
 
+*GPUs.* The service of a GPU speaks the same on ``gpu/UUID.sock``: ``load``, and ``gpu`` and
+``gpu_verify``, which the daemon refuses. :mod:`craftcache.wire.gpu` says what is different there.
+
 *Parsing* is strict about what is known and blind to what is not: a missing key, a wrong type or a
 value out of bounds is a WireError; unknown keys are ignored, so that later releases may add some.
 """
@@ -65,14 +68,22 @@ from .answers import (
 )
 from .codec import MAX_MESSAGE, decode_answer, decode_request, encode, first_page
 from .fields import MAX_FILES, MAX_WARM_SOURCES, WireError
+from .gpu import (
+    DescribeGpu,
+    GpuComparison,
+    GpuComparisons,
+    GpuModel,
+    GpuReport,
+    VerifyGpu,
+)
 from .hello import VERSIONS, FallbackReason, Hello, ReportedFallback, Versions
 from .models import CachedModel, ModelsPage
+from .request import Request
 from .requests import (
     Follow,
     Identify,
     Load,
     Models,
-    Request,
     Resolve,
     Status,
     Warm,
@@ -119,6 +130,12 @@ __all__ = [
     "ModelsPage",
     "Identified",
     "Generation",
+    "DescribeGpu",
+    "VerifyGpu",
+    "GpuModel",
+    "GpuReport",
+    "GpuComparison",
+    "GpuComparisons",
     "Answer",
     "Problem",
     "encode",

@@ -18,6 +18,7 @@ from .fields import (
     WireError,
     clipped,
 )
+from .gpu import GpuComparisons, GpuReport
 from .models import ModelsPage, file_fields, parse_file
 from .record import Filename, JsonRecord, text
 from .status import DaemonStatus
@@ -110,7 +111,9 @@ class Loaded:
 
     @property
     def descriptors(self) -> list[int]:
-        """What comes with the message: the descriptors of each file and, if any, its index."""
+        """What comes with the message: for each file its descriptor, then, where it has them, those
+        of its index and of its lease.
+        """
         return [descriptor for file in self.files for descriptor in file.descriptors]
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
@@ -120,6 +123,7 @@ class Loaded:
             "revision": self.revision,
             "files": [
                 file_fields(file.info, text_limit, has_index=file.index is not None)
+                | ({} if file.memory_bytes is None else {"memory": file.memory_bytes})
                 for file in self.files
             ],
         }
@@ -138,13 +142,27 @@ class Loaded:
         files = list(fields.children("files", MAX_FILES))
         wanted = fields.optional_text("map", MAX_MAP)
         choice = next((each for each in MAP_CHOICES if each == wanted), MAP_CHOICES[0])
-        infos = [(parse_file(file), file.flag("has_index")) for file in files]
-        expected = sum(2 if has_index else 1 for _, has_index in infos)
+        infos = [
+            (parse_file(file), file.flag("has_index"), file.optional_integer("memory"))
+            for file in files
+        ]
+        expected = sum(1 + has_index + (memory is not None) for _, has_index, memory in infos)
+        if any(memory is not None and memory < info.size for info, _, memory in infos):
+            raise WireError("'memory' is less than a file's size")
         if len(descriptors) != expected:
             raise WireError(f"{len(descriptors)} descriptors came where {expected} should have")
         # From here on nothing fails: each descriptor gets its owner.
         each = iter(descriptors)
-        opened = [OpenFile(info, next(each), next(each) if has else None) for info, has in infos]
+        opened = [
+            OpenFile(
+                info,
+                next(each),
+                next(each) if has_index else None,
+                memory_bytes=memory,
+                lease=None if memory is None else next(each),
+            )
+            for info, has_index, memory in infos
+        ]
         return cls(source, revision, tuple(opened), map=choice)
 
     def close(self) -> None:
@@ -310,7 +328,15 @@ class Problem:
 
 
 Answer: TypeAlias = (
-    Loaded | Resolved | WarmedModel | DaemonStatus | ModelsPage | Identified | Generation
+    Loaded
+    | Resolved
+    | WarmedModel
+    | DaemonStatus
+    | ModelsPage
+    | Identified
+    | Generation
+    | GpuReport
+    | GpuComparisons
 )
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from .answers import Answer, Loaded, Problem, Progress, Resolved, WarmedBatch, WarmedModel
 from .fields import MAX_FILES, TEXT_LIMITS, Fields, WireError
+from .gpu import DescribeGpu, GpuComparisons, GpuReport, VerifyGpu
 from .hello import Hello
 from .models import MAX_MODEL_FILES, CachedModel, ModelsPage
-from .requests import Follow, Identify, Load, Models, Request, Resolve, Status, Warm
+from .request import Request
+from .requests import Follow, Identify, Load, Models, Resolve, Status, Warm
 from .status import DaemonStatus
 from .watching import Generation, Identified
 
@@ -37,6 +39,16 @@ def _refuse(constant: str) -> NoReturn:
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _loads = json.JSONDecoder(parse_constant=_refuse).decode
 
+_WITH_TEXTS = (
+    Loaded,
+    WarmedBatch,
+    ModelsPage,
+    Problem,
+    DaemonStatus,
+    GpuReport,
+    GpuComparisons,
+)
+
 _FROM_CLIENT: dict[str, Callable[[Fields], FromClient]] = {
     Hello.TYPE: Hello.parse,
     Load.TYPE: Load.parse,
@@ -46,6 +58,8 @@ _FROM_CLIENT: dict[str, Callable[[Fields], FromClient]] = {
     Models.TYPE: Models.parse,
     Identify.TYPE: Identify.parse,
     Follow.TYPE: Follow.parse,
+    DescribeGpu.TYPE: DescribeGpu.parse,
+    VerifyGpu.TYPE: VerifyGpu.parse,
 }
 
 _FROM_DAEMON: dict[str, Callable[[Fields], FromDaemon]] = {
@@ -57,6 +71,8 @@ _FROM_DAEMON: dict[str, Callable[[Fields], FromDaemon]] = {
     WarmedModel.TYPE: WarmedModel.parse,
     DaemonStatus.TYPE: DaemonStatus.parse,
     ModelsPage.TYPE: ModelsPage.parse,
+    GpuReport.TYPE: GpuReport.parse,
+    GpuComparisons.TYPE: GpuComparisons.parse,
     Problem.TYPE: Problem.parse,
 }
 
@@ -135,7 +151,7 @@ def _listable(model: CachedModel) -> CachedModel:
 
 def _forms(message: Message) -> Iterator[dict[str, Any]]:
     """The message's keys, and then again with ever shorter texts for people, if it has such."""
-    if isinstance(message, Loaded | WarmedBatch | ModelsPage | Problem | DaemonStatus):
+    if isinstance(message, _WITH_TEXTS):
         yield from map(message.to_fields, TEXT_LIMITS)
     else:
         yield message.to_fields()

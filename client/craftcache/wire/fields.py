@@ -30,7 +30,7 @@ __all__ = [
 T = TypeVar("T")
 
 MAX_FILES = 16
-"""Files of a source in one request or answer; two descriptors each stay far below the kernel's
+"""Files of a source in one request or answer; three descriptors each stay far below the kernel's
 limit of 253 a packet."""
 
 MAX_WARM_SOURCES = 32
@@ -250,8 +250,9 @@ class Fields:
                 problem[key] = self._words(key)
         if not self.is_null("retry_after"):
             problem["retry_after"] = self.seconds("retry_after")
-        if not self.is_null("missing_bytes"):
-            problem["missing_bytes"] = self.integer("missing_bytes")
+        for key in ("missing_bytes", "needed_bytes", "free_bytes"):
+            if not self.is_null(key):
+                problem[key] = self.integer(key)
         return from_problem(problem)
 
     def _text(self, value: object, key: str, limit: int, *, empty: bool = False) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from craftcache.errors import InvalidSource
 from craftcache.sources import (
@@ -32,6 +32,7 @@ from .fields import (
 )
 from .locking import lock_fields, parse_lock
 from .models import ModelsPage
+from .request import Request
 from .status import DaemonStatus
 from .watching import Generation, Identified
 
@@ -57,8 +58,6 @@ __all__ = [
     "Follow",
 ]
 
-AnswerT = TypeVar("AnswerT", covariant=True)
-
 MAX_ASKED = 8 * 1024
 """UTF-8 bytes of all patterns of a request."""
 
@@ -67,29 +66,6 @@ MAX_LOCK = 48 * 1024
 
 _LISTS = ("filenames", "include", "exclude")
 """Options of a warm that are lists."""
-
-
-class Request(Generic[AnswerT]):
-    """A request, by the type of its answer."""
-
-    __slots__ = ()
-
-    TYPE: ClassVar[str]
-    ANSWER: ClassVar[type[Any]]
-
-    def to_fields(self) -> dict[str, Any]:
-        """The message's keys without its type: by default its attributes."""
-        values: Any = self
-        return asdict(values)
-
-    def is_answered_by(self, answer: object) -> bool:
-        """Whether ``answer`` is of this request's type of answer, and fits its attributes."""
-        return isinstance(answer, self.ANSWER)
-
-    @property
-    def about(self) -> RemoteSource | None:
-        """The source that the request is about; None if it is about none."""
-        return None
 
 
 @dataclass(frozen=True, slots=True)

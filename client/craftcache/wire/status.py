@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from .activity import Coming, Disk, NotWarm, RecentModel, one_line
 from .fields import TEXT_LIMITS, clipped
+from .gpu import MAX_MODELS, GpuReport
 from .record import AtMost, JsonRecord, PathText, read_record, record_fields, text, texts
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ MAX_PROBLEMS = 16
 
 MAX_PROBLEM = 1024
 """Characters of a problem; a longer one is clipped."""
+
+MAX_GPUS = 16
+"""In one report."""
 
 MAX_LISTED = 16
 """Sources that come, that are not warm and that are, each; all of them are in the counts."""
@@ -61,6 +65,8 @@ class DaemonStatus(JsonRecord):
         has_verity: Whether the file system of the cache has fs-verity, which the daemon uses then.
         processes: Number of processes that were handed models and still run.
         fallbacks: How often workers have told of loads without the daemon, by reason.
+        gpus: The services of GPUs that run beside the daemon, with the models that they hold; 64
+            models of all together at most.
     """
 
     version: Annotated[str, text(MAX_VERSION)]
@@ -88,6 +94,7 @@ class DaemonStatus(JsonRecord):
     has_verity: bool = False
     processes: int = 0
     fallbacks: Mapping[str, int] = field(default_factory=dict)
+    gpus: Annotated[tuple[GpuReport, ...], AtMost(MAX_GPUS)] = ()
 
     TYPE: ClassVar[str] = "status_report"
 
@@ -100,7 +107,13 @@ class DaemonStatus(JsonRecord):
             "coming": [each.to_fields(text_limit) for each in self.coming[:MAX_LISTED]],
             "not_warm": [each.to_fields(text_limit) for each in self.not_warm[:MAX_LISTED]],
             "recent": [each.to_fields(text_limit) for each in self.recent[:MAX_LISTED]],
+            "gpus": self._gpu_fields(text_limit),
         }
+
+    def _gpu_fields(self, text_limit: int) -> list[dict[str, Any]]:
+        gpus = self.gpus[:MAX_GPUS]
+        each = MAX_MODELS // max(len(gpus), 1)
+        return [gpu.with_models(each).to_fields(text_limit) for gpu in gpus]
 
     def to_fields(self, text_limit: int = TEXT_LIMITS[0]) -> dict[str, Any]:
         """The message's keys, but for its type."""

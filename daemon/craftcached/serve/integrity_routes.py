@@ -9,7 +9,8 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from craftcache.daemon.administration import QuarantinedFile, Verdict, Verification
-from craftcache.errors import InvalidSource, NotFound, PolicyDenied
+from craftcache.errors import InvalidSource, NotFound, PolicyDenied, Unavailable
+from craftcache.wire import GpuComparison
 
 from .bodies import VerifyBody, takes
 from .ndjson import NdjsonStream
@@ -64,6 +65,7 @@ class IntegrityRoutes:
         app.router.add_post("/v1/verify", self._verify)
         app.router.add_get("/v1/verify", self._verify_list)
         app.router.add_get("/v1/verify/{number:[0-9]{1,18}}", self._verify_show)
+        app.router.add_post("/v1/gpus/verify", self._verify_gpus)
         app.router.add_get("/v1/quarantine", self._quarantine_list)
         app.router.add_delete(QUARANTINE + "{name:.+}", self._quarantine_remove)
 
@@ -93,6 +95,12 @@ class IntegrityRoutes:
     async def _verify_show(self, request: web.Request) -> web.Response:
         number = int(request.match_info["number"])
         return web.json_response(_report(*self._verifications.find(number)))
+
+    @answers({"results": [GpuComparison]}, errors=(NotFound, PolicyDenied, Unavailable))
+    async def _verify_gpus(self, request: web.Request) -> web.Response:
+        self._administrators.check(peer_of(request.transport), "verifying")
+        compared = await self._service.gpus.verify()
+        return web.json_response({"results": [each.to_fields() for each in compared]})
 
     async def _stream(self, request: web.Request, number: int) -> web.StreamResponse:
         """One line for each step and each verdict, as it comes; the last line is the end."""

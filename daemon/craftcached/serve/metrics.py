@@ -165,6 +165,11 @@ def _state(status: DaemonStatus) -> Iterator[Metric]:
     yield _family("queued_warms", status.queued)
     yield _family("watches", status.watches)
     yield _family("model_processes", status.processes)
+    yield _family("gpu_models", {gpu.uuid: len(gpu.models) for gpu in status.gpus})
+    leases = {gpu.uuid: sum(each.leases for each in gpu.models) for gpu in status.gpus}
+    yield _family("gpu_leases", leases)
+    yield _family("gpu_used_bytes", {gpu.uuid: gpu.used_bytes for gpu in status.gpus})
+    yield _family("gpu_quota_bytes", {gpu.uuid: gpu.max_bytes for gpu in status.gpus})
     since = status.hashed_since
     yield _family("scrub_age_seconds", None if since is None else max(time.time() - since, 0.0))
 

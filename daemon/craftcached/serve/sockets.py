@@ -10,11 +10,13 @@ import socket
 import stat
 from typing import TYPE_CHECKING
 
+from craftcache.daemon.gpu_services import gpu_socket
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["Door", "bind_worker_socket", "bind_admin_socket", "BACKLOG"]
+__all__ = ["Door", "bind_worker_socket", "bind_admin_socket", "bind_gpu_socket", "BACKLOG"]
 
 MAX_PATH_BYTES = 107
 """What the kernel takes for the path of a Unix socket, on both sides."""
@@ -98,6 +100,17 @@ def bind_admin_socket(
 ) -> socket.socket:
     """Listen on ``craftcache.sock`` under ``socket_dir``; otherwise like bind_worker_socket."""
     return _bind(socket_dir, "craftcache.sock", socket.SOCK_STREAM, mode, gid)
+
+
+def bind_gpu_socket(
+    socket_dir: Path, uuid: str, *, mode: int = 0o666, gid: int | None = None
+) -> socket.socket:
+    """Listen on ``gpu/UUID.sock`` under ``socket_dir``, for the service of that GPU.
+
+    The directory ``gpu`` is its user's own; otherwise like bind_worker_socket.
+    """
+    path = socket_dir / gpu_socket(uuid)
+    return _bind(path.parent, path.name, socket.SOCK_SEQPACKET, mode, gid)
 
 
 def _bind(

@@ -81,7 +81,17 @@ def test_what_is_enough_is_what_was_asked_for(ours: float, enough: list[bool]) -
 
 
 def test_without_figures_nothing_is_said() -> None:
-    assert verdict({}) == {"wrong_tensors": 0, "compared_tensors": 0, "models": {}}
+    nothing = {"wrong_tensors": 0, "compared_tensors": 0, "models": {}, "sharing": []}
+    assert verdict({}) == nothing
+
+
+def test_sharing_is_held_to_its_targets() -> None:
+    fast = {"model": "6.5 GB", "shared": True, "second_seconds": 0.02, "copies": 1.002}
+    slow = {"model": "6.5 GB", "shared": True, "second_seconds": 0.06, "copies": 1.5}
+    told = verdict({"sharing": [fast, slow]})["sharing"]
+    assert [each["second_seconds"]["is_enough"] for each in told] == [True, False]
+    assert [each["copies"]["is_enough"] for each in told] == [True, False]
+    assert verdict({"sharing": [fast]}, dry_run=True)["sharing"] == []
 
 
 def test_what_lies_in_wheels_is_there_to_import(tmp_path: Path) -> None:

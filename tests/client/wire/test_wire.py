@@ -31,7 +31,9 @@ def decode_answer(packet: bytes) -> Any:
     fields = json.loads(packet)
     files = fields["files"] if fields.get("type") == "loaded" else []
     try:
-        count = sum(2 if file["has_index"] is True else 1 for file in files)
+        count = sum(
+            1 + (file["has_index"] is True) + (file.get("memory") is not None) for file in files
+        )
     except (KeyError, TypeError):
         count = 0
     return wire.decode_answer(packet, [-1] * count)
@@ -50,7 +52,18 @@ INFOS = st.builds(
     verified_at=st.integers(0, 2**32).map(lambda at: datetime.fromtimestamp(at, UTC)),
 )
 INFO_TUPLES = st.lists(INFOS, max_size=wire.MAX_FILES).map(tuple)
-OPEN_FILES = st.builds(OpenFile, INFOS, st.just(-1), st.none() | st.just(-1))
+PLAIN_FILES = st.builds(OpenFile, INFOS, st.just(-1), st.none() | st.just(-1))
+SHARED_FILES = INFOS.flatmap(
+    lambda info: st.builds(
+        OpenFile,
+        st.just(info),
+        st.just(-1),
+        st.none() | st.just(-1),
+        memory_bytes=st.integers(info.size, 2**63 - 1),
+        lease=st.just(-1),
+    )
+)
+OPEN_FILES = PLAIN_FILES | SHARED_FILES
 MOMENTS = st.floats(0, 2**40)
 COMING = st.builds(
     wire.Coming,
@@ -64,8 +77,21 @@ COMING = st.builds(
 )
 NOT_WARM = st.builds(wire.NotWarm, *[NAMES] * 4, MOMENTS, st.none() | MOMENTS)
 RECENT = st.builds(wire.RecentModel, NAMES, NAMES, SIZES, MOMENTS, st.booleans())
+DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
+GPUS = st.builds(
+    wire.GpuReport,
+    *(NAMES, NAMES, SIZES, SIZES, st.none() | SIZES, SIZES),
+    st.lists(
+        st.builds(wire.GpuModel, NAMES, NAMES, DIGESTS, SIZES, SIZES, st.none() | MOMENTS),
+        max_size=3,
+    ).map(tuple),
+)
+COMPARISONS = st.builds(
+    wire.GpuComparison, NAMES, NAMES, NAMES, DIGESTS, st.sampled_from(["right", "wrong"])
+)
 STATUSES = st.builds(
     status,
+    gpus=st.lists(GPUS, max_size=2).map(tuple),
     version=NAMES,
     pid=SIZES,
     models=SIZES,
@@ -121,6 +147,8 @@ REQUESTS = st.one_of(
     st.builds(batch, st.lists(SOURCES, min_size=2, max_size=32), OPTIONS),
     st.builds(wire.Status),
     st.builds(wire.Models, st.just("") | NAMES),
+    st.builds(wire.DescribeGpu),
+    st.builds(wire.VerifyGpu),
 )
 STATES: st.SearchStrategy[wire.State] = st.sampled_from(
     ["queued", "fetching", "verifying", "inspecting", "publishing", "done", "failed"]
@@ -144,12 +172,32 @@ ANSWERS = st.one_of(
     st.builds(wire.Resolved, NAMES, SIZES, SIZES),
     st.builds(wire.WarmedModel, st.just(""), NAMES, SIZES, SIZES, resident_bytes=st.none() | SIZES),
     STATUSES,
+    GPUS,
+    st.builds(wire.GpuComparisons, st.lists(COMPARISONS, max_size=3).map(tuple)),
     st.builds(
         wire.ModelsPage,
         st.lists(st.builds(wire.CachedModel, NAMES, NAMES, INFO_TUPLES), max_size=3).map(tuple),
         st.just("") | NAMES,
     ),
 )
+
+
+def test_a_status_of_many_gpus_fits_into_a_message() -> None:
+    model = wire.GpuModel("s" * 4096, "f" * 1024, "a" * 64, 1, 1)
+    gpu = wire.GpuReport("u" * 64, "n" * 64, 1, 1, 1, 1, (model,) * 64)
+    decoded: Any = decode_answer(wire.encode(status(gpus=(gpu,) * 16)))
+    assert [len(each.models) for each in decoded.gpus] == [4] * 16
+    alone: Any = decode_answer(wire.encode(gpu))
+    assert len(alone.models) == 64
+
+
+def test_memory_that_is_too_small_for_its_file_is_refused() -> None:
+    file = OpenFile(file_info(size=10), -1, memory_bytes=10, lease=-1)
+    fields = json.loads(wire.encode(wire.Loaded("s", "r", (file,))))
+    fields["files"][0]["memory"] = 9
+    with pytest.raises(wire.WireError, match="less than a file's size"):
+        wire.decode_answer(json.dumps(fields).encode(), [-1, -1])
+
 
 WIDE = "\N{MUSICAL SYMBOL G CLEF}"
 """A printable character that takes four bytes."""

@@ -20,10 +20,16 @@ import torch
 
 from craftcache.bundle import find_closure, write_bundle
 from craftcache.cache.directory import CacheDir
+from craftcache.daemon.gpu_services import gpu_socket
+from craftcache.sources import parse
+from craftcache.wire import Load
 from craftcached import serve
 from tests.support.checkpoints import saved
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
+from tests.support.gpu.memfd import UUID
+from tests.support.gpu.processes import GpuServiceProcess
 from tests.support.hub import Status
+from tests.support.sockets import RawWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +45,7 @@ STREAM = "GET /v1/events"
 BUNDLES = "POST /v1/bundles"
 ROLLBACK = "POST /v1/watches/{name}/rollback"
 METRICS = "GET /metrics"
+GPUS = "POST /v1/gpus/verify"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +207,7 @@ def node(inspected: Path, threaded_hub: TestHub, export_repo: Repo) -> Iterator[
             inspected, "--insecure-host", "127.0.0.1", HF_ENDPOINT=threaded_hub.endpoint
         )
         node = Node(stack.enter_context(daemon), inspected / "export")
+        stack.enter_context(GpuServiceProcess(daemon.socket_dir))
         node.export.mkdir()
         quarantine = inspected / "cache" / ".craftcache" / "quarantine"
         quarantine.mkdir()
@@ -243,6 +251,10 @@ def run_all(node: Node, events: IO[str]) -> list[tuple[Example, str]]:
             cache = CacheDir(node.daemon.cache_dir)
             closure = find_closure(cache, ["facebook/musicgen-small"])
             write_bundle(node.bundle, closure, cache)
+        if example.route == GPUS:
+            with RawWorker(node.daemon.socket_dir / gpu_socket(UUID)) as worker:
+                worker.greet()
+                worker.ask(Load(parse("facebook/musicgen-small"))).close()
         if example.route == ROLLBACK:
             node.write_generation(2.0)
             wait_generation(events, 2)

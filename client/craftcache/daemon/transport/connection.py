@@ -38,7 +38,10 @@ __all__ = ["DaemonConnection", "Ended"]
 
 _HELLO = encode(Hello())
 _INT_BYTES = array.array("i").itemsize
-_ANCILLARY_BYTES = socket.CMSG_SPACE(2 * MAX_FILES * _INT_BYTES)
+MAX_DESCRIPTORS = 3 * MAX_FILES
+"""In one answer: for each file its own, its index and, of a GPU's service, a lease."""
+
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_BYTES)
 
 
 class Ended(Exception):
@@ -204,7 +207,7 @@ def _parse(
         return decode_answer(packet, descriptors)
     except WireError as error:
         # The kernel cut them though there was room in the buffer: the process has no number left.
-        if flags & socket.MSG_CTRUNC and len(descriptors) < 2 * MAX_FILES:
+        if flags & socket.MSG_CTRUNC and len(descriptors) < MAX_DESCRIPTORS:
             raise no_descriptors_left() from error
         why = f"the daemon's message is malformed: {error}"
         raise DaemonUnavailable(why, kind="protocol") from error
