@@ -319,7 +319,7 @@ class Evictor:
         for _ in range(LOOKS):
             ended, begun = self._meter.ended_bytes, self._meter.begun_count
             models = await self._surveyor.survey(handover=handover, spared=spared)
-            usage = await self._meter.measure(models)
+            usage = await self._meter.measure(models, since=ended)
             if (self._meter.ended_bytes, self._meter.begun_count) == (ended, begun):
                 break
         in_doubt = self._meter.in_doubt(ended, models)

@@ -34,7 +34,8 @@ class _Measured:
 
     Attributes:
         used: See RoomUsage.
-        ended: DiskSpace.ended_bytes at its time: what has ended since may have been published.
+        ended: DiskSpace.ended_bytes before the survey that it is of: what has ended since may have
+            been published, and be missing in it.
     """
 
     used: int
@@ -56,16 +57,17 @@ class RoomMeter:
         self._space = space
         self._last: _Measured | None = None
 
-    async def measure(self, models: Collection[EvictionCandidate]) -> RoomUsage:
+    async def measure(self, models: Collection[EvictionCandidate], *, since: int) -> RoomUsage:
         """The use of the room now.
 
         Args:
             models: All published models, and superseded revisions.
+            since: The value of ``ended_bytes`` before ``models`` were surveyed.
         """
-        ended, claimed = self.ended_bytes, self._space.keys
+        claimed = self._space.keys
         known = {(blob.device, blob.inode) for model in models for blob in model.blobs}
         rest, published = await asyncio.to_thread(self._private_bytes, known, claimed)
-        self._last = _Measured(used_bytes(models) + rest, ended)
+        self._last = _Measured(used_bytes(models) + rest, since)
         usage = await self._usage(self._last.used)
         # What has its final name already, while its claim is not settled yet, counts once.
         return replace(usage, claimed=usage.claimed - self._space.claimed_by(published))

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from craftcache.cache.publish import Verified, publish_hub
 from craftcache.cache.underway import note_underway
+from craftcache.digests import Digest, Promise, hash_stamped
 from craftcache.errors import NotFound, PolicyDenied, StorageFull
+from craftcache.sources import HubSource, parse
 from craftcached.database import Pin
+from craftcached.eviction.meter import RoomMeter
 from craftcached.eviction.survey import GRACE_SECONDS
 from craftcached.min_free import MinFree
 from tests.support.published import DAY, Clock, keeping, key, source
@@ -31,6 +35,19 @@ def content(name: str, size: int = KB) -> bytes:
 async def fill(parts: Keeping, *names: str, size: int = KB) -> None:
     for name in names:
         await parts.publish(name, file=content(name, size))
+
+
+def publish_on_the_hub(parts: Keeping, repo_id: str, data: bytes) -> None:
+    """Publish a model in huggingface_hub's layout, where other tools put theirs too."""
+    hub_source, cache = parse(repo_id), parts.store.cache
+    assert isinstance(hub_source, HubSource)
+    staged = cache.staging / "file"
+    staged.write_bytes(data)
+    verified = Verified(hash_stamped(staged), None, 0, 0)
+    promise = Promise(len(data), Digest("sha256", verified.digests.sha256))
+    files = {"file": (verified, promise)}
+    publish_hub(cache, hub_source, "a" * 40, files, "https://hub/resolve", is_named=True)
+    cache.discard(verified.file)
 
 
 async def test_one_that_can_never_fit_is_refused_with_the_numbers_and_nothing_goes(
@@ -290,6 +307,23 @@ async def test_the_estimate_between_surveys_never_falls_short(tmp_path: Path) ->
             await fill(parts, name)
             parts.space.release(name)
         assert await parts.names() == {"c", "d", "e"}
+
+
+async def test_what_is_published_during_a_survey_is_in_the_estimate_after_it(
+    tmp_path: Path,
+) -> None:
+    async with keeping(tmp_path, max_bytes=3 * KB) as parts:
+        meter = RoomMeter(parts.store.cache, parts.space)
+        since = meter.ended_bytes
+        models = await parts.surveyor.survey()
+        await parts.space.reserve("a", KB, source="org/a")
+        parts.space.written("a", KB)
+        publish_on_the_hub(parts, "org/a", content("a"))
+        parts.space.release("a")
+        await meter.measure(models, since=since)
+        usage = await meter.estimate()
+        assert usage is not None
+        assert usage.used + usage.claimed == KB
 
 
 async def test_a_file_that_two_models_wait_for_counts_once_when_it_is_published(
