@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from craftcache.wire import GpuComparison, GpuReport, Request
 
-__all__ = ["GpuServices"]
+__all__ = ["GpuServiceSockets"]
 
 log = logging.getLogger("craftcached")
 
@@ -41,8 +41,8 @@ DEADLINES: Final = Deadlines(unasked=1.0, silence=30.0, restart=0.0, busy=0.0)
 so at least every five seconds."""
 
 
-class GpuServices:
-    """The services whose sockets are under a directory.
+class GpuServiceSockets:
+    """The services of GPUs whose sockets are under a directory, and what they are asked.
 
     Args:
         socket_dir: The daemon's socket directory.

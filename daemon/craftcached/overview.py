@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .absences import Absences
     from .eviction.keepers import Keepers
-    from .gpu_services import GpuServices
+    from .gpu_services import GpuServiceSockets
     from .warm.queue import WarmQueue
     from .warm.warmer import Warmer
     from .watch import Watches
@@ -60,7 +60,7 @@ class Overview:
         keepers: Keepers,
         watches: Watches,
         absences: Absences,
-        gpus: GpuServices,
+        gpus: GpuServiceSockets,
     ) -> None:
         self._cache = cache
         self._warmer = warmer

@@ -42,7 +42,7 @@ from craftcache.wire import (
 
 from .eviction.quota import RoomLimits, RoomUsage, excess
 from .fetch import Priority
-from .gpu_services import GpuServices
+from .gpu_services import GpuServiceSockets
 from .overview import Overview
 from .scrub import Integrity
 from .scrub.examiner import PublishedModel
@@ -189,7 +189,7 @@ class Service:
             events=sight.events,
             is_busy=lambda: warmer.running > 0,
         )
-        self.gpus = GpuServices(settings.socket_dir)
+        self.gpus = GpuServiceSockets(settings.socket_dir)
         self._overview = Overview(
             cache=store.cache,
             warmer=warmer,

@@ -185,7 +185,7 @@ def test_no_torch_and_nothing_of_the_builder_is_in_it(package: Path, tmp_path: P
     link = library / "bin" / os.readlink(library / "bin" / "python3")
     assert os.path.normpath(link) == str(tmp_path / "usr/bin/python3")
     assert {entry.name for entry in (library / "bin").iterdir()} == {
-        *("python", "python3", "python3.11", "craftcache", "craftcached")
+        *("python", "python3", "python3.11", "craftcache", "craftcached", "craftcached-gpu")
     }
     for script in (library / "bin").glob("craftcache*"):
         assert script.read_text().startswith("#!/usr/lib/craftcache/bin/python3\n")

@@ -27,14 +27,16 @@ import itertools, sys
 files = [(sys.argv[1] + "/state_dict.bin", sys.argv[2:4]),
          (sys.argv[1] + "/compression_state_dict.bin", sys.argv[4:6])]
 contents = [(path, [open(name, "rb").read() for name in names]) for path, names in files]
-print("ready", flush=True)
 for turn in itertools.count():
     for path, both in contents:
         with open(path, "wb", buffering=0) as file:
             for start in range(0, len(both[0]), 64):
                 file.write(both[turn % 2][start:start + 64])
+                if not turn and not start:
+                    print("writing", flush=True)
 """
-"""Overwrites both files in place for ever, in small pieces, with one pair and another."""
+"""Overwrites both files in place for ever, in small pieces, with one pair and another. It has
+written something when it says so."""
 
 
 async def trickle(directory: Path, part: Part, data: bytes, pause: float) -> None:
@@ -145,8 +147,9 @@ async def test_a_writer_killed_at_any_moment_never_makes_half_a_file_a_generatio
             await writer.wait()
             # It may have settled already, on a busy machine.
             await rig.until(partial(settled_since, rig, before))
+        before = len(rig.states())
         write_pair(export, 3)
-        await rig.until(lambda: rig.watches.report("run").state == "settling")
+        await rig.until(partial(settled_since, rig, before))
         await rig.until_state("run", "ready")
         parts: tuple[Part, ...] = ("lm", "compression")
         whole = {content(part, value) for part in parts for value in (1, 2, 3)}
