@@ -6,19 +6,22 @@ import os
 import re
 import secrets
 import shutil
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
-    from pathlib import Path
 
 __all__ = ["mutate"]
 
 
 def mutate(random: random.Random, root: Path) -> str:
     """Change one file below ``root``; returns what was done, to be shown where it did harm."""
-    files = sorted(path for path in root.rglob("*") if path.is_symlink() or path.is_file())
+    # The daemon removes directories of its own meanwhile, which Path.rglob does not get over.
+    found = (Path(top, name) for top, *names in os.walk(root) for name in chain(*names))
+    files = sorted(path for path in found if path.is_symlink() or path.is_file())
     path, other = random.choice(files), random.choice(files)
     change = random.choice(_CHANGES)
     try:
