@@ -20,7 +20,7 @@ from craftcache.device.link import find_link
 
 from .device_copies import CopyingMode, DeviceCopies
 from .mapped import release
-from .storages import is_whole, storage_of
+from .storages import PLAIN_TENSORS, is_whole, storage_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from craftcache.device.link import DeviceLink
 
 __all__ = ["adopt"]
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-"""Subclasses may have no storage."""
 
 
 def _ignore(_: torch.Tensor) -> None:
@@ -128,7 +125,7 @@ def _users(values: Iterable[object]) -> dict[StorageWeakRef, list[torch.Tensor]]
     """The tensors among ``values`` by the memory that they have."""
     users: defaultdict[StorageWeakRef, list[torch.Tensor]] = defaultdict(list)
     for value in values:
-        if not isinstance(value, torch.Tensor) or type(value) not in _PLAIN:
+        if not isinstance(value, torch.Tensor) or type(value) not in PLAIN_TENSORS:
             continue
         if value.layout is torch.strided:
             users[storage_of(value)].append(value)

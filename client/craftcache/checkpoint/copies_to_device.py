@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from craftcache.device.copy_job import CopyJob, Part
 from craftcache.device.pieces import PAGE_BYTES, SMALL_BYTES
-from craftcache.device.pipeline import CopyJob, Part
 
 from .mapped import is_unwritten, release_span
 from .storages import storage_of
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from torch.multiprocessing.reductions import StorageWeakRef
 
     from craftcache.device.accelerator import Mark, PinnedBuffer
+    from craftcache.device.copy_job import Reading
     from craftcache.device.file_reader import FileReader
     from craftcache.device.link import DeviceLink
-    from craftcache.device.pipeline import Reading
 
 __all__ = ["CopiesToDevice", "MappedFile"]
 

@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .copies_to_device import CopiesToDevice
+from .storages import PLAIN_TENSORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from .copies_to_device import MappedFile
 
 __all__ = ["CopyingMode", "DeviceCopies"]
-
-_PLAIN: Final = (torch.Tensor, torch.nn.Parameter)
-"""Subclasses may do anything with a copy."""
 
 _LOOKS: Final = frozenset(
     {
@@ -159,8 +157,8 @@ class CopyingMode(TorchFunctionMode):
 def _can_take(target: torch.Tensor, source: torch.Tensor) -> bool:
     """Whether the copy is one of flat memory to flat memory, from the CPU."""
     return (
-        type(target) in _PLAIN
-        and type(source) in _PLAIN
+        type(target) in PLAIN_TENSORS
+        and type(source) in PLAIN_TENSORS
         and source.device.type == "cpu"
         and target.layout is source.layout is torch.strided
         and target.shape == source.shape

@@ -22,6 +22,7 @@ from craftcache.errors import InvalidSource, UnknownDevice
 from .copies_to_device import MappedFile
 from .device_copies import CopyingMode, DeviceCopies
 from .mapped import Releases, address_of
+from .storages import PLAIN_TENSORS
 from .tensors import build, build_mapped
 
 if TYPE_CHECKING:
@@ -40,9 +41,6 @@ _OWN_CODE: Final = (
     "set_extra_state",
 )
 """Methods by which a class of modules has a say in how its state is loaded."""
-
-_PLAIN: Final = (torch.Tensor, torch.nn.Parameter)
-"""Subclasses may do anything with a copy."""
 
 
 def copy_into(
@@ -184,8 +182,8 @@ def _is_plain_copy(target: object, source: object) -> bool:
     return (
         isinstance(target, torch.Tensor)
         and isinstance(source, torch.Tensor)
-        and type(target) in _PLAIN
-        and type(source) in _PLAIN
+        and type(target) in PLAIN_TENSORS
+        and type(source) in PLAIN_TENSORS
         and target.shape == source.shape
         and target.layout is source.layout is torch.strided
         and not (target.is_quantized or source.is_quantized)

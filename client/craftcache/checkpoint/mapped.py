@@ -81,13 +81,14 @@ class Releases:
             self._release()
 
     def _release(self) -> None:
-        start, end = 0, 0
-        for low, high in sorted(self._spans):
-            if low - end >= mmap.PAGESIZE:
-                release_span(start, end - start, is_unwritten_for_certain=self._are_unwritten)
-                start = low
-            end = max(end, high)
-        release_span(start, end - start, is_unwritten_for_certain=self._are_unwritten)
+        joined: list[tuple[int, int]] = []
+        for start, end in sorted(self._spans):
+            if joined and start - joined[-1][1] < mmap.PAGESIZE:
+                joined[-1] = joined[-1][0], max(joined[-1][1], end)
+            else:
+                joined.append((start, end))
+        for start, end in joined:
+            release_span(start, end - start, is_unwritten_for_certain=self._are_unwritten)
         self._spans.clear()
         self._bytes = 0
 

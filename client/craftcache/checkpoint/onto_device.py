@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import torch
 
 from craftcache.device.accelerator import NoDeviceMemory
+from craftcache.device.copy_job import CopyJob, Part
 from craftcache.device.file_reader import FileReader
 from craftcache.device.pieces import cut
-from craftcache.device.pipeline import CopyJob, Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Final
 
+import torch
 from torch.multiprocessing.reductions import StorageWeakRef  # it has no other home
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["PLAIN_TENSORS", "is_whole", "storage_of"]
 
-__all__ = ["is_whole", "storage_of"]
+PLAIN_TENSORS: Final = (torch.Tensor, torch.nn.Parameter)
+"""Types of tensors of torch's own: subclasses may do anything with a copy, and have no storage."""
 
 
 def is_whole(tensor: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ each upon a stream of its own, so that reading and copying overlap. The parts:
 - ``pieces``: how the storages of a file are cut into what one buffer holds.
 - ``file_reader``: reads a span from the page cache or, past it, from the disk.
 - ``staging``: the page-locked buffers that the process keeps.
+- ``copy_job``: what goes through one buffer.
 - ``pipeline``: the threads, their order and their end.
 
 Nothing here knows of checkpoints, and nothing imports torch before a device is used.

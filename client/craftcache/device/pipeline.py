@@ -3,10 +3,10 @@
 A job is what goes through one buffer. Whoever makes the jobs submits them in order; any reader
 takes the next, reads it into a buffer and hands that to the copier, which enqueues the copies upon
 the one stream of the load and gives the buffer to the next reader when the device has read it. One
-stream keeps a link busy, and during a load nobody but the copier asks the driver for anything:
-calls from several threads at once were seen to take twenty times as long. Jobs are done in any
-order, so no two may write to the same memory. ``drain`` returns when the device has done all of
-it: what the caller then enqueues, on whatever stream, comes after.
+stream keeps a link busy, and once the buffers are there nobody but the copier asks the driver for
+anything: calls from several threads at once were seen to take twenty times as long. Jobs are done
+in any order, so no two may write to the same memory. ``drain`` returns when the device has done all
+of it: what the caller then enqueues, on whatever stream, comes after.
 
 The first failure stops everything: what is queued is dropped, what the device was told to do is
 waited for, and the buffers go back, so that afterwards nobody writes to memory that is freed.
@@ -19,74 +19,24 @@ import os
 import queue
 import threading
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .accelerator import DeviceWork, Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import TracebackType
 
-    import torch
     from typing_extensions import Self
 
     from .accelerator import Accelerator, CopyStream, Mark, PinnedBuffer
+    from .copy_job import CopyJob
     from .staging import StagingRing
 
-__all__ = ["CopyJob", "Part", "Pipeline", "Reading"]
+__all__ = ["Pipeline"]
 
 MAX_READERS: Final = 12
 """Readers of a load at most: more of them read no faster than a link takes it."""
-
-
-class Reading(Protocol):
-    """Something that is read into a buffer."""
-
-    def fill(self, buffer: PinnedBuffer) -> None:
-        """Read it, to its place in the buffer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What is copied out of a buffer.
-
-    Attributes:
-        target: Where to, on the device.
-        dtype: Dtype of the elements in the buffer; another than the target's is cast there.
-        position: Place in the buffer, in bytes; aligned for the dtype.
-        nbytes: Size in the buffer.
-    """
-
-    target: torch.Tensor
-    dtype: torch.dtype
-    position: int
-    nbytes: int
-
-    def of(self, memory: torch.Tensor) -> torch.Tensor:
-        """The elements, in a buffer or what was copied of one."""
-        return memory[self.position : self.position + self.nbytes].view(self.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class CopyJob:
-    """What goes through one buffer.
-
-    Attributes:
-        readings: What is read.
-        parts: What is copied.
-        after: The point of the caller's stream from which the targets may be written to.
-        used: Bytes of the buffer up to the end of the last part.
-        staging: Memory on the device of that size at least: the buffer is copied to it at once,
-            and its parts from there. None to copy each part by itself, which casts nothing.
-            Jobs may share it: the copies of one are done before those of another.
-    """
-
-    readings: Sequence[Reading]
-    parts: Sequence[Part]
-    after: Mark
-    used: int
-    staging: torch.Tensor | None = None
 
 
 class _Used(NamedTuple):
@@ -230,15 +180,17 @@ class Pipeline:
 
     def _read_here(self) -> None:
         """Read what there is, and copy it where there is no copier."""
-        if self._copier is not None:
+        with contextlib.ExitStack() as stack:
+            if self._copier is None:
+                self._enter_device(stack)
             self._read()
-            return
+
+    def _enter_device(self, stack: contextlib.ExitStack) -> None:
+        """Have the calling thread's calls go to the device; if they cannot, nothing is done."""
         try:
-            with self._accelerator.entered():
-                self._read()
+            stack.enter_context(self._accelerator.entered())
         except BaseException as error:  # noqa: BLE001  # drain raises it
             self.fail(error)
-            self._read()
 
     def _wait_for_device(self) -> None:
         last, self._last = self._last, None
@@ -268,6 +220,11 @@ class Pipeline:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._give_back(self._free.get_nowait())
+
+    def _give_back_in_flight(self) -> None:
+        """Likewise those that the device reads from."""
+        while self._in_flight:
+            self._give_back(self._in_flight.popleft())
 
     def _give_back(self, used: _Used) -> None:
         with self._changed:
@@ -313,7 +270,7 @@ class Pipeline:
 
     def _next_free(self) -> PinnedBuffer | None:
         """The buffer of this load that is free next; None if nothing more is to be done."""
-        if self._copier is None:
+        if self._copier is None and self._free.empty():
             self._free_oldest()
         used = self._free.get()
         if not self.failed:
@@ -330,23 +287,16 @@ class Pipeline:
 
     def _copy(self) -> None:
         """Have the device copy what was read until there is no more; in the copier."""
-        try:
-            with self._accelerator.entered():
-                self._copy_all()
-        except BaseException as error:  # noqa: BLE001  # drain raises it
-            self.fail(error)
-            self._copy_all()
-        while self._in_flight:
-            self._give_back(self._in_flight.popleft())
-
-    def _copy_all(self) -> None:
-        while True:
-            while self._in_flight and self._is_wanted_soon():
-                self._free_oldest()
-            filled = self._filled.get()
-            if filled is None:
-                return
-            self._send(*filled)
+        with contextlib.ExitStack() as stack:
+            self._enter_device(stack)
+            while True:
+                while self._in_flight and self._is_wanted_soon():
+                    self._free_oldest()
+                filled = self._filled.get()
+                if filled is None:
+                    break
+                self._send(*filled)
+            self._give_back_in_flight()
 
     def _is_wanted_soon(self) -> bool:
         """Whether a reader waits for what is in flight, while nothing else is to be done."""
@@ -381,8 +331,7 @@ class Pipeline:
             is_last = self._pending == 1
         if is_last:  # nobody is to wait for a buffer while this waits for a job
             self._give_back_free()
-            while self._in_flight:
-                self._give_back(self._in_flight.popleft())
+            self._give_back_in_flight()
         self._over()
 
     def _enqueue(self, job: CopyJob, buffer: PinnedBuffer) -> Mark:

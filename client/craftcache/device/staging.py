@@ -84,7 +84,7 @@ class StagingRing:
         # Guards what follows. Nothing blocks and no other lock is taken while it is held.
         self._changed = threading.Condition()
         self._idle: list[_Idle] = []
-        """Buffers that nobody has; the last one was used last."""
+        """Buffers that nobody has; the last one was given back last."""
         self._count = 0
         """Buffers that there are or that are being made."""
         self._waiting = 0

@@ -16,6 +16,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from craftcache.checkpoint.descriptor import read_into
 from craftcache.device.accelerator import NoDeviceMemory
 from craftcache.device.cuda_driver import CudaFailed
 from craftcache.errors import ResourceLimit
@@ -193,7 +194,7 @@ class _Filling:
                 while (start := next(self._starts)) < self._size and not self._failed.is_set():
                     view, buffer = lane.next_buffer()
                     length = min(PIECE_BYTES, self._size - start)
-                    _read(self._descriptor, view[:length], start)
+                    read_into(self._descriptor, view[:length], start)
                     lane.wait()  # so that the other buffer may be read into again
                     driver.checked(
                         driver.api.cuMemcpyHtoDAsync(
@@ -249,12 +250,3 @@ class _Lane:
     def wait(self) -> None:
         """Wait until all that was enqueued is done."""
         self._driver.checked(self._driver.api.cuStreamSynchronize(self.stream))
-
-
-def _read(descriptor: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.preadv(descriptor, [view], offset)
-        if not count:
-            raise EOFError(f"the file ends at byte {offset}")
-        view = view[count:]
-        offset += count

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from craftcache.device.pipeline import CopyJob, Part, Pipeline
+from craftcache.device.copy_job import CopyJob, Part
+from craftcache.device.pipeline import Pipeline
 from tests.client.device.test_onto_device import Stop, ring_of
 from tests.support.emulated_accelerator import EmulatedAccelerator, emulated
 

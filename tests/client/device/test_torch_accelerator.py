@@ -7,6 +7,7 @@ torch does. What the names do on a real device, tests/gpu shows.
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -114,6 +115,20 @@ def test_a_file_arrives_and_a_module_is_filled() -> None:
     assert_filled(module, state)
     assert api.calls.count("stream") < api.calls.count("record")
     assert {"wait_event", "synchronize"} <= set(api.calls)
+
+
+@pytest.mark.parametrize("buffers", [1, 8])
+def test_without_threads_a_device_that_is_done_at_once_holds_nothing_up(
+    buffers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    content = saved(of_all_sizes())
+    link = DeviceLink(accelerator_of(StandIn()), ring_of(buffers))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with memory_file(content) as fd:
+        assert_same(build(index_of(fd), fd, device=CPU, link=link), loaded(content))
 
 
 def test_work_waits_for_the_mark_before_its_first_copy_and_is_marked_after_its_last() -> None:
