@@ -104,6 +104,7 @@ found = [d for d, _, _ in os.walk("/") if not d.startswith(("/proc", "/sys", "/d
 for directory in found:
     if os.access(directory, os.W_OK):
         print(os.path.join("/", *directory.split("/")[:4]))
+print("looked everywhere", flush=True)
 """
     node.machine.write("/srv/look.py", code)
     node.machine.drop_in(
@@ -112,7 +113,7 @@ for directory in found:
         "ExecStart=\nExecStart=/opt/craftcache/bin/python /srv/look.py\n",
     )
     node.machine.systemctl("start", SERVICE)
-    node.machine.wait_journal(SERVICE, "/var/tmp")
+    node.machine.wait_journal(SERVICE, "looked everywhere")
     lines = node.machine.journal(SERVICE).splitlines()
     writable = {line for line in lines if line.startswith("/") and ":" not in line}
     assert writable == {CACHE, "/tmp", "/var/lib/craftcache", "/var/tmp"}

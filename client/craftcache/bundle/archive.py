@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from craftcache.cache.durable import staging_name
 from craftcache.digests import HashedFile, Hasher, Stamp
-from craftcache.errors import IntegrityError
+from craftcache.errors import IntegrityError, NotFound
 from craftcache.full_disk import FULL, free_bytes, storage_full
 
 from .lockfile import MAX_LOCK_BYTES, LockFile
@@ -83,13 +83,14 @@ def write_bundle(path: Path, closure: Closure, cache: CacheDir) -> int:
 
     Raises:
         IntegrityError: A file of the cache is not what was verified.
+        NotFound: A file of the cache was removed since, say because it was found damaged.
         OSError: A file cannot be read, or the bundle not be written.
     """
     part = path.parent / f".{path.name}-{staging_name()}"
     with contextlib.ExitStack() as stack:
         # Open files keep their bytes, whatever is evicted meanwhile.
         opened = {
-            sha256: (record, stack.enter_context(cache.path(record).open("rb")))
+            sha256: (record, stack.enter_context(_open(cache, record)))
             for sha256, record in closure.records.items()
         }
         stack.callback(part.unlink, missing_ok=True)
@@ -190,6 +191,16 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o444
     return member
+
+
+def _open(cache: CacheDir, record: FileRecord) -> IO[bytes]:
+    try:
+        return cache.path(record).open("rb")
+    except FileNotFoundError:
+        raise NotFound(
+            f"{record.path} is no longer in the cache: it was evicted, or found damaged",
+            hint="Warm the model again, then make the bundle",
+        ) from None
 
 
 def _add(tar: tarfile.TarFile, record: FileRecord, source: IO[bytes]) -> None:

@@ -147,22 +147,30 @@ def test_a_bundle_that_the_quota_has_no_room_for_is_refused(base: Path, bundle: 
         assert unpacked_files(daemon.cache_dir) == []
 
 
-def test_a_file_that_rotted_in_the_cache_goes_into_no_bundle(
-    node: WarmNode, other: Node, bundle: Path, tmp_path: Path
+@pytest.mark.parametrize("harm", ["rotten", "gone"])
+def test_a_file_that_is_not_what_it_was_goes_into_no_bundle(
+    harm: str, bundle: Path, tmp_path: Path
 ) -> None:
-    assert other.run("bundle", "import", str(bundle)).code == 0
-    cache = CacheDir(other.daemon.cache_dir)
+    """Without a daemon, which may find it first and remove the model."""
+    directories = ("--socket-dir", str(tmp_path / "none"), "--cache-dir", str(tmp_path / "cache"))
+    assert run(*directories, "bundle", "import", str(bundle)).code == 0
+    cache = CacheDir(tmp_path / "cache")
     manifest = cache.manifest(HubSource("org/model"))
     assert manifest is not None
-    rotten = cache.path(manifest.files[0])
-    rotten.chmod(0o644)
-    rotten.write_bytes(bytes(rotten.stat().st_size))
-    target = tmp_path / "models.tar"
+    harmed = cache.path(manifest.files[0])
+    if harm == "gone":
+        harmed.unlink()
+    else:
+        harmed.chmod(0o644)
+        harmed.write_bytes(bytes(harmed.stat().st_size))
+    (tmp_path / "bundles").mkdir()
+    target = tmp_path / "bundles" / "models.tar"
     target.write_bytes(b"the one before")
-    ran = other.run("bundle", "create", str(target), "org/model", "--json")
-    assert ran.problem["code"] == "IntegrityError"
+    ran = run(*directories, "bundle", "create", str(target), "org/model", "--json")
+    assert ran.problem["code"] == {"rotten": "IntegrityError", "gone": "NotFound"}[harm]
+    assert manifest.files[0].path in ran.problem["detail"]
     assert target.read_bytes() == b"the one before"
-    assert [path.name for path in tmp_path.iterdir()] == ["models.tar"]
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_equal_models_make_equal_bundles(node: WarmNode, bundle: Path, tmp_path: Path) -> None:
