@@ -81,7 +81,7 @@ def main(
         writer = log_end.enter_context(LogWriter(STDERR, journal=journal))
         log_to(writer, log_level, for_journal=is_logging_to_journal)
         try:
-            asyncio.run(
+            was_stopped = asyncio.run(
                 run(
                     functools.partial(load_settings, given, config_file=config_file),
                     InheritedSockets.take(os.environ),
@@ -93,6 +93,8 @@ def main(
             sys.exit(1)
         except Exception:
             log.exception("ended by a fault of its own")  # where nobody need read it
+            sys.exit(1)
+        if not was_stopped:
             sys.exit(1)
 
 

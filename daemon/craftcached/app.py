@@ -107,6 +107,7 @@ class Daemon:
             private_hosts=frozenset(settings.private_hosts),
         )
         self._administrators = Administrators(settings.admin_group)
+        self._store: Store | None = None
         self._warmer: Warmer | None = None
         self._evictor: Evictor | None = None
         self._holds: Holds | None = None
@@ -155,6 +156,11 @@ class Daemon:
             self._watches.configure(settings.watches)
         if self._integrity is not None:
             self._integrity.configure(settings)
+
+    async def until_cache_is_lost(self) -> None:
+        """Wait until another daemon took over the cache: on local file systems, for ever."""
+        assert self._store is not None  # noqa: S101  # the daemon was entered
+        await self._store.lock.lost.wait()
 
     def progress(self) -> list[Progress]:
         """The progress of each source that is being warmed."""
@@ -251,7 +257,7 @@ class Daemon:
         with _naming("state_dir", settings.state_dir):
             check_version(settings.state_dir)
         with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
-            store = await life.enter_async_context(Store(cache, self._sight.events))
+            store = self._store = await life.enter_async_context(Store(cache, self._sight.events))
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
         return store, records

@@ -36,7 +36,7 @@ SIGNS_PER_WATCHDOG = 4
 
 async def run(
     read_settings: Callable[[], Settings], inherited: InheritedSockets, notifier: Notifier
-) -> None:
+) -> bool:
     """Serve until SIGTERM or SIGINT, whichever moment it comes in; SIGHUP reloads the settings.
 
     SIGINT that was ignored when the daemon started stays so: an interrupt at the terminal is not
@@ -46,6 +46,9 @@ async def run(
         read_settings: Reads them anew.
         inherited: Sockets that are open already.
         notifier: Tells the service manager the daemon's state.
+
+    Returns:
+        Whether it was asked to stop; False where another daemon took over the cache.
 
     Raises:
         CraftcacheError: The daemon cannot start.
@@ -71,11 +74,14 @@ async def run(
             gc.freeze()
             loop.add_signal_handler(signal.SIGHUP, _reload, daemon, read_settings, notifier)
             try:
-                await loop.create_future()
+                await daemon.until_cache_is_lost()
             finally:
                 notifier.stopping()
     except asyncio.CancelledError as reason:
         log.info("stopped: %s", reason)
+        return True
+    log.error("ended, as another craftcached took over %s: let one write there", settings.cache_dir)
+    return False
 
 
 def _reload(daemon: Daemon, read_settings: Callable[[], Settings], notifier: Notifier) -> None:

@@ -111,11 +111,14 @@ class DaemonProcess:
     def terminate(self) -> int:
         """Ask it to stop; returns its exit status."""
         self._process.terminate()
-        return self._process.wait()
+        return self.wait()
 
     def wait(self) -> int:
-        """Wait for it to end by itself; returns its exit status."""
-        return self._process.wait()
+        """Wait for it to end by itself, with all that it says; returns its exit status."""
+        status = self._process.wait()
+        if self._reader is not None:
+            self._reader.join()
+        return status
 
     def client(self) -> Client:
         """A client of this daemon and its cache."""

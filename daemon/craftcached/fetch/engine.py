@@ -17,12 +17,12 @@ from weakref import WeakValueDictionary
 
 from craftcache.errors import Unavailable
 from craftcache.network.tls import tls_context
+from craftcached.process_identity import current_boot_id
 from craftcached.threads import Threads
 
 from .context import FetchContext, FetchRequest
 from .disk_space import DiskSpace, free_bytes
 from .job import Job
-from .journal import current_boot_id
 from .limits import Bandwidth, Claimant, Connections, MemoryBudget
 from .mirrors import Mirrors
 from .network import Network

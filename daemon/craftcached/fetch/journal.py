@@ -22,13 +22,13 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .spans import Span, SpanSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from craftcache.digests import Promise
 
@@ -37,13 +37,11 @@ __all__ = [
     "Identity",
     "Journal",
     "PartRecord",
-    "current_boot_id",
     "read_record",
 ]
 
 VERSION = 1
 _HASHED = re.compile(r"h ([1-9][0-9]{0,17}) ([0-9a-f]{64})")
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +181,6 @@ def read_record(path: Path, boot_id: str) -> PartRecord | None:
         if kind in kinds and span.stop <= identity.size:
             present.add(span)
     return PartRecord(identity, tuple(durable), tuple(present))
-
-
-def current_boot_id() -> str:
-    """Id of this boot of the machine; empty where the kernel does not give it."""
-    try:
-        return _BOOT_ID.read_text("ascii").strip()
-    except OSError:
-        return ""
 
 
 def _lines(kind: str, spans: Iterable[Span]) -> str:

@@ -2,6 +2,7 @@
 
     store.Store          publishes, finds and removes; the only writer
     cache_lock           one daemon a cache: the lock, and what to do where it was removed
+    heartbeat            the same on file systems that do not carry the lock from node to node
     local_files          bytes that this node has already, so that they are not fetched
     opener.BlobOpener    opens published blobs for workers
     indexes              sealed copies of the indexes in memory

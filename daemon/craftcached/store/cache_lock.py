@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, TypeVar
 from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.placing import LEFTOVER_SECONDS
 from craftcache.errors import CraftcacheError, Unavailable
+from craftcache.file_maps import remote_file_system
 from craftcached.in_use import is_in_use
+
+from .heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,12 +38,17 @@ class CacheLock:
 
     Args:
         cache: The cache directory.
+
+    Attributes:
+        lost: Set once another daemon took over the cache, on a file system that let it.
     """
 
     def __init__(self, cache: CacheDir) -> None:
         self._cache = cache
         self._descriptor = -1
         self._device = -1
+        self._heartbeat = Heartbeat(cache.private / "daemon.heartbeat")
+        self.lost = self._heartbeat.lost
         # Guards _descriptor while heal replaces it. Fetches and publications heal on different
         # threads: without the lock, one would take the other's new hold on the cache for that of
         # another daemon. No other lock is taken inside.
@@ -57,12 +65,19 @@ class CacheLock:
         await asyncio.to_thread(self._cache.create)
         predecessor = await asyncio.to_thread(_last_owner, self._cache)
         self._descriptor = _lock(self._cache)
+        if remote_file_system(self._descriptor) is not None:
+            try:
+                await self._heartbeat.start()
+            except BaseException:
+                os.close(self._descriptor)
+                raise
         await asyncio.to_thread(_clear_leftovers, self._cache.staging, predecessor)
         await asyncio.to_thread(record_format, self._cache)
         self._device = (await asyncio.to_thread(self._cache.root.stat)).st_dev
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Give the lock back."""
+        await self._heartbeat.stop()
         os.close(self._descriptor)
 
     async def heal(self) -> None:

@@ -126,7 +126,7 @@ class Store:
         self._hashing.close()
         self._writing.close()
         self.indexes.close()
-        self.lock.close()
+        await self.lock.close()
 
     def manifest(self, source: RemoteSource) -> Manifest | None:
         """The current manifest of ``source``: one stat, and a read only if it changed.
