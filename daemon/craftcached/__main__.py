@@ -12,30 +12,22 @@ if sys.version_info < (3, 11):  # before anything that Python 3.10 has not
     )
 
 import asyncio
-import contextlib
-import faulthandler
 import functools
-import logging
 import os
 from pathlib import Path
 
 import click
 
 from craftcache.config import config_path
-from craftcache.errors import CraftcacheError
-from craftcache.inherited import put_right
 from craftcache.version import VERSION
 
-from .log_writer import LogWriter
 from .options import settings_options
 from .process import run
-from .program import STDERR, log_to, raise_limit_of_files
+from .program import running_program
 from .settings_reading import load_settings, settings_faults
-from .systemd import InheritedSockets, JournalSocket, Notifier, is_journal
+from .systemd import InheritedSockets, Notifier
 
 __all__ = ["main"]
-
-log = logging.getLogger("craftcached")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,30 +64,16 @@ def main(
     if check_config:
         _check_config(given, config_file)
         return
-    put_right()
-    raise_limit_of_files()
-    faulthandler.enable(STDERR)  # where it hung, when the service manager's watchdog aborts it
-    is_logging_to_journal = is_journal(STDERR, os.environ)
-    with contextlib.ExitStack() as log_end:
-        journal = log_end.enter_context(JournalSocket()) if is_logging_to_journal else None
-        writer = log_end.enter_context(LogWriter(STDERR, journal=journal))
-        log_to(writer, log_level, for_journal=is_logging_to_journal)
-        try:
-            was_stopped = asyncio.run(
-                run(
-                    functools.partial(load_settings, given, config_file=config_file),
-                    InheritedSockets.take(os.environ),
-                    Notifier.of(os.environ),
-                )
+    with running_program(log_level, failing="cannot start"):
+        was_stopped = asyncio.run(
+            run(
+                functools.partial(load_settings, given, config_file=config_file),
+                InheritedSockets.take(os.environ),
+                Notifier.of(os.environ),
             )
-        except (CraftcacheError, OSError) as error:
-            log.error("cannot start: %s", error)  # noqa: TRY400  # the sentence says it all
-            sys.exit(1)
-        except Exception:
-            log.exception("ended by a fault of its own")  # where nobody need read it
-            sys.exit(1)
-        if not was_stopped:
-            sys.exit(1)
+        )
+    if not was_stopped:
+        sys.exit(1)
 
 
 def _check_config(arguments: dict[str, object], config_file: Path | None) -> None:

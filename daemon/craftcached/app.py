@@ -30,7 +30,7 @@ from .eviction.meter import RoomMeter
 from .eviction.pins import Pins
 from .eviction.prune import Pruner
 from .eviction.survey import Surveyor
-from .fetch import Engine, EngineSettings, Mirrors, SecondAttempt
+from .fetch import Engine, EngineSettings, IntegrityRetry, Mirrors
 from .fetch.disk_space import DiskSpace, existing, free_bytes
 from .fetch.measured_rate import MeasuredFetcher
 from .host_tokens import HostTokens
@@ -282,7 +282,7 @@ class Daemon:
             mirrors=self._mirrors,
         )
         await life.enter_async_context(engine)
-        attempt = SecondAttempt(engine, self._mirrors)
+        attempt = IntegrityRetry(engine, self._mirrors)
         return MeasuredFetcher(CountedFetcher(attempt, self._sight.counts))
 
     def _open_origins(self, life: contextlib.AsyncExitStack) -> Origins:

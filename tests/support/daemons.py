@@ -13,10 +13,10 @@ from craftcache import AsyncClient, Client
 from tests.support import DATA
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["DaemonProcess", "EXPORT", "EXPORT_FILES"]
+__all__ = ["DaemonProcess", "EXPORT", "EXPORT_FILES", "ServingProcess"]
 
 EXPORT = DATA / "musicgen-tiny"
 """A real export, written by AudioCraft itself."""
@@ -24,27 +24,30 @@ EXPORT = DATA / "musicgen-tiny"
 EXPORT_FILES = {name: EXPORT / name for name in ("state_dict.bin", "compression_state_dict.bin")}
 
 
-class DaemonProcess:
-    """A ``craftcached`` with its directories under ``base``; a context manager.
+class ServingProcess:
+    """A program that logs to stderr once it serves; a context manager.
 
     Entering waits until it serves. Leaving ends it, if the test has not, and waits for it.
 
     Args:
-        base: Where its directories are.
-        arguments: Of the command line.
-        within: A command that runs the one that is appended to it, by exec.
+        command: What is run.
+        serving: What the line has that it logs then.
         environment: Added to the test's own.
+        cwd: Where it runs; None where the test does.
     """
 
     def __init__(
-        self, base: Path, *arguments: str, within: Sequence[str] = (), **environment: str
+        self,
+        command: Sequence[str],
+        *,
+        serving: str,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
-        self.cache_dir = base / "cache"
-        self.socket_dir = base / "run"
-        self.state_dir = base / "state"
-        self._arguments = arguments
-        self._within = within
-        self._environment = environment
+        self._command = list(command)
+        self._serving = serving
+        self._environment = dict(environment or {})
+        self._cwd = cwd
         self._process: subprocess.Popen[str]
         self._reader: threading.Thread | None = None
         self._lines: list[str] = []
@@ -57,9 +60,7 @@ class DaemonProcess:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self._process.kill()
-        self._process.wait()
-        if self._reader is not None:
-            self._reader.join()
+        self.wait()
 
     def start(self) -> None:
         """Start it (again) and wait until it serves, or fail with its log."""
@@ -73,15 +74,9 @@ class DaemonProcess:
             self._reader.join()  # what the last one said comes before what this one says
         self._serves.clear()
         self._process = subprocess.Popen(
-            [
-                *self._within,
-                *(sys.executable, "-m", "craftcached", "--log-level", "debug"),
-                *("--cache-dir", str(self.cache_dir)),
-                *("--socket-dir", str(self.socket_dir)),
-                *("--state-dir", str(self.state_dir)),
-                *self._arguments,
-            ],
+            self._command,
             env=os.environ | self._environment,
+            cwd=self._cwd,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -120,6 +115,44 @@ class DaemonProcess:
             self._reader.join()
         return status
 
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                self._lines.append(line)
+                if self._serving in line:
+                    self._serves.set()
+        self._serves.set()
+
+
+class DaemonProcess(ServingProcess):
+    """A ``craftcached`` with its directories under ``base``; see ServingProcess.
+
+    Args:
+        base: Where its directories are.
+        arguments: Of the command line.
+        within: A command that runs the one that is appended to it, by exec.
+        environment: Added to the test's own.
+    """
+
+    def __init__(
+        self, base: Path, *arguments: str, within: Sequence[str] = (), **environment: str
+    ) -> None:
+        self.cache_dir = base / "cache"
+        self.socket_dir = base / "run"
+        self.state_dir = base / "state"
+        super().__init__(
+            [
+                *within,
+                *(sys.executable, "-m", "craftcached", "--log-level", "debug"),
+                *("--cache-dir", str(self.cache_dir)),
+                *("--socket-dir", str(self.socket_dir)),
+                *("--state-dir", str(self.state_dir)),
+                *arguments,
+            ],
+            serving="serving",
+            environment=environment,
+        )
+
     def client(self) -> Client:
         """A client of this daemon and its cache."""
         return Client(socket_dir=self.socket_dir, cache_dir=self.cache_dir)
@@ -127,11 +160,3 @@ class DaemonProcess:
     def async_client(self) -> AsyncClient:
         """Likewise for asyncio."""
         return AsyncClient(socket_dir=self.socket_dir, cache_dir=self.cache_dir)
-
-    def _read(self, stream: IO[str]) -> None:
-        with stream:
-            for line in stream:
-                self._lines.append(line)
-                if "serving" in line:
-                    self._serves.set()
-        self._serves.set()

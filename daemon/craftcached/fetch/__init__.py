@@ -5,7 +5,7 @@ From the outside in: an `engine` carries out fetch requests, each by a `job`, wh
 `concurrency` finds worthwhile and the `limits` allow; a `writer` writes what comes into a
 `partial_file`, hashes it in order by `hashing` and notes it in a `journal`. What goes wrong with a
 request is one of `faults`, and `retry` says whether and when to try again. What they all share is
-their `context`. A file whose bytes turn out wrong is fetched anew by `second_attempt`. Which
+their `context`. A file whose bytes turn out wrong is fetched anew by `integrity_retry`. Which
 `mirrors` are asked before the origin is each download's route; `provenance` knows who sent what,
 and `repairs` has it replaced.
 
@@ -14,8 +14,8 @@ fsynced, 0444) -> the caller's. Nothing else is handed out, and only an arriving
 """
 
 from .engine import Engine
+from .integrity_retry import IntegrityRetry
 from .mirrors import Mirror, Mirrors, MirrorStatistics
-from .second_attempt import SecondAttempt
 from .settings import EngineSettings
 from .types import Fetched, Fetcher, Priority, RemoteFile
 from .xet import xet_command
@@ -30,6 +30,6 @@ __all__ = [
     "Mirrors",
     "Priority",
     "RemoteFile",
-    "SecondAttempt",
+    "IntegrityRetry",
     "xet_command",
 ]

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import faulthandler
-import logging
 import os
-import sys
 from pathlib import Path
 
 import click
 
 from craftcache.device.cuda_driver import CudaDriver, CudaFailed, NoCudaDriver
-from craftcache.errors import CraftcacheError
-from craftcache.inherited import put_right
 from craftcache.version import VERSION
-from craftcached.log_writer import LogWriter
 from craftcached.options import settings_options
-from craftcached.program import STDERR, log_to, raise_limit_of_files
+from craftcached.program import running_program
 from craftcached.settings_reading import load_settings
-from craftcached.systemd import JournalSocket, Notifier, is_journal
+from craftcached.systemd import Notifier
 
 from .cuda_memory import CudaMemory
 from .process import run
 
 __all__ = ["main"]
-
-log = logging.getLogger("craftcached")
 
 SETTINGS = ("socket_dir", "gpu_ttl", "gpu_max_bytes", "worker_socket_mode", "max_clients_per_uid")
 
@@ -56,27 +47,13 @@ def main(device: str | None, config_file: Path | None, log_level: str, **argumen
     Settings are read as craftcached reads them, which must run on this machine too.
     """
     given = {name: value for name, value in arguments.items() if value not in (None, ())}
-    put_right()
-    raise_limit_of_files()
-    faulthandler.enable(STDERR)
     if device is not None:  # before the driver is first asked
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    is_logging_to_journal = is_journal(STDERR, os.environ)
-    with contextlib.ExitStack() as log_end:
-        journal = log_end.enter_context(JournalSocket()) if is_logging_to_journal else None
-        writer = log_end.enter_context(LogWriter(STDERR, journal=journal))
-        log_to(writer, log_level, for_journal=is_logging_to_journal)
-        try:
-            settings = load_settings(given, config_file=config_file)
-            memory = CudaMemory(CudaDriver.load())
-            asyncio.run(run(memory, settings, Notifier.of(os.environ)))
-        except (CraftcacheError, NoCudaDriver, CudaFailed, OSError) as error:
-            log.error("ended: %s", error)  # noqa: TRY400  # the sentence says it all
-            sys.exit(1)
-        except Exception:
-            log.exception("ended by a fault of its own")  # where nobody need read it
-            sys.exit(1)
+    with running_program(log_level, failing="ended", expected=(NoCudaDriver, CudaFailed)):
+        settings = load_settings(given, config_file=config_file)
+        memory = CudaMemory(CudaDriver.load())
+        asyncio.run(run(memory, settings, Notifier.of(os.environ)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 
 from craftcache.digests import Digest, Promise
 from craftcache.errors import IntegrityError, NotFound, Unavailable
-from craftcached.fetch import Fetched, Mirrors, Priority, RemoteFile, SecondAttempt
+from craftcached.fetch import Fetched, IntegrityRetry, Mirrors, Priority, RemoteFile
 from craftcached.mirror_rule import MirrorRule
 from tests.client.network.servers import TlsFront, make_certificate
 from tests.support.fetching import QUICK, cdn_file, hub_file, rig_at, sha256_of
@@ -97,7 +97,7 @@ async def fleet_with(
     )
     settings = replace(QUICK, **given)
     async with rig_at(base, settings, mirrors=mirrors) as rig:
-        attempts = SecondAttempt(rig.engine, mirrors)
+        attempts = IntegrityRetry(rig.engine, mirrors)
 
         async def fetch(file: RemoteFile) -> Fetched:
             return await attempts.fetch(
@@ -259,7 +259,7 @@ async def test_a_slow_one_is_used_while_it_progresses(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("spoiled", [FlipBit(5 * SLICE + 9), WrongStart(-1)], ids=["flip", "shift"])
-async def test_wrong_bytes_are_left_behind_by_a_second_attempt(
+async def test_wrong_bytes_are_left_behind_by_a_integrity_retry(
     fleet: Fleet, spoiled: Fault
 ) -> None:
     def is_first(request: Any) -> bool:

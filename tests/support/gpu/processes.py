@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.support import SUPPORT
+from tests.support.daemons import ServingProcess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +19,8 @@ EMULATED = (sys.executable, "-m", "tests.support.gpu.service")
 ROOT = SUPPORT.parents[1]
 
 
-class GpuServiceProcess:
-    """The service of a GPU; a context manager. Entering waits until it serves.
+class GpuServiceProcess(ServingProcess):
+    """The service of a GPU; see ServingProcess.
 
     Args:
         socket_dir: The daemon's socket directory.
@@ -33,59 +32,7 @@ class GpuServiceProcess:
         self, socket_dir: Path, *, command: Sequence[str] | None = None, **settings: Any
     ) -> None:
         given = json.dumps({"socket_dir": str(socket_dir), **settings})
-        self._command = [*EMULATED, given] if command is None else list(command)
-        self._process: subprocess.Popen[str]
-        self._lines: list[str] = []
-        self._serves = threading.Event()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        self._reader.join()
-
-    def start(self) -> None:
-        """Start it (again) and wait until it serves, or fail with its log."""
-        self._serves.clear()
-        self._process = subprocess.Popen(self._command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        self._reader = threading.Thread(target=self._read, args=(self._process,))
-        self._reader.start()
-        self._serves.wait()
-        assert self._process.poll() is None, self.log
-
-    @property
-    def log(self) -> str:
-        """All that it has logged so far."""
-        return "".join(self._lines)
-
-    def kill(self) -> None:
-        """End it as a crash would."""
-        self._process.kill()
-        self._process.wait()
-
-    def pause(self) -> None:
-        """Let it accept connections and never answer."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def wait(self) -> int:
-        """Wait for it to end by itself; returns its exit status."""
-        return self._process.wait()
-
-    def terminate(self) -> int:
-        """Ask it to stop; returns its exit status."""
-        self._process.terminate()
-        return self._process.wait()
-
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stderr is not None
-        with process.stderr as stream:
-            for line in stream:
-                self._lines.append(line)
-                if "serving GPU" in line:
-                    self._serves.set()
-        self._serves.set()
+        super().__init__(command or [*EMULATED, given], serving="serving GPU", cwd=ROOT)
 
 
 class GpuWorker:

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from craftcache.digests import Digest, Promise
 from craftcache.errors import IntegrityError
-from craftcached.fetch import Fetched, Priority, RemoteFile, SecondAttempt
+from craftcached.fetch import Fetched, IntegrityRetry, Priority, RemoteFile
 from tests.support.fetching import MIB, hub_file, remote, rig_at, sha256_of
 from tests.support.hub import Data, FlipBit, Generated
 
@@ -28,7 +28,7 @@ def is_past_caches(request: Request) -> bool:
 
 
 async def fetch(rig: Rig, file: RemoteFile) -> Fetched:
-    return await SecondAttempt(rig.engine).fetch(
+    return await IntegrityRetry(rig.engine).fetch(
         file, priority=Priority.BACKGROUND, report=lambda _done, _total: None
     )
 
@@ -136,7 +136,7 @@ async def test_who_began_to_wait_during_the_first_attempt_waits_for_the_second(
             attempts.hurry("k")
 
     watched = Watched(during)
-    attempts = SecondAttempt(watched)
+    attempts = IntegrityRetry(watched)
     file = remote(CONTENT, "http://host/w.bin")
     for _ in range(2):
         with pytest.raises(IntegrityError):

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from .types import Fetched, Fetcher, RemoteFile
 
-__all__ = ["SecondAttempt"]
+__all__ = ["IntegrityRetry"]
 
 log = logging.getLogger("craftcached")
 
 
-class SecondAttempt:
+class IntegrityRetry:
     """A Fetcher that lets another Fetcher try again if bytes did not keep their promise.
 
     ``Mirrors.attempts`` is the number of attempts: two, or three where mirrors have the file.
