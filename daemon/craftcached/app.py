@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import grp
 import logging
 import os
 import sqlite3
-from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from craftcache.cache.cache_format import check_format
@@ -16,7 +13,6 @@ from craftcache.cache.directory import CacheDir
 from craftcache.errors import Unavailable
 from craftcache.origins.policy import UrlPolicy
 
-from .address import Address
 from .budgets import BudgetLimits, Budgets
 from .counts import CountedFetcher
 from .database import Database, check_version
@@ -35,19 +31,12 @@ from .fetch.disk_space import DiskSpace, existing, free_bytes
 from .fetch.measured_rate import MeasuredFetcher
 from .host_tokens import HostTokens
 from .inspect import Inspector
-from .loop_lag import measuring_lag
 from .min_free import MinFree
 from .residency.residency import Residency
 from .retention import Retention
-from .serve.handler import CountedHandler
-from .serve.http import AdminServer
-from .serve.metrics import MetricsRoute
-from .serve.metrics_listener import metrics_listener
+from .serve.front import Front
 from .serve.peers import Administrators
-from .serve.sight_routes import SightRoutes
-from .serve.sockets import Door, bind_admin_socket, bind_worker_socket
-from .serve.worker import Limits, WorkerServer
-from .service import Service
+from .service import Service, ServiceParts
 from .sight import Sight
 from .store.opener import BlobOpener
 from .store.owner import OwnerCache
@@ -55,6 +44,7 @@ from .store.store import Store
 from .systemd import InheritedSockets
 from .warm.acquire import FileAcquirer
 from .warm.admission import FetchAdmission
+from .warm.allow import FetchPolicy
 from .warm.bundles import BundleImporter
 from .warm.origins import Hub, Origins
 from .warm.planner import Planner
@@ -62,8 +52,7 @@ from .warm.warmer import Warmer
 from .watch import Watches
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from craftcache.wire import Progress
@@ -123,7 +112,16 @@ class Daemon:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
             service = await self._open_service(life)
-            await self._open_sockets(life, service)
+            front = Front(
+                settings=self._settings,
+                inherited=self._inherited,
+                service=service,
+                sight=self._sight,
+                administrators=self._administrators,
+                mirrors=self._mirrors.statistics,
+                monitor=self._monitor,
+            )
+            await front.open(life)
             await service.resume()
             self._life = life.pop_all()
         return self
@@ -143,7 +141,7 @@ class Daemon:
         self._policy.allow_private(frozenset(settings.private_hosts))
         self._administrators.group = settings.admin_group
         if self._warmer is not None:
-            self._warmer.allow(settings.allow, deny=settings.deny)
+            self._warmer.policy.change(settings.allow, deny=settings.deny)
         if self._evictor is not None:
             self._evictor.max_bytes = settings.max_bytes
             self._evictor.min_free = MinFree.parse(settings.min_free)
@@ -164,7 +162,7 @@ class Daemon:
 
     def progress(self) -> list[Progress]:
         """The progress of each source that is being warmed."""
-        return self._warmer.progress() if self._warmer is not None else []
+        return self._warmer.running.progress() if self._warmer is not None else []
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
         settings, sight = self._settings, self._sight
@@ -182,8 +180,7 @@ class Daemon:
             store=store,
             origins=origins,
             acquirer=acquirer,
-            allow=settings.allow,
-            deny=settings.deny,
+            policy=FetchPolicy(settings.allow, settings.deny),
             admission=FetchAdmission(
                 space=space, store=store, staging=staging / "fetch", budgets=self._budgets
             ),
@@ -196,15 +193,16 @@ class Daemon:
         keepers = await self._open_keepers(life, store, records, residency, space)
         if owner is not None:  # now, as it is known what stays of models that the owner has removed
             await owner.follow_all()
-        bundles = BundleImporter(
-            store=store,
-            acquirer=acquirer,
-            origins=origins,
-            check_allowed=self._warmer.check_may_fetch,
-            space=space,
+        may_fetch = self._warmer.policy.check
+        bundles = await life.enter_async_context(
+            BundleImporter(
+                store=store,
+                acquirer=acquirer,
+                origins=origins,
+                check_allowed=may_fetch,
+                space=space,
+            )
         )
-        await asyncio.to_thread(bundles.clear_leftovers)
-        life.callback(bundles.close)
         self._watches = Watches(
             store=store,
             inspector=inspector,
@@ -214,7 +212,7 @@ class Daemon:
             space=space,
         )
         self._monitor = DirectoryMonitor(self._own_directories(store, records))
-        service = Service(
+        parts = ServiceParts(
             settings=settings,
             store=store,
             warmer=self._warmer,
@@ -228,16 +226,15 @@ class Daemon:
             monitor=self._monitor,
             bundles=bundles,
             retention=self._retention(store, keepers, self._watches),
-            planner=Planner(
-                store=store, origins=origins, check_allowed=self._warmer.check_may_fetch
-            ),
+            planner=Planner(store=store, origins=origins, check_allowed=may_fetch),
             fetcher=fetcher,
             owner=owner,
         )
+        service = Service(parts)
         life.push_async_callback(service.close)
         await life.enter_async_context(service.integrity)
         self._integrity = service.integrity
-        await life.enter_async_context(self._watches.running(service.queue_needs))
+        await life.enter_async_context(self._watches.running(service.warms.add_needs))
         await life.enter_async_context(
             Housekeeping(
                 store=store,
@@ -355,84 +352,6 @@ class Daemon:
         store.kept_keys = keepers.keys
         return keepers
 
-    async def _open_sockets(self, life: contextlib.AsyncExitStack, service: Service) -> None:
-        settings, sight = self._settings, self._sight
-        life.enter_context(sight.processes)
-        gid = _gid(settings.admin_group)
-        worker_door = self._open_door(
-            life, self._inherited.worker, bind_worker_socket, settings.worker_socket_mode, None
-        )
-        admin_door = self._open_door(
-            life, self._inherited.admin, bind_admin_socket, settings.admin_socket_mode, gid
-        )
-        workers = WorkerServer(
-            worker_door.listener,
-            CountedHandler(service, sight.counts, sight.processes, sight.refusals),
-            Limits(connections_per_uid=settings.max_clients_per_uid),
-            refusals=sight.refusals,
-            fallbacks=sight.counts.count_fallbacks,
-        )
-        metrics = MetricsRoute(service, workers.statistics, sight.counts, self._mirrors.statistics)
-        admin = AdminServer(
-            service,
-            self._administrators,
-            metrics,
-            SightRoutes(service, sight, workers.statistics),
-            sight.refusals,
-            drain_seconds=settings.drain_seconds,
-        )
-
-        async def drain() -> None:
-            await asyncio.gather(workers.drain(settings.drain_seconds), admin.close())
-
-        life.push_async_callback(drain)
-        await admin.start(admin_door.listener)
-        workers.start()
-        await life.enter_async_context(measuring_lag(sight.counts.loop_lag))
-        if settings.metrics_listen:
-            address = Address.parse(settings.metrics_listen)
-            port = await life.enter_async_context(metrics_listener(address, metrics))
-            log.info("metrics are at http://%s/metrics", replace(address, port=port))
-
-        async def reopen_worker() -> None:
-            worker_door.reopen()
-            workers.listen_on(worker_door.listener)
-
-        async def reopen_admin() -> None:
-            admin_door.reopen()
-            await admin.listen_on(admin_door.listener)
-
-        for door, reopen in ((worker_door, reopen_worker), (admin_door, reopen_admin)):
-            self._monitor.look_after(
-                MonitoredDirectory(f"the socket {door.path}", door.is_gone, reopen)
-            )
-        # Entered last, so left first: sockets that the shutdown closes must not be reopened.
-        await life.enter_async_context(self._monitor)
-
-    def _open_door(
-        self,
-        life: contextlib.AsyncExitStack,
-        inherited: socket.socket | None,
-        bind: Callable[..., socket.socket],
-        mode: int,
-        gid: int | None,
-    ) -> Door:
-        """The inherited socket, or a new one whose path is removed when the daemon ends."""
-
-        def listen() -> socket.socket:
-            return bind(self._settings.socket_dir, mode=mode, gid=gid)
-
-        try:
-            door = Door(inherited or listen(), listen, is_ours=inherited is None)
-        except OSError as error:
-            raise Unavailable(
-                f"cannot listen on {error.filename or self._settings.socket_dir}: {error.strerror}",
-                hint="Stop the other daemon, or choose another socket_dir",
-                retryable=False,
-            ) from error
-        life.callback(door.close)
-        return door
-
 
 @contextlib.contextmanager
 def _naming(setting: str, directory: Path) -> Iterator[None]:
@@ -454,11 +373,3 @@ def _budget_limits(settings: Settings) -> BudgetLimits:
         fetched_bytes_per_day=settings.max_daily_bytes_per_uid,
         queued=settings.max_queued_per_uid,
     )
-
-
-def _gid(group: str) -> int | None:
-    try:
-        return grp.getgrnam(group).gr_gid if group else None
-    except KeyError:
-        log.warning("admin_group %s does not exist", group)
-        return None

@@ -85,7 +85,7 @@ class Overview:
         stale, not_warm = self._told_absences({manifest.source for _, manifest in published})
         completed = replace(
             status,
-            coming=tuple(self._warmer.coming()[:LISTED]),
+            coming=tuple(self._warmer.running.coming()[:LISTED]),
             not_warm=tuple(not_warm[:LISTED]),
             not_warm_count=len(not_warm),
             recent=tuple(self._recent(published)),

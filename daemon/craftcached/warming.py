@@ -12,7 +12,8 @@ from craftcache.sources import NO_SELECTION, HubSource, WatchSource, parse
 from craftcache.wire import Progress
 
 from .fetch import Priority
-from .warm.warmer import Warmed
+from .store.damaged_manifests import quarantine_manifest
+from .warm.warmed import Warmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -168,7 +169,7 @@ class Warming:
         if not is_left_alone or not isinstance(source, HubSource):
             await self._publish_anew(source, filenames, as_need=as_need)
         elif not await self._warmer.publish_superseded(source, filenames):
-            await self._store.quarantine_manifest(key)
+            await quarantine_manifest(self._store, key)
             await self._uses.forget(key)
             raise _not_fetched_anew(source)
 

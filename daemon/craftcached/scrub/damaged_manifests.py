@@ -14,6 +14,7 @@ from craftcache.cache.manifest import MAX_BYTES, Manifest, ManifestError, manife
 from craftcache.cache.manifest import is_newer as is_of_newer_release
 from craftcache.errors import CraftcacheError
 from craftcache.sources import check_filename, parse
+from craftcached.store.damaged_manifests import quarantine_manifest, restore_manifest
 
 if TYPE_CHECKING:
     from craftcache.cache.directory import CacheDir
@@ -80,12 +81,12 @@ async def _treated(store: Store, damaged: DamagedManifest) -> DamagedManifest | 
     """
     known = store.remembered(damaged.key)
     if known is not None:
-        if not await store.restore_manifest(damaged.key, known):
+        if not await restore_manifest(store, damaged.key, known):
             return None
         return DamagedManifest(damaged.key, damaged.path, parse(known.source), is_restored=True)
     if damaged.source is not None:
         return damaged
-    quarantined = await store.quarantine_manifest(damaged.key)
+    quarantined = await quarantine_manifest(store, damaged.key)
     if quarantined is None:
         return None
     log.error("%s cannot be read, and does not say which source it is for", damaged.path)

@@ -294,7 +294,7 @@ class Examiner:
         own = next(each for each in model.manifest.files if each.path == record.path)
         if own.index_sha256 is None or not is_checkpoint(own.filename):
             return []
-        if await self._store.is_index_right(own):
+        if await self._store.index_files.is_right(own):
             return []
         failure = await self._mend(model, own, "index")
         return _about(model, own, "wrong" if failure else "mended", "index", None, failure)

@@ -236,17 +236,19 @@ class AdminServer:
 
     @answers(inside("report", DaemonStatus.parse))
     async def _status(self, _request: web.Request) -> web.Response:
-        status = await self._service.status()
+        status = await self._service.inventory.status()
         return web.json_response(status.to_document())
 
     @answers({"models": [MODEL]})
     async def _models(self, _request: web.Request) -> web.Response:
-        models = await self._service.models()
+        models = await self._service.inventory.models()
         return web.json_response({"models": [_state(model) for model in models]})
 
     @answers(MODEL, errors=(InvalidSource, NotFound))
     async def _model(self, request: web.Request) -> web.Response:
-        return web.json_response(_state(await self._service.model(source_in(request, MODELS))))
+        return web.json_response(
+            _state(await self._service.inventory.model(source_in(request, MODELS)))
+        )
 
     @answers({"users": [UserReport], "limits": BudgetLimits})
     async def _users(self, _request: web.Request) -> web.Response:
@@ -270,7 +272,7 @@ class AdminServer:
             if isinstance(warm, CraftcacheError):
                 self._log_refusal(request, warm)
         if not body.wait:
-            queued = await self._service.queue(list(map(_sound, wanted)), uid=uid)
+            queued = await self._service.warms.add(list(map(_sound, wanted)), uid=uid)
             jobs = [warm.to_fields() for warm in queued]
             return web.json_response({"jobs": jobs}, status=202)
         with self._service.working_for(uid):
@@ -291,17 +293,19 @@ class AdminServer:
     async def _plan(self, request: web.Request, body: PlanBody) -> web.Response:
         warms = [_sound(_warm_of(source, body.options)) for source in body.sources]
         with self._service.working_for(peer_of(request.transport).uid):
-            plan = await self._service.plan(warms)
+            plan = await self._service.warms.plan(warms)
         return web.json_response(plan.to_fields())
 
     @answers(JOBS)
     async def _queued(self, _request: web.Request) -> web.Response:
-        return web.json_response({"jobs": [warm.to_fields() for warm in self._service.queued()]})
+        return web.json_response(
+            {"jobs": [warm.to_fields() for warm in self._service.warms.queue.all()]}
+        )
 
     @answers(QueuedWarm, errors=(PolicyDenied, NotFound))
     async def _withdraw(self, request: web.Request) -> web.Response:
         self._administrators.check(peer_of(request.transport), "withdrawing a queued warm")
-        withdrawn = await self._service.withdraw_warm(int(request.match_info["number"]))
+        withdrawn = await self._service.warms.queue.withdraw(int(request.match_info["number"]))
         return web.json_response(withdrawn.to_fields())
 
     async def _stream_warm(
@@ -343,7 +347,7 @@ class AdminServer:
         if isinstance(warm, CraftcacheError):
             return warm
         try:
-            warmed = await self._service.warm(warm, report, uid=uid)
+            warmed = await self._service.warms.warm(warm, report, uid=uid)
         except CraftcacheError as error:
             return error
         except Exception:

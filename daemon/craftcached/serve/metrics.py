@@ -79,14 +79,14 @@ class MetricsRoute:
     @answers(media=("text/plain",))
     async def _get(self, _request: web.Request) -> web.Response:
         try:
-            status = await self._service.status()
+            status = await self._service.inventory.status()
         except Exception:
             log.exception("a scrape lacks the status")
             self._counts.scrape_failures["status"] += 1
             status = None
         snapshot = _Snapshot(
             status,
-            sum(warm.failure is not None for warm in self._service.queued()),
+            sum(warm.failure is not None for warm in self._service.warms.queue.all()),
             self._workers(),
             copy.deepcopy(self._counts),
             self._service.integrity.scrub.hashed_bytes,

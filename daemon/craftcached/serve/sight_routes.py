@@ -60,7 +60,7 @@ class SightRoutes:
             at=time.time(),
             started_at=self._service.started_at,
             coming=tuple(self._service.coming()),
-            queued=self._service.queue_length,
+            queued=len(self._service.warms.queue),
             not_warm=len(sight.absences),
             hits=counts.loads["daemon", "hit"],
             misses=counts.loads["daemon", "miss"],
@@ -76,7 +76,7 @@ class SightRoutes:
 
     @answers({"processes": [ModelProcess]})
     async def _processes(self, _request: web.Request) -> web.Response:
-        found = await self._sight.processes.all(self._service.paths)
+        found = await self._sight.processes.all(self._service.inventory.paths)
         return web.json_response({"processes": [each.to_fields() for each in found]})
 
     @answers(media=(NDJSON,), errors=(InvalidSource,))

@@ -21,13 +21,10 @@ from craftcache.cache.publish import (
     publish_generation,
     publish_hub,
     publish_url,
-    record_index,
     serve_generation,
     take_over,
 )
 from craftcache.cache.underway import underway
-from craftcache.checkpoint.index import InvalidIndex
-from craftcache.checkpoint.index import parse as parse_index
 from craftcache.digests import Promise, Stamp
 from craftcache.errors import NotFound
 from craftcache.sources import NO_SELECTION
@@ -36,19 +33,19 @@ from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
 from .cache_lock import CacheLock
+from .changes import Changes
+from .index_files import IndexFiles
 from .indexes import Indexes
 from .links import is_led_astray, mend_links
-from .local_files import LocalFiles, obstacles_named
+from .local_files import LocalFiles
 from .removal import (
     Removed,
     remove,
     remove_underway,
     remove_unneeded,
-    renew_index,
     set_aside,
     sweep,
 )
-from .turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
@@ -63,9 +60,6 @@ if TYPE_CHECKING:
 __all__ = ["Store"]
 
 log = logging.getLogger("craftcached")
-
-WRITING_THREADS = 8
-"""Threads for publications and other changes of names, which wait for the disk to sync."""
 
 HASHING_THREADS = 4
 """Threads for hashing, which takes seconds a file and must not hold up short disk accesses."""
@@ -101,6 +95,7 @@ class Store:
         kept_keys: Returns the keys of the models that stay, by a person's word, though no model
             depends on them any more; asked on the event loop before each removal.
         indexes: The checked indexes, sealed in memory.
+        index_files: The indexes on the disk.
         local: Finds what is on this node already.
         lock: The daemon's lock on the cache.
     """
@@ -113,8 +108,8 @@ class Store:
         self.kept_keys: Callable[[], Collection[str]] = frozenset
         self._events = events or Events()
         self._hashes: SingleFlight[Verified | Stamp | None, None] = SingleFlight()
-        self._turns = Turns()
-        self._writing = Threads(WRITING_THREADS, "publish")
+        self._changes = Changes(cache.root, self.lock, self.changed)
+        self.index_files = IndexFiles(cache, self._changes, self.indexes, self._events)
         self._hashing = Threads(HASHING_THREADS, "hash")
         self.local = LocalFiles(cache, self._hashing)
 
@@ -124,7 +119,7 @@ class Store:
 
     async def __aexit__(self, *_: object) -> None:
         self._hashing.close()
-        self._writing.close()
+        self._changes.close()
         self.indexes.close()
         await self.lock.close()
 
@@ -265,7 +260,7 @@ class Store:
         for record in manifest.files:
             if not await self.verify(record, anew=True):
                 return False
-        await self._write(take_over, self.cache, key, manifest)
+        await self._changes.make(take_over, self.cache, key, manifest)
         return True
 
     async def quarantine_wrong(self, record: FileRecord, stamp: Stamp) -> str | None:
@@ -294,10 +289,6 @@ class Store:
         """Have files of that digest hashed again before they are served."""
         await self._hashing.run(self.cache.stamps.forget, sha256)
 
-    async def is_index_right(self, record: FileRecord) -> bool:
-        """Whether the index of a published file is there and has the digest of its record."""
-        return await asyncio.to_thread(self.cache.read_index, record) is not None
-
     async def mend_links(self, key: str, manifest: Manifest) -> list[FileRecord]:
         """Put right what leads unmodified programs to a model's files; see links.mend_links.
 
@@ -305,7 +296,7 @@ class Store:
         """
         if any(map(self.cache.is_owners, manifest.files)):
             return []
-        return await self._write(mend_links, self.cache, key, manifest)
+        return await self._changes.make(mend_links, self.cache, key, manifest)
 
     async def led_astray(
         self, models: Iterable[tuple[str, Manifest]]
@@ -318,94 +309,6 @@ class Store:
     def remembered(self, key: str) -> Manifest | None:
         """The manifest with that key as it was last read in this process; None if it never was."""
         return self.cache.remembered_manifest(key)
-
-    async def restore_manifest(self, key: str, manifest: Manifest) -> bool:
-        """Write a manifest whose file was damaged; False if it is not any more."""
-
-        def restore() -> bool:
-            is_damaged = self._is_damaged(key)
-            if is_damaged:
-                self.cache.write_manifest_at(key, manifest)
-            return is_damaged
-
-        return await self._write(restore)
-
-    async def quarantine_manifest(self, key: str) -> str | None:
-        """Move a damaged manifest to quarantine.
-
-        Returns:
-            Its place there, as shown to people; None if it is not damaged any more.
-        """
-
-        def set_aside() -> Path | None:
-            path = self.cache.manifest_path(key)
-            return self.cache.set_aside(path) if self._is_damaged(key) else None
-
-        quarantined = await self._write(set_aside)
-        return None if quarantined is None else self.cache.shown(quarantined)
-
-    def _is_damaged(self, key: str) -> bool:
-        """Whether there is a manifest that cannot be read; asked in the turn of who mends it."""
-        is_there = os.path.lexists(self.cache.manifest_path(key))
-        return is_there and self.cache.manifest_at(key) is None
-
-    async def has_index(self, sha256: str, size: int) -> bool:
-        """Whether the checkpoint with that digest was inspected and its index is unchanged.
-
-        If so, the index can be handed out afterwards. An index that no manifest vouches for, that
-        was edited, or that has another version of the format is not used: it is made anew.
-
-        Args:
-            sha256: The checkpoint's sha256, in hex.
-            size: Size of the checkpoint in bytes.
-        """
-        is_there, found = await asyncio.to_thread(self._find_index, sha256, size)
-        if found is not None:
-            self.indexes.keep(*found)
-        elif is_there:
-            self._events.tell("index_refused", sha256=sha256)
-        return found is not None
-
-    def _find_index(self, sha256: str, size: int) -> tuple[bool, tuple[str, bytes] | None]:
-        """Whether there is an index, and its digest and content if it may be used."""
-        cache = self.cache
-        found = cache.vouched_index(sha256)
-        if found is None and not cache.index_path(sha256).exists():
-            return False, None
-        if found is None:
-            # Reading a manifest records its indexes' digests.
-            cache.holders(sha256, ours=True)
-            found = cache.vouched_index(sha256)
-            if found is None:
-                log.warning("the index of %s is not what was recorded: it is made anew", sha256)
-        try:
-            if found is not None:
-                parse_index(found[1], file_size=size)
-                renew_index(cache, sha256)
-        except InvalidIndex as error:
-            log.warning("the index of %s is made anew: %s", sha256, error)
-            return True, None
-        return True, found
-
-    async def write_index(self, sha256: str, index: bytes) -> None:
-        """Publish the index of a checkpoint; to be called before the checkpoint is published.
-
-        Manifests that name the checkpoint already are changed to record this index.
-        """
-
-        def write() -> tuple[str, bool]:
-            digest = self.cache.write_index(sha256, index)
-            return digest, bool(self.cache.holders(sha256, ours=True))
-
-        digest, has_holders = await self._add(f"index {sha256}", write)
-        self.indexes.keep(digest, index)
-        # One that is being published at this moment finds the index, or is asked about it later.
-        if has_holders:
-            await self.record_index(sha256)
-
-    async def record_index(self, sha256: str) -> None:
-        """Record the digest of a checkpoint's index in all manifests that name the checkpoint."""
-        await self._write(record_index, self.cache, sha256)
 
     async def publish_hub(
         self,
@@ -421,7 +324,9 @@ class Store:
         """Publish files of one commit; see craftcache.cache.publish."""
         publish = partial(publish_hub, is_named=is_named, as_need=as_need, selection=selection)
         return self._told(
-            await self._add(source.repo_id, publish, self.cache, source, commit, files, origin)
+            await self._changes.add(
+                source.repo_id, publish, self.cache, source, commit, files, origin
+            )
         )
 
     async def publish_url(
@@ -433,7 +338,7 @@ class Store:
     ) -> Manifest:
         """Publish files of a URL; see craftcache.cache.publish."""
         publish = partial(publish_url, as_need=as_need)
-        return self._told(await self._add(str(source), publish, self.cache, source, files))
+        return self._told(await self._changes.add(str(source), publish, self.cache, source, files))
 
     async def follow_owner(self, key: str, manifest: Manifest, root: Path) -> None:
         """Publish a manifest whose files are in another daemon's cache; see OwnerCache."""
@@ -445,15 +350,15 @@ class Store:
                 link.symlink_to(root)
             self.cache.write_manifest_at(key, manifest)
 
-        await self._write(publish)
+        await self._changes.make(publish)
 
     async def mark_asked_for(self, source: RemoteSource) -> None:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
-        await self._write(mark_asked_for, self.cache, source)
+        await self._changes.make(mark_asked_for, self.cache, source)
 
     async def mark_superseded(self, source: HubSource) -> None:
         """Record that a revision has been superseded; see craftcache.cache.publish."""
-        await self._write(mark_superseded, self.cache, source)
+        await self._changes.make(mark_superseded, self.cache, source)
 
     async def manifest_at(self, key: str, *, owned: bool = False) -> Manifest | None:
         """The current manifest with that key.
@@ -468,11 +373,13 @@ class Store:
         self, name: str, watched: Watched, files: Mapping[str, Verified]
     ) -> Manifest:
         """Publish a generation of a watched directory; see craftcache.cache.publish."""
-        return self._told(await self._write(publish_generation, self.cache, name, watched, files))
+        return self._told(
+            await self._changes.make(publish_generation, self.cache, name, watched, files)
+        )
 
     async def serve_generation(self, name: str, generation: Manifest) -> Manifest:
         """Make a generation the served one; see craftcache.cache.publish."""
-        return await self._write(serve_generation, self.cache, name, generation)
+        return await self._changes.make(serve_generation, self.cache, name, generation)
 
     def _told(self, manifest: Manifest) -> Manifest:
         """Tell that a model was published."""
@@ -480,36 +387,9 @@ class Store:
         self._events.tell("published", source=source, revision=revision, size=size)
         return manifest
 
-    async def _add(
-        self, source: str, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """Like _write, beside others that add to the cache; see Turns.adding."""
-        async with self._turns.adding(source):
-            return await self._written(write, *args, **kwargs)
-
-    async def _write(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call ``write`` while nothing else is written; a cancelled caller waits for its end.
-
-        Raises:
-            StorageFull: There is no disk space for the small files and links that it writes.
-        """
-        async with self._turns.changing():
-            return await self._written(write, *args, **kwargs)
-
-    async def _written(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        def heal_and_write() -> T:
-            self.lock.heal_now()
-            return write(*args, **kwargs)
-
-        try:
-            with obstacles_named(self.cache.root):
-                return await self._writing.run(heal_and_write)
-        finally:
-            self.changed.set()
-
     async def exclusively(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a change of the cache directory while nothing is published or removed."""
-        return await self._write(change, *args, **kwargs)
+        return await self._changes.make(change, *args, **kwargs)
 
     async def published(self) -> list[tuple[str, Manifest]]:
         """All published manifests that this user owns, with their keys, by source.
@@ -527,7 +407,7 @@ class Store:
             spared: Keys of models that stay, besides ``kept_keys``, though only this model depends
                 on them.
         """
-        return await self._write(remove, self.cache, key, {*spared, *self.kept_keys()})
+        return await self._changes.make(remove, self.cache, key, {*spared, *self.kept_keys()})
 
     async def underway(self) -> list[tuple[str, Manifest]]:
         """Records of what is being published, or was when the daemon was killed; see underway."""
@@ -535,22 +415,21 @@ class Store:
 
     async def remove_underway(self, name: str) -> int:
         """Remove what a kill has left of a publication; see removal.remove_underway."""
-        return await self._write(remove_underway, self.cache, name)
+        return await self._changes.make(remove_underway, self.cache, name)
 
     async def remove_unneeded(self, removed: Manifest) -> Removed:
         """Remove the dependencies that a removed model leaves; see removal.remove_unneeded."""
-        return await self._write(remove_unneeded, self.cache, removed, self.kept_keys())
+        return await self._changes.make(remove_unneeded, self.cache, removed, self.kept_keys())
 
     async def set_aside(self, record: FileRecord, stamp: Stamp) -> Path | None:
         """Move a published file with wrong content to quarantine; see removal.set_aside."""
-        return await self._write(set_aside, self.cache, record, stamp)
+        return await self._changes.make(set_aside, self.cache, record, stamp)
 
     async def sweep(self, *, before: float, derived_before: float | None = None) -> int:
         """Remove blobs that no model names; see removal.sweep."""
-        async with self._turns.changing():
-            return await self._writing.run(
-                sweep, self.cache, before=before, derived_before=derived_before
-            )
+        return await self._changes.make_quietly(
+            sweep, self.cache, before=before, derived_before=derived_before
+        )
 
     async def discard(self, verified: Verified) -> None:
         """Remove a file's name in staging; what was published keeps its own names.

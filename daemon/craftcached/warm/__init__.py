@@ -1,6 +1,8 @@
 """Warming: from a source's name to a published manifest.
 
-    warmer.Warmer          the pipeline, once for all who ask for a source
+    warmer.Warmer          which files are wanted, and whether they are published already
+    running                one warm for all who ask for the same, and how far each has come
+    pipeline               described, admitted, verified, published
     description            the values that pass from one step of it to the next
     origins                what the Hub or a URL says of files: address, size, digest, credentials
     hub                    asks the Hub or, while it does not answer, its mirrors
@@ -16,7 +18,7 @@
     locked                 what a lock asks of a warm
     planner                what a warm would take
     bundles                models that come in a file, with their lock
-    allow                  which sources this node fetches
+    allow                  which sources this node may fetch
 
 A source that several requests ask for at once is warmed once.
 """

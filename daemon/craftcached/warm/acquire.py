@@ -236,7 +236,7 @@ class FileAcquirer:
         ):
             return
         if record.index_sha256 not in self._store.indexes:
-            await self._store.record_index(record.sha256)
+            await self._store.index_files.record(record.sha256)
 
     async def inspect_verified(
         self, source: RemoteSource, filename: str, verified: Verified
@@ -372,12 +372,12 @@ class FileAcquirer:
         async def work(tell: Callable[[Progress], None]) -> None:
             SourceProgress(progress.source, tell).tell(filename, size, size, "inspecting")
             index = await self._inspector.inspect(file.path, source=progress.source.shown)
-            await self._store.write_index(sha256, index)
+            await self._store.index_files.write(sha256, index)
 
         if not (is_checkpoint if is_asked_by_name else is_pickled)(filename):
             return False
         try:
-            if not await self._store.has_index(sha256, size):
+            if not await self._store.index_files.has(sha256, size):
                 async with self._inspections.join(sha256, work, progress.relay(filename)):
                     pass
         except (NotACheckpoint, UnsafeCheckpoint) as error:

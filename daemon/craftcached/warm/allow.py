@@ -20,14 +20,48 @@ from posixpath import normpath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from craftcache.errors import PolicyDenied
 from craftcache.sources import HubSource, UrlSource
 
 if TYPE_CHECKING:
     from craftcache.sources import RemoteSource
 
-__all__ = ["is_allowed", "is_denied"]
+__all__ = ["FetchPolicy", "is_allowed", "is_denied"]
 
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+class FetchPolicy:
+    """Which sources this node may fetch.
+
+    Args:
+        allow: Patterns of sources that it may.
+        deny: Patterns of sources that it may not, though ``allow`` has them.
+    """
+
+    def __init__(self, allow: tuple[str, ...], deny: tuple[str, ...] = ()) -> None:
+        self._allow = allow
+        self._deny = deny
+
+    def change(self, allow: tuple[str, ...], *, deny: tuple[str, ...]) -> None:
+        """Use these patterns from now on; running warms are not stopped."""
+        self._allow = allow
+        self._deny = deny
+
+    def check(self, source: RemoteSource) -> None:
+        """Raise PolicyDenied unless this node may fetch ``source``."""
+        if any(is_denied(source, pattern) for pattern in self._deny):
+            raise PolicyDenied(
+                "this node is told not to fetch it",
+                source=source.shown,
+                hint="The administrator lists what may not be fetched in the setting deny",
+            )
+        if not any(is_allowed(source, pattern) for pattern in self._allow):
+            raise PolicyDenied(
+                "this node does not fetch it",
+                source=source.shown,
+                hint="The administrator lists what may be fetched in the setting allow",
+            )
 
 
 def is_allowed(source: RemoteSource, pattern: str) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import secrets
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from craftcache.bundle import unpack, verified_files
 from craftcache.cache.durable import make_directory
@@ -74,12 +74,12 @@ class BundleImporter:
         self._staging = store.cache.staging / "bundle"
         self._threads = Threads(AT_ONCE, "bundle")
 
-    def clear_leftovers(self) -> None:
-        """Remove what the daemon before has left of bundles; blocks."""
-        shutil.rmtree(self._staging, ignore_errors=True)
+    async def __aenter__(self) -> Self:
+        """Remove what the daemon before has left of bundles."""
+        await asyncio.to_thread(shutil.rmtree, self._staging, ignore_errors=True)
+        return self
 
-    def close(self) -> None:
-        """End the threads; nothing may be running."""
+    async def __aexit__(self, *_: object) -> None:
         self._threads.close()
 
     async def import_bundle(self, read: Callable[[int], Awaitable[bytes]]) -> list[Manifest]:

@@ -177,9 +177,9 @@ class CandidateMaker:
     async def _inspect(self, rule: WatchRule, file: Verified) -> None:
         """Refuse a checkpoint that is unsafe to load; write the index of one that is safe."""
         sha256 = file.digests.sha256
-        if not await self._store.has_index(sha256, file.digests.size):
+        if not await self._store.index_files.has(sha256, file.digests.size):
             index = await self._inspector.inspect(file.path, source=f"watch:{rule.name}")
-            await self._store.write_index(sha256, index)
+            await self._store.index_files.write(sha256, index)
 
     async def _known(self, file: Verified) -> Verified:
         """The same bytes from another model, if one has them, so that both share one file."""

@@ -152,7 +152,7 @@ async def test_a_serve_dir_that_stops_showing_the_cache_is_the_daemon_s_own_faul
     async with keeping(tmp_path) as parts:
         manifest = await parts.publish("a", file=b"bytes")
         store, cache = parts.store, parts.store.cache
-        await store.write_index(manifest.files[0].sha256, index_without_tensors(5))
+        await store.index_files.write(manifest.files[0].sha256, index_without_tensors(5))
         manifest = store.manifest(source("a")) or manifest
         opened = BlobOpener(store, None).open(manifest, manifest.files)
         assert opened is not None

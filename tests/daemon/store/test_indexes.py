@@ -53,7 +53,7 @@ async def publish(store: Store) -> FileRecord:
     with path.open("rb") as file:
         index = dump(read_index(file.fileno()))
     verified = Verified(hash_stamped(path), None, 0, 0)
-    await store.write_index(verified.digests.sha256, index)
+    await store.index_files.write(verified.digests.sha256, index)
     manifest = await store.publish_url(SOURCE, {LM: (verified, SOURCE.url)})
     await store.discard(verified)
     (record,) = manifest.files
@@ -87,16 +87,16 @@ async def test_each_field_of_an_index_that_is_edited_is_noticed(store: Store) ->
     path = store.cache.index_path(record.sha256)
     written = path.read_bytes()
     assert store.cache.read_index(record) == written
-    assert await store.has_index(record.sha256, record.size)
+    assert await store.index_files.has(record.sha256, record.size)
     count = 0
     for count, edited in enumerate(edits(json.loads(written)), 1):  # noqa: B007  # asserted below
         path.write_text(json.dumps(edited, separators=(",", ":")))
         assert store.cache.read_index(record) is None
-        assert not await store.has_index(record.sha256, record.size)
+        assert not await store.index_files.has(record.sha256, record.size)
         assert store.cache.index(record) is None
     assert count > 20
     path.write_bytes(written)
-    assert await store.has_index(record.sha256, record.size)
+    assert await store.index_files.has(record.sha256, record.size)
 
 
 async def test_an_index_that_nobody_vouches_for_is_not_taken_for_one(store: Store) -> None:
@@ -119,13 +119,13 @@ async def test_an_index_of_another_version_is_made_anew_and_recorded(store: Stor
     record = await publish(store)
     path = store.cache.index_path(record.sha256)
     document = json.loads(path.read_bytes()) | {"craftcache_index": 2}
-    await store.write_index(record.sha256, json.dumps(document).encode())
+    await store.index_files.write(record.sha256, json.dumps(document).encode())
     later = store.manifest(SOURCE)
     assert later is not None
     assert later.files[0].index_sha256 not in (None, record.index_sha256)
-    assert not await store.has_index(record.sha256, record.size)  # so it is inspected again
-    await store.write_index(record.sha256, index_without_tensors(record.size))
-    assert await store.has_index(record.sha256, record.size)
+    assert not await store.index_files.has(record.sha256, record.size)  # so it is inspected again
+    await store.index_files.write(record.sha256, index_without_tensors(record.size))
+    assert await store.index_files.has(record.sha256, record.size)
     again = store.manifest(SOURCE)
     assert again is not None
     digest = hashlib.sha256(index_without_tensors(record.size)).hexdigest()

@@ -57,8 +57,8 @@ async def publish(store: Store, source: RemoteSource, content: bytes = CONTENT) 
     path.write_bytes(content)
     verified = Verified(hash_stamped(path), None, len(content), 0)
     sha256 = verified.digests.sha256
-    if not await store.has_index(sha256, len(content)):
-        await store.write_index(sha256, index_without_tensors(len(content)))
+    if not await store.index_files.has(sha256, len(content)):
+        await store.index_files.write(sha256, index_without_tensors(len(content)))
     match source:
         case UrlSource():
             await store.publish_url(source, {NAME: (verified, source.url)})
@@ -191,7 +191,7 @@ async def test_a_cache_that_was_given_to_a_group_is_served_after_one_hash(
     manifest = await store.recheck(source, [NAME])
     assert manifest is not None
     record = only(manifest)
-    assert await store.has_index(record.sha256, record.size)
+    assert await store.index_files.has(record.sha256, record.size)
     assert is_served(store, source)
     assert store.cache.is_ours(store.cache.manifest_path(manifest_key(source)).stat())
 

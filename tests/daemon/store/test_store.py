@@ -15,6 +15,7 @@ from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
 from craftcache.digests import Promise, Stamp, hash_stamped
 from craftcache.sources import HubSource, UrlSource
+from craftcached.store.damaged_manifests import quarantine_manifest, restore_manifest
 from craftcached.store.store import Store
 from tests.support.indexes import index_without_tensors
 from tests.support.scrubbing import bench
@@ -76,16 +77,16 @@ async def test_the_index_of_a_removed_model_is_swept_and_no_other(store: Store) 
     gone = await publish(store, OTHER, staged(store, b"another checkpoint"))
     for manifest in (kept, gone):
         (record,) = manifest.files
-        await store.write_index(record.sha256, index_without_tensors(record.size))
+        await store.index_files.write(record.sha256, index_without_tensors(record.size))
     await store.remove(manifest_key(OTHER))
     soon = time.time() + 3600
     await store.sweep(before=time.time() - 3600, derived_before=soon)
-    assert await store.has_index(gone.files[0].sha256, gone.files[0].size)
+    assert await store.index_files.has(gone.files[0].sha256, gone.files[0].size)
     await store.sweep(before=soon)  # the rest of its model may still be on its way
-    assert await store.has_index(gone.files[0].sha256, gone.files[0].size)
+    assert await store.index_files.has(gone.files[0].sha256, gone.files[0].size)
     await store.sweep(before=soon, derived_before=soon)
-    assert not await store.has_index(gone.files[0].sha256, gone.files[0].size)
-    assert await store.has_index(kept.files[0].sha256, kept.files[0].size)
+    assert not await store.index_files.has(gone.files[0].sha256, gone.files[0].size)
+    assert await store.index_files.has(kept.files[0].sha256, kept.files[0].size)
 
 
 async def test_what_an_earlier_release_cast_is_swept(store: Store) -> None:
@@ -136,16 +137,16 @@ async def test_a_manifest_that_was_published_since_it_was_seen_damaged_stays(
     path = store.cache.manifest_path(key)
     seen = path.read_bytes()
     path.write_bytes(b"damaged")
-    assert await store.restore_manifest(key, earlier)
+    assert await restore_manifest(store, key, earlier)
     assert path.read_bytes() == seen
     now = await publish(store, ONE, staged(store, b"a newer checkpoint"))
     if is_known:
-        assert not await store.restore_manifest(key, earlier)
+        assert not await restore_manifest(store, key, earlier)
     else:
-        assert await store.quarantine_manifest(key) is None
+        assert await quarantine_manifest(store, key) is None
     assert store.manifest(ONE) == now
     await store.remove(key)
-    assert not await store.restore_manifest(key, earlier)
+    assert not await restore_manifest(store, key, earlier)
     assert store.manifest(ONE) is None
 
 

@@ -20,6 +20,7 @@ from craftcached.store.owner import OwnerCache
 from craftcached.store.store import Store
 from craftcached.warm.acquire import FileAcquirer
 from craftcached.warm.admission import FetchAdmission
+from craftcached.warm.allow import FetchPolicy
 from craftcached.warm.origins import Hub, Origins
 from craftcached.warm.warmer import Warmer
 from tests.support.fetching import QUICK
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from craftcached.warm.warmer import Warmed
+    from craftcached.warm.warmed import Warmed
     from tests.support.hub import TestHub
 
 LARGE = b"0.25 " * 2000
@@ -85,7 +86,7 @@ async def overlaid(
             store=store,
             origins=Origins(origins, policy),
             acquirer=FileAcquirer(store=store, fetcher=engine, inspector=inspector),
-            allow=("*",),
+            policy=FetchPolicy(("*",)),
             admission=FetchAdmission(space=space, store=store, staging=staging, budgets=budgets),
             owner=None if owner is None else OwnerCache(store, owner),
         )

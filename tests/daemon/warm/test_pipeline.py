@@ -16,6 +16,7 @@ from craftcached.fetch import Engine, Priority
 from craftcached.inspect import Inspector
 from craftcached.store.store import Store
 from craftcached.warm.acquire import FileAcquirer
+from craftcached.warm.allow import FetchPolicy
 from craftcached.warm.origins import Hub, Origins
 from craftcached.warm.warmer import Warmer
 from tests.support.fetching import QUICK
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from craftcache.cache.manifest import Manifest
     from craftcached.warm.description import Description, FetchedSource
-    from craftcached.warm.warmer import Admission, Warmed
+    from craftcached.warm.pipeline import Admission
+    from craftcached.warm.warmed import Warmed
     from tests.support.hub import TestHub
 
 FILES = {"config.json": b'{"a": 1}', "weights.txt": b"0.25 " * 1000}
@@ -123,7 +125,7 @@ async def running(
             store=store,
             origins=origins,
             acquirer=FileAcquirer(store=store, fetcher=engine, inspector=inspector),
-            allow=("*",),
+            policy=FetchPolicy(("*",)),
             admission=admission or admit_all,
         )
         yield Node(store, origins, warmer, admitted)

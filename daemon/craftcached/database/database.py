@@ -1,10 +1,4 @@
-"""The daemon's own records, in SQLite on a local disk, never in the cache directory.
-
-Losing them loses no model: what is cached is decided by the files alone. The tables hold the warms
-that were acknowledged and are not done yet, the pinned and held models, the time of each model's
-last use, what each user had fetched on the day, the watched directories, and why models are not
-warm.
-"""
+"""The records of the daemon: read, remembered and noted."""
 
 from __future__ import annotations
 
@@ -15,191 +9,30 @@ import json
 import logging
 import os
 import sqlite3
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-import aiosqlite
-
-from craftcache.errors import CraftcacheError, InvalidSource, Unavailable
+from craftcache.errors import CraftcacheError, InvalidSource
 from craftcache.full_disk import storage_full
 from craftcache.sources import parse
 from craftcache.watch_rule import WatchRule
 from craftcache.wire import NotWarm, Warm, WarmOptions, WireError
 from craftcache.wire.fields import Fields
 
+from .rows import Hashing, Hold, Pin, WarmJob
+from .schema import FILENAME, VERSION, dumped, open_database, set_aside
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Database", "Hashing", "Hold", "Pin", "WarmJob", "check_version"]
+    import aiosqlite
+
+__all__ = ["Database"]
 
 log = logging.getLogger("craftcached")
 
-FILENAME = "craftcached.sqlite"
-
 _RECORD_BYTES = 64 * 1024
 """Room that a change takes at most, the log of SQLite included."""
-
-_HEADER_BYTES = 100
-_MAGIC = b"SQLite format 3\0"
-_MAX_VERSION = 1000
-"""Beyond it, a number is no version of ours but rot in the file's header; it is written anew."""
-
-_VERSION_AT = 60
-"""Place of ``user_version`` in the file, see SQLite's own description of its format."""
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS queued_warms (
-    id INTEGER PRIMARY KEY,
-    source TEXT NOT NULL,
-    options TEXT NOT NULL,
-    UNIQUE (source, options)
-);
-CREATE TABLE IF NOT EXISTS pins (
-    key TEXT PRIMARY KEY,
-    source TEXT NOT NULL,
-    is_locked INTEGER NOT NULL,
-    pinned_at REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS uses (
-    key TEXT PRIMARY KEY,
-    used_at REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS watches (
-    name TEXT PRIMARY KEY,
-    rule TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS held_watches (
-    name TEXT PRIMARY KEY
-);
-CREATE TABLE IF NOT EXISTS absences (
-    place INTEGER PRIMARY KEY,
-    absence TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS holds (
-    key TEXT NOT NULL,
-    uid INTEGER NOT NULL,
-    source TEXT NOT NULL,
-    expires_at REAL NOT NULL,
-    PRIMARY KEY (key, uid)
-);
-CREATE TABLE IF NOT EXISTS fetched (
-    uid INTEGER PRIMARY KEY,
-    day INTEGER NOT NULL,
-    bytes INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS hashings (
-    path TEXT PRIMARY KEY,
-    sha256 TEXT NOT NULL,
-    hashed_at REAL NOT NULL,
-    is_broken INTEGER NOT NULL
-);
-"""
-
-LATER_COLUMNS = (("pins", "expires_at", "REAL"), ("queued_warms", "uid", "INTEGER"))
-"""Table, name and type of the columns that a database of an earlier release lacks."""
-
-VERSION = 1
-"""The version of the tables, SQLite's ``user_version``; 0 is that of release 0.1.0. A later release
-raises it only where an earlier one could do harm with what it finds."""
-
-EARLIER_WARMS = "warm_jobs"
-"""Name of the table in which earlier releases keep their queue, with a column for each option."""
-
-
-@dataclass(frozen=True, slots=True)
-class WarmJob:
-    """A queued warm: acknowledged to a caller who did not wait for it.
-
-    Attributes:
-        id: Number of the warm in the database.
-        warm: The request. Its source may carry a signed query, so the database file is private.
-        uid: User who asked for it first; None where that is not known.
-    """
-
-    id: int
-    warm: Warm
-    uid: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """A model that stays until it is unpinned.
-
-    Attributes:
-        key: Key of the model's manifest.
-        source: The source as shown to people, without secrets.
-        is_locked: Whether the model's pages are locked in memory too.
-        pinned_at: Time of pinning, in seconds since the epoch.
-        expires_at: Time at which the pin ends by itself, in seconds since the epoch, or None.
-    """
-
-    key: str
-    source: str
-    is_locked: bool
-    pinned_at: float
-    expires_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """A user's word that a model is to stay for a while.
-
-    Attributes:
-        key: Key of the model's manifest.
-        source: The source as shown to people, without secrets.
-        uid: The user.
-        expires_at: Time at which the hold ends, in seconds since the epoch.
-    """
-
-    key: str
-    source: str
-    uid: int
-    expires_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Hashing:
-    """The last time that a published file was hashed again.
-
-    Attributes:
-        path: Path of the file, relative to the cache directory.
-        sha256: Digest that it was published with, in hex.
-        hashed_at: Time of it, in seconds since the epoch.
-        is_broken: Whether the file was wrong or missing then, and could not be mended.
-    """
-
-    path: str
-    sha256: str
-    hashed_at: float
-    is_broken: bool
-
-
-def check_version(state_dir: Path) -> None:
-    """Refuse a database that a later release wrote; reads only.
-
-    Raises:
-        Unavailable: A later release wrote it.
-        OSError: It cannot be read.
-    """
-    path = state_dir / FILENAME
-    try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
-    except FileNotFoundError:
-        return
-    if header.startswith(_MAGIC) and len(header) == _HEADER_BYTES:
-        _refuse_newer(path, int.from_bytes(header[_VERSION_AT : _VERSION_AT + 4], "big"))
-
-
-def _refuse_newer(path: Path, version: int) -> None:
-    if VERSION < version <= _MAX_VERSION:
-        raise Unavailable(
-            f"a newer release wrote {path}: it has version {version}, and this one knows {VERSION};"
-            " nothing in it was changed",
-            hint="Install that release again, or give this one another state_dir",
-            retryable=False,
-        )
 
 
 class Database:
@@ -229,13 +62,13 @@ class Database:
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._path
         try:
-            self._connection = await _open(path)
+            self._connection = await open_database(path)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # the disk's fault, not the content's
                 raise
             log.warning("%s is broken and set aside; new records begin: %s", path, error)
-            _set_aside(path)
-            self._connection = await _open(path)
+            set_aside(path)
+            self._connection = await open_database(path)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -262,7 +95,7 @@ class Database:
     async def _write_anew(self) -> None:
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         log.warning("%s was removed under the daemon, and is written anew", self._path)
-        fresh = await _open(self._path)
+        fresh = await open_database(self._path)
         try:
             await self._connection.backup(fresh)
         except BaseException:
@@ -324,7 +157,7 @@ class Database:
 
     async def add_warm_job(self, warm: Warm, uid: int | None = None) -> WarmJob:
         """Queue a warm; durable when this returns. An equal warm is queued once."""
-        row = (warm.source.spelled, _dumped(warm.options))
+        row = (warm.source.spelled, dumped(warm.options))
         async with self._remembering() as connection:
             await connection.execute(
                 "INSERT OR IGNORE INTO queued_warms (source, options, uid) VALUES (?, ?, ?)",
@@ -508,82 +341,3 @@ class Database:
         """Record that a watch was resumed."""
         async with self._remembering() as connection:
             await connection.execute("DELETE FROM held_watches WHERE name = ?", (name,))
-
-
-async def _open(path: Path) -> aiosqlite.Connection:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    connection = await aiosqlite.connect(path)
-    try:
-        # Once more, and before anything is written: the newest pages may stand in the log yet.
-        ((version,),) = await connection.execute_fetchall("PRAGMA user_version")
-        _refuse_newer(path, version)
-        await connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
-        await _add_later_columns(connection)
-        await _take_over(connection)
-        if version != VERSION:
-            await connection.execute(f"PRAGMA user_version = {VERSION}")
-    except BaseException:
-        await connection.close()  # its thread would keep the process from ending
-        raise
-    return connection
-
-
-async def _add_later_columns(connection: aiosqlite.Connection) -> None:
-    """Add the columns that a database of an earlier release lacks; earlier releases ignore them."""
-    for table, column, kind in LATER_COLUMNS:
-        rows = await connection.execute_fetchall("SELECT name FROM pragma_table_info(?)", (table,))
-        if (column,) not in {tuple(row) for row in rows}:
-            await connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
-    await connection.commit()
-
-
-async def _take_over(connection: aiosqlite.Connection) -> None:
-    """Move the queue out of an earlier release's table and drop that table.
-
-    After a downgrade the earlier release makes its table anew, empty.
-    """
-    table = await connection.execute_fetchall(
-        "SELECT name FROM pragma_table_info(?)", (EARLIER_WARMS,)
-    )
-    if not table:
-        return
-    connection.row_factory = aiosqlite.Row
-    rows = await connection.execute_fetchall(f"SELECT * FROM {EARLIER_WARMS} ORDER BY id")  # noqa: S608  # a constant
-    connection.row_factory = None
-    earlier = [
-        (
-            row["id"],
-            row["source"],
-            _dumped(
-                WarmOptions(
-                    tuple(json.loads(row["filenames"])),
-                    resident=bool(row["resident"]),
-                    pair_only="pair_only" in row.keys() and bool(row["pair_only"]),  # noqa: SIM118  # a Row holds values
-                )
-            ),
-        )
-        for row in rows
-    ]
-    await connection.executemany(
-        "INSERT OR IGNORE INTO queued_warms (id, source, options) VALUES (?, ?, ?)", earlier
-    )
-    await connection.execute(f"DROP TABLE {EARLIER_WARMS}")
-    await connection.commit()
-
-
-def _dumped(options: WarmOptions) -> str:
-    """Options as JSON for the database, without the flags that have their default.
-
-    So equal options are equal text in a later release too, which has more flags: the UNIQUE
-    constraint depends on that.
-    """
-    default = WarmOptions().to_fields()
-    given = {key: value for key, value in options.to_fields().items() if value != default[key]}
-    return json.dumps({"filenames": []} | given, sort_keys=True)
-
-
-def _set_aside(path: Path) -> None:
-    os.replace(path, f"{path}.broken")
-    for suffix in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{path}{suffix}")
