@@ -34,7 +34,6 @@ import stat
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from craftcache.checkpoint.index import MAX_BYTES as INDEX_MAX_BYTES
 from craftcache.checkpoint.index import InvalidIndex
@@ -42,7 +41,6 @@ from craftcache.checkpoint.index import parse as parse_index
 from craftcache.config import daemon_uid
 from craftcache.digests import Digests, HashedFile, Stamp
 from craftcache.logger import log
-from craftcache.sources import url_digest
 
 from .cache_format import newer_format
 from .catalog import Catalog
@@ -53,6 +51,7 @@ from .ownership import make_ours
 from .paths import real_path
 from .placing import link_or_copy, move_away
 from .stamps import FileStamp, Stamps
+from .torch_links import TorchLinks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,9 +71,6 @@ OWNER_PREFIX = ".craftcache/owner/"
 
 BLOB_MODE = 0o444
 
-NAME_MAX = 255
-"""Longest file name, in bytes, on all common file systems."""
-
 
 @dataclass(frozen=True, slots=True)
 class CacheDir:
@@ -88,11 +84,13 @@ class CacheDir:
         directories: Those that writing needs.
         stamps: Stamps of its verified files; our own changes of a file that would change its stamp
             go through ``stamps.keeping``.
+        torch: Links by which torch.hub finds files from URLs.
     """
 
     root: Path
     trusted_uids: frozenset[int] = field(default_factory=lambda: _trusted_uids())
     stamps: Stamps = field(init=False, repr=False, compare=False)
+    torch: TorchLinks = field(init=False, repr=False, compare=False)
     # Digests of indexes by that of their checkpoint, as manifests of ours and this process have it.
     _vouched: defaultdict[str, set[str]] = field(
         default_factory=lambda: defaultdict(set), init=False, repr=False, compare=False
@@ -122,9 +120,11 @@ class CacheDir:
         object.__setattr__(self, "_catalog", catalog)
         stamps = Stamps(self.private / "stamps", self.staging, self.is_ours)
         object.__setattr__(self, "stamps", stamps)
+        torch_links = TorchLinks(self.private / "torch", self.staging)
+        object.__setattr__(self, "torch", torch_links)
         directories = (
             *(self.staging, self._blobs, self._indexes, catalog.directory, stamps.directory),
-            self._torch_checkpoints,
+            self.torch.checkpoints,
         )
         object.__setattr__(self, "directories", directories)
 
@@ -137,15 +137,6 @@ class CacheDir:
     def is_owners(record: FileRecord) -> bool:
         """Whether the file belongs to another daemon's cache, so that nothing is done to it."""
         return record.path.startswith(OWNER_PREFIX)
-
-    @property
-    def _torch_checkpoints(self) -> Path:
-        return self.torch_home / "hub" / "checkpoints"
-
-    @property
-    def torch_home(self) -> Path:
-        """Directory that unmodified programs are given as ``TORCH_HOME``."""
-        return self.private / "torch"
 
     @property
     def quarantine(self) -> Path:
@@ -427,34 +418,6 @@ class CacheDir:
         for directory in (moved.parent, path.parent):
             sync_directory(directory)
         return moved
-
-    def link_torch_checkpoint(self, url: str, blob: Path) -> None:
-        """Link a published file from ``url`` for torch.hub, if the URL's file name has its hash.
-
-        Under a name without a hash, torch.hub would get whichever file came last with that name.
-        """
-        link = self.torch_link(url, blob.name)
-        if link is None:
-            return
-        make_directory(link.parent)
-        staged = self.staging / staging_name()
-        os.symlink(os.path.relpath(blob, link.parent), staged)
-        os.replace(staged, link)  # of two files with such a name, the one that was published last
-        sync_directory(link.parent)
-
-    def torch_link(self, url: str, sha256: str) -> Path | None:
-        """Path of torch.hub's link to a file from ``url``; None if its name has not its hash."""
-        digest, name = url_digest(url), urlsplit(url).path.rpartition("/")[2]
-        is_its_hash = digest is not None and sha256.startswith(digest.hex)
-        if not is_its_hash or len(name.encode()) > NAME_MAX:
-            return None
-        return self._torch_checkpoints / name
-
-    def sweep_torch_checkpoints(self) -> None:
-        """Remove torch.hub's links whose file is gone."""
-        for link in self._torch_checkpoints.glob("*"):
-            if not link.exists():
-                link.unlink(missing_ok=True)
 
     def write_index(self, sha256: str, data: bytes) -> str:
         """Publish the index of the checkpoint with that sha256; returns its digest."""

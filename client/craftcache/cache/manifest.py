@@ -40,24 +40,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from craftcache.dependencies import Dependency, UnmetDependency
 from craftcache.digests import Digest, Promise, Stamp
-from craftcache.errors import InvalidSource
 from craftcache.sources import (
     NO_SELECTION,
     HubSource,
     Selection,
     UrlSource,
     check_filename,
-    is_commit,
     parse,
 )
 
+from .manifest_values import (
+    ManifestError,
+    count_of,
+    filenames_of,
+    flag_of,
+    is_sha256,
+    list_of,
+    revision_of,
+    sha256_of,
+    shown_time,
+    source_of,
+    text_of,
+    time_of,
+)
 from .sealed import CHECKSUM, check_seal, seal
 
 if TYPE_CHECKING:
@@ -81,13 +92,6 @@ __all__ = [
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
 """Bytes of a manifest's file; the largest export's manifest takes a hundredth of that."""
-
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class ManifestError(ValueError):
-    """The text is not a manifest that this release can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,9 +293,9 @@ class Manifest:
     def to_fields(self) -> dict[str, Any]:
         """The manifest as a JSON object, times in RFC 3339."""
         fields = asdict(self)
-        fields["published_at"] = _shown_time(self.published_at)
+        fields["published_at"] = shown_time(self.published_at)
         for record in fields["files"]:
-            record["verified_at"] = _shown_time(record["verified_at"])
+            record["verified_at"] = shown_time(record["verified_at"])
         if self.watched is None:
             del fields["watched"]
         for key in ("needed_only", "selections", "superseded"):
@@ -317,16 +321,16 @@ class Manifest:
                 raise ManifestError(f"manifest version {raw['version']!r} is not {VERSION}")
             _check_whole(raw, key)
             return cls(
-                source=_source(raw["source"]),
-                revision=_revision(raw["revision"]),
+                source=source_of(raw["source"]),
+                revision=revision_of(raw["revision"]),
                 files=tuple(_record(item) for item in raw["files"]),
-                published_at=_time(raw["published_at"]),
+                published_at=time_of(raw["published_at"]),
                 watched=_watched(raw.get("watched")),
-                needs=tuple(_need(item) for item in _list(raw.get("needs", []))),
-                unmet=tuple(_unmet(item) for item in _list(raw.get("unmet", []))),
-                needed_only=_flag(raw.get("needed_only", False)),
-                selections=tuple(_selection(item) for item in _list(raw.get("selections", []))),
-                superseded=_flag(raw.get("superseded", False)),
+                needs=tuple(_need(item) for item in list_of(raw.get("needs", []))),
+                unmet=tuple(_unmet(item) for item in list_of(raw.get("unmet", []))),
+                needed_only=flag_of(raw.get("needed_only", False)),
+                selections=tuple(_selection(item) for item in list_of(raw.get("selections", []))),
+                superseded=flag_of(raw.get("superseded", False)),
             )
         except ManifestError:
             raise
@@ -354,6 +358,11 @@ def manifest_key(source: RemoteSource) -> str:
     return hashlib.sha256(str(source).encode()).hexdigest()
 
 
+def now() -> datetime:
+    """The present moment, UTC, to the second: as precise as a manifest keeps it."""
+    return datetime.now(timezone.utc).replace(microsecond=0)
+
+
 def files_revision(digests: Mapping[str, str]) -> str:
     """The revision of a source that has no commits: 40 hex digits over its files.
 
@@ -362,15 +371,6 @@ def files_revision(digests: Mapping[str, str]) -> str:
     """
     lines = sorted(f"{sha256}  {filename}\n" for filename, sha256 in digests.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:40]
-
-
-def now() -> datetime:
-    """The present moment, UTC, to the second: as precise as a manifest keeps it."""
-    return datetime.now(timezone.utc).replace(microsecond=0)
-
-
-def _shown_time(moment: datetime) -> str:
-    return moment.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _check_whole(raw: dict[str, Any], key: str | None) -> None:
@@ -384,115 +384,47 @@ def _check_whole(raw: dict[str, Any], key: str | None) -> None:
 
 
 def _record(raw: dict[str, Any]) -> FileRecord:
-    sha256 = _sha256(raw["sha256"])
+    sha256 = sha256_of(raw["sha256"])
     index_sha256 = raw.get("index_sha256")
     record = FileRecord(
-        filename=check_filename(_text(raw["filename"]), source="manifest"),
-        path=check_filename(_text(raw["path"]), source="manifest"),
+        filename=check_filename(text_of(raw["filename"]), source="manifest"),
+        path=check_filename(text_of(raw["path"]), source="manifest"),
         sha256=sha256,
-        size=_count(raw["size"]),
-        origin=_text(raw["origin"]),
-        verified_at=_time(raw["verified_at"]),
-        inode=_count(raw["inode"]),
-        mtime_ns=_count(raw["mtime_ns"]),
-        etag=None if raw.get("etag") is None else _text(raw["etag"]),
-        index_sha256=None if index_sha256 is None else _sha256(index_sha256),
+        size=count_of(raw["size"]),
+        origin=text_of(raw["origin"]),
+        verified_at=time_of(raw["verified_at"]),
+        inode=count_of(raw["inode"]),
+        mtime_ns=count_of(raw["mtime_ns"]),
+        etag=None if raw.get("etag") is None else text_of(raw["etag"]),
+        index_sha256=None if index_sha256 is None else sha256_of(index_sha256),
     )
     name = record.path.rpartition("/")[2]
-    if _is_sha256(name) and name != sha256:  # ours, and the Hub's of large files, are named so
+    if is_sha256(name) and name != sha256:  # ours, and the Hub's of large files, are named so
         raise ManifestError(f"{record.path} is no file of that sha256")
     return record
-
-
-def _is_sha256(text: str) -> bool:
-    return _SHA256.fullmatch(text) is not None
-
-
-def _sha256(value: object) -> str:
-    sha256 = _text(value)
-    if not _is_sha256(sha256):
-        raise ManifestError(f"{sha256!r} is no sha256")
-    return sha256
 
 
 def _need(raw: dict[str, Any]) -> Dependency:
     """A need; its source is fetched and its names are looked for, so both are checked."""
     need = Dependency(
-        _text(raw["source"]),
-        _text(raw["why"]),
-        _filenames(raw["filenames"]),
-        tuple(_filenames(group) for group in _list(raw["one_of"])),
-        _filenames(raw["optional"]),
+        text_of(raw["source"]),
+        text_of(raw["why"]),
+        filenames_of(raw["filenames"]),
+        tuple(filenames_of(group) for group in list_of(raw["one_of"])),
+        filenames_of(raw["optional"]),
     )
     _ = need.parsed
     return need
 
 
 def _unmet(raw: dict[str, Any]) -> UnmetDependency:
-    return UnmetDependency(_text(raw["what"]), _text(raw["why"]), _text(raw["hint"]))
+    return UnmetDependency(text_of(raw["what"]), text_of(raw["why"]), text_of(raw["hint"]))
 
 
 def _selection(raw: dict[str, Any]) -> Selection:
-    include, exclude = (tuple(map(_text, _list(raw[key]))) for key in ("include", "exclude"))
+    include, exclude = (tuple(map(text_of, list_of(raw[key]))) for key in ("include", "exclude"))
     return Selection(include, exclude)
 
 
-def _filenames(value: object) -> tuple[str, ...]:
-    return tuple(check_filename(_text(name), source="manifest") for name in _list(value))
-
-
 def _watched(raw: dict[str, Any] | None) -> Watched | None:
-    return None if raw is None else Watched(_text(raw["directory"]), _count(raw["generation"]))
-
-
-def _revision(value: object) -> str:
-    """A revision; of the Hub's it becomes part of a path."""
-    revision = _text(value)
-    if not is_commit(revision):
-        raise ManifestError(f"{revision!r} is no revision")
-    return revision
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ManifestError(f"{value!r} is not a string")
-    value.encode()  # half a surrogate pair could be neither shown nor sent
-    return value
-
-
-def _source(value: object) -> str:
-    """The name of a source; it is shown, and read again by whoever removes the model."""
-    source = _text(value)
-    try:
-        _ = parse(source)
-    except InvalidSource as error:
-        raise ManifestError(f"{source!r} names no source") from error
-    return source
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise ManifestError(f"{value!r} is not a list")
-    return value
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ManifestError(f"{value!r} is neither true nor false")
-    return value
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise ManifestError(f"{value!r} is not a count")
-    return value
-
-
-def _time(value: object) -> datetime:
-    try:
-        # As _shown_time writes it; before 3.11 Python does not read the Z.
-        moment = datetime.fromisoformat(_text(value).replace("Z", "+00:00"))
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-        return aware.astimezone(timezone.utc)
-    except (ValueError, OverflowError) as error:
-        raise ManifestError(f"{value!r} is not a time") from error
+    return None if raw is None else Watched(text_of(raw["directory"]), count_of(raw["generation"]))

@@ -217,7 +217,7 @@ def publish_url(
     records = []
     for filename, (verified, origin) in files.items():
         blob = cache.publish_url_blob(verified.file)
-        cache.link_torch_checkpoint(origin, blob.path)
+        cache.torch.link(origin, blob.path)
         records.append(_record(cache, filename, blob, verified, origin, verified.etag))
     earlier = _earlier(cache, source)
     manifest = Manifest.merged(earlier, source, None, records, as_need=as_need)

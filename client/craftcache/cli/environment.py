@@ -85,7 +85,7 @@ def cache_environment(cache_dir: Path, *, online: bool) -> dict[str, str]:
     variables = {
         "AUDIOCRAFT_CACHE_DIR": str(cache_dir),
         "HF_HUB_CACHE": str(cache_dir),
-        "TORCH_HOME": str(CacheDir(cache_dir).torch_home),
+        "TORCH_HOME": str(CacheDir(cache_dir).torch.home),
     }
     return variables if online else variables | {"HF_HUB_OFFLINE": "1"}
 

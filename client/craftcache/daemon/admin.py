@@ -5,18 +5,16 @@ Workers do not need it; they use the worker socket through craftcache.Client.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from craftcache.errors import CraftcacheError, Unavailable, from_problem
+from craftcache.errors import Unavailable
 from craftcache.sources import check_watch_name
 from craftcache.wire import GpuComparison, Progress
-from craftcache.wire.fields import Fields
 from craftcache.wire.record import JsonRecord
 
 from .activity import Activity
+from .admin_transport import STEP_SECONDS, AdminTransport
 from .administration import (
     Eviction,
     ImportedModel,
@@ -29,19 +27,18 @@ from .administration import (
     WatchReport,
     option_fields,
 )
-from .events import EventStream, connection_error
+from .events import EventStream
 from .planning import WarmPlan
 from .processes import ModelProcess
 from .room import RoomReport, UserReport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
-
-    import httpx
 
     from craftcache.watch_rule import WatchRule
     from craftcache.wire import WarmOptions
+    from craftcache.wire.fields import Fields
 
     from .events import DaemonEvent
 
@@ -52,20 +49,8 @@ RecordT = TypeVar("RecordT", bound=JsonRecord)
 MAX_ITEMS = 1_000_000
 """Items of a list in an answer."""
 
-SOCKET_NAME = "craftcache.sock"
-
-NDJSON = "application/x-ndjson"
-
 MAX_EVENT = 64
 """Characters of an event's name."""
-
-CONNECT_SECONDS = 5.0
-
-ANSWER_SECONDS = 60.0
-"""Timeout of requests that at most unlink files of many gigabytes."""
-
-STEP_SECONDS = 1800.0
-"""Timeout between two signs of life of a verification: a file may be fetched anew in between."""
 
 PLAN_SECONDS = 300.0
 """Timeout of asking the Hub about hundreds of files."""
@@ -88,7 +73,7 @@ class AdminClient:
     """
 
     def __init__(self, socket_dir: Path | None) -> None:
-        self._socket_dir = socket_dir
+        self._transport = AdminTransport(socket_dir)
 
     def remove(self, source: str) -> int:
         """Remove a model from the cache; returns the bytes freed.
@@ -98,7 +83,7 @@ class AdminClient:
             PolicyDenied: It is pinned, or this user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
-        answer = self._request("DELETE", f"/v1/models/{quote(source, safe='')}")
+        answer = self._transport.request("DELETE", f"/v1/models/{quote(source, safe='')}")
         return answer.integer("freed_bytes")
 
     def pin(
@@ -121,7 +106,7 @@ class AdminClient:
         """
         path = f"/v1/pins/{quote(source, safe='')}"
         body = {"lock": lock, "expires_in": expires_in}
-        answer = self._request("PUT", path, body, seconds=LOCK_SECONDS)
+        answer = self._transport.request("PUT", path, body, seconds=LOCK_SECONDS)
         if answer.is_null("expires_at"):
             return None
         return answer.moment("expires_at").timestamp()
@@ -134,7 +119,7 @@ class AdminClient:
             PolicyDenied: This user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
-        self._request("DELETE", f"/v1/pins/{quote(source, safe='')}")
+        self._transport.request("DELETE", f"/v1/pins/{quote(source, safe='')}")
 
     def evict(self, wanted: int | None = None, *, dry_run: bool = False) -> Eviction:
         """Remove the models that were not used for longest, and are neither pinned nor in use.
@@ -147,7 +132,7 @@ class AdminClient:
             PolicyDenied: This user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
-        answer = self._request("POST", "/v1/evict", {"bytes": wanted, "dry_run": dry_run})
+        answer = self._transport.request("POST", "/v1/evict", {"bytes": wanted, "dry_run": dry_run})
         return Eviction.parse(answer)
 
     def prune(self, filters: Sequence[str], *, dry_run: bool = False) -> Pruning:
@@ -163,7 +148,7 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         body = {"filters": list(filters), "dry_run": dry_run}
-        return Pruning.parse(self._request("POST", "/v1/prune", body))
+        return Pruning.parse(self._transport.request("POST", "/v1/prune", body))
 
     def verify(
         self,
@@ -190,7 +175,7 @@ class AdminClient:
             Unavailable: The daemon cannot be reached, or ended meanwhile.
         """
         verdicts = []
-        for event in self._events("POST", "/v1/verify", {"sources": list(sources)}):
+        for event in self._transport.events("POST", "/v1/verify", {"sources": list(sources)}):
             tell(event.whole)
             match event.text("event", MAX_EVENT):
                 case "progress":
@@ -211,13 +196,13 @@ class AdminClient:
             PolicyDenied: This user is no administrator.
             Unavailable: A service does not answer, or the daemon cannot be reached.
         """
-        answer = self._request("POST", "/v1/gpus/verify", seconds=STEP_SECONDS)
+        answer = self._transport.request("POST", "/v1/gpus/verify", seconds=STEP_SECONDS)
         return [GpuComparison.parse(each) for each in answer.children("results", MAX_ITEMS)]
 
     def start_verifying(self, sources: Sequence[str] = ()) -> Verification:
         """Have the daemon verify by itself, without waiting for it; see verify."""
         body = {"sources": list(sources), "wait": False}
-        return Verification.parse(self._request("POST", "/v1/verify", body))
+        return Verification.parse(self._transport.request("POST", "/v1/verify", body))
 
     def verifications(self) -> list[Verification]:
         """The verifications that run, and the last ones that have ended, oldest first.
@@ -225,7 +210,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        return _listed(self._request("GET", "/v1/verify"), "verifications", Verification)
+        return _listed(self._transport.request("GET", "/v1/verify"), "verifications", Verification)
 
     def quarantined(self) -> list[QuarantinedFile]:
         """What turned out wrong and is kept for a look, the oldest first.
@@ -233,7 +218,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        return _listed(self._request("GET", "/v1/quarantine"), "files", QuarantinedFile)
+        return _listed(self._transport.request("GET", "/v1/quarantine"), "files", QuarantinedFile)
 
     def remove_quarantined(self, name: str) -> int:
         """Remove a file from the quarantine for good; returns the bytes freed.
@@ -243,7 +228,7 @@ class AdminClient:
             PolicyDenied: This user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
-        answer = self._request("DELETE", f"/v1/quarantine/{quote(name, safe='')}")
+        answer = self._transport.request("DELETE", f"/v1/quarantine/{quote(name, safe='')}")
         return answer.integer("freed_bytes")
 
     def room(self) -> RoomReport:
@@ -252,7 +237,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        return RoomReport.parse(self._request("GET", "/v1/room"))
+        return RoomReport.parse(self._transport.request("GET", "/v1/room"))
 
     def users(self) -> list[UserReport]:
         """What each user has of the daemon, and has held.
@@ -260,7 +245,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        return _listed(self._request("GET", "/v1/users"), "users", UserReport)
+        return _listed(self._transport.request("GET", "/v1/users"), "users", UserReport)
 
     def queue_warm(self, sources: Sequence[str], options: WarmOptions) -> list[QueuedWarm]:
         """Have the daemon warm ``sources`` by itself, without waiting for it.
@@ -274,7 +259,7 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         body = {"sources": list(sources), **option_fields(options), "wait": False}
-        answer = self._request("POST", "/v1/warm", body)
+        answer = self._transport.request("POST", "/v1/warm", body)
         return _listed(answer, "jobs", QueuedWarm)
 
     def plan(self, sources: Sequence[str], options: WarmOptions) -> WarmPlan:
@@ -289,7 +274,9 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         body = {"sources": list(sources), **option_fields(options)}
-        return WarmPlan.parse(self._request("POST", "/v1/plan", body, seconds=PLAN_SECONDS))
+        return WarmPlan.parse(
+            self._transport.request("POST", "/v1/plan", body, seconds=PLAN_SECONDS)
+        )
 
     def queued_warms(self) -> list[QueuedWarm]:
         """The warms that are queued and not done yet, oldest first.
@@ -297,7 +284,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        return _listed(self._request("GET", "/v1/warm"), "jobs", QueuedWarm)
+        return _listed(self._transport.request("GET", "/v1/warm"), "jobs", QueuedWarm)
 
     def withdraw_warm(self, number: int) -> QueuedWarm:
         """Have the daemon not do a queued warm; what came of it already is kept for the next one.
@@ -307,7 +294,7 @@ class AdminClient:
             PolicyDenied: This user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
-        answer = self._request("DELETE", f"/v1/warm/{number}")
+        answer = self._transport.request("DELETE", f"/v1/warm/{number}")
         return QueuedWarm.parse(answer)
 
     def import_bundle(self, file: Path) -> list[ImportedModel]:
@@ -327,7 +314,9 @@ class AdminClient:
         """
         with file.open("rb") as stream:
             chunks = iter(lambda: stream.read(UPLOAD_BYTES), b"")
-            answer = self._request("POST", "/v1/bundles", content=chunks, seconds=IMPORT_SECONDS)
+            answer = self._transport.request(
+                "POST", "/v1/bundles", content=chunks, seconds=IMPORT_SECONDS
+            )
         return _listed(answer, "models", ImportedModel)
 
     def events(self, since: int | None = None) -> Iterator[DaemonEvent]:
@@ -341,11 +330,11 @@ class AdminClient:
             PolicyDenied: This user may not connect.
             Unavailable: The daemon cannot be reached.
         """
-        return EventStream(self._socket()).read(since)
+        return EventStream(self._transport.socket).read(since)
 
     def async_events(self, since: int | None = None) -> AsyncIterator[DaemonEvent]:
         """See ``events``; for asyncio."""
-        return EventStream(self._socket()).aread(since)
+        return EventStream(self._transport.socket).aread(since)
 
     def activity(self) -> Activity:
         """What the daemon does at this moment, and its counters; costs it next to nothing.
@@ -353,7 +342,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        return Activity.parse(self._request("GET", "/v1/activity"))
+        return Activity.parse(self._transport.request("GET", "/v1/activity"))
 
     def processes(self) -> list[ModelProcess]:
         """The running processes that were handed models, or wait for some.
@@ -361,7 +350,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        return _listed(self._request("GET", "/v1/processes"), "processes", ModelProcess)
+        return _listed(self._transport.request("GET", "/v1/processes"), "processes", ModelProcess)
 
     def put_watch(self, rule: WatchRule) -> None:
         """Watch a directory, or change how it is watched.
@@ -371,7 +360,7 @@ class AdminClient:
             PolicyDenied: The settings have a watch of that name, or this user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
-        self._request("PUT", f"/v1/watches/{rule.name}", rule.to_fields())
+        self._transport.request("PUT", f"/v1/watches/{rule.name}", rule.to_fields())
 
     def watches(self) -> WatchList:
         """What is watched, and how it is.
@@ -379,7 +368,7 @@ class AdminClient:
         Raises:
             Unavailable: The daemon cannot be reached.
         """
-        return WatchList.parse(self._request("GET", "/v1/watches"))
+        return WatchList.parse(self._transport.request("GET", "/v1/watches"))
 
     def remove_watch(self, name: str) -> int:
         """Watch a directory no more and remove its generations; returns the bytes freed.
@@ -389,7 +378,7 @@ class AdminClient:
             PolicyDenied: It stands in the settings, or this user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
-        answer = self._request("DELETE", f"/v1/watches/{check_watch_name(name)}")
+        answer = self._transport.request("DELETE", f"/v1/watches/{check_watch_name(name)}")
         return answer.integer("freed_bytes")
 
     def roll_back_watch(self, name: str, number: int | None) -> WatchReport:
@@ -402,7 +391,7 @@ class AdminClient:
         """
         body = {} if number is None else {"generation": number}
         path = f"/v1/watches/{check_watch_name(name)}/rollback"
-        return WatchReport.parse(self._request("POST", path, body))
+        return WatchReport.parse(self._transport.request("POST", path, body))
 
     def resume_watch(self, name: str) -> WatchReport:
         """Serve the newest generation again; returns how the watch is.
@@ -413,89 +402,8 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         path = f"/v1/watches/{check_watch_name(name)}/resume"
-        return WatchReport.parse(self._request("POST", path))
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        *,
-        content: Iterable[bytes] | None = None,
-        seconds: float = ANSWER_SECONDS,
-    ) -> Fields:
-        with self._client(seconds) as client:
-            return _answer(client.request(method, path, json=body, content=content))
-
-    def _events(self, method: str, path: str, body: object) -> Iterator[Fields]:
-        """The events of an answer that comes line by line."""
-        accept = {"Accept": NDJSON}
-        with (
-            self._client(STEP_SECONDS) as client,
-            client.stream(method, path, json=body, headers=accept) as response,
-        ):
-            if not response.is_success:
-                response.read()
-                _answer(response)
-            for line in response.iter_lines():
-                try:
-                    event = json.loads(line)
-                except ValueError as error:
-                    raise _malformed("a line of it is no JSON") from error
-                yield Fields(event, _malformed)
-
-    @contextlib.contextmanager
-    def _client(self, seconds: float) -> Iterator[httpx.Client]:
-        """A connection to the daemon, for one request; ``seconds`` is the timeout of each wait."""
-        import httpx
-
-        socket = self._socket()
-        try:
-            with httpx.Client(
-                transport=httpx.HTTPTransport(uds=str(socket)),
-                timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS),
-                base_url="http://craftcached",
-            ) as client:
-                yield client
-        except httpx.TransportError as error:
-            raise connection_error(error, socket) from error
-
-    def _socket(self) -> Path:
-        if self._socket_dir is None:
-            raise Unavailable(
-                "this machine has no socket directory of a daemon",
-                hint="Start craftcached, or name its directory by --socket-dir or "
-                "CRAFTCACHE_SOCKET_DIR",
-            )
-        return self._socket_dir / SOCKET_NAME
-
-
-def _answer(response: httpx.Response) -> Fields:
-    try:
-        answer = response.json()
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise Unavailable(
-            f"the daemon answers {response.status_code} without JSON",
-            hint="Is something else listening on its socket?",
-        )
-    if response.is_success:
-        return Fields(answer, _malformed)
-    if "code" in answer:
-        raise from_problem(answer)
-    raise CraftcacheError(
-        f"the daemon answers {response.status_code} {answer.get('title', '')}".rstrip(),
-        hint="Are craftcache and craftcached of the same release?",
-    )
+        return WatchReport.parse(self._transport.request("POST", path))
 
 
 def _listed(answer: Fields, key: str, of: type[RecordT]) -> list[RecordT]:
     return list(map(of.parse, answer.children(key, MAX_ITEMS)))
-
-
-def _malformed(why: str) -> CraftcacheError:
-    return CraftcacheError(
-        f"the daemon's answer cannot be understood: {why}",
-        hint="Are craftcache and craftcached of the same release?",
-    )

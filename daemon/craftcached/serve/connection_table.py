@@ -16,7 +16,7 @@ from .connection import User
 if TYPE_CHECKING:
     from .connection import WorkerConnection
 
-__all__ = ["ConnectionTable", "Limits"]
+__all__ = ["ConnectionTable", "Limits", "WorkerStatistics"]
 
 GREETING_SECONDS = 5.0
 """Time that a worker has between connecting and its first words: on a crowded machine it may not
@@ -58,6 +58,21 @@ class Limits:
     idle_seconds: float = 300.0
     send_seconds: float = 10.0
     heartbeat_seconds: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """Numbers of the server's connections and requests at one moment.
+
+    Attributes:
+        connections: Connected workers, idle ones and those that linger included.
+        requests: Requests that are being worked on.
+        followers: Requests that wait for a watch's next generation.
+    """
+
+    connections: int
+    requests: int
+    followers: int = 0
 
 
 class ConnectionTable:

@@ -22,7 +22,6 @@ import contextlib
 import errno
 import logging
 import socket
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,7 @@ from craftcache.wire import (
 )
 
 from .connection import ReceiveBuffer, WorkerConnection
-from .connection_table import ConnectionTable, Limits
+from .connection_table import ConnectionTable, Limits, WorkerStatistics
 from .peers import Peer
 from .reporting import Reporter
 from .response import Response, overloaded
@@ -69,21 +68,6 @@ LINGER_SECONDS = 1.0
 """Time between two looks at a connection that ended with unread descriptors."""
 
 _HELLO = encode(Hello())
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatistics:
-    """Numbers of the server's connections and requests at one moment.
-
-    Attributes:
-        connections: Connected workers, idle ones and those that linger included.
-        requests: Requests that are being worked on.
-        followers: Requests that wait for a watch's next generation.
-    """
-
-    connections: int
-    requests: int
-    followers: int = 0
 
 
 class WorkerServer:

@@ -114,19 +114,19 @@ def _mend_ref(tree: HubTree, revision: str, commit: str) -> bool:
 
 def _is_torch_link_wrong(cache: CacheDir, record: FileRecord) -> bool:
     """Whether torch.hub's link, where the file has one, leads to other bytes or nowhere."""
-    link = cache.torch_link(record.origin, record.sha256)
+    link = cache.torch.path(record.origin, record.sha256)
     if link is None:
         return False
     # Of two files with such a name, either may have it: the file that was published last does.
     target = Path(os.path.realpath(link))
-    return not (target.is_file() and cache.torch_link(record.origin, target.name) is not None)
+    return not (target.is_file() and cache.torch.path(record.origin, target.name) is not None)
 
 
 def _mend_torch_link(cache: CacheDir, record: FileRecord) -> bool:
     """Put torch.hub's link right; returns whether that was needed."""
     if not _is_torch_link_wrong(cache, record):
         return False
-    cache.link_torch_checkpoint(record.origin, cache.path(record))
+    cache.torch.link(record.origin, cache.path(record))
     return True
 
 

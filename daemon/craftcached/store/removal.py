@@ -218,7 +218,7 @@ def _remove_files(cache: CacheDir, manifest: Manifest, others: tuple[Manifest, .
             freed += _unlink_blob(cache, record)
     if isinstance(source, HubSource):
         _remove_empty(cache.hub_tree(source.repo_id).root)
-    cache.sweep_torch_checkpoints()
+    cache.torch.sweep()
     return freed
 
 
@@ -253,7 +253,7 @@ def sweep(cache: CacheDir, *, before: float, derived_before: float | None = None
         derived_before = time.time() - DERIVED_SECONDS
     freed += _unlink_older(cache, (*blobs, *cast_by_earlier_releases), before)
     freed += _unlink_older(cache, derived, min(before, derived_before))
-    cache.sweep_torch_checkpoints()
+    cache.torch.sweep()
     return freed
 
 
