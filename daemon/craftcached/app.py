@@ -232,18 +232,9 @@ class Daemon:
         )
         service = Service(parts)
         life.push_async_callback(service.close)
-        await life.enter_async_context(service.integrity)
-        self._integrity = service.integrity
+        self._integrity = await life.enter_async_context(service.integrity)
         await life.enter_async_context(self._watches.running(service.warms.add_needs))
-        await life.enter_async_context(
-            Housekeeping(
-                store=store,
-                pins=keepers.pins,
-                evictor=keepers.evictor,
-                uses=keepers.uses,
-                holds=keepers.holds,
-            )
-        )
+        await life.enter_async_context(_housekeeping(store, keepers))
         return service
 
     async def _open_storage(self, life: contextlib.AsyncExitStack) -> tuple[Store, Database]:
@@ -351,6 +342,16 @@ class Daemon:
         keepers = Keepers(pins, holds, uses, surveyor, evictor)
         store.kept_keys = keepers.keys
         return keepers
+
+
+def _housekeeping(store: Store, keepers: Keepers) -> Housekeeping:
+    return Housekeeping(
+        store=store,
+        pins=keepers.pins,
+        evictor=keepers.evictor,
+        uses=keepers.uses,
+        holds=keepers.holds,
+    )
 
 
 @contextlib.contextmanager

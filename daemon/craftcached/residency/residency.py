@@ -87,7 +87,15 @@ class Residency:
 
     async def resident(self, paths: Iterable[str | os.PathLike[str]]) -> int | None:
         """Bytes of these files that are in memory; None where the kernel does not say."""
-        return await asyncio.to_thread(_resident, tuple(paths))
+        (found,) = await self.resident_each((paths,))
+        return found
+
+    async def resident_each(
+        self, groups: Iterable[Iterable[str | os.PathLike[str]]]
+    ) -> list[int | None]:
+        """Bytes of each group of files that are in memory; see resident."""
+        wanted = [tuple(paths) for paths in groups]
+        return await asyncio.to_thread(lambda: list(map(_resident, wanted)))
 
     async def bring(self, path: Path, report: Callable[[int], None]) -> None:
         """Read a file into memory, as far as a tenth of memory stays available.

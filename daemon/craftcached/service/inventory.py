@@ -14,7 +14,7 @@ from craftcache.wire import CachedModel, DaemonStatus, first_page
 from craftcached.status import ModelState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from craftcache.cache.manifest import FileRecord, Manifest
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Inventory"]
 
 LOOKED_AT_ONCE = 64
-"""Models of a page that are looked at before it is asked whether the page is full."""
+"""Models that are looked at together, before others have their turn."""
 
 
 class Inventory:
@@ -88,7 +88,8 @@ class Inventory:
 
     async def models(self) -> list[ModelState]:
         """All published models, by source."""
-        return [await self._state(key, model) for key, model in await self._store.published()]
+        published = await self._store.published()
+        return [state for batch in _batches(published) for state in await self._states(batch)]
 
     async def model(self, text: str) -> ModelState:
         """One published model.
@@ -97,7 +98,9 @@ class Inventory:
             NotFound: It is not in the cache.
         """
         source = parse(text)
-        return await self._state(manifest_key(source), self._store.required_manifest(source))
+        manifest = self._store.required_manifest(source)
+        (state,) = await self._states([(manifest_key(source), manifest)])
+        return state
 
     async def page(self, request: Models) -> ModelsPage:
         """The models whose source sorts after that of the request, as many as one message holds.
@@ -107,9 +110,8 @@ class Inventory:
         published = await self._store.published()
         later = [item for item in published if item[1].source > request.after]
         states: list[CachedModel] = []
-        for start in range(0, len(later), LOOKED_AT_ONCE):
-            batch = later[start : start + LOOKED_AT_ONCE]
-            states += [(await self._state(key, manifest)).model for key, manifest in batch]
+        for batch in _batches(later):
+            states += [state.model for state in await self._states(batch)]
             page = first_page(states)
             if page.next:
                 return page
@@ -157,22 +159,40 @@ class Inventory:
         manifest = self._store.manifest(parse(shown))
         return [self._store.cache.path(record) for record in manifest.files] if manifest else []
 
-    async def _state(self, key: str, manifest: Manifest) -> ModelState:
-        is_intact = self._store.cache.is_intact
-        intact = await asyncio.to_thread(lambda: tuple(filter(is_intact, manifest.files)))
+    async def _states(self, models: Sequence[tuple[str, Manifest]]) -> list[ModelState]:
+        """How these models are, by their keys; looked at together, in two steps of a thread."""
+        is_intact, path_text = self._store.cache.is_intact, self._store.cache.path_text
+        files = [manifest.files for _, manifest in models]
+        intact = await asyncio.to_thread(lambda: [tuple(filter(is_intact, each)) for each in files])
+        resident = await self._residency.resident_each(map(path_text, each) for each in files)
+        return list(map(self._state, models, intact, resident))
+
+    def _state(
+        self,
+        model: tuple[str, Manifest],
+        intact: tuple[FileRecord, ...],
+        resident_bytes: int | None,
+    ) -> ModelState:
+        key, manifest = model
         pin = self._pins.find(key)
-        model = CachedModel.of(
+        cached = CachedModel.of(
             manifest,
             intact,
             lambda need: self._store.needed(need) is not None,
-            resident_bytes=await self._resident(manifest.files),
+            resident_bytes=resident_bytes,
             is_pinned=pin is not None,
             is_locked=pin is not None and pin.is_locked,
             last_used_at=self._uses.last(key) or None,
             pinned_until=None if pin is None else pin.expires_at,
             held_until=self._holds.until(key),
         )
-        return ModelState(manifest, model)
+        return ModelState(manifest, cached)
 
     async def _resident(self, records: Iterable[FileRecord]) -> int | None:
         return await self._residency.resident(map(self._store.cache.path_text, records))
+
+
+def _batches(published: Sequence[tuple[str, Manifest]]) -> Iterator[Sequence[tuple[str, Manifest]]]:
+    """A few models at a time, so that others have their turn in between."""
+    for start in range(0, len(published), LOOKED_AT_ONCE):
+        yield published[start : start + LOOKED_AT_ONCE]
