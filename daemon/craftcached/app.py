@@ -34,7 +34,7 @@ from .inspect import Inspector
 from .min_free import MinFree
 from .residency.residency import Residency
 from .retention import Retention
-from .serve.front import Front
+from .serve.listeners import Listeners
 from .serve.peers import Administrators
 from .service import Service, ServiceParts
 from .sight import Sight
@@ -112,7 +112,7 @@ class Daemon:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as life:
             service = await self._open_service(life)
-            front = Front(
+            listeners = Listeners(
                 settings=self._settings,
                 inherited=self._inherited,
                 service=service,
@@ -121,7 +121,7 @@ class Daemon:
                 mirrors=self._mirrors.statistics,
                 monitor=self._monitor,
             )
-            await front.open(life)
+            await listeners.open(life)
             await service.resume()
             self._life = life.pop_all()
         return self

@@ -123,7 +123,7 @@ def publish_hub(
     manifest = Manifest.merged(
         earlier, source, commit, records, as_need=as_need, selection=selection
     )
-    manifest = _with_closure(cache, source, manifest)
+    manifest = _with_needs(cache, source, manifest)
     if earlier is not None and earlier.revision != commit and not source.is_pinned:
         _keep_superseded(cache, source, earlier)
     cache.write_manifest(source, manifest)
@@ -221,7 +221,7 @@ def publish_url(
         records.append(_record(cache, filename, blob, verified, origin, verified.etag))
     earlier = _earlier(cache, source)
     manifest = Manifest.merged(earlier, source, None, records, as_need=as_need)
-    manifest = _with_closure(cache, source, manifest)
+    manifest = _with_needs(cache, source, manifest)
     cache.write_manifest(source, manifest)
     return manifest
 
@@ -236,7 +236,7 @@ def mark_asked_for(cache: CacheDir, source: RemoteSource) -> Manifest | None:
     """
     manifest = _earlier(cache, source)
     if manifest is not None and not manifest.is_by_name:
-        closed = _with_closure(cache, source, manifest)
+        closed = _with_needs(cache, source, manifest)
         manifest = replace(closed, needed_only=False, superseded=False)
         cache.write_manifest(source, manifest)
     return manifest
@@ -270,7 +270,7 @@ def publish_generation(
     revision = files_revision({record.filename: record.sha256 for record in records})
     source = WatchSource(name, watched.generation)
     manifest = Manifest(source.shown, revision, tuple(records), now(), watched)
-    manifest = _with_closure(cache, source, manifest)
+    manifest = _with_needs(cache, source, manifest)
     cache.write_manifest(source, manifest)
     return manifest
 
@@ -287,7 +287,7 @@ def serve_generation(cache: CacheDir, name: str, generation: Manifest) -> Manife
     return manifest
 
 
-def _with_closure(cache: CacheDir, source: RemoteSource, manifest: Manifest) -> Manifest:
+def _with_needs(cache: CacheDir, source: RemoteSource, manifest: Manifest) -> Manifest:
     """The manifest with the dependencies of its files, as far as these were inspected."""
     files = tuple(
         replace(record, index_sha256=cache.index_digest(record.sha256)) for record in manifest.files
@@ -318,7 +318,7 @@ def record_index(cache: CacheDir, sha256: str) -> None:
             continue
         changed = replace(manifest, files=files)
         if not manifest.needs and not manifest.unmet and manifest.is_by_name:
-            changed = _with_closure(cache, parse(manifest.source), changed)
+            changed = _with_needs(cache, parse(manifest.source), changed)
         cache.write_manifest_at(key, changed)
 
 

@@ -1,4 +1,4 @@
-"""From the indexes of verified files to their closure: read, never executed, and never trusted.
+"""What a model needs, read from the indexes of its files; nothing is executed or trusted.
 
 A configuration is YAML that somebody else wrote. It is read without resolving tags, anchors make
 no copies, and what is no configuration of AudioCraft's names nothing.

@@ -29,7 +29,7 @@ from craftcache.wire import (
     WarmedModel,
 )
 
-from .own_fetch import Fetching
+from .own_fetch import OwnFetchRequest
 from .resolver import Resolver
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from craftcache.sources import RemoteSource
     from craftcache.wire import Progress, Request
 
-    from .own_fetch import OwnFetch
+    from .own_fetch import OwnFetchResult
 
 __all__ = ["FallbackHandler", "is_offline"]
 
@@ -124,7 +124,7 @@ class FallbackHandler:
             return self.resolver.cached(source, names)
         if step.way == "hub cache":
             return self.resolver.hub_snapshot(source, names)
-        fetched = self._fetch(source, Fetching(names), away, call)
+        fetched = self._fetch(source, OwnFetchRequest(names), away, call)
         if fetched.not_kept is not None:
             log.warning("%s is loaded and not kept: %s", source.shown, fetched.not_kept)
         return fetched.files
@@ -156,7 +156,7 @@ class FallbackHandler:
                 "%s: without the daemon its own files are warmed, and nothing that it needs",
                 source.shown,
             )
-        what = Fetching(request.names, options.selection, options.lock)
+        what = OwnFetchRequest(request.names, options.selection, options.lock)
         fetched = self._fetch(source, what, away, call)
         with fetched.files as files:
             if fetched.not_kept is not None:
@@ -199,8 +199,8 @@ class FallbackHandler:
         return self.resolver.known(request.source, request.names)
 
     def _fetch(
-        self, source: RemoteSource, what: Fetching, away: DaemonUnavailable, call: Call
-    ) -> OwnFetch:
+        self, source: RemoteSource, what: OwnFetchRequest, away: DaemonUnavailable, call: Call
+    ) -> OwnFetchResult:
         if isinstance(source, WatchSource):
             raise Unavailable(
                 f"only the daemon knows watches, and {away}",

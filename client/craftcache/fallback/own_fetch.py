@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from .stream import Download
 
-__all__ = ["Fetching", "OwnFetch", "Report", "fetch_hub", "fetch_url"]
+__all__ = ["OwnFetchRequest", "OwnFetchResult", "Report", "fetch_hub", "fetch_url"]
 
 Report: TypeAlias = Callable[[Progress], None]
 
@@ -55,7 +55,7 @@ HUB_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class OwnFetch:
+class OwnFetchResult:
     """The result of a worker's own fetch.
 
     Attributes:
@@ -72,7 +72,7 @@ class OwnFetch:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetching:
+class OwnFetchRequest:
     """Which files of a source are to be fetched: named, selected by patterns, or locked.
 
     Attributes:
@@ -94,13 +94,13 @@ class Fetching:
 def fetch_hub(
     cache: CacheDir,
     source: HubSource,
-    what: Fetching,
+    what: OwnFetchRequest,
     *,
     token: str | None,
     lock_seconds: float,
     report: Report,
     cancellation: Cancellation,
-) -> OwnFetch:
+) -> OwnFetchResult:
     """Fetch files of a repository at its newest commit, or at that of a lock.
 
     Args:
@@ -151,12 +151,12 @@ def fetch_hub(
 def fetch_url(
     cache: CacheDir,
     source: UrlSource,
-    what: Fetching,
+    what: OwnFetchRequest,
     *,
     lock_seconds: float,
     report: Report,
     cancellation: Cancellation,
-) -> OwnFetch:
+) -> OwnFetchResult:
     """Fetch the files of a URL; see fetch_hub."""
     from .stream import Download
 
@@ -194,7 +194,7 @@ def _signed_before(cache: CacheDir, wanted: Download, name: str) -> Verified | N
 
 
 def _describe(
-    source: HubSource, what: Fetching, token: str | None, cancellation: Cancellation
+    source: HubSource, what: OwnFetchRequest, token: str | None, cancellation: Cancellation
 ) -> list[HubFile]:
     """What the Hub says of the files; only the first question names the source's revision."""
     names, revision = what.names, what.lock.revision if what.lock else source.revision
@@ -235,7 +235,7 @@ def _obtain(
     tree: HubTree,
     source: HubSource,
     file: HubFile,
-    what: Fetching,
+    what: OwnFetchRequest,
     token: str | None,
     report: Report,
     cancellation: Cancellation,
@@ -319,7 +319,7 @@ def _kept(publish: Callable[[], object], is_held: bool) -> str | None:
 
 def _own_fetch(
     source: str, files: dict[str, tuple[Verified, str]], revision: str, not_kept: str | None
-) -> OwnFetch:
+) -> OwnFetchResult:
     opened = tuple(
         OpenFile(
             FileInfo.of(name, verified.digests, origin),
@@ -327,7 +327,7 @@ def _own_fetch(
         )
         for name, (verified, origin) in files.items()
     )
-    return OwnFetch(
+    return OwnFetchResult(
         Loaded(source, revision, opened, "origin"),
         sum(verified.bytes_fetched for verified, _ in files.values()),
         sum(verified.bytes_reused for verified, _ in files.values()),

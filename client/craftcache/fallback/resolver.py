@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from craftcache.daemon.transport import Cancellation
     from craftcache.sources import RemoteSource, Selection
 
-    from .own_fetch import Fetching, OwnFetch, Report
+    from .own_fetch import OwnFetchRequest, OwnFetchResult, Report
 
 __all__ = ["Resolver"]
 
@@ -114,13 +114,13 @@ class Resolver:
     def fetch(
         self,
         source: HubSource | UrlSource,
-        what: Fetching,
+        what: OwnFetchRequest,
         *,
         token: str | None,
         is_private: bool,
         report: Report,
         cancellation: Cancellation,
-    ) -> OwnFetch:
+    ) -> OwnFetchResult:
         """Fetch files from the origin, at its newest or at a locked revision, and publish them.
 
         Args:

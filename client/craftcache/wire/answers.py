@@ -97,7 +97,7 @@ class Loaded:
         files: In the order in which they were asked for.
         served_by: Server of the files: ``daemon``, ``cache``, ``origin`` or ``local``.
         fallback_reason: Why the daemon did not serve them; None where it did or was not asked.
-        map: Whether the daemon wants its workers to map the files.
+        map: Whether workers are to map the files: ``auto``, ``always`` or ``never``.
     """
 
     source: str

@@ -17,7 +17,7 @@ __all__ = ["Keepers"]
 
 @dataclass(frozen=True, slots=True)
 class Keepers:
-    """What keeps models in the cache or lets them go.
+    """Pins, holds, last uses, survey and evictor: passed around together.
 
     Attributes:
         pins: The models that are neither evicted nor removed.

@@ -133,7 +133,7 @@ class DiskSpace:
         self._claims: dict[Hashable, _Claim] = {}
         # Held from the decision that there is room to the claim of it, evictions in between
         # included: two at once would both be given the same bytes. Taken before the evictor's
-        # turn, and so before the store's writing thread.
+        # turn, and so before the store's turn.
         self._deciding = asyncio.Lock()
 
     @property

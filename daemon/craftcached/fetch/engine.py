@@ -102,7 +102,7 @@ class Engine:
         self._mirrors = mirrors or Mirrors()
         self._claimants: dict[str, Claimant] = {}
         # By key; each guards the files in staging under its key: one fetch, or one sweep, at a
-        # time. Taken after huggingface_hub's lock of the blob; nothing else is locked inside.
+        # time. Taken after huggingface_hub's lock of the blob, and before DiskSpace._deciding.
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._resources = AsyncExitStack()
 

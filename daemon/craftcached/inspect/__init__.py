@@ -2,7 +2,7 @@
 
     inspector.Inspector     in the daemon: has a process look at each file, and says what it found
     processes               in the daemon: has those processes forked, and hears how they end
-    server                  the process that they are forked from, which reads no file
+    forkserver              the process that they are forked from, which reads no file
     child                   the process for a file: confines itself, then reads it
     confine                 what it gives up before it looks at the file
     seccomp                 how it gives up the network where a sandbox forbids namespaces
@@ -11,8 +11,8 @@ A file can only hurt the process that looks at it. The reading itself is the cli
 ``craftcache.checkpoint.reader``; no process of the daemon imports torch, and the daemon itself
 never reads a checkpoint's content.
 
-The server imports this package too, and nothing that it does not need: so ``Inspector`` is imported
-when it is asked for.
+The fork server imports this package too, and nothing that it does not need: so ``Inspector`` is
+imported when it is asked for.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from craftcache.digests import Stamp
 from craftcache.errors import CraftcacheError
 from craftcached.database import Hashing
 
-from .damaged_manifests import DamagedManifest, find_damaged
+from .find_damaged import DamagedManifest, find_damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from craftcached.store.owner import OwnerCache
     from craftcached.store.store import Store
     from craftcached.warm.warmed import Warmed
-    from craftcached.warming import Warming
+
+    from .warming import Warming
 
 __all__ = ["Loads"]
 

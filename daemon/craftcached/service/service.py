@@ -28,10 +28,10 @@ from craftcached.gpu_services import GpuServiceSockets
 from craftcached.overview import Overview
 from craftcached.scrub import Integrity
 from craftcached.scrub.examiner import PublishedModel
-from craftcached.warming import Warming
 
 from .inventory import Inventory
 from .loads import Loads
+from .warming import Warming
 from .warms import Warms, warmed_model
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from craftcached.warm.planner import Planner
     from craftcached.warm.warmed import Warmed
     from craftcached.warm.warmer import Warmer
-    from craftcached.warming import Warming
+
+    from .warming import Warming
 
 __all__ = ["Warms", "warmed_model"]
 

@@ -7,7 +7,7 @@
     opener.BlobOpener    opens published blobs for workers
     indexes              sealed copies of the indexes in memory
     index_files          the indexes on the disk, and their digests in manifests
-    damaged_manifests    manifests that cannot be read any more
+    manifest_repair      manifests that cannot be read any more, written again or set aside
     removal              removes models, and the blobs that no other model needs
     links                names by which unmodified programs reach the blobs
     quarantine           what turned out wrong, kept for a while
@@ -16,5 +16,6 @@
     changes              every change of the directory goes through it
     turns                who may write now: many that add, or one that changes
 
-Nothing else in the daemon writes there, but for the fetch engine in its own part of staging.
+Nothing else in the daemon writes there, but for the fetch engine and the watches, each in its own
+part of staging.
 """

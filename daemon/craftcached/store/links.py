@@ -1,8 +1,8 @@
 """The names by which unmodified programs reach a model's files: looked at, and put right.
 
 huggingface_hub's snapshot links and refs, and torch.hub's links, decide which bytes an unmodified
-program loads, and none of them has a digest. Nothing here hashes; all of it blocks, and runs on the
-store's writing thread.
+program loads, and none of them has a digest. Nothing here hashes; all of it blocks, and what
+changes something runs in the store's turn.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class FetchAdmission:
         files = await self._store.lock.healed(  # an administrator may have emptied the cache
             lambda: {
                 file.remote.key: sizes
-                for file in (*description.files, *description.closure)
+                for file in (*description.files, *description.needed_files)
                 if (sizes := self._sizes(file)) is not None
             }
         )

@@ -146,8 +146,8 @@ class Description:
         commit: The repository's commit; empty for a URL, which has no revisions but its content.
         is_named: Whether the origin has just said that the source's own revision is ``commit``.
         for_uid: As in Wanted.
-        closure: Files of what it needs, as far as that is known already; they are admitted with
-            it, and brought after it.
+        needed_files: Files of what it needs, as far as that is known already; they are admitted
+            with it, and brought after it.
         mirror: Address of the commit's files at the mirror that described them in the place of the
             origin; empty where that did.
     """
@@ -157,7 +157,7 @@ class Description:
     commit: str = ""
     is_named: bool = False
     for_uid: int | None = None
-    closure: tuple[DescribedFile, ...] = ()
+    needed_files: tuple[DescribedFile, ...] = ()
     mirror: str = ""
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .origins import Origins
     from .progress import SourceProgress
 
-__all__ = ["Admission", "Pipeline"]
+__all__ = ["Admission", "WarmPipeline"]
 
 Admission: TypeAlias = (
     "Callable[[Description], contextlib.AbstractAsyncContextManager[ModelClaim | None]]"
@@ -45,7 +45,7 @@ until they are published or given up; raises StorageFull where there can be none
 value, if any, is settled as soon as they are published: from then on they count as that."""
 
 
-class Pipeline:
+class WarmPipeline:
     """Does one warm; has no state of its own. The locks of the files are taken in the order that
     FileAcquirer states.
 
@@ -112,9 +112,9 @@ class Pipeline:
                 if wanted.lock is not None:
                     description = hold_to_lock(description, wanted.lock)
                 # Room is made sure of before the first byte comes, and kept until publication.
-                closure = await self._closure(known) if wanted.with_needs and known else ()
+                needed = await self._needed_files(known) if wanted.with_needs and known else ()
                 description = await self._for_overlay(description, known, progress)
-                description = replace(description, for_uid=wanted.for_uid, closure=closure)
+                description = replace(description, for_uid=wanted.for_uid, needed_files=needed)
                 admission = self._admission(description)
                 claim = await held.enter_async_context(admission)
                 claimed = frozenset(file.remote.key for file in description.files)
@@ -139,10 +139,10 @@ class Pipeline:
             manifest,
             files.bytes_fetched,
             files.bytes_reused,
-            superseded=known if is_less_needed else None,
+            previous=known if is_less_needed else None,
         )
 
-    async def _closure(self, known: Manifest) -> tuple[DescribedFile, ...]:
+    async def _needed_files(self, known: Manifest) -> tuple[DescribedFile, ...]:
         """The files of what a published model needs and that is not cached, as far as known.
 
         What a model needs is read in its checkpoints, so of one that was never here it is known

@@ -1,5 +1,8 @@
 """The queue of warms that their callers do not wait for: kept until they are done or given up.
 
+There is no order among them: each is tried at once, in a task of its own. Which of their downloads
+gets the next connection is decided in craftcached.fetch.limits.
+
 A failure that time or the node's administrators can mend (an unreachable origin, a full disk, a
 bug) is tried again, each time after a longer pause. A failure that only the caller can mend (a
 wrong name, no access) ends the warm, and is logged. The queue outlives a restart of the daemon.
@@ -74,7 +77,7 @@ class WarmQueue:
         # Guards the order of changes: add and withdraw change the database and then the maps, with
         # awaits in between. Held across the end of a withdrawn warm too, which may hold locks of
         # FileAcquirer but never takes this one. Taken inside the slots of CandidateMaker, as a new
-        # generation's dependencies are queued; no other lock is taken inside.
+        # generation's dependencies are queued; the database's lock is taken inside.
         self._changing = asyncio.Lock()
 
     def __len__(self) -> int:

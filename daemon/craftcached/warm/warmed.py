@@ -22,7 +22,7 @@ class Warmed:
         bytes_reused: Bytes of its files that were on this node before, in whatever form.
         resident_bytes: Bytes of the files asked for that are in memory; None where that was not
             asked for, or is not known.
-        superseded: The manifest before this warm, if it has dependencies that this one lacks;
+        previous: The manifest before this warm, if it has dependencies that this one lacks;
             else None.
         not_refreshed: Names of the dependencies that are cached, but whose origin could not be
             asked for a newer revision.
@@ -33,6 +33,6 @@ class Warmed:
     bytes_fetched: int
     bytes_reused: int
     resident_bytes: int | None = None
-    superseded: Manifest | None = None
+    previous: Manifest | None = None
     not_refreshed: tuple[str, ...] = ()
     held_until: float | None = None

@@ -17,7 +17,7 @@ from craftcached.fetch import Priority
 
 from .dependencies import WarmedDependency, warm_needs
 from .description import Wanted
-from .pipeline import Pipeline
+from .pipeline import WarmPipeline
 from .progress import SourceProgress
 from .running import RunningWarms
 from .warmed import Warmed
@@ -78,7 +78,7 @@ class Warmer:
         self._origins = origins
         self._acquirer = acquirer
         self._owner = owner
-        self._pipeline = Pipeline(
+        self._pipeline = WarmPipeline(
             store=store,
             origins=origins,
             acquirer=acquirer,
@@ -296,7 +296,7 @@ class Warmer:
             if known is None:
                 raise
             return WarmedDependency(known, not_refreshed=error)
-        return WarmedDependency(warmed.manifest, warmed.superseded)
+        return WarmedDependency(warmed.manifest, warmed.previous)
 
     async def _follow_owner(self, source: RemoteSource) -> None:
         """Take over what another daemon's cache has of ``source``, where one is followed."""

@@ -18,7 +18,7 @@ from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
 from craftcache.daemon.transport import Cancellation
 from craftcache.errors import StorageFull, Unavailable
-from craftcache.fallback.own_fetch import Fetching
+from craftcache.fallback.own_fetch import OwnFetchRequest
 from craftcache.fallback.resolver import Resolver
 from craftcache.sources import HubSource, UrlSource, parse
 from tests.support.checkpoints import assert_same, saved
@@ -43,7 +43,7 @@ def test_a_lock_that_is_held_for_long_is_passed_by_and_nothing_is_published(
         assert is_held
         fetched = resolver.fetch(
             source,
-            Fetching(FILENAMES),
+            OwnFetchRequest(FILENAMES),
             token=None,
             is_private=False,
             report=ignore,
@@ -67,7 +67,7 @@ def test_a_lock_of_a_url_is_passed_by_likewise(
     with cache.lock(manifest_key(source)):
         fetched = resolver.fetch(
             source,
-            Fetching(("one.th",)),
+            OwnFetchRequest(("one.th",)),
             token=None,
             is_private=False,
             report=ignore,
@@ -79,7 +79,7 @@ def test_a_lock_of_a_url_is_passed_by_likewise(
     assert_nothing_published(cache.root)
     fetched = resolver.fetch(
         source,
-        Fetching(("one.th",)),
+        OwnFetchRequest(("one.th",)),
         token=None,
         is_private=False,
         report=ignore,

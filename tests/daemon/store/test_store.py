@@ -15,7 +15,7 @@ from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
 from craftcache.digests import Promise, Stamp, hash_stamped
 from craftcache.sources import HubSource, UrlSource
-from craftcached.store.damaged_manifests import quarantine_manifest, restore_manifest
+from craftcached.store.manifest_repair import quarantine_manifest, restore_manifest
 from craftcached.store.store import Store
 from tests.support.indexes import index_without_tensors
 from tests.support.scrubbing import bench

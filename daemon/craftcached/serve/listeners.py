@@ -1,4 +1,4 @@
-"""The doors of the daemon: both sockets, and metrics over TCP, from their opening to their end."""
+"""The daemon's listening sockets: both Unix sockets, and metrics over TCP; opened and closed."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
     from .peers import Administrators
 
-__all__ = ["Front"]
+__all__ = ["Listeners"]
 
 log = logging.getLogger("craftcached")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Front:
-    """What a daemon is asked through.
+class Listeners:
+    """The daemon's listening sockets, and the servers behind them.
 
     Attributes:
         settings: Where the sockets are, and who may connect.

@@ -14,7 +14,7 @@ from craftcache.cache.manifest import MAX_BYTES, Manifest, ManifestError, manife
 from craftcache.cache.manifest import is_newer as is_of_newer_release
 from craftcache.errors import CraftcacheError
 from craftcache.sources import check_filename, parse
-from craftcached.store.damaged_manifests import quarantine_manifest, restore_manifest
+from craftcached.store.manifest_repair import quarantine_manifest, restore_manifest
 
 if TYPE_CHECKING:
     from craftcache.cache.directory import CacheDir

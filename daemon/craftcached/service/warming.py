@@ -10,10 +10,9 @@ from craftcache.cache.manifest import manifest_key
 from craftcache.errors import NotFound, Unavailable
 from craftcache.sources import NO_SELECTION, HubSource, WatchSource, parse
 from craftcache.wire import Progress
-
-from .fetch import Priority
-from .store.damaged_manifests import quarantine_manifest
-from .warm.warmed import Warmed
+from craftcached.fetch import Priority
+from craftcached.store.manifest_repair import quarantine_manifest
+from craftcached.warm.warmed import Warmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,13 +21,12 @@ if TYPE_CHECKING:
     from craftcache.locked import LockedRevision
     from craftcache.sources import RemoteSource, Selection
     from craftcache.wire import Warm
-
-    from .eviction.last_use import LastUse
-    from .eviction.pins import Pins
-    from .residency.residency import Residency
-    from .store.store import Store
-    from .warm.warmer import Warmer
-    from .watch import Watches
+    from craftcached.eviction.last_use import LastUse
+    from craftcached.eviction.pins import Pins
+    from craftcached.residency.residency import Residency
+    from craftcached.store.store import Store
+    from craftcached.warm.warmer import Warmer
+    from craftcached.watch import Watches
 
 __all__ = ["Warming"]
 
@@ -215,8 +213,8 @@ class Warming:
                 warmed = replace(warmed, not_refreshed=not_refreshed)
         finally:
             # Only once the new dependencies are published: they may depend on the old ones.
-            if warmed.superseded is not None:
-                await self._drop_unneeded(warmed.superseded)
+            if warmed.previous is not None:
+                await self._drop_unneeded(warmed.previous)
         if options.resident:
             names = request.names
             if options.selection:
