@@ -184,7 +184,7 @@ def _lock_path(cache: CacheDir) -> Path:
 def _is_lock(cache: CacheDir, descriptor: int) -> bool:
     """Whether the lock file at its path is still the file that this daemon has locked."""
     try:
-        return os.path.samestat(_lock_path(cache).stat(), os.fstat(descriptor))
+        return os.path.samestat(_lock_path(cache).lstat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
@@ -192,7 +192,11 @@ def _is_lock(cache: CacheDir, descriptor: int) -> bool:
 def _lock(cache: CacheDir) -> int:
     """Lock the cache for this daemon until the returned descriptor is closed."""
     path = _lock_path(cache)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    if path.is_symlink():  # not ours: what it leads to would be locked, and written to
+        log.warning("%s is a link, and is replaced", path)
+        path.unlink()
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

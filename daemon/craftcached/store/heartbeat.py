@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import secrets
@@ -140,7 +141,11 @@ class Heartbeat:
         """The sign that is there; None where there is none that a daemon wrote."""
         try:
             return _Sign.parse(self._path.read_bytes())
-        except (FileNotFoundError, ValueError):
+        except ValueError:
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
             return None
 
     def _write(self) -> None:

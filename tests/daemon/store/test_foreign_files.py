@@ -85,3 +85,26 @@ def test_a_blob_of_another_user_is_copied_before_it_is_believed(
         assert blob.stat().st_uid == os.geteuid()
         assert blob.read_bytes() == EXPORT_FILES[filename].read_bytes()
     assert export.served_by == "daemon"
+
+
+@pytest.mark.parametrize("leads_to", ["itself", "a blob", "nothing"])
+@pytest.mark.parametrize("name", ["daemon.lock", "daemon.heartbeat", "format.json", "owner"])
+def test_a_link_in_the_place_of_a_file_of_the_daemons_own_is_got_over(
+    base: Path, threaded_hub: TestHub, export_repo: Repo, name: str, leads_to: str
+) -> None:
+    with DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint) as daemon:
+        with daemon.client() as client:
+            revision = client.load("org/model").revision
+        blobs = {path: path.read_bytes() for path in daemon.cache_dir.glob("models--*/blobs/*")}
+        place = daemon.cache_dir / ".craftcache" / name
+        place.unlink(missing_ok=True)
+        place.symlink_to({"itself": place, "a blob": min(blobs), "nothing": base / "no"}[leads_to])
+        with daemon.client() as client:
+            assert client.load("org/model").revision == revision
+        daemon.terminate()
+        daemon.start()
+        with daemon.client() as client:
+            loaded = client.load("org/model")
+        assert (loaded.revision, loaded.served_by) == (revision, "daemon")
+        assert {path: path.read_bytes() for path in blobs} == blobs
+        assert not (base / "no").exists()
