@@ -27,6 +27,7 @@ USES = {
         "from pathlib import Path; from craftcache.exports import check_export; "
         "check_export(Path(sys.argv[1]))"
     ),
+    "sample": "from craftcache.demo.sample import LanguageModel; LanguageModel()",
 }
 
 

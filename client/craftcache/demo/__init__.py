@@ -5,3 +5,7 @@
 
 The demonstration itself is the daemon's, ``craftcached.demo``, which imports no torch.
 """
+
+from craftcache.torch_import import import_torch
+
+import_torch()  # before the modules here do, which would let it warn that numpy is not there
