@@ -47,8 +47,9 @@ class NotWarm(JsonRecord):
 
     Attributes:
         source: The source as shown to people.
-        code: The error's class where a warm failed; else ``Evicted``, ``Removed`` or
-            ``Cancelled`` (nobody waited for it any more).
+        code: The error's class where a warm failed; else ``Evicted``, ``Removed``, ``Cancelled``
+            (nobody waited for it any more), ``Damaged`` (files of it are missing), ``Lost`` (all of
+            it is gone), or the state of a watch with nothing to serve.
         message: What happened, for people.
         hint: What to do next; empty where there is nothing to do.
         at: When it happened, in seconds since the epoch.

@@ -195,6 +195,7 @@ class Service:
     def _overview(self, parts: ServiceParts) -> Overview:
         return Overview(
             cache=parts.store.cache,
+            lock=parts.store.lock,
             warmer=parts.warmer,
             queue=self.warms.queue,
             keepers=parts.keepers,

@@ -185,7 +185,7 @@ def _is_lock(cache: CacheDir, descriptor: int) -> bool:
     """Whether the lock file at its path is still the file that this daemon has locked."""
     try:
         return os.path.samestat(_lock_path(cache).lstat(), os.fstat(descriptor))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -87,6 +87,10 @@ class WatchState:
         match self.state:
             case "partial":
                 return f"waits for {' and '.join(self.look.missing)}"
+            case "absent":
+                return "the directory is not there yet"
+            case "gone":
+                return "the directory was there, and is not any more"
             case "invalid":
                 return self.look.fault or self.verdict
         return ""
