@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -56,7 +57,10 @@ def files_below(directory: Path) -> set[str]:
     return {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this tree is no repository")
+@pytest.mark.skipif(
+    not (ROOT / ".git").exists() or shutil.which("git") is None,
+    reason="this tree is no repository, or git is not here to ask",
+)
 def test_the_source_distribution_holds_what_the_repository_does(unpacked: Path) -> None:
     assert files_below(unpacked) - {"PKG-INFO"} == tracked()
 
