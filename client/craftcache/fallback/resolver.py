@@ -178,6 +178,10 @@ class Resolver:
             tree = cache.hub_tree(source.repo_id)
             commit = source.revision if source.is_pinned else tree.commit_of(source.revision)
             manifest = cache.manifest(source)
+            if manifest is None and source.is_pinned:
+                # What was published under its branch says which files are of this commit, too.
+                published = cache.manifest(HubSource(source.repo_id))
+                manifest = published if published and published.revision == commit else None
             if commit and (manifest is None or manifest.revision == commit):
                 yield tree, commit, manifest
 

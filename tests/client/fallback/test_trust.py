@@ -223,3 +223,18 @@ def test_a_wrong_blob_of_the_library_is_replaced(librarys: Path, alone: Client) 
     assert_same(alone.load("org/model").lm, expected("state_dict.bin"))
     assert blob.read_bytes() == right
     assert len(os.listdir(CacheDir(librarys).quarantine)) == 1
+
+
+def test_a_commit_is_what_was_published_under_its_branch(published: Client) -> None:
+    """Whoever swaps the links of a snapshot deceives no load by commit either."""
+    revision = published.load("org/model").revision
+    pinned = f"org/model@{revision}"
+    assert published.load(pinned).served_by == "cache"
+    [snapshot] = published.cache_dir.glob("models--org--model/snapshots/*")
+    one, two = (snapshot / name for name in FILENAMES)
+    targets = one.readlink(), two.readlink()
+    for link, target in zip((two, one), targets, strict=True):
+        link.unlink()
+        link.symlink_to(target)
+    with pytest.raises(Offline):
+        published.load(pinned)
