@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Final
 
 from craftcache.wire import NotWarm
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
 
     from .database import Database
     from .events import Event
@@ -38,6 +40,7 @@ class Absences:
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._by_source: dict[str, NotWarm] = {}
+        self._here: frozenset[str] = frozenset()
         self._has_changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -50,11 +53,37 @@ class Absences:
             if self._by_source.pop(source, None) is not None:
                 self._has_changed.set()
         elif (absence := _absence(event)) is not None:
-            self._by_source.pop(source, None)  # the newest stands last
-            self._by_source[source] = absence
-            self._has_changed.set()
-            if len(self._by_source) > self._kept:
-                del self._by_source[next(iter(self._by_source))]
+            if kind in ("evicted", "removed"):
+                self._here -= {source}
+            self._remember(absence)
+
+    def vanished(self, present: frozenset[str]) -> frozenset[str]:
+        """Models that were present at the last look and are not now, though none was removed.
+
+        Args:
+            present: The models that are there now.
+        """
+        return self._here - present
+
+    def looked(self, present: frozenset[str], *, lost: Iterable[str], root: Path) -> None:
+        """Remember a look at what is in the cache.
+
+        Args:
+            present: The models that are there.
+            lost: Of those that had vanished, the ones that are surely not there.
+            root: The cache directory.
+        """
+        for source in self._here.intersection(lost) - self._by_source.keys():  # those say more
+            message, hint = f"its files are gone from {root}", f"craftcache warm {source}"
+            self._remember(NotWarm(source, "Lost", message, hint, time.time()))
+        self._here = present
+
+    def _remember(self, absence: NotWarm) -> None:
+        self._by_source.pop(absence.source, None)  # the newest stands last
+        self._by_source[absence.source] = absence
+        self._has_changed.set()
+        if len(self._by_source) > self._kept:
+            del self._by_source[next(iter(self._by_source))]
 
     @contextlib.asynccontextmanager
     async def kept_in(self, records: Database) -> AsyncIterator[None]:

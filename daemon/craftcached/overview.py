@@ -6,15 +6,16 @@ import asyncio
 import heapq
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from craftcache.full_disk import FEW_INODES, MORE_INODES, NO_INODES, free_inodes
+from craftcache.sources import parse
 from craftcache.wire import Disk, NotWarm, RecentModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from craftcache.cache.directory import CacheDir
@@ -41,15 +42,27 @@ MAX_TOLD: Final = 4
 """Problems of one kind that are told one by one."""
 
 
-MAX_GONE: Final = 64
-"""Models of those that are gone that are told of."""
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a look at the disk finds.
+
+    Attributes:
+        disk: Its size and what is free; None where it cannot be asked.
+        has_inodes: Whether it has room for more files.
+        is_emptied: Whether the cache directory was removed, or another is in its place.
+        lacking: Published models of which files are missing or cut off.
+        lost: Models that had vanished and are not there.
+    """
+
+    disk: Disk | None
+    has_inodes: bool
+    is_emptied: bool
+    lacking: list[NotWarm]
+    lost: list[str]
 
 
 class Overview:
-    """Completes a status.
-
-    Its state is which models were seen at the last look, and which of those are gone since. It
-    changes on the event loop, in steps without an await.
+    """Completes a status; has no state of its own.
 
     Args:
         cache: The cache directory.
@@ -76,8 +89,6 @@ class Overview:
     ) -> None:
         self._cache = cache
         self._lock = lock
-        self._seen: set[str] = set()
-        self._gone: dict[str, float] = {}
         self._warmer = warmer
         self._queue = queue
         self._evictor = keepers.evictor
@@ -96,19 +107,31 @@ class Overview:
             status: Numbers and places.
             published: All published models, by their manifests' keys.
         """
-        disk, has_inodes = await asyncio.to_thread(_disk, self._cache.root)
         recent = self._last_used(published)
-        lacking = await asyncio.to_thread(self._lacking, recent, published)
-        lost = self._lost(published)
-        whole = {manifest.source for _, manifest in published} - {each.source for each in lacking}
-        stale, not_warm = self._told_absences(whole, [*lacking, *lost, *self._waiting_watches()])
+        present = frozenset(
+            manifest.source
+            for _, manifest in published
+            if manifest.is_by_name and manifest.watched is None
+        )
+        wanted = {each.source for each in self._absences.newest()}
+        # A look at each of thousands would take longer than all else: at those that are listed,
+        # and at those that somebody wanted in vain.
+        listed = {manifest.source: manifest for _, manifest, _ in recent}
+        listed |= {each.source: each for _, each in published if each.source in wanted}
+        vanished = self._absences.vanished(present)
+        seen = await asyncio.to_thread(self._look, listed.values(), vanished)
+        self._absences.looked(present, lost=seen.lost, root=self._cache.root)
+        whole = {manifest.source for _, manifest in published} - {
+            each.source for each in seen.lacking
+        }
+        stale, not_warm = self._told_absences(whole, [*seen.lacking, *self._waiting_watches()])
         completed = replace(
             status,
             coming=tuple(self._warmer.running.coming()[:LISTED]),
             not_warm=tuple(not_warm[:LISTED]),
             not_warm_count=len(not_warm),
             recent=tuple(model for model in map(self._recent, recent) if model.source in whole),
-            disk=disk,
+            disk=seen.disk,
             max_bytes=max(self._evictor.max_bytes, 0),
             gpus=tuple(await self._gpus.reports()),
         )
@@ -116,9 +139,9 @@ class Overview:
             completed,
             problems=(
                 *status.problems,
-                *(() if has_inodes else (_no_inodes(status.cache_dir),)),
+                *(() if seen.has_inodes else (_no_inodes(status.cache_dir),)),
                 *self._problems(completed),
-                *(() if status.problems else self._emptied()),
+                *(() if status.problems or not seen.is_emptied else (_emptied(status.cache_dir),)),
                 *_told(stale),
             ),
         )
@@ -160,42 +183,21 @@ class Overview:
         is_pinned = self._pins.find(key) is not None
         return RecentModel(manifest.source, manifest.revision, manifest.size, at, is_pinned)
 
-    def _lacking(
-        self,
-        recent: Sequence[tuple[str, Manifest, float]],
-        published: Sequence[tuple[str, Manifest]],
-    ) -> list[NotWarm]:
-        """Published models of which files are missing or cut off; blocks.
+    def _look(self, listed: Iterable[Manifest], vanished: Iterable[str]) -> _Seen:
+        """Look at the disk; blocks.
 
-        Looked at are those that are listed, and those that somebody wanted in vain: a look at each
-        of thousands would take longer than all else.
+        Args:
+            listed: Manifests of the models whose files are looked at.
+            vanished: Models that seem to be gone.
         """
-        wanted = {each.source for each in self._absences.newest()}
-        listed = {manifest.source: manifest for _, manifest, _ in recent}
-        listed |= {each.source: each for _, each in published if each.source in wanted}
-        found = []
-        for source, manifest in listed.items():
-            lacks = [file.filename for file in manifest.files if not _is_there(self._cache, file)]
-            if lacks:
-                message = f"{' and '.join(lacks)} is missing from the cache, or cut off"
-                hint = f"craftcache warm {source}"
-                found.append(NotWarm(source, "Damaged", message, hint, time.time()))
-        return found
-
-    def _lost(self, published: Sequence[tuple[str, Manifest]]) -> Iterator[NotWarm]:
-        """Models that were here at an earlier look, and that the daemon did not remove."""
-        here = {
-            manifest.source
-            for _, manifest in published
-            if manifest.is_by_name and manifest.watched is None
-        }
-        for source in self._seen - here:
-            self._gone.setdefault(source, time.time())
-        self._gone = {source: at for source, at in self._gone.items() if source not in here}
-        self._seen = here
-        for source, at in list(self._gone.items())[-MAX_GONE:]:
-            message = f"its files are gone from {self._cache.root}"
-            yield NotWarm(source, "Lost", message, f"craftcache warm {source}", at)
+        disk, has_inodes = _disk(self._cache.root)
+        return _Seen(
+            disk,
+            has_inodes,
+            is_emptied=self._lock.is_gone(),
+            lacking=[found for each in listed if (found := _lacking(self._cache, each))],
+            lost=[each for each in vanished if self._cache.manifest(parse(each)) is None],
+        )
 
     def _waiting_watches(self) -> Iterator[NotWarm]:
         """Watches that have nothing to serve, as their directory is not there or not whole."""
@@ -208,13 +210,6 @@ class Overview:
                     f"Export to {report.rule.directory}; it is taken when both files are whole",
                     report.since,
                 )
-
-    def _emptied(self) -> Iterator[str]:
-        if self._lock.is_gone():
-            yield (
-                f"{self._cache.root} was emptied or removed under the daemon: see whether its file "
-                "system is mounted. The next warm makes it anew; warm again what was there"
-            )
 
     def _problems(self, status: DaemonStatus) -> Iterator[str]:
         if status.disk is not None and status.disk.free_bytes < LITTLE_BYTES:
@@ -239,9 +234,26 @@ class Overview:
 
 def _told(stale: Sequence[NotWarm]) -> Iterator[str]:
     for each in stale[:MAX_TOLD]:
-        if each.code not in ("Cancelled", "Removed", "Evicted"):
+        if each.code not in ("Cancelled", "Removed", "Evicted", "Lost"):
             what = f"{each.source} could not be refreshed ({each.code}: {each.message})"
             yield f"{what}: the revision of before is served. {each.hint}".rstrip()
+
+
+def _emptied(cache_dir: str) -> str:
+    return (
+        f"{cache_dir} was emptied or removed under the daemon: see whether its file system is "
+        "mounted. The next warm makes it anew; warm again what was there"
+    )
+
+
+def _lacking(cache: CacheDir, manifest: Manifest) -> NotWarm | None:
+    """What is to be told of a published model if files of it are missing or cut off."""
+    lacks = [file.filename for file in manifest.files if not _is_there(cache, file)]
+    if not lacks:
+        return None
+    source, are = manifest.source, "are" if len(lacks) > 1 else "is"
+    message = f"{' and '.join(lacks)} {are} missing from the cache, or cut off"
+    return NotWarm(source, "Damaged", message, f"craftcache warm {source}", time.time())
 
 
 def _is_there(cache: CacheDir, record: FileRecord) -> bool:

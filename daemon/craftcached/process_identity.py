@@ -6,18 +6,25 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
+
+from craftcache.wire.record import JsonRecord, text
 
 __all__ = ["ProcessIdentity", "current_boot_id"]
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+MAX_HOST = 255
+"""Characters of a node's name."""
+
+MAX_BOOT = 64
 
 _START_TIME_FIELD = 19
 """Of /proc/PID/stat, counted from the one after the command's name: when the process started."""
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessIdentity:
+class ProcessIdentity(JsonRecord):
     """One process on one node.
 
     Attributes:
@@ -28,8 +35,8 @@ class ProcessIdentity:
         started: Start of the process, in clock ticks since the boot.
     """
 
-    host: str
-    boot: str
+    host: Annotated[str, text(MAX_HOST)]
+    boot: Annotated[str, text(MAX_BOOT, empty=True)]
     namespace: int
     pid: int
     started: int

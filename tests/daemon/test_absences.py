@@ -35,6 +35,21 @@ def test_each_way_of_not_being_warm_has_its_reason_and_what_to_do() -> None:
     assert all(each.at == 5.0 for each in absences.newest())
 
 
+def test_what_is_gone_without_a_removal_is_lost(tmp_path: Path) -> None:
+    absences = Absences()
+    here = frozenset({"org/lost", "org/removed", "org/failed", "org/there"})
+    assert absences.vanished(here) == frozenset()
+    absences.looked(here, lost=(), root=tmp_path)
+    absences.hear(event("removed", "org/removed", freed_bytes=1))
+    absences.hear(failed("org/failed"))
+    there = frozenset({"org/there"})
+    assert absences.vanished(there) == {"org/lost", "org/failed"}
+    absences.looked(there, lost={"org/lost", "org/failed", "org/removed"}, root=tmp_path)
+    told = {each.source: each.code for each in absences.newest()}
+    assert told == {"org/lost": "Lost", "org/failed": "NotFound", "org/removed": "Removed"}
+    assert absences.vanished(there) == frozenset()
+
+
 def test_what_is_warm_again_is_forgotten_and_what_fails_again_is_told_once() -> None:
     absences = Absences()
     absences.hear(failed("org/a"))

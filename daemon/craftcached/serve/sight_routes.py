@@ -59,7 +59,7 @@ class SightRoutes:
         activity = Activity(
             at=time.time(),
             started_at=self._service.started_at,
-            coming=tuple(self._service.coming()),
+            coming=tuple(self._service.running.coming()),
             queued=len(self._service.warms.queue),
             not_warm=len(sight.absences),
             hits=counts.loads["daemon", "hit"],

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from craftcache.cache.manifest import Manifest
-    from craftcache.wire import Coming, Progress, Request
+    from craftcache.wire import Progress, Request
     from craftcached.budgets import BudgetLimits, Budgets
     from craftcached.database import Database
     from craftcached.directory_monitor import DirectoryMonitor
@@ -121,6 +121,7 @@ class Service:
 
     Attributes:
         started_at: Time of the daemon's start, in seconds since the epoch.
+        running: The running warms.
         loads: Opens published files for workers.
         warms: Carries out, queues and plans warms.
         inventory: Describes models and the daemon.
@@ -134,7 +135,7 @@ class Service:
     def __init__(self, parts: ServiceParts) -> None:
         store, warmer, keepers = parts.store, parts.warmer, parts.keepers
         self._store = store
-        self._warmer = warmer
+        self.running = warmer.running
         self._holds = keepers.holds
         self._budgets = parts.budgets
         self.started_at = time.time()
@@ -316,10 +317,6 @@ class Service:
         return self.integrity.verifications.start(
             [PublishedModel(*model) for model in models], [source.shown for source in sources]
         )
-
-    def coming(self) -> list[Coming]:
-        """What is being brought, oldest first."""
-        return self._warmer.running.coming()
 
 
 def _generation(name: str, served: Manifest) -> Generation:

@@ -14,29 +14,34 @@ import errno
 import json
 import logging
 import secrets
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 from craftcache.cache.durable import write_file
 from craftcache.errors import Unavailable
+from craftcache.wire import WireError
+from craftcache.wire.fields import Fields
+from craftcache.wire.record import JsonRecord, text
 from craftcached.process_identity import ProcessIdentity
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BEAT_SECONDS", "Heartbeat"]
+__all__ = ["Heartbeat"]
 
 log = logging.getLogger("craftcached")
 
 BEAT_SECONDS = 5.0
 """Time between two beats."""
 
+MAX_TOKEN = 64
+
 SILENT_BEATS = 3
 """Beats that a daemon may miss, for a slow server say, before another takes its place."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Sign:
+class _Sign(JsonRecord):
     """What the file holds.
 
     Attributes:
@@ -45,22 +50,9 @@ class _Sign:
         beat: Number of the beat.
     """
 
-    token: str
+    token: Annotated[str, text(MAX_TOKEN)]
     process: ProcessIdentity
     beat: int
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Read it.
-
-        Raises:
-            ValueError: This is none.
-        """
-        try:
-            fields = json.loads(data)
-            return cls(**fields | {"process": ProcessIdentity(**fields["process"])})
-        except (TypeError, KeyError) as error:
-            raise ValueError(str(error)) from error
 
 
 class Heartbeat:
@@ -124,24 +116,28 @@ class Heartbeat:
                 )
 
     async def _run(self) -> None:
-        while True:
+        while not self.lost.is_set():
             await asyncio.sleep(self._beat_seconds)
-            try:
-                seen = await asyncio.to_thread(self._read)
-                if seen is not None and seen.token != self._sign.token:
-                    log.error("another craftcached (%s) took over the cache", seen.process)
-                    self.lost.set()
-                    return
-                self._sign = replace(self._sign, beat=self._sign.beat + 1)
-                await asyncio.to_thread(self._write)
-            except OSError as error:  # the directory was removed, or the server is away
-                log.debug("no heartbeat: %s", error)
+            await self.beat()
+
+    async def beat(self) -> None:
+        """Beat once, unless another daemon does by now."""
+        try:
+            seen = await asyncio.to_thread(self._read)
+            if seen is not None and seen.token != self._sign.token:
+                log.error("another craftcached (%s) writes to this cache", seen.process)
+                self.lost.set()
+                return
+            self._sign = replace(self._sign, beat=self._sign.beat + 1)
+            await asyncio.to_thread(self._write)
+        except OSError as error:  # the directory was removed, or the server is away
+            log.debug("no heartbeat: %s", error)
 
     def _read(self) -> _Sign | None:
         """The sign that is there; None where there is none that a daemon wrote."""
         try:
-            return _Sign.parse(self._path.read_bytes())
-        except ValueError:
+            return _Sign.parse(Fields(json.loads(self._path.read_bytes())))
+        except (ValueError, WireError):
             return None
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP):
@@ -149,5 +145,5 @@ class Heartbeat:
             return None
 
     def _write(self) -> None:
-        data = json.dumps(asdict(self._sign)).encode()
+        data = json.dumps(self._sign.to_fields()).encode()
         write_file(self._path, data, staging=self._path.parent, durable=False)

@@ -84,13 +84,6 @@ class RunningWarms:
         except CraftcacheError as error:
             self.tell_failed(source, error, time.monotonic() - started)
             raise
-        except (NotADirectoryError, PermissionError) as error:
-            unusable = CraftcacheError(
-                f"the cache directory cannot be used: {error}",
-                hint="craftcache doctor says what is wrong on this node",
-            )
-            self.tell_failed(source, unusable, time.monotonic() - started)
-            raise unusable from error
         except asyncio.CancelledError:
             seconds = time.monotonic() - started
             self._events.tell("warm_cancelled", source=source.shown, seconds=seconds)
