@@ -325,25 +325,38 @@ def _stream(stream: IO[str] | None) -> IO[str]:
     return stream
 
 
-def _files(top: Path) -> Iterator[os.stat_result]:
+def _files(top: Path) -> Iterator[tuple[str, os.stat_result]]:
     for directory, _, names in os.walk(top):
         for name in names:
+            path = os.path.join(directory, name)
             try:
-                yield os.lstat(os.path.join(directory, name))
+                yield path, os.lstat(path)
             except FileNotFoundError:
                 continue
 
 
-def _bytes_on_disk(cache_dir: Path) -> int:
-    """Bytes of all models and of what is on its way, each file once."""
+def _sizes_on_disk(cache_dir: Path) -> dict[tuple[int, str], int]:
+    """Bytes of each file of a model and of what is on its way, by inode and path."""
     tops = [cache_dir / ".craftcache" / name for name in COUNTED]
     tops += [tree / "blobs" for tree in cache_dir.glob("models--*")]
-    sizes: dict[int, int] = {}
-    for top in tops:
-        for status in _files(top):
-            # A partial file is as long as it will be, and sparse.
-            sizes[status.st_ino] = min(status.st_size, status.st_blocks * 512 or status.st_size)
-    return sum(sizes.values())
+    # A partial file is as long as it will be, and sparse.
+    return {
+        (status.st_ino, path): min(status.st_size, status.st_blocks * 512 or status.st_size)
+        for top in tops
+        for path, status in _files(top)
+    }
+
+
+def _bytes_on_disk(cache_dir: Path) -> int:
+    """Bytes that certainly were on the disk at one moment, each file once.
+
+    A walk takes its time: what is evicted behind it and what is fetched before it would both be
+    counted, though they never were there together. What two walks find was there between them.
+    """
+    before = _sizes_on_disk(cache_dir)
+    after = _sizes_on_disk(cache_dir)
+    both = {ino: min(before[ino, path], after[ino, path]) for ino, path in before.keys() & after}
+    return sum(both.values())
 
 
 def _wait_idle(api: Api) -> None:

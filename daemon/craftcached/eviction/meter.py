@@ -113,9 +113,13 @@ class RoomMeter:
         return await asyncio.to_thread(self._others_bytes, known)
 
     async def _usage(self, used: int) -> RoomUsage:
-        space = self._space
-        free = await space.free()
-        return RoomUsage(used, space.claimed, space.lacking, free)
+        """The use of the room, with ``used`` bytes and the claims of this moment.
+
+        The ledger is read before the file system: a claim that ends while that is asked would be
+        in neither, and what is written meanwhile would be neither lacking nor taken from ``free``.
+        """
+        claimed, lacking = self._space.claimed, self._space.lacking
+        return RoomUsage(used, claimed, lacking, await self._space.free())
 
     def _private_bytes(
         self, known: set[tuple[int, int]], claimed: Collection[Hashable]

@@ -292,7 +292,8 @@ class DiskSpace:
         if self.policy is not None:
             await self.policy.make_room(size, source=source)
             return
-        missing = size - (await self.free() - self.lacking)
+        wanted = size + self.lacking  # before it is asked: what is written meanwhile counts once
+        missing = wanted - await self.free()
         if missing > 0:
             raise _full(missing, source)
 

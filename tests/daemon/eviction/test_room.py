@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -324,6 +325,35 @@ async def test_what_is_published_during_a_survey_is_in_the_estimate_after_it(
         usage = await meter.estimate()
         assert usage is not None
         assert usage.used + usage.claimed == KB
+
+
+async def test_a_claim_that_ends_while_the_file_system_is_asked_stays_in_the_estimate(
+    tmp_path: Path,
+) -> None:
+    loop, asked, may_answer = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def free() -> int:
+        loop.call_soon_threadsafe(asked.set)
+        assert may_answer.wait(timeout=60)
+        return 1 << 40
+
+    may_answer.set()
+    async with keeping(tmp_path, max_bytes=3 * KB, free=free) as parts:
+        meter, space = RoomMeter(parts.store.cache, parts.space), parts.space
+        await space.reserve("a", KB, source="org/a")
+        space.written("a", KB // 2)
+        since = meter.ended_bytes
+        await meter.measure(await parts.surveyor.survey(), since=since)
+        may_answer.clear()
+        asked.clear()
+        estimating = asyncio.create_task(meter.estimate())
+        await asked.wait()
+        space.written("a", KB // 2)
+        space.release("a")
+        may_answer.set()
+        usage = await estimating
+        assert usage is not None
+        assert (usage.used + usage.claimed, usage.lacking) == (KB, KB // 2)
 
 
 async def test_a_file_that_two_models_wait_for_counts_once_when_it_is_published(
