@@ -112,13 +112,18 @@ class Verity:
 def _enable(path: Path) -> None:
     """Enable it for a file that nobody has open for writing; reads all of the file.
 
+    The file's mtime stays what its manifest says, though the kernel moves it: the hash tree is
+    written behind the content. From then on nobody can write, so it hides no change.
+
     Raises:
         OSError: It cannot be enabled.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if not _is_enabled(descriptor):
+            before = os.fstat(descriptor)
             fcntl.ioctl(descriptor, _ENABLE, _ARGUMENT)
+            os.utime(descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
     finally:
         os.close(descriptor)
 

@@ -96,9 +96,11 @@ async def test_a_protected_file_is_read_and_not_written(verity_disk: VerityDisk)
     blob = cache.url_blob(SHA256)
     blob.write_bytes(b"content")
     cache.stamps.record(SHA256, FileStamp.of(blob.stat()))
+    mtime_ns = blob.stat().st_mtime_ns
     await verity.protect(blob, SHA256)
     await verity.protect(blob, SHA256)
     assert blob.read_bytes() == b"content"
+    assert blob.stat().st_mtime_ns == mtime_ns  # as its manifest has it
     assert cache.stamps.has(SHA256, blob.stat())
     with pytest.raises(PermissionError):
         blob.open("r+b")
