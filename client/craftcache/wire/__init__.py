@@ -86,12 +86,9 @@ from .requests import (
     Models,
     Resolve,
     Status,
-    Warm,
-    WarmBatch,
-    WarmKeywords,
-    WarmOptions,
 )
 from .status import DaemonStatus
+from .warm import Warm, WarmBatch, WarmKeywords, WarmOptions
 from .watching import Generation, Identified
 
 __all__ = [
