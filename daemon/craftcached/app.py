@@ -46,7 +46,9 @@ from .warm.acquire import FileAcquirer
 from .warm.admission import FetchAdmission
 from .warm.allow import FetchPolicy
 from .warm.bundles import BundleImporter
-from .warm.origins import Hub, Origins
+from .warm.hub import Hub
+from .warm.inspections import CheckpointInspections
+from .warm.origins import Origins
 from .warm.planner import Planner
 from .warm.warmer import Warmer
 from .watch import Watches
@@ -173,13 +175,15 @@ class Daemon:
         staging = store.cache.staging
         space = DiskSpace(lambda: free_bytes(existing(staging)), None, store.cache.root)
         fetcher = await self._open_fetcher(life, staging / "fetch", space)
-        acquirer = FileAcquirer(store=store, fetcher=fetcher, inspector=inspector)
+        inspections = CheckpointInspections(store, inspector)
+        acquirer = FileAcquirer(store=store, fetcher=fetcher, inspections=inspections)
         self._budgets = await life.enter_async_context(Budgets(records, _budget_limits(settings)))
         origins = self._open_origins(life)
         self._warmer = Warmer(
             store=store,
             origins=origins,
             acquirer=acquirer,
+            inspections=inspections,
             policy=FetchPolicy(settings.allow, settings.deny),
             admission=FetchAdmission(
                 space=space, store=store, staging=staging / "fetch", budgets=self._budgets
@@ -197,7 +201,7 @@ class Daemon:
         bundles = await life.enter_async_context(
             BundleImporter(
                 store=store,
-                acquirer=acquirer,
+                inspections=inspections,
                 origins=origins,
                 check_allowed=may_fetch,
                 space=space,
