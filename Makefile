@@ -28,7 +28,7 @@ SOAK_SECONDS := 600
 TEST_PROCESSES ?= logical
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --maxprocesses=4 --dist=loadgroup
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
-BENCHES := load worker_socket inspection fetch integrity scale sight
+BENCHES := load worker_socket inspection fetch integrity scale observability
 # The constraints hold in the environments that pip builds packages in, too.
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 PYTHONS := 3.12 3.13

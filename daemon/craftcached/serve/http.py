@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from craftcached.status import ModelState
 
     from .metrics import MetricsRoute
-    from .sight_routes import SightRoutes
+    from .observability_routes import ObservabilityRoutes
 
 __all__ = ["AdminServer"]
 
@@ -132,7 +132,7 @@ class AdminServer:
         service: The daemon's service, which does the work.
         administrators: The peers that may do more than warm and read.
         metrics: The route for Prometheus.
-        sight_routes: The routes for what the daemon sees of itself.
+        observability_routes: The routes for what the daemon sees of itself.
         refusals: Logs the requests that are answered by an error.
         drain_seconds: Time that running requests may take to finish on close.
     """
@@ -142,7 +142,7 @@ class AdminServer:
         service: Service,
         administrators: Administrators,
         metrics: MetricsRoute,
-        sight_routes: SightRoutes,
+        observability_routes: ObservabilityRoutes,
         refusals: Refusals,
         *,
         drain_seconds: float,
@@ -167,7 +167,7 @@ class AdminServer:
         app.router.add_get("/v1/users", self._users)
         WatchRoutes(service.watches, administrators).add_to(app)
         IntegrityRoutes(service, administrators).add_to(app)
-        sight_routes.add_to(app)
+        observability_routes.add_to(app)
         metrics.add_to(app)
         OpenApiRoute().add_to(app)
         # aiohttp waits for so long twice: for the request, then for the connection.
