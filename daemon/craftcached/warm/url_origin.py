@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from craftcache.digests import Promise
 from craftcache.errors import NotFound, Unavailable
-from craftcache.network.locations import (
-    MAX_REDIRECTS,
-    REDIRECTS,
-    origin_of,
-    redirect_target,
-)
+from craftcache.network.locations import MAX_REDIRECTS, REDIRECTS, origin_of, redirect_target
 from craftcache.origins.etags import strong_etag
 from craftcache.sources import shown_url
 from craftcached.fetch import RemoteFile
