@@ -39,7 +39,8 @@ WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cac
 		store_machine.py) \
 	$(addprefix tests/daemon/,fetch/test_limits.py fetch/test_part.py fetch/test_pieces.py \
 		residency/test_page_cache.py residency/test_residency.py serve/test_administrators.py \
-		serve/test_crowding.py serve/test_worker_server.py store/test_store.py test_singleflight.py)
+		serve/test_crowding.py serve/test_sockets.py serve/test_worker_server.py store/test_store.py \
+		test_singleflight.py)
 PINNED := .venv-audiocraft-pinned
 PINNED_PIP := $(PINNED)/bin/python -m pip --disable-pip-version-check
 
