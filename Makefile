@@ -28,7 +28,7 @@ SOAK_SECONDS := 600
 TEST_PROCESSES ?= logical
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --maxprocesses=4 --dist=loadgroup
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
-BENCHES := load worker_socket inspection fetch integrity scale sight
+BENCHES := load worker_socket inspection fetch integrity scale observability
 # The constraints hold in the environments that pip builds packages in, too.
 PIP := PIP_CONSTRAINT="$(abspath $(CONSTRAINTS)) $$PIP_CONSTRAINT" $(BIN)/python -m pip --disable-pip-version-check
 PYTHONS := 3.12 3.13
@@ -39,7 +39,8 @@ WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cac
 		store_machine.py) \
 	$(addprefix tests/daemon/,fetch/test_limits.py fetch/test_part.py fetch/test_pieces.py \
 		residency/test_page_cache.py residency/test_residency.py serve/test_administrators.py \
-		serve/test_crowding.py serve/test_worker_server.py store/test_store.py test_singleflight.py)
+		serve/test_crowding.py serve/test_sockets.py serve/test_worker_server.py store/test_store.py \
+		test_singleflight.py)
 PINNED := .venv-audiocraft-pinned
 PINNED_PIP := $(PINNED)/bin/python -m pip --disable-pip-version-check
 

@@ -19,10 +19,10 @@ from .database import Database, check_version
 from .directory_monitor import DirectoryMonitor, MonitoredDirectory
 from .eviction.evictor import Evictor
 from .eviction.holds import Holds
-from .eviction.keepers import Keepers
 from .eviction.last_use import LastUse
 from .eviction.maintenance import Housekeeping
 from .eviction.meter import RoomMeter
+from .eviction.parts import EvictionParts
 from .eviction.pins import Pins
 from .eviction.prune import Pruner
 from .eviction.survey import Surveyor
@@ -32,12 +32,12 @@ from .fetch.measured_rate import MeasuredFetcher
 from .host_tokens import HostTokens
 from .inspect import Inspector
 from .min_free import MinFree
+from .observability import Observability
 from .residency.residency import Residency
 from .retention import Retention
 from .serve.listeners import Listeners
 from .serve.peers import Administrators
 from .service import Service, ServiceParts
-from .sight import Sight
 from .store.opener import BlobOpener
 from .store.owner import OwnerCache
 from .store.store import Store
@@ -46,7 +46,9 @@ from .warm.acquire import FileAcquirer
 from .warm.admission import FetchAdmission
 from .warm.allow import FetchPolicy
 from .warm.bundles import BundleImporter
-from .warm.origins import Hub, Origins
+from .warm.hub import Hub
+from .warm.inspections import CheckpointInspections
+from .warm.origins import Origins
 from .warm.planner import Planner
 from .warm.warmer import Warmer
 from .watch import Watches
@@ -104,9 +106,11 @@ class Daemon:
         self._watches: Watches | None = None
         self._integrity: Integrity | None = None
         self._monitor: DirectoryMonitor
-        self._sight = Sight.of()
+        self._observability = Observability.of()
         self._mirrors = Mirrors(
-            settings.mirrors, hub_endpoint=settings.hub_endpoint, tell=self._sight.events.tell
+            settings.mirrors,
+            hub_endpoint=settings.hub_endpoint,
+            tell=self._observability.events.tell,
         )
 
     async def __aenter__(self) -> Self:
@@ -116,7 +120,7 @@ class Daemon:
                 settings=self._settings,
                 inherited=self._inherited,
                 service=service,
-                sight=self._sight,
+                observability=self._observability,
                 administrators=self._administrators,
                 mirrors=self._mirrors.statistics,
                 monitor=self._monitor,
@@ -165,39 +169,41 @@ class Daemon:
         return self._warmer.running.progress() if self._warmer is not None else []
 
     async def _open_service(self, life: contextlib.AsyncExitStack) -> Service:
-        settings, sight = self._settings, self._sight
+        settings, observability = self._settings, self._observability
         store, records = await self._open_storage(life)
-        await life.enter_async_context(sight.absences.kept_in(records))
+        await life.enter_async_context(observability.absences.kept_in(records))
         owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
         inspector = await life.enter_async_context(Inspector())
         staging = store.cache.staging
         space = DiskSpace(lambda: free_bytes(existing(staging)), None, store.cache.root)
         fetcher = await self._open_fetcher(life, staging / "fetch", space)
-        acquirer = FileAcquirer(store=store, fetcher=fetcher, inspector=inspector)
+        inspections = CheckpointInspections(store, inspector)
+        acquirer = FileAcquirer(store=store, fetcher=fetcher, inspections=inspections)
         self._budgets = await life.enter_async_context(Budgets(records, _budget_limits(settings)))
         origins = self._open_origins(life)
         self._warmer = Warmer(
             store=store,
             origins=origins,
             acquirer=acquirer,
+            inspections=inspections,
             policy=FetchPolicy(settings.allow, settings.deny),
             admission=FetchAdmission(
                 space=space, store=store, staging=staging / "fetch", budgets=self._budgets
             ),
             owner=owner,
-            events=sight.events,
+            events=observability.events,
         )
         opener = BlobOpener(store, settings.serve_dir)
         opener.check()
         residency = await life.enter_async_context(Residency())
-        keepers = await self._open_keepers(life, store, records, residency, space)
+        eviction = await self._open_eviction(life, store, records, residency, space)
         if owner is not None:  # now, as it is known what stays of models that the owner has removed
             await owner.follow_all()
         may_fetch = self._warmer.policy.check
         bundles = await life.enter_async_context(
             BundleImporter(
                 store=store,
-                acquirer=acquirer,
+                inspections=inspections,
                 origins=origins,
                 check_allowed=may_fetch,
                 space=space,
@@ -207,7 +213,7 @@ class Daemon:
             store=store,
             inspector=inspector,
             records=records,
-            events=sight.events,
+            events=observability.events,
             rules=settings.watches,
             space=space,
         )
@@ -219,13 +225,13 @@ class Daemon:
             records=records,
             opener=opener,
             residency=residency,
-            keepers=keepers,
+            eviction=eviction,
             budgets=self._budgets,
             watches=self._watches,
-            sight=sight,
+            observability=observability,
             monitor=self._monitor,
             bundles=bundles,
-            retention=self._retention(store, keepers, self._watches),
+            retention=self._retention(store, eviction, self._watches),
             planner=Planner(store=store, origins=origins, check_allowed=may_fetch),
             fetcher=fetcher,
             owner=owner,
@@ -234,7 +240,7 @@ class Daemon:
         life.push_async_callback(service.close)
         self._integrity = await life.enter_async_context(service.integrity)
         await life.enter_async_context(self._watches.running(service.warms.add_needs))
-        await life.enter_async_context(_housekeeping(store, keepers))
+        await life.enter_async_context(_housekeeping(store, eviction))
         return service
 
     async def _open_storage(self, life: contextlib.AsyncExitStack) -> tuple[Store, Database]:
@@ -245,7 +251,9 @@ class Daemon:
         with _naming("state_dir", settings.state_dir):
             check_version(settings.state_dir)
         with _naming("overlay_dir" if settings.read_only else "cache_dir", cache.root):
-            store = self._store = await life.enter_async_context(Store(cache, self._sight.events))
+            store = self._store = await life.enter_async_context(
+                Store(cache, self._observability.events)
+            )
         with _naming("state_dir", settings.state_dir):
             records = await life.enter_async_context(Database(settings.state_dir))
         return store, records
@@ -271,7 +279,7 @@ class Daemon:
         )
         await life.enter_async_context(engine)
         attempt = IntegrityRetry(engine, self._mirrors)
-        return MeasuredFetcher(CountedFetcher(attempt, self._sight.counts))
+        return MeasuredFetcher(CountedFetcher(attempt, self._observability.counts))
 
     def _open_origins(self, life: contextlib.AsyncExitStack) -> Origins:
         settings = self._settings
@@ -284,18 +292,18 @@ class Daemon:
         life.callback(hub.close)
         return Origins(hub, self._policy, HostTokens(settings.tokens_dir))
 
-    def _retention(self, store: Store, keepers: Keepers, watches: Watches) -> Retention:
-        events = self._sight.events
+    def _retention(self, store: Store, eviction: EvictionParts, watches: Watches) -> Retention:
+        events = self._observability.events
         pruner = Pruner(
-            survey=keepers.surveyor.survey,
+            survey=eviction.surveyor.survey,
             remove=store.remove,
-            is_kept=keepers.is_kept,
-            reason=lambda model: keepers.surveyor.reason(model, {}),
-            uses=keepers.uses,
+            is_kept=eviction.is_kept,
+            reason=lambda model: eviction.surveyor.reason(model, {}),
+            uses=eviction.uses,
             tell=lambda source, freed: events.tell("removed", source=source, freed_bytes=freed),
         )
         return Retention(
-            store=store, keepers=keepers, pruner=pruner, watches=watches, events=events
+            store=store, eviction=eviction, pruner=pruner, watches=watches, events=events
         )
 
     def _own_directories(self, store: Store, records: Database) -> tuple[MonitoredDirectory, ...]:
@@ -312,16 +320,16 @@ class Daemon:
             ),
         )
 
-    async def _open_keepers(
+    async def _open_eviction(
         self,
         life: contextlib.AsyncExitStack,
         store: Store,
         records: Database,
         residency: Residency,
         space: DiskSpace,
-    ) -> Keepers:
+    ) -> EvictionParts:
         """What keeps models or lets them go; from now on it decides what comes, too."""
-        settings, events = self._settings, self._sight.events
+        settings, events = self._settings, self._observability.events
         pins = Pins(store=store, records=records, residency=residency, events=events)
         await life.enter_async_context(pins)
         self._holds = holds = await life.enter_async_context(Holds(records, settings.max_hold))
@@ -339,18 +347,18 @@ class Daemon:
             events=events,
         )
         evictor.evicts_others = settings.evict_others
-        keepers = Keepers(pins, holds, uses, surveyor, evictor)
-        store.kept_keys = keepers.keys
-        return keepers
+        eviction = EvictionParts(pins, holds, uses, surveyor, evictor)
+        store.kept_keys = eviction.keys
+        return eviction
 
 
-def _housekeeping(store: Store, keepers: Keepers) -> Housekeeping:
+def _housekeeping(store: Store, eviction: EvictionParts) -> Housekeeping:
     return Housekeeping(
         store=store,
-        pins=keepers.pins,
-        evictor=keepers.evictor,
-        uses=keepers.uses,
-        holds=keepers.holds,
+        pins=eviction.pins,
+        evictor=eviction.evictor,
+        uses=eviction.uses,
+        holds=eviction.holds,
     )
 
 

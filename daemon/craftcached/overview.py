@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from craftcache.wire import DaemonStatus
 
     from .absences import Absences
-    from .eviction.keepers import Keepers
+    from .eviction.parts import EvictionParts
     from .gpu_services import GpuServiceSockets
     from .store.cache_lock import CacheLock
     from .warm.queue import WarmQueue
@@ -69,7 +69,7 @@ class Overview:
         lock: The daemon's lock on it.
         warmer: Knows what is coming.
         queue: Knows when a failed warm is tried again.
-        keepers: Know the quota, which models stay, and which were used last.
+        eviction: Knows the quota, which models stay, and which were used last.
         watches: Know how watched directories are.
         absences: Say why models are not warm.
         gpus: The services of the node's GPUs.
@@ -82,7 +82,7 @@ class Overview:
         lock: CacheLock,
         warmer: Warmer,
         queue: WarmQueue,
-        keepers: Keepers,
+        eviction: EvictionParts,
         watches: Watches,
         absences: Absences,
         gpus: GpuServiceSockets,
@@ -91,9 +91,9 @@ class Overview:
         self._lock = lock
         self._warmer = warmer
         self._queue = queue
-        self._evictor = keepers.evictor
-        self._pins = keepers.pins
-        self._uses = keepers.uses
+        self._evictor = eviction.evictor
+        self._pins = eviction.pins
+        self._uses = eviction.uses
         self._watches = watches
         self._absences = absences
         self._gpus = gpus

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .database import Pin
     from .events import Events
-    from .eviction.keepers import Keepers
+    from .eviction.parts import EvictionParts
     from .eviction.prune import Pruner
     from .store.store import Store
     from .watch import Watches
@@ -38,7 +38,7 @@ class Retention:
 
     Args:
         store: The published models.
-        keepers: What keeps models in the cache or lets them go.
+        eviction: What keeps models in the cache or lets them go.
         pruner: Removes models that were chosen by filters.
         watches: The watched directories, whose models are not removed.
         events: Told of removals.
@@ -48,16 +48,16 @@ class Retention:
         self,
         *,
         store: Store,
-        keepers: Keepers,
+        eviction: EvictionParts,
         pruner: Pruner,
         watches: Watches,
         events: Events,
     ) -> None:
         self._store = store
-        self._pins = keepers.pins
-        self._holds = keepers.holds
-        self._uses = keepers.uses
-        self._evictor = keepers.evictor
+        self._pins = eviction.pins
+        self._holds = eviction.holds
+        self._uses = eviction.uses
+        self._evictor = eviction.evictor
         self._pruner = pruner
         self._watches = watches
         self._events = events

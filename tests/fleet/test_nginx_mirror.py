@@ -6,11 +6,7 @@ import asyncio
 import itertools
 import json
 import os
-import re
 import subprocess
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,15 +14,14 @@ import httpx
 import pytest
 
 from tests.support.api import Api
-from tests.support.fleet import node_at
-from tests.support.hub import Drip, Generated, ResetConnection, Valve
+from tests.support.hub import Generated, ResetConnection
 from tests.support.nginx_mirror import EXAMPLES, SLICE_BYTES, NginxMirror, needs_nginx
-from tests.support.tools import needs
 
 from .conftest import TOKEN
+from .copies import NAME, SIZE, Copies, metric, put, right, wait_for, warm, warm_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.daemons import DaemonProcess
@@ -37,73 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = needs_nginx
 
-MIB = 1024 * 1024
-SIZE = 8 * MIB + 777
-NAME = "weights.safetensors"
-"""No checkpoint, so that nothing is inspected: these tests are about bytes."""
-
-PATIENCE_S = 60.0
-
 CLIENTS = 1000
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Until it holds; the machine may be busy."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, condition
-        threading.Event().wait(0.01)  # the hub runs in this process, too
-
-
-def put(
-    hub: TestHub, repo_id: str, seed: int, *, size: int = SIZE, config: bytes = b"{}"
-) -> Generated:
-    """A repository with one large file."""
-    content = Generated(size, seed)
-    hub.repo(repo_id, gated=repo_id == "org/gated").commit({NAME: content, "config.json": config})
-    return content
-
-
-def warm(node: DaemonProcess, repo_id: str, *names: str) -> httpx.Response:
-    with Api(node.socket_dir) as api:
-        return api.warm(repo_id, files=names or (NAME,))
-
-
-def warm_all(nodes: Sequence[DaemonProcess], repo_id: str) -> None:
-    """Warm at once on all nodes, which all succeed with the right bytes."""
-    with ThreadPoolExecutor(len(nodes)) as workers:
-        for answer in workers.map(lambda node: warm(node, repo_id), nodes):
-            assert answer.status_code == 200, answer.text
-
-
-def right(node: DaemonProcess, content: Generated) -> bool:
-    """Whether the node has the very bytes."""
-    blobs = list(node.cache_dir.glob(f"models--*/blobs/{content.sha256}"))
-    return bool(blobs) and all(blob.read_bytes() == content.data for blob in blobs)
-
-
-class Copies:
-    """Copies of a file that the origin sends from now on."""
-
-    def __init__(self, hub: TestHub, content: Generated) -> None:
-        self._hub = hub
-        self._content = content
-        self._before = self._sent()
-
-    def _sent(self) -> int:
-        return self._hub.bytes_sent(f"*{self._content.sha256}*", origin="cdn")
-
-    @property
-    def value(self) -> float:
-        return (self._sent() - self._before) / self._content.size
-
-
-def metric(node: DaemonProcess, name: str) -> float:
-    """The sum of a metric over its labels."""
-    with Api(node.socket_dir) as api:
-        text = api.request("GET", "http://craftcached/metrics").text
-    found = re.findall(rf"^craftcache_{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
-    return sum(float(value) for value in found)
 
 
 def test_eight_cold_nodes_cost_one_copy(hub: TestHub, nodes: list[DaemonProcess]) -> None:
@@ -274,104 +203,6 @@ def test_the_origin_may_be_gone(
         away.cancel()
         mirror.kill()
         mirror.start()
-
-
-def test_a_mirror_that_is_killed_midway_costs_little_and_is_used_again(
-    hub: TestHub, mirror: NginxMirror, new_node: NewNode
-) -> None:
-    content = put(hub, "org/killed", 5)
-    copies = Copies(hub, content)
-    valve = Valve(SIZE // 2)
-    drip = hub.inject(Drip(valve), path=f"*{content.sha256}*", origin="cdn", times=None)
-    node = new_node()
-    with ThreadPoolExecutor(1) as worker:
-        warming = worker.submit(warm, node, "org/killed")
-        wait_for(lambda: copies.value >= 0.49)
-        mirror.kill()
-        drip.cancel()
-        valve.open()
-        assert warming.result().status_code == 200
-    assert right(node, content)
-    assert copies.value <= 1.3
-    assert metric(node, "mirror_up") == 0
-    mirror.start()
-    # One request tries it, once its time is over, and then it is asked for everything again.
-    for seed in range(100, 200):
-        put(hub, f"org/after{seed}", seed)
-        assert warm(node, f"org/after{seed}").status_code == 200
-        if metric(node, "mirror_up"):
-            break
-    last = put(hub, "org/last", 6)
-    before = metric(node, "mirror_bytes_total")
-    assert warm(node, "org/last").status_code == 200
-    assert metric(node, "mirror_bytes_total") - before == last.size
-
-
-def test_eight_nodes_wait_for_a_mirror_that_is_started_again(
-    hub: TestHub, mirror: NginxMirror, nodes: list[DaemonProcess]
-) -> None:
-    """As its unit does at once. An eighth of the copy may have been under way."""
-    content = put(hub, "org/again", 11, size=2 * SIZE)
-    copies = Copies(hub, content)
-    valve = Valve(content.size // 2)
-    drip = hub.inject(Drip(valve), path=f"*{content.sha256}*", origin="cdn", times=None)
-    before = sum(metric(node, "mirror_bytes_total") for node in nodes)
-    with ThreadPoolExecutor(1) as worker:
-        warming = worker.submit(warm_all, nodes, "org/again")
-        wait_for(lambda: copies.value >= 0.49)
-        mirror.kill()
-        drip.cancel()
-        valve.open()
-        wait_for(lambda: all("awaited for" in node.log for node in nodes))
-        mirror.start()
-        warming.result()
-    assert all(right(node, content) for node in nodes)
-    assert copies.value <= 1.3
-    after = sum(metric(node, "mirror_bytes_total") for node in nodes)
-    assert after - before >= 8 * content.size
-    assert all(metric(node, "mirror_up") == 1 for node in nodes)
-
-
-def test_one_that_stalls_costs_time_only(
-    hub: TestHub, mirror: NginxMirror, new_node: NewNode
-) -> None:
-    content = put(hub, "org/stalled", 7)
-    copies = Copies(hub, content)
-    node = new_node(patience=0.5)
-    mirror.pause()
-    try:
-        assert warm(node, "org/stalled").status_code == 200
-    finally:
-        mirror.kill()
-        mirror.start()
-    assert right(node, content)
-    assert copies.value <= 1.3
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a quarter of the file."""
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0755", "tmpfs", tmp_path],
-        check=False,
-        capture_output=True,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no mount here: {mounted.stderr.decode().strip()}")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", tmp_path], check=True)
-
-
-@needs("mount")
-def test_a_mirror_whose_disk_is_full_fails_no_warm(
-    hub: TestHub, base: Path, tiny_disk: Path
-) -> None:
-    content = put(hub, "org/full", 8)
-    copies = Copies(hub, content)
-    with NginxMirror(hub, files=tiny_disk) as mirror, node_at(base, hub, mirror.url) as node:
-        assert warm(node, "org/full").status_code == 200
-        assert right(node, content)
-    assert copies.value <= 2.0
 
 
 def test_a_mirror_that_passes_tokens_on_has_the_hub_decide_for_each_asker(

@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 NOBODY = 65534
 
 WORKERS = 8
+
+LOOK_SECONDS = 0.02
+"""Between two looks at leases: the service tells nobody that one was given back."""
 
 SLACK = 32 << 20
 """Bytes of a device that may come and go beside what is looked at: less than a second copy."""
@@ -57,6 +61,7 @@ class Node:
             report: GpuReport = self.ask(DescribeGpu())
             if [model.leases for model in report.models] == [count]:
                 return report
+            time.sleep(LOOK_SECONDS)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from craftcache.sources import UrlSource, parse
 from craftcached.database import Database
 from craftcached.eviction.evictor import Evictor
 from craftcached.eviction.holds import Holds
-from craftcached.eviction.keepers import Keepers
 from craftcached.eviction.last_use import LastUse
 from craftcached.eviction.meter import RoomMeter
+from craftcached.eviction.parts import EvictionParts
 from craftcached.eviction.pins import Pins
 from craftcached.eviction.survey import Surveyor
 from craftcached.fetch.disk_space import DiskSpace
@@ -125,5 +125,5 @@ async def keeping(
             max_bytes=max_bytes,
             clock=clock,
         )
-        store.kept_keys = Keepers(pins, holds, uses, surveyor, evictor).keys
+        store.kept_keys = EvictionParts(pins, holds, uses, surveyor, evictor).keys
         yield Keeping(store, records, residency, pins, holds, uses, surveyor, evictor, space, clock)

@@ -22,8 +22,7 @@ from craftcache.limits import limit_reached
 from . import tensors
 from .descriptor import read_into
 from .reader import ALLOWED_GLOBALS, read_index, read_pickle
-from .reader.names import DTYPE_BYTES, STORAGE_DTYPES
-from .reader.unpickler import full_name
+from .reader.names import DTYPE_BYTES, STORAGE_DTYPES, full_name
 from .recognize import recognized
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """The client of the daemon's HTTP interface, for people's and administrators' requests.
 
-Workers do not need it; they use the worker socket through craftcache.Client.
+It has a method for each request of that interface. Workers do not need it; they use the worker
+socket through craftcache.Client.
 """
 
 from __future__ import annotations

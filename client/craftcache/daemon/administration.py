@@ -25,7 +25,7 @@ from craftcache.wire.record import (
     text,
     texts,
 )
-from craftcache.wire.requests import WarmOptions
+from craftcache.wire.warm import WarmOptions
 
 if TYPE_CHECKING:
     from craftcache.wire.fields import Fields

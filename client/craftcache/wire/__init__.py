@@ -56,42 +56,16 @@ value out of bounds is a WireError; unknown keys are ignored, so that later rele
 """
 
 from .activity import Coming, Disk, NotWarm, RecentModel
-from .answers import (
-    Answer,
-    Loaded,
-    Problem,
-    Progress,
-    Resolved,
-    State,
-    WarmedBatch,
-    WarmedModel,
-)
+from .answers import Answer, Loaded, Problem, Progress, Resolved, State, WarmedBatch, WarmedModel
 from .codec import MAX_MESSAGE, decode_answer, decode_request, encode, first_page
 from .fields import MAX_FILES, MAX_WARM_SOURCES, WireError
-from .gpu import (
-    DescribeGpu,
-    GpuComparison,
-    GpuComparisons,
-    GpuModel,
-    GpuReport,
-    VerifyGpu,
-)
+from .gpu import DescribeGpu, GpuComparison, GpuComparisons, GpuModel, GpuReport, VerifyGpu
 from .hello import VERSIONS, FallbackReason, Hello, ReportedFallback, Versions
 from .models import CachedModel, ModelsPage
 from .request import Request
-from .requests import (
-    Follow,
-    Identify,
-    Load,
-    Models,
-    Resolve,
-    Status,
-    Warm,
-    WarmBatch,
-    WarmKeywords,
-    WarmOptions,
-)
+from .requests import Follow, Identify, Load, Models, Resolve, Status
 from .status import DaemonStatus
+from .warm import Warm, WarmBatch, WarmKeywords, WarmOptions
 from .watching import Generation, Identified
 
 __all__ = [

@@ -12,8 +12,9 @@ from .gpu import DescribeGpu, GpuComparisons, GpuReport, VerifyGpu
 from .hello import Hello
 from .models import MAX_MODEL_FILES, CachedModel, ModelsPage
 from .request import Request
-from .requests import Follow, Identify, Load, Models, Resolve, Status, Warm
+from .requests import Follow, Identify, Load, Models, Resolve, Status
 from .status import DaemonStatus
+from .warm import Warm
 from .watching import Generation, Identified
 
 if TYPE_CHECKING:

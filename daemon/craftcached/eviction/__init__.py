@@ -9,7 +9,7 @@
     last_use           the time of each model's last use
     pins               models that are never evicted or removed
     holds              models that are not evicted for a while, by users' word
-    keepers            evictor, surveyor, pins, holds and last uses as one value
+    parts              evictor, surveyor, pins, holds and last uses as one value
     prune              removes the models that filters choose, where nothing needs them
     maintenance        periodic work, and eviction after each change
 

@@ -17,7 +17,7 @@ from .handler import CountedHandler
 from .http import AdminServer
 from .metrics import MetricsRoute
 from .metrics_listener import metrics_listener
-from .sight_routes import SightRoutes
+from .observability_routes import ObservabilityRoutes
 from .sockets import Door, bind_admin_socket, bind_worker_socket
 from .worker import Limits, WorkerServer
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from craftcached.directory_monitor import DirectoryMonitor
     from craftcached.fetch.mirrors import MirrorStatistics
+    from craftcached.observability import Observability
     from craftcached.service import Service
     from craftcached.settings import Settings
-    from craftcached.sight import Sight
     from craftcached.systemd import InheritedSockets
 
     from .peers import Administrators
@@ -48,7 +48,7 @@ class Listeners:
         settings: Where the sockets are, and who may connect.
         inherited: Sockets that a service manager listens on; those that are missing are made.
         service: Answers.
-        sight: Told of who asks for what.
+        observability: Told of who asks for what.
         administrators: Who may change something.
         mirrors: Returns the counters of the mirrors.
         monitor: Makes sockets anew that were removed.
@@ -57,7 +57,7 @@ class Listeners:
     settings: Settings
     inherited: InheritedSockets
     service: Service
-    sight: Sight
+    observability: Observability
     administrators: Administrators
     mirrors: Callable[[], Sequence[MirrorStatistics]]
     monitor: DirectoryMonitor
@@ -68,8 +68,8 @@ class Listeners:
         Raises:
             Unavailable: A socket cannot be had.
         """
-        settings, sight = self.settings, self.sight
-        life.enter_context(sight.processes)
+        settings, observability = self.settings, self.observability
+        life.enter_context(observability.processes)
         gid = _gid(settings.admin_group)
         worker_door = self._door(
             life, self.inherited.worker, bind_worker_socket, settings.worker_socket_mode, None
@@ -79,18 +79,20 @@ class Listeners:
         )
         workers = WorkerServer(
             worker_door.listener,
-            CountedHandler(self.service, sight.counts, sight.processes, sight.refusals),
+            CountedHandler(
+                self.service, observability.counts, observability.processes, observability.refusals
+            ),
             Limits(connections_per_uid=settings.max_clients_per_uid),
-            refusals=sight.refusals,
-            fallbacks=sight.counts.count_fallbacks,
+            refusals=observability.refusals,
+            fallbacks=observability.counts.count_fallbacks,
         )
-        metrics = MetricsRoute(self.service, workers.statistics, sight.counts, self.mirrors)
+        metrics = MetricsRoute(self.service, workers.statistics, observability.counts, self.mirrors)
         admin = AdminServer(
             self.service,
             self.administrators,
             metrics,
-            SightRoutes(self.service, sight, workers.statistics),
-            sight.refusals,
+            ObservabilityRoutes(self.service, observability, workers.statistics),
+            observability.refusals,
             drain_seconds=settings.drain_seconds,
         )
 
@@ -100,7 +102,7 @@ class Listeners:
         life.push_async_callback(drain)
         await admin.start(admin_door.listener)
         workers.start()
-        await life.enter_async_context(measuring_lag(sight.counts.loop_lag))
+        await life.enter_async_context(measuring_lag(observability.counts.loop_lag))
         if settings.metrics_listen:
             address = Address.parse(settings.metrics_listen)
             port = await life.enter_async_context(metrics_listener(address, metrics))

@@ -18,10 +18,8 @@ about models. A worker can be slow, hostile or gone without harm to any other:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
-import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,19 +37,20 @@ from craftcache.wire import (
 )
 
 from .connection import ReceiveBuffer, WorkerConnection
-from .connection_table import ConnectionTable, Limits, WorkerStatistics
+from .connection_table import Limits, WorkerStatistics
+from .open_connections import OpenConnections
 from .peers import Peer
 from .reporting import Reporter
 from .response import Response, overloaded
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Coroutine, Sequence
 
     from craftcache.errors import CraftcacheError
     from craftcache.wire import ReportedFallback, Request
     from craftcached.job_log import Refusals
 
-    from .connection import User
     from .handler import Handler
 
 __all__ = ["Limits", "WorkerServer", "WorkerStatistics"]
@@ -63,9 +62,6 @@ ACCEPTS_AT_ONCE = 64
 
 ACCEPT_PAUSE_SECONDS = 0.5
 """Pause in accepting connections when the daemon has no descriptor left for one."""
-
-LINGER_SECONDS = 1.0
-"""Time between two looks at a connection that ended with unread descriptors."""
 
 _HELLO = encode(Hello())
 
@@ -99,7 +95,8 @@ class WorkerServer:
         self._refusals = refusals
         self._fallbacks = fallbacks
         self._buffer = ReceiveBuffer()
-        self._table = ConnectionTable(self._limits)
+        self._open = OpenConnections(self._limits)
+        self._table = self._open.table
         self._tasks: set[asyncio.Task[None]] = set()
         self._followers: set[asyncio.Task[None]] = set()
         self._is_draining = False
@@ -107,9 +104,8 @@ class WorkerServer:
     def start(self) -> None:
         """Start to accept workers, on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._listener.setblocking(False)
-        self._loop.add_reader(self._listener, self._accept)
-        self._idle_check = self._loop.call_later(self._limits.idle_seconds, self._end_long_idle)
+        self._open.start()
+        self._listen()
 
     def listen_on(self, listener: socket.socket) -> None:
         """Accept workers from another socket from now on, and close the one before."""
@@ -117,7 +113,11 @@ class WorkerServer:
         self._listener.close()
         self._listener = listener
         if not self._is_draining:
-            self.start()
+            self._listen()
+
+    def _listen(self) -> None:
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener, self._accept)
 
     async def drain(self, seconds: float) -> None:
         """Stop accepting, give running requests ``seconds`` to finish, then close all connections.
@@ -125,24 +125,24 @@ class WorkerServer:
         A worker whose request is cut off asks the process that listens on the socket next.
         """
         self._is_draining = True
-        self._idle_check.cancel()
+        self._open.stop()
         self._loop.remove_reader(self._listener)
         for connection in self._table.all():
             if connection.task is None or connection.task in self._followers:
-                self._end(connection)
+                self._open.end(connection)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._followers, return_exceptions=True)
         for connection in self._table.all():
-            self._forget(connection)
+            self._open.forget(connection)
 
     def statistics(self) -> WorkerStatistics:
         """The numbers of connections and requests now."""
         return WorkerStatistics(self._table.count, len(self._tasks), len(self._followers))
 
-    # --- Connections come and go ---
+    # --- Connections come ---
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
@@ -176,85 +176,18 @@ class WorkerServer:
             self._welcome(connection)
         except Exception:
             log.exception("a worker of uid %d is turned away", peer.uid)
-            self._end(connection)
+            self._open.end(connection)
 
     def _welcome(self, connection: WorkerConnection) -> None:
-        has_place = self._make_room(connection.user) or self._table.add_extra(connection)
+        has_place = self._open.make_room(connection.user) or self._table.add_extra(connection)
         if not has_place:
             self._send(connection, Response(_HELLO))
             self._send(connection, self._busy(connection, "connection", "too many connections"))
-            self._end(connection)
+            self._open.end(connection)
             return
-        self._rest(connection)
+        self._open.rest(connection)
         self._loop.add_reader(connection.descriptor, self._read, connection)
         self._read(connection)  # as a rule hello and request have arrived already
-
-    def _make_room(self, user: User) -> bool:
-        """Whether the user's new connection may stay, closing idle ones to make room for it.
-
-        The new connection is counted already.
-        """
-        # Connections that only lingered for unread descriptors may be over by now.
-        if self._table.is_crowded(user):
-            self._look_again(user)
-        while self._table.is_crowded(user):
-            idle = self._table.longest_idle(user, self._loop.time())
-            if idle is None:
-                return False
-            self._end(idle)
-        return True
-
-    def _rest(self, connection: WorkerConnection) -> None:
-        """Count the connection as idle: its worker waits for nothing now."""
-        if connection.is_closing:
-            return
-        connection.user.idle.pop(connection, None)  # to the end, as the one idle shortest
-        connection.user.idle[connection] = self._loop.time()
-
-    def _end_long_idle(self) -> None:
-        """Close connections that have been idle too long, so that none is held for ever."""
-        for connection in self._table.idle_since(self._loop.time() - self._limits.idle_seconds):
-            self._end(connection)
-        self._idle_check = self._loop.call_later(self._limits.idle_seconds, self._end_long_idle)
-
-    def _end(self, connection: WorkerConnection) -> None:
-        """Stop reading and sending; remove the connection once its descriptors are received."""
-        if connection.is_closing:
-            return
-        connection.is_closing = True
-        connection.user.idle.pop(connection, None)
-        self._loop.remove_reader(connection.descriptor)
-        if connection.task is not None:
-            connection.task.cancel()
-        with contextlib.suppress(OSError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
-        self._linger(connection)
-
-    def _linger(self, connection: WorkerConnection) -> None:
-        if connection.sock.fileno() < 0:
-            return
-        if connection.is_over():
-            self._forget(connection)
-        elif connection.task is None:
-            self._loop.call_later(LINGER_SECONDS, self._linger, connection)
-
-    def _forget(self, connection: WorkerConnection) -> None:
-        self._table.remove(connection)
-        if not connection.is_closing:
-            self._loop.remove_reader(connection.descriptor)
-            connection.is_closing = True
-        connection.sock.close()
-
-    def _has_too_much_unread(self, user: User) -> bool:
-        if user.unread >= self._limits.unread_per_uid:
-            self._look_again(user)
-        return user.unread >= self._limits.unread_per_uid
-
-    def _look_again(self, user: User) -> None:
-        """See which descriptors have been received meanwhile, and remove what that ends."""
-        for connection in list(user.connections):
-            if connection.has_received() and connection.is_over():
-                self._forget(connection)
 
     # --- What they say ---
 
@@ -264,10 +197,10 @@ class WorkerServer:
         except BlockingIOError:
             return
         except OSError:
-            self._end(connection)
+            self._open.end(connection)
             return
         if not packet:
-            self._end(connection)
+            self._open.end(connection)
         elif connection.drops_next:
             connection.drops_next = False
         elif connection.task is not None:
@@ -309,7 +242,7 @@ class WorkerServer:
         """Answer a worker that breaks the protocol with an error, and close its connection."""
         error = ProtocolMismatch(why, hint="Bring client and daemon to neighbouring releases")
         self._send(connection, self._refused(connection, "packet", error))
-        self._end(connection)
+        self._open.end(connection)
 
     def _busy(self, connection: WorkerConnection, what: str, why: str) -> Response:
         """The response that has a worker ask again."""
@@ -330,7 +263,7 @@ class WorkerServer:
     # --- What becomes of a request ---
 
     def _begin(self, connection: WorkerConnection, request: Request[Any]) -> None:
-        if self._has_too_much_unread(connection.user):
+        if self._open.has_too_much_unread(connection.user):
             too_much = "too many descriptors wait to be received"
             self._answer(connection, self._busy(connection, request.TYPE, too_much))
             return
@@ -394,11 +327,11 @@ class WorkerServer:
         if connection.task is task:
             connection.task = None
         if connection.is_closing:
-            self._linger(connection)
+            self._open.linger(connection)
         elif task.cancelled() or error is not None or self._is_draining or connection.is_extra:
-            self._end(connection)
+            self._open.end(connection)
         elif connection.task is None:
-            self._rest(connection)
+            self._open.rest(connection)
 
     # --- Answers ---
 
@@ -407,9 +340,9 @@ class WorkerServer:
         if self._send(connection, response):
             response.close()
             if connection.is_extra:
-                self._end(connection)
+                self._open.end(connection)
             else:
-                self._rest(connection)
+                self._open.rest(connection)
         else:
             self._work(connection, self._deliver(connection, response), self._tasks)
 
@@ -419,7 +352,7 @@ class WorkerServer:
                 while not self._send(connection, response):
                     await connection.wait_writable()
         except TimeoutError:
-            self._end(connection)
+            self._open.end(connection)
         finally:
             response.close()
             connection.task = None  # from now on the worker may send its next request
@@ -435,5 +368,5 @@ class WorkerServer:
                 return self._send(
                     connection, Response.busy("too many descriptors wait to be received")
                 )
-            self._end(connection)
+            self._open.end(connection)
             return True

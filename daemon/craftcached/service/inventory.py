@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.wire import Models, ModelsPage
     from craftcached.directory_monitor import DirectoryMonitor
-    from craftcached.eviction.keepers import Keepers
+    from craftcached.eviction.parts import EvictionParts
+    from craftcached.observability import Observability
     from craftcached.overview import Overview
     from craftcached.residency.residency import Residency
     from craftcached.scrub import Integrity
     from craftcached.settings import Settings
-    from craftcached.sight import Sight
     from craftcached.store.store import Store
     from craftcached.warm.queue import WarmQueue
     from craftcached.warm.warmer import Warmer
@@ -45,13 +45,13 @@ class Inventory:
         started_at: Time of the daemon's start, in seconds since the epoch.
         store: The published models.
         residency: Knows which files are in memory.
-        keepers: Know which models stay, and when they were used.
+        eviction: Knows which models stay, and when they were used.
         warmer: Knows what is being brought.
         queue: The queued warms.
         watches: The watched directories.
         integrity: Knows what was found wrong.
         monitor: Reports which of the daemon's own directories and sockets are gone.
-        sight: What the daemon sees of itself.
+        observability: What the daemon sees of itself.
         overview: Completes a status for people.
     """
 
@@ -62,28 +62,28 @@ class Inventory:
         started_at: float,
         store: Store,
         residency: Residency,
-        keepers: Keepers,
+        eviction: EvictionParts,
         warmer: Warmer,
         queue: WarmQueue,
         watches: Watches,
         integrity: Integrity,
         monitor: DirectoryMonitor,
-        sight: Sight,
+        observability: Observability,
         overview: Overview,
     ) -> None:
         self._settings = settings
         self._started_at = started_at
         self._store = store
         self._residency = residency
-        self._pins = keepers.pins
-        self._holds = keepers.holds
-        self._uses = keepers.uses
+        self._pins = eviction.pins
+        self._holds = eviction.holds
+        self._uses = eviction.uses
         self._warmer = warmer
         self._queue = queue
         self._watches = watches
         self._integrity = integrity
         self._monitor = monitor
-        self._sight = sight
+        self._observability = observability
         self._overview = overview
 
     async def models(self) -> list[ModelState]:
@@ -149,8 +149,8 @@ class Inventory:
             quarantined_bytes=quarantined_bytes,
             hashed_since=self._integrity.scrub.hashed_since,
             has_verity=self._integrity.verity.is_supported,
-            processes=len(self._sight.processes),
-            fallbacks=dict(self._sight.counts.fallbacks),
+            processes=len(self._observability.processes),
+            fallbacks=dict(self._observability.counts.fallbacks),
         )
         return await self._overview.complete(status, published)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from craftcache.sources import RemoteSource
     from craftcache.wire import Load, Progress, Resolve
-    from craftcached.eviction.keepers import Keepers
+    from craftcached.eviction.parts import EvictionParts
     from craftcached.settings import Settings
     from craftcached.store.opener import BlobOpener
     from craftcached.store.owner import OwnerCache
@@ -44,7 +44,7 @@ class Loads:
         store: The published models.
         opener: Opens published files for workers.
         warming: Brings what is missing.
-        keepers: Told of what is used, and of what is needed until it is open.
+        eviction: Told of what is used, and of what is needed until it is open.
         owner: Another daemon's cache that is served from as well; None for none.
     """
 
@@ -55,15 +55,15 @@ class Loads:
         store: Store,
         opener: BlobOpener,
         warming: Warming,
-        keepers: Keepers,
+        eviction: EvictionParts,
         owner: OwnerCache | None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._opener = opener
         self._warming = warming
-        self._uses = keepers.uses
-        self._surveyor = keepers.surveyor
+        self._uses = eviction.uses
+        self._surveyor = eviction.surveyor
         self._owner = owner
 
     async def load(self, request: Load, uid: int, report: Callable[[Progress], None]) -> Loaded:

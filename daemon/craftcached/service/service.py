@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from craftcached.budgets import BudgetLimits, Budgets
     from craftcached.database import Database
     from craftcached.directory_monitor import DirectoryMonitor
-    from craftcached.eviction.keepers import Keepers
+    from craftcached.eviction.parts import EvictionParts
     from craftcached.fetch.measured_rate import MeasuredFetcher
+    from craftcached.observability import Observability
     from craftcached.residency.residency import Residency
     from craftcached.retention import Retention
     from craftcached.settings import Settings
-    from craftcached.sight import Sight
     from craftcached.store.opener import BlobOpener
     from craftcached.store.owner import OwnerCache
     from craftcached.store.store import Store
@@ -83,10 +83,10 @@ class ServiceParts:
         records: The database, which keeps the queue of warms.
         opener: Opens published files for workers.
         residency: Reads files into the page cache.
-        keepers: What keeps models in the cache or lets them go.
+        eviction: What keeps models in the cache or lets them go.
         budgets: What each user may have of the daemon.
         watches: The watched directories, whose generations are published.
-        sight: What the daemon sees of itself; told of what is done here.
+        observability: What the daemon sees of itself; told of what is done here.
         monitor: Reports which of the daemon's own directories and sockets are gone.
         bundles: Imports models that come in a file.
         retention: Pins, removes, evicts and prunes models as people ask for it.
@@ -101,10 +101,10 @@ class ServiceParts:
     records: Database
     opener: BlobOpener
     residency: Residency
-    keepers: Keepers
+    eviction: EvictionParts
     budgets: Budgets
     watches: Watches
-    sight: Sight
+    observability: Observability
     monitor: DirectoryMonitor
     bundles: BundleImporter
     retention: Retention
@@ -133,10 +133,10 @@ class Service:
     """
 
     def __init__(self, parts: ServiceParts) -> None:
-        store, warmer, keepers = parts.store, parts.warmer, parts.keepers
+        store, warmer, eviction = parts.store, parts.warmer, parts.eviction
         self._store = store
         self.running = warmer.running
-        self._holds = keepers.holds
+        self._holds = eviction.holds
         self._budgets = parts.budgets
         self.started_at = time.time()
         self.watches = parts.watches
@@ -147,8 +147,8 @@ class Service:
             store=store,
             warmer=warmer,
             residency=parts.residency,
-            pins=keepers.pins,
-            uses=keepers.uses,
+            pins=eviction.pins,
+            uses=eviction.uses,
             watches=parts.watches,
         )
         self.loads = Loads(
@@ -156,7 +156,7 @@ class Service:
             store=store,
             opener=parts.opener,
             warming=warming,
-            keepers=keepers,
+            eviction=eviction,
             owner=parts.owner,
         )
         self.warms = Warms(
@@ -164,18 +164,18 @@ class Service:
             warmer=warmer,
             warming=warming,
             records=parts.records,
-            keepers=keepers,
+            eviction=eviction,
             budgets=parts.budgets,
             planner=parts.planner,
             fetcher=parts.fetcher,
-            events=parts.sight.events,
+            events=parts.observability.events,
         )
         self.integrity = Integrity(
             settings=parts.settings,
             store=store,
             records=parts.records,
             mender=warming,
-            events=parts.sight.events,
+            events=parts.observability.events,
             is_busy=lambda: len(warmer.running) > 0,
         )
         self.inventory = Inventory(
@@ -183,13 +183,13 @@ class Service:
             started_at=self.started_at,
             store=store,
             residency=parts.residency,
-            keepers=keepers,
+            eviction=eviction,
             warmer=warmer,
             queue=self.warms.queue,
             watches=parts.watches,
             integrity=self.integrity,
             monitor=parts.monitor,
-            sight=parts.sight,
+            observability=parts.observability,
             overview=self._overview(parts),
         )
 
@@ -199,9 +199,9 @@ class Service:
             lock=parts.store.lock,
             warmer=parts.warmer,
             queue=self.warms.queue,
-            keepers=parts.keepers,
+            eviction=parts.eviction,
             watches=parts.watches,
-            absences=parts.sight.absences,
+            absences=parts.observability.absences,
             gpus=self.gpus,
         )
 

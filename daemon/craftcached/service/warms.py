@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from craftcached.budgets import Budgets
     from craftcached.database import Database, WarmJob
     from craftcached.events import Events
-    from craftcached.eviction.keepers import Keepers
+    from craftcached.eviction.parts import EvictionParts
     from craftcached.fetch.measured_rate import MeasuredFetcher
     from craftcached.store.store import Store
     from craftcached.warm.planner import Planner
@@ -46,7 +46,7 @@ class Warms:
         warmer: Knows what may be fetched.
         warming: Carries out a warm.
         records: The database, which keeps the queue.
-        keepers: Hold what is warmed, if asked to, and know what would be evicted.
+        eviction: Holds what is warmed, if asked to, and knows what would be evicted.
         budgets: What each user may have of the daemon.
         planner: Says what a warm would bring.
         fetcher: Knows how fast this node fetches.
@@ -63,7 +63,7 @@ class Warms:
         warmer: Warmer,
         warming: Warming,
         records: Database,
-        keepers: Keepers,
+        eviction: EvictionParts,
         budgets: Budgets,
         planner: Planner,
         fetcher: MeasuredFetcher,
@@ -72,9 +72,9 @@ class Warms:
         self._store = store
         self._warmer = warmer
         self._warming = warming
-        self._holds = keepers.holds
-        self._surveyor = keepers.surveyor
-        self._evictor = keepers.evictor
+        self._holds = eviction.holds
+        self._surveyor = eviction.surveyor
+        self._evictor = eviction.evictor
         self._budgets = budgets
         self._planner = planner
         self._fetcher = fetcher

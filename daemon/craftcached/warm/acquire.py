@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from craftcache.cache.publish import Verified
-from craftcache.checkpoint.filenames import is_checkpoint, is_pickled
 from craftcache.digests import HashedFile
-from craftcache.errors import CraftcacheError, NotACheckpoint, UnsafeCheckpoint
 from craftcache.sources import HubSource
 from craftcached.fetch import Priority
 from craftcached.singleflight import SingleFlight
@@ -37,15 +35,14 @@ from .tasks import all_results
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 
-    from craftcache.cache.manifest import FileRecord
     from craftcache.digests import Promise
     from craftcache.sources import RemoteSource
     from craftcache.wire import Progress
     from craftcached.fetch import Fetcher
-    from craftcached.inspect import Inspector
     from craftcached.store.store import Store
 
     from .description import DescribedFile, Description, Wanted
+    from .inspections import CheckpointInspections
 
 __all__ = ["FileAcquirer"]
 
@@ -82,7 +79,6 @@ class FileAcquirer:
     lock:
 
     - the files that are being acquired or are held, by DescribedFile.key;
-    - the checkpoints that are being inspected, by sha256;
     - how many requests wait for each source at this moment;
     - the fetch engine's keys of the files that are being fetched, by source.
 
@@ -93,9 +89,9 @@ class FileAcquirer:
     for each of its several; a holder that makes no progress is passed by.
 
     Args:
-        store: The store, which may have a file already and keeps the indexes.
+        store: The store, which may have a file already.
         fetcher: Downloads a file into staging and verifies it.
-        inspector: Says whether a checkpoint is safe, and makes its index.
+        inspections: Has checkpoints inspected.
         lock_patience: Seconds without progress after which HubLock passes a holder by.
     """
 
@@ -104,16 +100,15 @@ class FileAcquirer:
         *,
         store: Store,
         fetcher: Fetcher,
-        inspector: Inspector,
+        inspections: CheckpointInspections,
         lock_patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._store = store
         self._local = store.local
         self._fetcher = fetcher
-        self._inspector = inspector
+        self._inspections = inspections
         self._lock_patience = lock_patience
         self._flights: SingleFlight[_HeldFile, Progress] = SingleFlight(release=self._release)
-        self._inspections: SingleFlight[None, Progress] = SingleFlight()
         self._waiters: Counter[RemoteSource] = Counter()
         self._fetching: defaultdict[RemoteSource, set[str]] = defaultdict(set)
 
@@ -163,7 +158,7 @@ class FileAcquirer:
         if files is None:
             return None
         for filename, (verified, _) in files.items() if inspected else ():
-            await self._inspect(
+            await self._inspections.inspect(
                 progress, filename, verified, is_asked_by_name=filename in wanted.named
             )
         return VerifiedFiles(source, files, commit)
@@ -216,39 +211,6 @@ class FileAcquirer:
                 description.mirror,
             )
 
-    async def inspect(
-        self, record: FileRecord, progress: SourceProgress, *, is_asked_by_name: bool = True
-    ) -> None:
-        """Inspect a published file if nobody did, and record its index in the manifests.
-
-        Args:
-            record: Record of the file.
-            progress: Told of the work.
-            is_asked_by_name: Whether it was asked for by its own name; one that was selected by a
-                pattern need not be a checkpoint.
-
-        Raises:
-            UnsafeCheckpoint, NotACheckpoint: The file must not be served.
-        """
-        verified = self._local.as_verified(record)
-        if not await self._inspect(
-            progress, record.filename, verified, is_asked_by_name=is_asked_by_name
-        ):
-            return
-        if record.index_sha256 not in self._store.indexes:
-            await self._store.index_files.record(record.sha256)
-
-    async def inspect_verified(
-        self, source: RemoteSource, filename: str, verified: Verified
-    ) -> None:
-        """Inspect a verified file of a source that is to be published.
-
-        Raises:
-            UnsafeCheckpoint: Loading it would run code.
-        """
-        progress = SourceProgress(source, lambda _: None)
-        await self._inspect(progress, filename, verified, is_asked_by_name=False)
-
     @contextlib.asynccontextmanager
     async def _hold_file(
         self,
@@ -270,7 +232,7 @@ class FileAcquirer:
                 held = await stack.enter_async_context(self._acquired(file, progress))
             with held.waiting_for(stalls):
                 if inspected:
-                    await self._inspect(
+                    await self._inspections.inspect(
                         progress, file.filename, held.file, is_asked_by_name=is_asked_by_name
                     )
                 yield held.file
@@ -355,38 +317,6 @@ class FileAcquirer:
             fetched.bytes_fetched,
             fetched.bytes_reused,
         )
-
-    async def _inspect(
-        self, progress: SourceProgress, filename: str, file: Verified, *, is_asked_by_name: bool
-    ) -> bool:
-        """Refuse a checkpoint that is unsafe to load; write the index of one that is safe.
-
-        A checkpoint that several requests wait for is inspected once. A file that was not named
-        may be no checkpoint, though its name says so: then it is kept for its own readers.
-
-        Returns:
-            Whether it is a checkpoint, and has an index now.
-        """
-        sha256, size = file.digests.sha256, file.digests.size
-
-        async def work(tell: Callable[[Progress], None]) -> None:
-            SourceProgress(progress.source, tell).tell(filename, size, size, "inspecting")
-            index = await self._inspector.inspect(file.path, source=progress.source.shown)
-            await self._store.index_files.write(sha256, index)
-
-        if not (is_checkpoint if is_asked_by_name else is_pickled)(filename):
-            return False
-        try:
-            if not await self._store.index_files.has(sha256, size):
-                async with self._inspections.join(sha256, work, progress.relay(filename)):
-                    pass
-        except (NotACheckpoint, UnsafeCheckpoint) as error:
-            if isinstance(error, NotACheckpoint) and not is_asked_by_name:
-                return False
-            raise error.about(progress.source.shown).in_file(filename) from error
-        except CraftcacheError as error:  # shared with other requests, so each raises a copy
-            raise error.about(progress.source.shown) from error
-        return True
 
     async def _release(self, held: _HeldFile) -> None:
         def discard_and_close() -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from craftcached.fetch.disk_space import DiskSpace
     from craftcached.store.store import Store
 
-    from .acquire import FileAcquirer
+    from .inspections import CheckpointInspections
     from .origins import Origins
 
 __all__ = ["BundleImporter"]
@@ -50,7 +50,7 @@ class BundleImporter:
 
     Args:
         store: Publishes the models.
-        acquirer: Inspects their checkpoints.
+        inspections: Has their checkpoints inspected.
         origins: Know the address that a source's files would have come from.
         check_allowed: Raises PolicyDenied for a source that this node may not have.
         space: The ledger of the room that files take which are not published yet.
@@ -60,13 +60,13 @@ class BundleImporter:
         self,
         *,
         store: Store,
-        acquirer: FileAcquirer,
+        inspections: CheckpointInspections,
         origins: Origins,
         check_allowed: Callable[[RemoteSource], None],
         space: DiskSpace,
     ) -> None:
         self._store = store
-        self._acquirer = acquirer
+        self._inspections = inspections
         self._origins = origins
         self._check_allowed = check_allowed
         self._space = space
@@ -150,7 +150,7 @@ class BundleImporter:
         if model.lock.needed_only and (known is None or known.needed_only):
             return
         for filename, (verified, _) in verified_files(model, unpacked).items():
-            await self._acquirer.inspect_verified(model.source, filename, verified)
+            await self._inspections.inspect_unpublished(model.source, filename, verified)
 
     async def _publish(self, model: LockedModel, unpacked: Unpacked) -> Manifest:
         files, lock = verified_files(model, unpacked), model.lock

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .acquire import FileAcquirer
     from .allow import FetchPolicy
     from .description import FetchedSource
+    from .inspections import CheckpointInspections
     from .origins import Origins
     from .pipeline import Admission
 
@@ -51,6 +52,7 @@ class Warmer:
         store: The store that sources are published in.
         origins: The origin of each source.
         acquirer: Acquires the files of a description.
+        inspections: Has checkpoints inspected.
         policy: Which sources this node may fetch.
         admission: The step between description and acquisition.
         owner: Another daemon's cache that is served from as well; None for none.
@@ -67,6 +69,7 @@ class Warmer:
         store: Store,
         origins: Origins,
         acquirer: FileAcquirer,
+        inspections: CheckpointInspections,
         policy: FetchPolicy,
         admission: Admission,
         owner: OwnerCache | None = None,
@@ -77,6 +80,7 @@ class Warmer:
         self._store = store
         self._origins = origins
         self._acquirer = acquirer
+        self._inspections = inspections
         self._owner = owner
         self._pipeline = WarmPipeline(
             store=store,
@@ -230,7 +234,7 @@ class Warmer:
             names: Names of its files.
             report: Called with progress; must not block.
             is_asked_by_name: Whether the files were asked for by their own names; see
-                FileAcquirer.inspect.
+                CheckpointInspections.inspect.
 
         Raises:
             UnsafeCheckpoint, NotACheckpoint: One of the files must not be served.
@@ -239,7 +243,9 @@ class Warmer:
         manifest = await self._store.recheck(source, names)
         for record in (manifest.select(source, names) if manifest else None) or ():
             progress = SourceProgress(source, report)
-            await self._acquirer.inspect(record, progress, is_asked_by_name=is_asked_by_name)
+            await self._inspections.inspect_published(
+                record, progress, is_asked_by_name=is_asked_by_name
+            )
         return manifest
 
     async def _published(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tests.support.hub import Repo
 
 WEIGHTS = saved({"best_state": {}})
+SOURCES = ("org/model", "t5-base", "facebook/encodec_32khz")
 URL_PATH = f"/plain/weights-{hashlib.sha256(WEIGHTS).hexdigest()[:8]}.th"
 
 
@@ -68,3 +70,39 @@ def other(node: Node) -> Iterator[Node]:
             Path(base), "--insecure-host", "127.0.0.1", HF_ENDPOINT=node.hub.endpoint
         ) as daemon:
             yield Node(node.hub, daemon)
+
+
+@pytest.fixture(scope="package")
+def bundle(node: WarmNode, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the model and what it needs."""
+    path = tmp_path_factory.mktemp("bundle") / "models.tar"
+    ran = node.run("bundle", "create", str(path), "org/model", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["bytes"] == path.stat().st_size
+    assert set(ran.json["models"]) == set(SOURCES)
+    return path
+
+
+def unpacked_files(cache: Path) -> list[Path]:
+    """What a daemon has in staging of bundles."""
+    staging = cache / ".craftcache" / "staging"
+    return [*staging.rglob("*.tmp"), *staging.glob("bundle/*")]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of a tar."""
+
+    info: tarfile.TarInfo
+    content: bytes
+
+
+def members(bundle: Path) -> list[Member]:
+    """All members of a bundle, in order."""
+    with tarfile.open(bundle) as tar:
+        found = []
+        for info in tar:
+            content = tar.extractfile(info)
+            assert content is not None
+            found.append(Member(info, content.read()))
+        return found

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 from huggingface_hub import hf_hub_download
 
-from craftcache import Client, IntegrityError, NotACheckpoint, NotFound, PolicyDenied
+from craftcache import Client, NotFound, PolicyDenied
 from tests.daemon.store.test_tree import tree
 from tests.support.api import Api
 from tests.support.checkpoints import saved
@@ -19,7 +18,6 @@ from tests.support.dependencies import (
     CODEC,
     CODEC_FILES,
     DIFFUSION,
-    MELODY,
     OTHER_CODEC,
     PAIR,
     REFERRING,
@@ -32,16 +30,12 @@ from tests.support.dependencies import (
     lm,
     seen_before,
 )
-from tests.support.hub import Data, Gate, Stall, matching
-from tests.upstream.origin import DEMUCS, DEMUCS_PATH, Origin, origin_of
+from tests.support.hub import Gate, Stall, matching
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.hub import TestHub
-
-DEMUCS_URL = f"https://dl.fbaipublicfiles.com{DEMUCS_PATH}"
 
 
 def filenames(model: dict[str, object]) -> set[str]:
@@ -318,64 +312,6 @@ def test_a_queued_warm_brings_it_too_also_after_a_restart(
         client.warm(["org/model", "org/alone"])  # joins what is queued
         t5_base = next(model for model in client.models() if model.source == "t5-base")
         assert {file.filename for file in t5_base.files} == set(T5_FILES)
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Origin]:
-    """A Hub, and the host of demucs over TLS, behind a proxy."""
-    repositories = tmp_path / "repositories"
-    repositories.mkdir()
-    with origin_of(repositories, tmp_path) as running:
-        running.hub.repo("org/melody").commit(MELODY)
-        yield running
-
-
-@pytest.fixture
-def melody(seen: Path, origin: Origin) -> Iterator[DaemonProcess]:
-    """A daemon that has warmed what needs demucs."""
-    with DaemonProcess(seen, **origin.environment) as daemon:
-        yield daemon
-
-
-def torch_checkpoint(daemon: DaemonProcess) -> Path:
-    return daemon.cache_dir / ".craftcache/torch/hub/checkpoints" / DEMUCS.name
-
-
-def test_torch_hub_finds_what_is_known_by_its_hash(
-    melody: DaemonProcess, origin: Origin, tmp_path: Path
-) -> None:
-    with melody.client() as client, Api(melody.socket_dir) as api:
-        client.warm("org/melody")
-        link = torch_checkpoint(melody)
-        assert link.read_bytes() == DEMUCS.read_bytes()
-        moved = tmp_path / "mounted elsewhere"
-        shutil.copytree(melody.cache_dir / ".craftcache", moved, symlinks=True)
-        assert (moved / "torch/hub/checkpoints" / DEMUCS.name).read_bytes() == link.read_bytes()
-        asked = origin.hub.count("GET", DEMUCS_PATH)
-        client.warm("org/melody")
-        assert origin.hub.count(None, DEMUCS_PATH) == asked
-        api.delete("org/melody")
-        assert not link.is_symlink()
-        assert api.get("/models") == {"models": []}
-
-
-def test_what_is_needed_is_verified_like_any_source(melody: DaemonProcess, origin: Origin) -> None:
-    origin.hub.files[DEMUCS_PATH] = Data(b"something else")
-    with melody.client() as client, pytest.raises(IntegrityError, match=DEMUCS.name):
-        client.warm("org/melody")
-    assert not torch_checkpoint(melody).is_symlink()
-
-
-def test_what_is_needed_is_inspected_when_it_is_asked_for_by_name(
-    melody: DaemonProcess,
-) -> None:
-    with melody.client() as client:
-        client.warm("org/melody")
-        with pytest.raises(NotACheckpoint):
-            client.load_state_dict(DEMUCS_URL)
-        with pytest.raises(NotACheckpoint):
-            client.warm(DEMUCS_URL)
-        assert torch_checkpoint(melody).exists()
 
 
 def test_without_the_daemon_the_cache_still_says_what_is_there(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from craftcache import Client
 from craftcache.cache.directory import CacheDir
@@ -39,10 +38,11 @@ from craftcache.sources import HubSource
 from craftcache.watch_rule import WatchRule
 from craftcache.wire import Hello, Load, Loaded, Problem, Status, Versions, Warm, encode
 from tests.support.checkpoints import assert_same, saved
+from tests.support.clients import expected
 from tests.support.daemons import EXPORT, EXPORT_FILES, DaemonProcess
 from tests.support.hub import FlipBit, Gate, Stall
 from tests.support.sockets import ScriptedDaemon, file_info
-from tests.support.sockets.scripted import answer, hear_request, wait_closed
+from tests.support.sockets.scripted import hear_request, socket_path, wait_closed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,18 +56,8 @@ SOON_S = 3.0
 """How long a warmed source may take with a daemon that does not answer."""
 
 
-def expected(filename: str = "state_dict.bin") -> Any:
-    return torch.load(EXPORT / filename, weights_only=True)
-
-
 def ignore(_progress: Progress) -> None:
     """Nobody watches."""
-
-
-def socket_path(directory: Path) -> Path:
-    path = directory / "run" / "worker" / "handles.sock"
-    path.parent.mkdir(parents=True)
-    return path
 
 
 @pytest.fixture
@@ -118,7 +108,7 @@ def test_an_inspector_that_is_always_killed_is_the_daemons_own_failure(
         export = daemon.client().load("org/model")
     assert killed
     assert export.served_by == "origin"
-    assert_same(export.lm, expected())
+    assert_same(export.lm, expected("state_dict.bin"))
 
 
 def test_a_watched_directory_that_the_daemon_fails_at_is_loaded_itself(
@@ -138,7 +128,7 @@ def test_a_watched_directory_that_the_daemon_fails_at_is_loaded_itself(
             ):
                 client.load("watch:run")
     assert export.served_by == "local"
-    assert_same(export.lm, expected())
+    assert_same(export.lm, expected("state_dict.bin"))
 
 
 def test_with_a_paused_daemon_a_warmed_source_loads_from_the_cache_soon(
@@ -154,7 +144,7 @@ def test_with_a_paused_daemon_a_warmed_source_loads_from_the_cache_soon(
     assert export.served_by == "cache"
     assert "no word" in (export.fallback_reason or "")
     assert len(threaded_hub.requests) == before
-    assert_same(export.lm, expected())
+    assert_same(export.lm, expected("state_dict.bin"))
     assert_same(export.compression, expected("compression_state_dict.bin"))
 
 
@@ -203,7 +193,7 @@ def test_a_request_survives_a_restart_of_the_daemon(
         gate.open()
         export = loading.result()
     assert export.served_by == "daemon"
-    assert_same(export.lm, expected())
+    assert_same(export.lm, expected("state_dict.bin"))
 
 
 def test_a_daemon_that_fails_by_its_own_fault_is_passed_by(
@@ -217,7 +207,7 @@ def test_a_daemon_that_fails_by_its_own_fault_is_passed_by(
         export = client.load("org/model")
     assert export.served_by == "origin"
     assert "failed" in (export.fallback_reason or "")
-    assert_same(export.lm, expected())
+    assert_same(export.lm, expected("state_dict.bin"))
 
 
 FILE = OpenFile(file_info("state_dict.bin"), -1)
@@ -247,7 +237,7 @@ def test_a_daemon_that_cannot_be_understood_is_passed_by(
         export = client.load("org/model")
     assert export.served_by == "origin"
     assert export.fallback_reason
-    assert_same(export.lm, expected())
+    assert_same(export.lm, expected("state_dict.bin"))
 
 
 # --- What a client may do without a daemon ---
@@ -386,79 +376,3 @@ def test_what_the_user_must_mend_is_raised_and_not_tried_another_way(
     assert threaded_hub.count(None, "/else/*") == 0
     flips.cancel()
     assert not os.listdir(CacheDir(daemon.cache_dir).staging / "fetch")
-
-
-@pytest.fixture
-def hidden(threaded_hub: TestHub) -> list[str]:
-    """Repositories that only one token may read."""
-    threaded_hub.repo("org/gated", gated=True).commit(EXPORT_FILES)
-    threaded_hub.repo("org/private", private=True).commit(EXPORT_FILES)
-    names = ["org/gated", "org/private"]
-    threaded_hub.grant("hf_mine", *names)
-    return names
-
-
-def test_what_the_daemon_may_not_read_a_worker_with_a_token_fetches_for_itself(
-    daemon: DaemonProcess,
-    threaded_hub: TestHub,
-    hub_endpoint: str,
-    hidden: list[str],
-    isolated_environment: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with daemon.client() as client:
-        for source in hidden:
-            with pytest.raises((AccessDenied, NotFound)):
-                client.load(source)
-        monkeypatch.setenv("HF_TOKEN", "hf_mine")
-        for source in hidden:
-            for served_by in ("origin", "cache"):
-                export = client.load(source)
-                assert export.served_by == served_by
-                assert "may not read" in (export.fallback_reason or "")
-                assert_same(export.lm, expected())
-            path = client.resolve(source, "state_dict.bin")
-            assert path.is_relative_to(isolated_environment / "huggingface" / "hub")
-        with pytest.raises(NotFound):
-            client.load("org/missing")
-        assert client.warm("org/gated")[0].served_by == "origin"
-    assert not list(daemon.cache_dir.glob("models--org--*"))
-    assert threaded_hub.tokens_at_cdn == []
-    assert "hf_mine" not in daemon.log
-
-
-@pytest.mark.parametrize("fallback", ["none", "cache", "offline"])
-def test_a_worker_that_may_not_fetch_is_told_what_the_daemon_said(
-    base: Path, hub_endpoint: str, fallback: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_mine")
-    if fallback == "offline":
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        fallback = "origin"
-    denied = Problem(AccessDenied("the repository is gated", source="org/gated"))
-    client = Client(socket_dir=base / "run", cache_dir=base / "cache", fallback=fallback)
-    with ScriptedDaemon(socket_path(base), answer(denied)), client:
-        with pytest.raises(AccessDenied, match="gated"):
-            client.load("org/gated")
-        client.close()
-
-
-def test_no_token_crosses_the_socket(
-    base: Path, hub_endpoint: str, hidden: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_mine")
-    heard: list[bytes] = []
-    denied = Problem(AccessDenied("the repository is gated", source="org/gated"))
-
-    def scene(daemon: ScriptedDaemon, connection: socket.socket) -> None:
-        heard.extend(connection.recv(70_000) for _ in range(2))
-        for message in (Hello(), denied):
-            connection.send(encode(message))
-        heard.append(connection.recv(70_000))
-
-    client = Client(socket_dir=base / "run", cache_dir=base / "cache")
-    with ScriptedDaemon(socket_path(base), scene), client:
-        assert client.load("org/gated").served_by == "origin"
-        client.close()
-    assert b"org/gated" in b"".join(heard)
-    assert b"hf_mine" not in b"".join(heard)

@@ -13,7 +13,7 @@ from craftcache.origins.hub import describe, list_files
 from craftcache.origins.policy import UrlPolicy
 from craftcache.sources import HubSource, UrlSource
 from craftcached.fetch import RemoteFile
-from craftcached.warm.origins import UrlOrigin
+from craftcached.warm.url_origin import UrlOrigin
 from tests.support.fetching import rig_at
 
 if TYPE_CHECKING:

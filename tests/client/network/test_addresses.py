@@ -18,7 +18,7 @@ from craftcache.sources import UrlSource
 from craftcached.fetch import Engine
 from craftcached.fetch.faults import Fault
 from craftcached.fetch.network import Network, PrivateAddressError, PublicResolver
-from craftcached.warm.origins import UrlOrigin
+from craftcached.warm.url_origin import UrlOrigin
 from tests.client.network.servers import Proxy
 from tests.support.api import Api
 from tests.support.daemons import DaemonProcess

@@ -6,18 +6,17 @@ The mirror is a second test hub, whose CDN serves what a mirror would; its fault
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from craftcache.digests import Digest, Promise
 from craftcache.errors import IntegrityError, NotFound, Unavailable
-from craftcached.fetch import Fetched, IntegrityRetry, Mirrors, Priority, RemoteFile
+from craftcached.fetch import RemoteFile
 from craftcached.mirror_rule import MirrorRule
 from tests.client.network.servers import TlsFront, make_certificate
-from tests.support.fetching import QUICK, cdn_file, hub_file, rig_at, sha256_of
+from tests.support.fetching import cdn_file, hub_file, sha256_of
 from tests.support.hub import (
     CloseEarly,
     Data,
@@ -37,80 +36,15 @@ from tests.support.hub import (
     WrongStart,
 )
 
+from .mirrored import CONTENT, COPY, SLICE, Fleet, fleet_with, rule
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.support.hub import Content, Fault
-
-KIB = 1024
-SLICE = 128 * KIB
-CONTENT = Generated(20 * SLICE + 777, seed=7)
-COPY = CONTENT.size
+    from tests.support.hub import Fault
 
 HTML = b"<html>Please log in</html>" * 100
-
-
-@dataclass
-class Fleet:
-    """A hub, a mirror of it, and one node."""
-
-    hub: TestHub
-    mirror: TestHub
-    mirrors: Mirrors
-    events: list[tuple[str, dict[str, Any]]]
-    fetch: Callable[[RemoteFile], Any]
-
-    def serve(self, file: RemoteFile, content: Content = CONTENT) -> None:
-        """Let the mirror have what the hub's CDN has of a repository's file, as it is there."""
-        name = file.url.rpartition("/")[2]
-        repo_id = "/".join(file.url.split("/")[3:5])
-        path = f"/lfs/{repo_id}/{CONTENT.sha256}/{name}"
-        self.mirror.files[f"/.cdn/{self.hub.cdn.removeprefix('http://')}{path}"] = content
-
-    @property
-    def origin_copies(self) -> float:
-        return self.hub.bytes_sent(origin="cdn") / COPY
-
-    @property
-    def mirror_copies(self) -> float:
-        return self.mirror.bytes_sent(origin="cdn") / COPY
-
-    def told(self, event: str) -> list[dict[str, Any]]:
-        return [fields for name, fields in self.events if name == event]
-
-
-def rule(mirror: TestHub, of: str = "hub", **given: Any) -> MirrorRule:
-    table = {"of": of, "url": mirror.cdn, "insecure": True, "slice_bytes": SLICE} | given
-    return MirrorRule.parse(table)
-
-
-@asynccontextmanager
-async def fleet_with(
-    base: Path, *rules: MirrorRule, hub: TestHub, mirror: TestHub, **given: Any
-) -> AsyncIterator[Fleet]:
-    events: list[tuple[str, dict[str, Any]]] = []
-    mirrors = Mirrors(
-        rules,
-        hub_endpoint=hub.endpoint,
-        tell=lambda event, **fields: events.append((event, fields)),
-    )
-    settings = replace(QUICK, **given)
-    async with rig_at(base, settings, mirrors=mirrors) as rig:
-        attempts = IntegrityRetry(rig.engine, mirrors)
-
-        async def fetch(file: RemoteFile) -> Fetched:
-            return await attempts.fetch(
-                file, priority=Priority.BACKGROUND, report=lambda _done, _total: None
-            )
-
-        yield Fleet(hub, mirror, mirrors, events, fetch)
-
-
-@pytest.fixture
-async def mirror() -> AsyncIterator[TestHub]:
-    async with TestHub() as running:
-        yield running
 
 
 @pytest.fixture
@@ -405,62 +339,6 @@ async def test_a_part_of_what_the_origin_is_asked_for_is_held_back(
         mirror.inject(Status(500), origin="cdn", times=None)
         fetched = await fleet.fetch(replace(file, key="again"))
     assert sha256_of(fetched.path) == CONTENT.sha256
-
-
-class TestOfUrls:
-    async def test_a_url_below_what_it_stands_for_comes_from_it(
-        self, tmp_path: Path, hub: TestHub, mirror: TestHub
-    ) -> None:
-        mirror.files["/w.bin"] = CONTENT
-        rules = rule(mirror, of=hub.cdn)
-        async with fleet_with(tmp_path, rules, hub=hub, mirror=mirror) as fleet:
-            fetched = await fleet.fetch(cdn_file(hub, CONTENT))
-            assert (fleet.origin_copies, fleet.mirror_copies) == (0.0, 1.0)
-        assert sha256_of(fetched.path) == CONTENT.sha256
-
-    async def test_the_origin_may_be_gone(
-        self, tmp_path: Path, hub: TestHub, mirror: TestHub
-    ) -> None:
-        mirror.files["/w.bin"] = CONTENT
-        rules = rule(mirror, of=hub.cdn)
-        hub.inject(ResetConnection(), method=None, times=None)
-        async with fleet_with(tmp_path, rules, hub=hub, mirror=mirror) as fleet:
-            fetched = await fleet.fetch(cdn_file(hub, CONTENT))
-        assert sha256_of(fetched.path) == CONTENT.sha256
-
-    @pytest.mark.parametrize(
-        "promise",
-        [Promise(), Promise(COPY), Promise(COPY, Digest("sha256-prefix", CONTENT.sha256[:8]))],
-        ids=["nothing", "size", "eight digits"],
-    )
-    async def test_what_could_be_forged_comes_from_the_origin(
-        self, tmp_path: Path, hub: TestHub, mirror: TestHub, promise: Promise
-    ) -> None:
-        mirror.files["/w.bin"] = Generated(COPY, seed=8)
-        async with fleet_with(tmp_path, rule(mirror, of=hub.cdn), hub=hub, mirror=mirror) as fleet:
-            fetched = await fleet.fetch(replace(cdn_file(hub, CONTENT), promise=promise))
-        assert sha256_of(fetched.path) == CONTENT.sha256
-        assert mirror.requests == []
-
-    @pytest.mark.parametrize("trusted", [False, True])
-    async def test_a_query_goes_to_a_trusted_mirror_only(
-        self, tmp_path: Path, hub: TestHub, mirror: TestHub, trusted: bool
-    ) -> None:
-        mirror.files["/w.bin"] = CONTENT
-        rules = rule(mirror, of=hub.cdn, forward_token=trusted)
-        async with fleet_with(tmp_path, rules, hub=hub, mirror=mirror) as fleet:
-            file = cdn_file(hub, CONTENT)
-            await fleet.fetch(replace(file, url=f"{file.url}?key=secret"))
-        assert bool(mirror.requests) is trusted
-
-    async def test_it_stands_for_nothing_beside_its_prefix(
-        self, tmp_path: Path, hub: TestHub, mirror: TestHub
-    ) -> None:
-        rules = rule(mirror, of=f"{hub.cdn}/exports/")
-        async with fleet_with(tmp_path, rules, hub=hub, mirror=mirror) as fleet:
-            for number, path in enumerate(("/exports", "/exports2/w.bin", "/w.bin")):
-                await fleet.fetch(cdn_file(hub, CONTENT, path, key=f"k{number}"))
-        assert mirror.requests == []
 
 
 @pytest.mark.parametrize("trusted", [False, True])

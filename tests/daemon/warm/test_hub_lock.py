@@ -22,6 +22,7 @@ from craftcached.store.store import Store
 from craftcached.warm.acquire import FileAcquirer
 from craftcached.warm.description import DescribedFile, Description, HubBlob
 from craftcached.warm.hub_lock import HubLock
+from craftcached.warm.inspections import CheckpointInspections
 from craftcached.warm.progress import SourceProgress
 from craftcached.warm.stalls import StallDetector
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
@@ -241,7 +242,10 @@ async def test_a_file_that_is_whole_is_kept_for_the_other_while_that_comes(base:
     theirs = FileLock(cache.hub_tree("org/model").lock_path("a" * 64), thread_local=False)
     async with Store(cache) as store, Inspector() as inspector, asyncio.TaskGroup() as requests:
         acquirer = FileAcquirer(
-            store=store, fetcher=trickle, inspector=inspector, lock_patience=0.0
+            store=store,
+            fetcher=trickle,
+            inspections=CheckpointInspections(store, inspector),
+            lock_patience=0.0,
         )
 
         async def obtain() -> None:

@@ -11,7 +11,8 @@ from craftcache.origins.policy import UrlPolicy
 from craftcache.sources import HubSource, parse
 from craftcached.fetch import Mirrors
 from craftcached.mirror_rule import MirrorRule
-from craftcached.warm.origins import Hub, Origins
+from craftcached.warm.hub import Hub
+from craftcached.warm.origins import Origins
 from tests.support.hub import Generated, ResetConnection, Status, TestHub, matching
 
 if TYPE_CHECKING:

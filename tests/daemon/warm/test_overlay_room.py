@@ -21,7 +21,9 @@ from craftcached.store.store import Store
 from craftcached.warm.acquire import FileAcquirer
 from craftcached.warm.admission import FetchAdmission
 from craftcached.warm.allow import FetchPolicy
-from craftcached.warm.origins import Hub, Origins
+from craftcached.warm.hub import Hub
+from craftcached.warm.inspections import CheckpointInspections
+from craftcached.warm.origins import Origins
 from craftcached.warm.warmer import Warmer
 from tests.support.fetching import QUICK
 from tests.support.hub import Data
@@ -82,10 +84,12 @@ async def overlaid(
         )
         origins = Hub(endpoint=hub.endpoint, token=None, timeout=10.0)
         stack.callback(origins.close)
+        inspections = CheckpointInspections(store, inspector)
         warmer = Warmer(
             store=store,
             origins=Origins(origins, policy),
-            acquirer=FileAcquirer(store=store, fetcher=engine, inspector=inspector),
+            acquirer=FileAcquirer(store=store, fetcher=engine, inspections=inspections),
+            inspections=inspections,
             policy=FetchPolicy(("*",)),
             admission=FetchAdmission(space=space, store=store, staging=staging, budgets=budgets),
             owner=None if owner is None else OwnerCache(store, owner),

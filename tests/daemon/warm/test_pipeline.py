@@ -17,7 +17,9 @@ from craftcached.inspect import Inspector
 from craftcached.store.store import Store
 from craftcached.warm.acquire import FileAcquirer
 from craftcached.warm.allow import FetchPolicy
-from craftcached.warm.origins import Hub, Origins
+from craftcached.warm.hub import Hub
+from craftcached.warm.inspections import CheckpointInspections
+from craftcached.warm.origins import Origins
 from craftcached.warm.warmer import Warmer
 from tests.support.fetching import QUICK
 from tests.support.hub import Data
@@ -121,10 +123,12 @@ async def running(
     ):
         hub = Hub(endpoint=test_hub.endpoint, token=None, timeout=10.0)
         origins = Origins(hub, policy)
+        inspections = CheckpointInspections(store, inspector)
         warmer = Warmer(
             store=store,
             origins=origins,
-            acquirer=FileAcquirer(store=store, fetcher=engine, inspector=inspector),
+            acquirer=FileAcquirer(store=store, fetcher=engine, inspections=inspections),
+            inspections=inspections,
             policy=FetchPolicy(("*",)),
             admission=admission or admit_all,
         )

@@ -1,7 +1,7 @@
 """Both ends of a worker socket for tests: a real server in a thread, and a client that may lie."""
 
 from .backend import FunctionBackend, file_info, load, status
-from .raw import RawWorker
+from .raw import RawWorker, check_others_are_served, greeted
 from .scripted import ScriptedDaemon
 from .serving import Serving, serving
 
@@ -11,6 +11,8 @@ __all__ = [
     "ScriptedDaemon",
     "Serving",
     "serving",
+    "greeted",
+    "check_others_are_served",
     "file_info",
     "load",
     "status",

@@ -8,14 +8,17 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
-from craftcache.wire import MAX_FILES, Hello, Progress, decode_answer, encode
+from craftcache.wire import MAX_FILES, Hello, Loaded, Progress, decode_answer, encode
 
+from .backend import BLOB, load
 from .serving import SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
     from typing import Any, Self
+
+    from .serving import Serving
 
 _ROOM = socket.CMSG_SPACE(2 * MAX_FILES * 4)
 
@@ -93,3 +96,17 @@ class RawWorker:
 
     def _receive(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
         return self.sock.recvmsg(70_000, _ROOM, socket.MSG_CMSG_CLOEXEC)
+
+
+def greeted(running: Serving) -> RawWorker:
+    """A worker that has said hello."""
+    worker = RawWorker(running.path)
+    worker.greet()
+    return worker
+
+
+def check_others_are_served(running: Serving) -> None:
+    """That a worker beside those that a test is about gets what it asks for."""
+    with greeted(running) as worker:
+        assert isinstance(worker.ask(load("hot")), Loaded)
+        assert os.pread(worker.descriptors[0], 100, 0) == BLOB

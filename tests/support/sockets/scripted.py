@@ -102,3 +102,10 @@ def wait_closed(_daemon: ScriptedDaemon, connection: socket.socket) -> None:
 def hang_up(_daemon: ScriptedDaemon, connection: socket.socket) -> None:
     """A scene: take a request and close the connection without a word."""
     hear_request(connection)
+
+
+def socket_path(directory: Path) -> Path:
+    """Where a worker looks for a daemon whose sockets are under ``directory``."""
+    path = directory / "run" / "worker" / "handles.sock"
+    path.parent.mkdir(parents=True)
+    return path

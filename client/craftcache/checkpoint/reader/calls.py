@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from craftcache.errors import NotACheckpoint
+from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 
 from . import tensor_calls
 from .descriptions import Global, Ordered, Other, TensorView
@@ -20,12 +20,15 @@ from .names import (
     QUANTIZATION_SCHEMES,
     STORAGE_DTYPES,
     TENSOR_CLASSES,
+    full_name,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["KNOWN_GLOBALS", "set_state"]
+__all__ = ["KNOWN_GLOBALS", "UNSAFE_HINT", "find_global", "set_state"]
+
+UNSAFE_HINT: Final = "It may run code; ask its publisher for one of tensors and plain values"
 
 _ENCODINGS: Final = ("latin1", "latin-1", "utf-8", "utf8", "ascii")
 """Codecs that pickles of bytes name; others could be made to compute for long."""
@@ -183,3 +186,16 @@ KNOWN_GLOBALS: Final[dict[str, Global]] = {
     )
 }
 """All globals that a checkpoint may name."""
+
+
+def find_global(module: str, name: str) -> Global:
+    """What a pickle names.
+
+    Raises:
+        UnsafeCheckpoint: torch's weights-only loader does not know it either.
+    """
+    full = full_name(module, name)
+    found = KNOWN_GLOBALS.get(full)
+    if found is None:
+        raise UnsafeCheckpoint(f"loading it would call {full}", hint=UNSAFE_HINT)
+    return found

@@ -5,6 +5,7 @@ The list is that of torch 2.13. Dtypes are named as in the module torch.
 
 from __future__ import annotations
 
+import _compat_pickle
 from typing import Final
 
 from craftcache.checkpoint.index import ITEM_BYTES
@@ -19,6 +20,7 @@ __all__ = [
     "STORAGE_DTYPES",
     "TENSOR_CLASSES",
     "UNTYPED_STORAGE",
+    "full_name",
 ]
 
 OMEGACONF_CLASSES: Final = (
@@ -103,3 +105,12 @@ TENSOR_CLASSES: Final = frozenset(
     for name in _CPU_AND_CUDA
     if name != "Bool" or "sparse" not in place
 ) | {"torch.Tensor"}
+
+
+def full_name(module: str, name: str) -> str:
+    """What a pickle names, in one word; names of Python 2 become those of Python 3."""
+    if (module, name) in _compat_pickle.NAME_MAPPING:
+        module, name = _compat_pickle.NAME_MAPPING[module, name]
+    else:
+        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+    return f"{module}.{name}"

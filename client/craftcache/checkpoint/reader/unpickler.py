@@ -8,20 +8,19 @@ opcode (a long list that is copied again and again, keys that are slow to hash) 
 
 from __future__ import annotations
 
-import _compat_pickle
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 
-from .calls import KNOWN_GLOBALS, set_state
+from .calls import UNSAFE_HINT, find_global, set_state
 from .descriptions import Global, Ordered, Other, TensorView, kind_of
 from .keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_PICKLE_BYTES", "Unpickler", "full_name"]
+__all__ = ["MAX_PICKLE_BYTES", "Unpickler"]
 
 MAX_PICKLE_BYTES: Final = 32 * 1024 * 1024
 """Longest pickle that is read; one of 100,000 tensors takes 25 MB."""
@@ -35,8 +34,6 @@ _MAX_COPIED: Final = 64 * 1024 * 1024
 _STOPPED: Final = -1
 
 _LONG_BINPUT: Final = ord("r")
-
-_HINT: Final = "It may run code; ask its publisher for one of tensors and plain values"
 
 _DOUBLE: Final = Struct(">d")
 
@@ -127,7 +124,9 @@ class Unpickler:
         data = self._data
         middle = data.index(b"\n", position)
         end = data.index(b"\n", middle + 1)
-        self._stack.append(_find(data[position:middle].decode(), data[middle + 1 : end].decode()))
+        self._stack.append(
+            find_global(data[position:middle].decode(), data[middle + 1 : end].decode())
+        )
         return end + 1
 
     def _reduce(self, position: int) -> int:
@@ -135,7 +134,7 @@ class Unpickler:
         args = stack.pop()
         function = stack[-1]
         if type(function) is not Global:
-            raise UnsafeCheckpoint(f"loading it would call a {kind_of(function)}", hint=_HINT)
+            raise UnsafeCheckpoint(f"loading it would call a {kind_of(function)}", hint=UNSAFE_HINT)
         if function.call is None or type(args) is not tuple:
             raise NotACheckpoint(f"it calls {function.name}, which no checkpoint does")
         if args and function.copies:
@@ -149,7 +148,9 @@ class Unpickler:
         args = self._stack.pop()
         cls = self._stack.pop()
         if type(cls) is not Global:
-            raise UnsafeCheckpoint(f"loading it would instantiate a {kind_of(cls)}", hint=_HINT)
+            raise UnsafeCheckpoint(
+                f"loading it would instantiate a {kind_of(cls)}", hint=UNSAFE_HINT
+            )
         if cls.new is None or type(args) is not tuple:
             raise NotACheckpoint(f"it instantiates {cls.name}, which no checkpoint does")
         self._charge(args)
@@ -162,7 +163,7 @@ class Unpickler:
         self._charge((state,))
         if not set_state(target, state):
             raise UnsafeCheckpoint(
-                f"loading it would set the state of a {kind_of(target)}", hint=_HINT
+                f"loading it would set the state of a {kind_of(target)}", hint=UNSAFE_HINT
             )
         if type(target) is TensorView:  # which others may hold already, as it was
             self.reason = self.reason or "it holds a tensor in the form of torch before 0.4"
@@ -391,25 +392,3 @@ _STEPS: Final = {
     }.items()
 }
 """The opcodes that are known, by the method that acts on each."""
-
-
-def full_name(module: str, name: str) -> str:
-    """What a pickle names, in one word; names of Python 2 become those of Python 3."""
-    if (module, name) in _compat_pickle.NAME_MAPPING:
-        module, name = _compat_pickle.NAME_MAPPING[module, name]
-    else:
-        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-    return f"{module}.{name}"
-
-
-def _find(module: str, name: str) -> Global:
-    """What a pickle names.
-
-    Raises:
-        UnsafeCheckpoint: torch's weights-only loader does not know it either.
-    """
-    full = full_name(module, name)
-    found = KNOWN_GLOBALS.get(full)
-    if found is None:
-        raise UnsafeCheckpoint(f"loading it would call {full}", hint=_HINT)
-    return found

@@ -17,12 +17,12 @@ from .openapi import NDJSON, answers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from craftcached.observability import Observability
     from craftcached.service import Service
-    from craftcached.sight import Sight
 
     from .worker import WorkerStatistics
 
-__all__ = ["SightRoutes"]
+__all__ = ["ObservabilityRoutes"]
 
 SEQUENCE_HEADER = "Craftcache-Sequence"
 """Number of the newest event when a stream begins: from where to go on if it breaks before any."""
@@ -30,20 +30,23 @@ SEQUENCE_HEADER = "Craftcache-Sequence"
 MAX_SEQUENCE = 2**63 - 1
 
 
-class SightRoutes:
+class ObservabilityRoutes:
     """Decodes requests and encodes answers.
 
     Args:
         service: Knows what is being brought.
-        sight: Knows what has happened.
+        observability: Knows what has happened.
         workers: Returns the statistics of the worker socket.
     """
 
     def __init__(
-        self, service: Service, sight: Sight, workers: Callable[[], WorkerStatistics]
+        self,
+        service: Service,
+        observability: Observability,
+        workers: Callable[[], WorkerStatistics],
     ) -> None:
         self._service = service
-        self._sight = sight
+        self._observability = observability
         self._workers = workers
 
     def add_to(self, app: web.Application) -> None:
@@ -55,13 +58,13 @@ class SightRoutes:
 
     @answers(Activity)
     async def _activity(self, _request: web.Request) -> web.Response:
-        counts, sight = self._sight.counts, self._sight
+        counts, observability = self._observability.counts, self._observability
         activity = Activity(
             at=time.time(),
             started_at=self._service.started_at,
             coming=tuple(self._service.running.coming()),
             queued=len(self._service.warms.queue),
-            not_warm=len(sight.absences),
+            not_warm=len(observability.absences),
             hits=counts.loads["daemon", "hit"],
             misses=counts.loads["daemon", "miss"],
             bytes_served=counts.bytes_served,
@@ -69,20 +72,20 @@ class SightRoutes:
             evictions=counts.evictions.total(),
             refusals=counts.refusals.total(),
             connections=self._workers().connections,
-            processes=len(sight.processes),
-            newest_event=sight.events.newest,
+            processes=len(observability.processes),
+            newest_event=observability.events.newest,
         )
         return web.json_response(activity.to_fields())
 
     @answers({"processes": [ModelProcess]})
     async def _processes(self, _request: web.Request) -> web.Response:
-        found = await self._sight.processes.all(self._service.inventory.paths)
+        found = await self._observability.processes.all(self._service.inventory.paths)
         return web.json_response({"processes": [each.to_fields() for each in found]})
 
     @answers(media=(NDJSON,), errors=(InvalidSource,))
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """One line for each event, until the client or the daemon goes away."""
-        since, events = _since(request), self._sight.events
+        since, events = _since(request), self._observability.events
         begun = events.newest if since is None else since
         headers = {"Content-Type": NDJSON, SEQUENCE_HEADER: str(begun)}
         response = web.StreamResponse(headers=headers)
@@ -94,7 +97,7 @@ class SightRoutes:
         return response
 
     async def _end(self, _app: web.Application) -> None:
-        self._sight.events.end()
+        self._observability.events.end()
 
 
 def _since(request: web.Request) -> int | None:

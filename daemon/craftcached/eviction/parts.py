@@ -1,4 +1,4 @@
-"""All that keeps models in the cache or lets them go, as one value for who needs several of it."""
+"""The parts that keep models in the cache or let them go, as one value for who needs several."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from .pins import Pins
     from .survey import Surveyor
 
-__all__ = ["Keepers"]
+__all__ = ["EvictionParts"]
 
 
 @dataclass(frozen=True, slots=True)
-class Keepers:
+class EvictionParts:
     """Pins, holds, last uses, survey and evictor: passed around together.
 
     Attributes:

@@ -1,9 +1,9 @@
 """What it costs the daemon to be looked at: the processor time of each question.
 
-``tests.bench.sight`` warms a small export through a real daemon and asks it what people and tools
-ask: ``top``'s question, who has what, the status, a scrape. The daemon's processor time is the
-kernel's own count of it. ``top`` asks once a second, so a question's milliseconds are tenths of a
-per cent of a core.
+``tests.bench.observability`` warms a small export through a real daemon and asks it what people and
+tools ask: ``top``'s question, who has what, the status, a scrape. The daemon's processor time is
+the kernel's own count of it. ``top`` asks once a second, so a question's milliseconds are tenths of
+a per cent of a core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpx
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
 from tests.support.hub import hub_in_thread
 
-RESULTS = Path(__file__).parent / "results" / "sight.json"
+RESULTS = Path(__file__).parent / "results" / "observability.json"
 SOURCE = "bench/musicgen-tiny"
 QUESTIONS = 300
 

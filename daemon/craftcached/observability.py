@@ -10,11 +10,11 @@ from .events import Events
 from .job_log import Refusals, log_job
 from .processes import Processes
 
-__all__ = ["Sight"]
+__all__ = ["Observability"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Observability:
     """The parts by which a daemon observes itself; they change on the event loop only.
 
     Attributes:
@@ -32,9 +32,9 @@ class Sight:
     refusals: Refusals
 
     @classmethod
-    def of(cls, processes: Processes | None = None) -> Sight:
+    def of(cls, processes: Processes | None = None) -> Observability:
         """A new one, whose parts hear of all events."""
-        sight = cls(Events(), Counts(), Absences(), processes or Processes(), Refusals())
-        for observer in (sight.counts.hear, sight.absences.hear, log_job):
-            sight.events.observe(observer)
-        return sight
+        observability = cls(Events(), Counts(), Absences(), processes or Processes(), Refusals())
+        for observer in (observability.counts.hear, observability.absences.hear, log_job):
+            observability.events.observe(observer)
+        return observability
