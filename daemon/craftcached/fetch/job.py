@@ -300,6 +300,8 @@ class Job:
         self, part: PartialFile, digests: Digests, etag: str | None, reused: int
     ) -> Fetched:
         await self._check(part.descriptor, digests, reused)
+        if not await self._context.threads.run(part.holds, digests):
+            raise Fault(Trouble.CHANGED, f"other hands have written to {part.path}")
         stamp = await self._context.syncing.run(part.seal)
         return Fetched(part.path, digests, stamp, etag, self._request.claimant.received, reused)
 
