@@ -389,7 +389,7 @@ def _is_named(shown: object, key: str) -> bool:
     Of a URL with a query that cannot be told: the query is no part of what is shown.
     """
     source = parse(source_of(shown))
-    is_hidden = isinstance(source, UrlSource) and source.shown != str(source)
+    is_hidden = isinstance(source, UrlSource) and "?" in source.url
     return is_hidden or manifest_key(source) == key.partition("-")[0]
 
 

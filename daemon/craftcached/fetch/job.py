@@ -340,10 +340,12 @@ class Job:
         whole = self._names.new_whole()
         try:
             await threads.run(sealed.path.rename, whole)
+            status = await threads.run(whole.stat)
         except asyncio.CancelledError:  # no caller gets the new name: leave the file to its key
             await threads.run(whole.rename, sealed.path)
             raise
-        return replace(sealed, path=whole)
+        stamp = replace(sealed.stamp, ctime_ns=status.st_ctime_ns)  # ours, by the new name
+        return replace(sealed, path=whole, stamp=stamp)
 
     async def _prepare_another(self, fault: Fault) -> None:
         """Wait as the policy says and choose how to try again, or give up."""
