@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from .errors import IntegrityError
@@ -139,9 +139,23 @@ class HashedFile:
     digests: Digests
     stamp: Stamp
 
+    def renamed(self, path: Path) -> HashedFile:
+        """The file under another name that this process has just given it."""
+        ctime_ns = path.stat().st_ctime_ns
+        return replace(self, path=path, stamp=replace(self.stamp, ctime_ns=ctime_ns))
+
     def check_untouched(self) -> None:
-        """Raise IntegrityError unless ``path`` still is the file that was hashed."""
-        if Stamp.of(self.path.stat()) != self.stamp:
+        """Raise IntegrityError unless ``path`` still is the file that was hashed.
+
+        It is hashed again if anything at all was done to it since, such as another name: a write
+        whose time was put back looks the same.
+        """
+        now = Stamp.of(self.path.stat())
+        is_same = now == self.stamp and (
+            now.ctime_ns == self.stamp.ctime_ns
+            or hash_file(self.path).sha256 == self.digests.sha256
+        )
+        if not is_same:
             raise IntegrityError(
                 f"{self.path} was changed after it was verified",
                 hint="Nothing of it was published; try again",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
@@ -143,8 +144,16 @@ def test_what_is_moved_away_is_kept(
     assert str(kept) in caplog.text
 
 
-@pytest.mark.parametrize("where", ["", "blobs", "snapshots", "refs", f"snapshots/{COMMIT}"])
-@pytest.mark.parametrize("obstacle", [a_dangling_link, a_pipe, a_link_to_itself])
+OF_THE_TREE = ["", "blobs", "snapshots", "refs"]
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "where"),
+    [
+        *product([a_dangling_link, a_pipe, a_link_to_itself], OF_THE_TREE),
+        (a_pipe, f"snapshots/{COMMIT}"),
+    ],
+)
 def test_what_stands_in_a_directorys_place_is_named(
     tree: HubTree, staged: HashedFile, where: str, obstacle: Callable[[Path], None]
 ) -> None:
@@ -157,7 +166,23 @@ def test_what_stands_in_a_directorys_place_is_named(
     assert staged.path.read_bytes() == DATA
 
 
-@pytest.mark.parametrize("where", ["", "blobs", "snapshots", "refs", f"snapshots/{COMMIT}"])
+@pytest.mark.parametrize("obstacle", [a_dangling_link, a_link_to_itself, a_link_to_a_directory])
+@pytest.mark.parametrize("below", ["", "/sub"])
+def test_a_snapshots_own_directory_is_no_link(
+    tree: HubTree, staged: HashedFile, below: str, obstacle: Callable[[Path], None]
+) -> None:
+    """Nobody moves links to where there is room: it would lead to links of another snapshot's."""
+    path = tree.root / f"snapshots/{COMMIT}{below}"
+    path.parent.mkdir(parents=True)
+    obstacle(path)
+    before = sorted(path.parent.iterdir())
+    tree.link_snapshot(COMMIT, {f"{below[1:]}/file".lstrip("/"): staged.digests.sha256})
+    assert not path.is_symlink()
+    assert os.listdir(path) == ["file"]
+    assert sorted(path.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("where", [*OF_THE_TREE, f"snapshots/{COMMIT}"])
 def test_a_file_in_a_directorys_place_is_moved_away(
     cache: CacheDir, tree: HubTree, staged: HashedFile, where: str
 ) -> None:

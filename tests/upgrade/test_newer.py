@@ -12,9 +12,12 @@ import pytest
 from craftcache import Client
 from craftcache.cache.cache_format import check_format, newer_format
 from craftcache.cache.directory import CacheDir
+from craftcache.cache.manifest import manifest_key
 from craftcache.cache.sealed import seal
 from craftcache.errors import Unavailable
+from craftcache.sources import HubSource
 from craftcached.database import Database, check_version
+from tests.support.api import Api
 from tests.support.checkpoints import assert_same
 from tests.support.clients import expected
 from tests.support.daemons import DaemonProcess
@@ -76,6 +79,37 @@ def test_a_newer_manifest_is_refused_too(base: Path) -> None:
     damaged = json.loads(path.read_bytes()) | {"parts": [1]}
     path.write_text(json.dumps(damaged))
     check_format(cache)  # damaged, and no word of another release
+
+
+def test_one_newer_manifest_in_a_cache_of_ours_stops_nothing_but_itself(
+    base: Path, threaded_hub: TestHub, export_repo: Repo
+) -> None:
+    """Nor is it touched, before its model is asked for."""
+    with DaemonProcess(base, HF_ENDPOINT=threaded_hub.endpoint) as daemon:
+        with daemon.client() as client:
+            client.load("org/model")
+        path = CacheDir(daemon.cache_dir).manifest_path(manifest_key(HubSource("org/model")))
+        daemon.terminate()
+        fetched = threaded_hub.count("GET", "*/state_dict.bin", origin="cdn")
+        document = json.loads(path.read_bytes()) | {"version": 2}
+        del document["checksum"]
+        newer = seal(document)
+        path.write_bytes(newer)
+        daemon.start()
+        with Api(daemon.socket_dir) as api:
+            (found,) = api.request("POST", "/verify").json()["results"]
+            assert (found["source"], found["part"], found["outcome"]) == (
+                "org/model",
+                "manifest",
+                "wrong",
+            )
+            assert "a version that this release does not know" in found["failure"]["detail"]
+            assert "craftcache warm org/model" in found["failure"]["hint"]
+            assert path.read_bytes() == newer
+            with daemon.client() as client:
+                assert_same(client.load("org/model").lm, expected("state_dict.bin"))
+            assert api.request("POST", "/verify").json()["found"] == {"right": 2}
+    assert threaded_hub.count("GET", "*/state_dict.bin", origin="cdn") == fetched
 
 
 def test_newer_records_are_refused_and_left_alone(base: Path) -> None:

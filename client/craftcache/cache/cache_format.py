@@ -5,6 +5,11 @@
 A release refuses a cache of a later format and changes nothing in it. Release 0.1.0 wrote no such
 file; its caches are of version 1. A damaged one is written anew: every manifest and index has a
 version of its own.
+
+Manifests of a later version say the same of a cache only where this file does not say otherwise,
+for then it may be lost. In a cache that this file says is ours, such a manifest comes from other
+hands, or from a worker of a later release that fetched for itself: it is no manifest to us, and
+stops nothing but itself. A load or a warm of its model publishes another in its place.
 """
 
 from __future__ import annotations
@@ -44,10 +49,10 @@ def check_format(cache: CacheDir) -> None:
     """Refuse a cache that a later release wrote; reads only.
 
     Raises:
-        Unavailable: A later release wrote it, or manifests in it.
+        Unavailable: A later release wrote it, or, where no format is recorded, manifests in it.
     """
     why = newer_format(cache)
-    if why is None:
+    if why is None and _recorded(cache) is None:
         for key in cache.manifest_keys():
             if _is_newer_manifest(cache, key):
                 why = f"the manifest {key} in it has a version that this release does not know"

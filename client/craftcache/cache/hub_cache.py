@@ -198,9 +198,14 @@ class HubTree:
         return published
 
     def link_snapshot(self, commit: str, etags: dict[str, str]) -> None:
-        """Make the snapshot of ``commit`` hold each file, given the names of their blobs."""
+        """Make the snapshot of ``commit`` hold each file, given the names of their blobs.
+
+        Its directories hold nothing but links, so one that is a link itself is replaced: written
+        through it, the links would be another snapshot's.
+        """
         for filename, etag in etags.items():
             pointer = self.pointer(commit, filename)
+            self._unlink_directories(pointer)
             self._make_directory(pointer.parent)
             blob = self.blob(etag)
             target = os.path.relpath(blob, pointer.parent)
@@ -209,6 +214,12 @@ class HubTree:
             self._link_pointer(target, pointer)
         for directory in {self.pointer(commit, filename).parent for filename in etags}:
             sync_directory(directory)
+
+    def unlink_pointer(self, commit: str, filename: str) -> None:
+        """Take a file out of the snapshot of ``commit``, and of no other."""
+        pointer = self.pointer(commit, filename)
+        self._unlink_directories(pointer)
+        pointer.unlink(missing_ok=True)
 
     def move_ref(self, revision: str, commit: str) -> None:
         """Make ``revision`` name ``commit``; the last step, once the snapshot is complete."""
@@ -263,6 +274,18 @@ class HubTree:
                     f"{error.strerror}"
                 ) from error
             log.warning("%s is a directory where a file must stand; it is now %s", path, moved)
+
+    def _unlink_directories(self, pointer: Path) -> None:
+        """Remove the links that stand for a snapshot's directories on the way to one of its files.
+
+        A link further up, as of ``snapshots``, is a person's who has moved all that is below.
+        """
+        above = pointer.relative_to(self.root / "snapshots").parents
+        for step in reversed(above[:-1]):
+            place = self.root / "snapshots" / step
+            if place.is_symlink():
+                log.warning("%s was a link to %s, and is replaced", place, os.readlink(place))
+                place.unlink()
 
     def _make_directory(self, path: Path) -> None:
         """Make a directory of the tree and its parents; a file that is in the way is moved away.

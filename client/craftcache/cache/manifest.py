@@ -379,8 +379,18 @@ def _check_whole(raw: dict[str, Any], key: str | None) -> None:
         check_seal(raw)
     elif "key" in raw:
         raise ManifestError("it has lost its checksum")
-    if key is not None and raw.get("key", key) != key:
+    if key is not None and not (raw.get("key", key) == key and _is_named(raw["source"], key)):
         raise ManifestError("it is another source's")
+
+
+def _is_named(shown: object, key: str) -> bool:
+    """Whether the manifest of that source has that key, or a key that begins with it.
+
+    Of a URL with a query that cannot be told: the query is no part of what is shown.
+    """
+    source = parse(source_of(shown))
+    is_hidden = isinstance(source, UrlSource) and "?" in source.url
+    return is_hidden or manifest_key(source) == key.partition("-")[0]
 
 
 def _record(raw: dict[str, Any]) -> FileRecord:

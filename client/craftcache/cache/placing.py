@@ -67,7 +67,7 @@ def link_or_copy(file: HashedFile, name: Path) -> HashedFile:
         if error.errno not in _NO_LINK:
             raise
     else:
-        return replace(file, path=name)
+        return file.renamed(name)
     return copy_to(file, name)
 
 

@@ -33,7 +33,7 @@ from .own_fetch import OwnFetchRequest
 from .resolver import Resolver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from craftcache.cache.directory import CacheDir
     from craftcache.cache.manifest import Manifest
@@ -56,7 +56,8 @@ class FallbackHandler:
     Args:
         cache: The shared cache as this process sees it.
         fallback: What it may use: a cache, the origin too, or nothing.
-        may_warn: Whether to log once why the daemon is not used: not on a machine without one.
+        may_warn: Whether to log once why the daemon is not used, and what nothing vouches for: not
+            on a machine without one.
 
     Attributes:
         resolver: Finds and fetches files.
@@ -65,7 +66,8 @@ class FallbackHandler:
     def __init__(self, cache: CacheDir, fallback: Fallback, *, may_warn: bool) -> None:
         self._cache = cache
         self._fallback = fallback
-        self._may_warn = may_warn
+        self._may_warn = self._says_why = may_warn
+        self._unrecorded: set[RemoteSource] = set()
         self.resolver = Resolver(cache)
 
     def handle(self, request: Request[AnswerT], away: DaemonUnavailable, call: Call) -> AnswerT:
@@ -123,11 +125,25 @@ class FallbackHandler:
         if step.way == "cache":
             return self.resolver.cached(source, names)
         if step.way == "hub cache":
-            return self.resolver.hub_snapshot(source, names)
+            return self._hub_snapshot(source, names)
         fetched = self._fetch(source, OwnFetchRequest(names), away, call)
         if fetched.not_kept is not None:
             log.warning("%s is loaded and not kept: %s", source.shown, fetched.not_kept)
         return fetched.files
+
+    def _hub_snapshot(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
+        """What huggingface_hub left; it is said once of each source that nothing else vouches."""
+        found = self.resolver.hub_snapshot(source, names)
+        if found is None:
+            return None
+        if not found.is_recorded and self._says_why and source not in self._unrecorded:
+            self._unrecorded.add(source)
+            log.warning(
+                "%s is loaded as huggingface_hub left it: each file is what its blob's name "
+                "promises, but no manifest here says which files the model has",
+                source.shown,
+            )
+        return found.loaded
 
     def _resolve(self, request: Resolve, away: DaemonUnavailable, call: Call) -> Resolved:
         """The path of a file in this process's view; it is absolute."""

@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +20,13 @@ from craftcache.cache.directory import CacheDir
 from craftcache.cache.hub_cache import LOCK_SECONDS
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.opened import FileInfo, OpenFile
+from craftcache.cache.recorded import contradicted, recorded
 from craftcache.config import default_hub_cache
 from craftcache.digests import Digest, Promise, hash_descriptor
 from craftcache.limits import limits_named
 from craftcache.logger import log
 from craftcache.origins.hub import hub_endpoint
-from craftcache.sources import HubSource, UrlSource
+from craftcache.sources import HubSource, UrlSource, is_commit
 from craftcache.wire import Loaded
 
 from .own_fetch import fetch_hub, fetch_url
@@ -40,7 +41,21 @@ if TYPE_CHECKING:
 
     from .own_fetch import OwnFetchRequest, OwnFetchResult, Report
 
-__all__ = ["Resolver"]
+__all__ = ["HubSnapshot", "Resolver"]
+
+
+@dataclass(frozen=True, slots=True)
+class HubSnapshot:
+    """Files that huggingface_hub left, hashed.
+
+    Attributes:
+        loaded: The files.
+        is_recorded: Whether it is recorded which bytes all of them are; if not, only links and
+            refs of huggingface_hub say so.
+    """
+
+    loaded: Loaded
+    is_recorded: bool
 
 
 class Resolver:
@@ -89,27 +104,51 @@ class Resolver:
             manifest = self._manifest(cache, source, [filename])
             record = manifest.file(filename) if manifest else None
             if manifest is not None and record is not None:
+                blob = cache.path(record)
                 if isinstance(source, HubSource):
-                    return cache.hub_tree(source.repo_id).pointer(manifest.revision, filename)
-                return cache.path(record)
+                    pointer = cache.hub_tree(source.repo_id).pointer(manifest.revision, filename)
+                    return pointer if _is_same_file(pointer, blob) else blob
+                return blob
         return self._snapshot_path(source, filename)
 
-    def hub_snapshot(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
+    def hub_snapshot(self, source: RemoteSource, names: Sequence[str]) -> HubSnapshot | None:
         """A copy that huggingface_hub itself made, hashed now; None if it is incomplete or wrong.
 
         A blob's name there is its digest, so its bytes can be verified without asking the Hub. But
         only a link says which file the blob is, and only a ref says which revision that is, and
-        other programs may change both. So where a manifest lists the files, they must match it.
+        other programs may change both. So the files must have the sha256s that are recorded of
+        that commit, under whichever name. Where nothing is recorded, links and refs are believed
+        as huggingface_hub believes them.
         """
         if not isinstance(source, HubSource):
             return None
-        for tree, commit, manifest in self._snapshots(source):
+        for cache, commit in self._snapshots(source):
+            tree = cache.hub_tree(source.repo_id)
             if files := _open_snapshot(tree, source, commit, names):
                 loaded = Loaded(source.shown, commit, files, "cache")
-                if manifest is None or _are_of(manifest, files):
-                    return loaded
+                if not self._is_contradicted(cache, source, loaded):
+                    return HubSnapshot(loaded, self._is_recorded(source, commit, names))
+                log.warning("%s: huggingface_hub's links lead to other files", source.shown)
                 loaded.close()
         return None
+
+    def _is_contradicted(self, own: CacheDir, source: HubSource, loaded: Loaded) -> bool:
+        """Whether a cache records other bytes of a file of that commit.
+
+        Of another cache than the files' own only what no untrusted user can have written counts.
+        """
+        found = {file.info.filename: file.info.sha256 or "" for file in loaded.files}
+        return any(
+            contradicted(cache, source.repo_id, loaded.revision, found, ours=cache is not own)
+            for cache in self._caches
+        )
+
+    def _is_recorded(self, source: HubSource, commit: str, names: Sequence[str]) -> bool:
+        """Whether something that no untrusted user can have written vouches for all files."""
+        known: set[str] = set()
+        for cache in self._caches:
+            known |= recorded(cache, source.repo_id, commit, ours=True).keys()
+        return known.issuperset(names)
 
     def fetch(
         self,
@@ -169,8 +208,8 @@ class Resolver:
         passing.create()
         return passing
 
-    def _snapshots(self, source: HubSource) -> Iterator[tuple[HubTree, str, Manifest | None]]:
-        """Tree, commit and manifest of each cache that has the revision, by huggingface_hub's refs.
+    def _snapshots(self, source: HubSource) -> Iterator[tuple[CacheDir, str]]:
+        """Each cache that has the revision by huggingface_hub's refs, and its commit.
 
         A cache with a manifest of the source is left out if its ref names another commit than that.
         """
@@ -178,18 +217,20 @@ class Resolver:
             tree = cache.hub_tree(source.repo_id)
             commit = source.revision if source.is_pinned else tree.commit_of(source.revision)
             manifest = cache.manifest(source)
-            if manifest is None and source.is_pinned:
-                # What was published under its branch says which files are of this commit, too.
-                published = cache.manifest(HubSource(source.repo_id))
-                manifest = published if published and published.revision == commit else None
-            if commit and (manifest is None or manifest.revision == commit):
-                yield tree, commit, manifest
+            if commit is None or not is_commit(commit):  # another spelling has no records
+                continue
+            if manifest is None or manifest.revision == commit:
+                yield cache, commit
 
     def _snapshot_path(self, source: RemoteSource, filename: str) -> Path | None:
         if not isinstance(source, HubSource):
             return None
-        pointers = (tree.pointer(commit, filename) for tree, commit, _ in self._snapshots(source))
-        return next((pointer for pointer in pointers if pointer.exists()), None)
+        for cache, commit in self._snapshots(source):
+            tree = cache.hub_tree(source.repo_id)
+            pointer, etag = tree.pointer(commit, filename), tree.etag_of(commit, filename)
+            if etag is not None and _is_same_file(pointer, tree.blob(etag)):
+                return pointer
+        return None
 
     def _manifest(
         self, cache: CacheDir, source: RemoteSource, names: Sequence[str]
@@ -241,12 +282,11 @@ def _open_snapshot(
     return tuple(files)
 
 
-def _are_of(manifest: Manifest, files: Sequence[OpenFile]) -> bool:
-    """Whether these files are what a manifest says, as far as it names them."""
-    known = {record.filename: record.sha256 for record in manifest.files}
-    return all(
-        known.get(file.info.filename, file.info.sha256) == file.info.sha256 for file in files
-    )
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
 
 
 def _open(path: Path) -> int | None:

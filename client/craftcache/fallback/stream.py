@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import httpx
 
 from craftcache.cache.durable import staging_name
+from craftcache.cache.foreign_writes import ForeignWrites
 from craftcache.daemon.transport import shut
-from craftcache.digests import HashedFile, Hasher, Promise, Stamp
+from craftcache.digests import HashedFile, Hasher, Promise, Stamp, hash_descriptor
 from craftcache.errors import (
     AccessDenied,
     CraftcacheError,
@@ -35,6 +36,7 @@ from .abandonable import call_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from io import FileIO
     from pathlib import Path
 
     from craftcache.daemon.transport import Cancellation
@@ -213,9 +215,11 @@ def _receive(
     # A sha1 over "blob <size>" needs the size first: the origin promised it with the digest.
     hasher = Hasher.for_promise(wanted.promise)
     done = 0
-    with open(path, "xb", opener=_private) as file:
+    with open(path, "x+b", buffering=0, opener=_private) as file:
+        foreign = ForeignWrites(file.fileno())
         for chunk in response.iter_raw(CHUNK_BYTES):
-            file.write(chunk)
+            with foreign.writing():
+                _write(file, chunk)
             hasher.update(chunk)
             done += len(chunk)
             report(done, total)
@@ -225,10 +229,22 @@ def _receive(
                 source=wanted.source,
                 hint="Try again",
             )
-        file.flush()
         os.fsync(file.fileno())
-        stamp = Stamp.of(os.fstat(file.fileno()))
-    return HashedFile(path, hasher.digests(), stamp)
+        digests, stamp = hasher.digests(), Stamp.of(os.fstat(file.fileno()))
+        if foreign.were_seen() and hash_descriptor(file.fileno()).sha256 != digests.sha256:
+            raise IntegrityError(
+                f"other hands have written to {path} while it came",
+                source=wanted.source,
+                hint="See who changes files in the cache",
+                retryable=True,
+            )
+    return HashedFile(path, digests, stamp)
+
+
+def _write(file: FileIO, chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _private(path: str, flags: int) -> int:

@@ -31,6 +31,7 @@ from .writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
+    from pathlib import Path
 
     from craftcache.digests import Digests
 
@@ -300,6 +301,8 @@ class Job:
         self, part: PartialFile, digests: Digests, etag: str | None, reused: int
     ) -> Fetched:
         await self._check(part.descriptor, digests, reused)
+        if not await self._context.threads.run(part.holds, digests):
+            raise Fault(Trouble.CHANGED, f"other hands have written to {part.path}")
         stamp = await self._context.syncing.run(part.seal)
         return Fetched(part.path, digests, stamp, etag, self._request.claimant.received, reused)
 
@@ -337,11 +340,10 @@ class Job:
         threads = self._context.threads
         whole = self._names.new_whole()
         try:
-            await threads.run(sealed.path.rename, whole)
+            return await threads.run(_renamed, sealed, whole)
         except asyncio.CancelledError:  # no caller gets the new name: leave the file to its key
             await threads.run(whole.rename, sealed.path)
             raise
-        return replace(sealed, path=whole)
 
     async def _prepare_another(self, fault: Fault) -> None:
         """Wait as the policy says and choose how to try again, or give up."""
@@ -364,6 +366,19 @@ class Job:
             raise fault.to_error(self._file.source)
         log.info("%s: %s; next try in %.1f s", self._file.source, fault.message, wait)
         await asyncio.sleep(wait)
+
+
+def _renamed(sealed: Fetched, whole: Path) -> Fetched:
+    """The sealed file under another name, with the time of change that this gave it.
+
+    What others did before is not taken for ours: it keeps a stamp that the file has no more.
+    """
+    is_touched = sealed.path.stat().st_ctime_ns != sealed.stamp.ctime_ns
+    sealed.path.rename(whole)
+    if is_touched:
+        return replace(sealed, path=whole)
+    stamp = replace(sealed.stamp, ctime_ns=whole.stat().st_ctime_ns)
+    return replace(sealed, path=whole, stamp=stamp)
 
 
 def _check_length(reply: RangeReply, size: int, total: int, *, has_ended: bool = False) -> None:

@@ -9,6 +9,7 @@ What nobody took, or whose owner a crash ended, is found again under its key, an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -16,7 +17,8 @@ import stat
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from craftcache.digests import Hasher, Stamp
+from craftcache.cache.foreign_writes import ForeignWrites
+from craftcache.digests import Hasher, Stamp, hash_descriptor
 
 from .journal import HashedBeginning, Identity, Journal, PartRecord, read_record
 from .spans import Span
@@ -98,9 +100,14 @@ class PartialFile:
         self._boot_id = boot_id
         self._descriptor: int | None = None
         self._journal: Journal | None = None
+        self._foreign: ForeignWrites | None = None
 
     def open(self) -> None:
         """Open the file with the ranges it has, or make a new one if it has none."""
+        self._open()
+        self._foreign = ForeignWrites(self.descriptor)
+
+    def _open(self) -> None:
         names, record = self._names, self._record
         flags = os.O_CLOEXEC | os.O_NOFOLLOW
         if record is not None and record.is_whole:
@@ -137,6 +144,12 @@ class PartialFile:
     def write(self, offset: int, chunks: Sequence[bytes]) -> None:
         """Write ``chunks`` one after the other from ``offset`` (bytes) on; journal the range."""
         size = sum(map(len, chunks))
+        with self._foreign.writing() if self._foreign else contextlib.nullcontext():
+            self._write(offset, chunks, size)
+        if self._journal is not None:
+            self._journal.written(Span(offset, offset + size))
+
+    def _write(self, offset: int, chunks: Sequence[bytes], size: int) -> None:
         vectors = chunks if len(chunks) <= _MAX_VECTORS else [b"".join(chunks)]
         done = os.pwritev(self.descriptor, vectors, offset)
         if done < size:  # a signal, or a disk nearly full: the next call says which
@@ -144,8 +157,15 @@ class PartialFile:
             while rest:
                 count = os.pwrite(self.descriptor, rest, offset + done)
                 done, rest = done + count, rest[count:]
-        if self._journal is not None:
-            self._journal.written(Span(offset, offset + size))
+
+    def holds(self, digests: Digests) -> bool:
+        """Whether the file still holds the bytes that had these digests when they came.
+
+        It is hashed again only where other hands may have written to it since it was opened.
+        """
+        if self._foreign is None or not self._foreign.were_seen():
+            return True
+        return hash_descriptor(self.descriptor).sha256 == digests.sha256
 
     def hashed(self, size: int, sha256: str) -> None:
         """Journal the sha256 of the file's first ``size`` bytes."""

@@ -17,7 +17,7 @@ from craftcache.durations import DAY_SECONDS
 
 from .examiner import PublishedModel, published_files
 from .hashing import GIVING_WAY_SECONDS, FileHasher, Paced
-from .schedule import ScheduledFile, scheduled_turns
+from .schedule import DUE_SHARE, ScheduledFile, scheduled_turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +134,7 @@ class Scrub:
         await self._quarantine.trim()
         if self._days <= 0:
             return LOOK_SECONDS
-        if self._clock() >= self._structure_at + STRUCTURE_SECONDS:
+        if not 0 <= self._clock() - self._structure_at < STRUCTURE_SECONDS:
             await self._examine_structure()
             self._structure_at = self._clock()
         # A survey looks at all files, so one of them serves all turns of the next minute.
@@ -186,29 +186,35 @@ class Scrub:
         """All published files by path, and when each was hashed last."""
         published, hashings = await self._store.published(), await self._records.hashings()
         # In a thread: of thousands it takes longer than a request should wait.
-        files, scheduled = await asyncio.to_thread(_schedule, published, hashings, self._clock())
+        period = self._days * DAY_SECONDS
+        files, scheduled = await asyncio.to_thread(
+            _schedule, published, hashings, self._clock(), period
+        )
         if gone := {each.path for each in hashings} - files.keys():
             await self._records.forget_hashings(gone)
         return files, scheduled
 
 
 def _schedule(
-    published: list[tuple[str, Manifest]], hashings: list[Hashing], now: float
+    published: list[tuple[str, Manifest]], hashings: list[Hashing], now: float, period: float
 ) -> tuple[dict[str, PublishedFile], list[ScheduledFile]]:
     files = {
         file.record.path: file
         for file in published_files([PublishedModel(*each) for each in published])
     }
     hashed = {each.path: each for each in hashings}
+    # A time to come says nothing: a clock was set back, or somebody has edited it. Such a file is
+    # due now, and delayed by no such time any more once it is hashed.
+    due = now - period * DUE_SHARE
     scheduled = []
     for path, file in files.items():
-        # It was hashed when it came, too; a clock that was set back must not delay it.
-        came = max(_verified_at(file), 0.0)
+        came = max(_verified_at(file), 0.0)  # it was hashed when it came, too
+        came = came if came <= now else due
         last = hashed.get(path)
         if last is None or last.sha256 != file.record.sha256 or last.hashed_at < came:
-            scheduled.append(ScheduledFile(path, file.record.size, min(came, now)))
+            scheduled.append(ScheduledFile(path, file.record.size, came))
         else:
-            at = min(last.hashed_at, now)
+            at = last.hashed_at if last.hashed_at <= now else due
             scheduled.append(ScheduledFile(path, file.record.size, at, last.is_broken))
     return files, scheduled
 

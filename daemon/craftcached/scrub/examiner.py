@@ -203,14 +203,41 @@ class Examiner:
 
     async def examine_links(self, model: PublishedModel) -> list[Verdict]:
         """Put right what leads to a model's files; a verdict for each that led elsewhere."""
+        manifest = await self._store.manifest_at(model.key, owned=True)
+        if manifest is None:
+            return []
+        # Not the manifest that is given: a file that was mended since has made another.
+        model = PublishedModel(model.key, manifest)
         failure = None
         try:
-            mended = await self._store.mend_links(model.key, model.manifest)
+            mended = await self._store.mend_links(model.key, manifest)
         except (CraftcacheError, OSError) as error:
-            mended = list(model.manifest.files[:1])
-            failure = _as_error(error, model.manifest.source)
+            mended = list(manifest.files[:1])
+            failure = _as_error(error, manifest.source)
+        return self._about_links(model, mended, failure)
+
+    async def examine_links_again(self, model: PublishedModel) -> list[Verdict]:
+        """A verdict on a model whose links were put right and are wrong again.
+
+        Another model's, which were put right after them, must stand in the same place.
+        """
+        manifest = await self._store.manifest_at(model.key, owned=True)
+        if manifest is None or not await self._store.led_astray([(model.key, manifest)]):
+            return []
+        failure = CraftcacheError(
+            "its links or its ref were put right, and lead elsewhere again",
+            source=manifest.source,
+            hint="See whether its directory in the cache, or one in it, is a link to another's",
+        )
+        return self._about_links(
+            PublishedModel(model.key, manifest), list(manifest.files[:1]), failure
+        )
+
+    def _about_links(
+        self, model: PublishedModel, records: list[FileRecord], failure: CraftcacheError | None
+    ) -> list[Verdict]:
         verdicts = []
-        for record in mended:
+        for record in records:
             outcome: Outcome = "wrong" if failure else "mended"
             self._tell(model.manifest.source, record.filename, "link", failure)
             verdicts += _about(model, record, outcome, "link", None, failure)
@@ -219,7 +246,7 @@ class Examiner:
     async def examine_manifests(self) -> list[Verdict]:
         """Find manifests that cannot be read any more, and publish their models anew.
 
-        One of a newer release is left alone.
+        One of a version that this release does not know is left alone, and named.
         """
         return [await self._mend_manifest(each) for each in await find_damaged(self._store)]
 
@@ -316,6 +343,14 @@ class Examiner:
         """Publish the model of a damaged manifest anew; the error if that fails."""
         if damaged.is_restored:
             return None
+        if damaged.is_newer:
+            return CraftcacheError(
+                "its manifest is of a version that this release does not know; the cache is not",
+                source=damaged.shown,
+                hint=f"craftcache warm {damaged.source.spelled} publishes it anew, as a load does"
+                if damaged.source
+                else "Remove the file, or install the release that wrote it",
+            )
         if damaged.source is None:
             return CraftcacheError(
                 "the manifest cannot be read, and its source is not known",

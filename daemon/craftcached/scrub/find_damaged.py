@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from craftcache.cache.manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
@@ -17,6 +18,8 @@ from craftcache.sources import check_filename, parse
 from craftcached.store.manifest_repair import quarantine_manifest, restore_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from craftcache.cache.directory import CacheDir
     from craftcache.sources import RemoteSource
     from craftcached.store.store import Store
@@ -27,6 +30,8 @@ log = logging.getLogger("craftcached")
 
 _SOURCE = re.compile(r'"source":\s*("(?:[^"\\]|\\.)*")')
 _FILENAME = re.compile(r'"filename":\s*("(?:[^"\\]|\\.)*")')
+_REVISION = re.compile(r'"revision":\s*"([0-9a-f]{40})"')
+_FOLDER = re.compile(r'"path":\s*"models--([^"/\\]+)/blobs/')
 # Written only where they are true, so a value that is damaged does not matter.
 _NEEDED_ONLY = re.compile(r'"needed_only":')
 _SUPERSEDED = re.compile(r'"superseded":')
@@ -44,6 +49,7 @@ class DamagedManifest:
         as_need: Whether the model was cached as a dependency only, as far as that can be told.
         superseded: Whether it was a superseded revision, likewise.
         is_restored: Whether it was written again as it was, from memory.
+        is_newer: Whether it is whole, and of a later version; it is left as it is.
         quarantined: Its place in quarantine, where its source is not known; else None.
     """
 
@@ -54,6 +60,7 @@ class DamagedManifest:
     as_need: bool = False
     superseded: bool = False
     is_restored: bool = False
+    is_newer: bool = False
     quarantined: str | None = None
 
     @property
@@ -79,6 +86,8 @@ async def _treated(store: Store, damaged: DamagedManifest) -> DamagedManifest | 
     Returns:
         What became of it; None if a good one was published in its place meanwhile.
     """
+    if damaged.is_newer:
+        return damaged
     known = store.remembered(damaged.key)
     if known is not None:
         if not await restore_manifest(store, damaged.key, known):
@@ -109,17 +118,17 @@ def _damaged(cache: CacheDir) -> list[DamagedManifest]:
         try:
             Manifest.parse(data, key)
         except ManifestError:
-            if not is_of_newer_release(data):
-                found.append(_described(cache, key, data.decode("utf-8", "replace")))
+            described = _described(cache, key, data.decode("utf-8", "replace"))
+            found.append(replace(described, is_newer=is_of_newer_release(data)))
     return found
 
 
 def _described(cache: CacheDir, key: str, text: str) -> DamagedManifest:
     """What the text of a damaged manifest still says; its key tells whether that is true."""
     path = cache.relative(cache.manifest_path(key))
-    for spelled in _SOURCE.findall(text):
+    for spelled in _sources(text):
         try:
-            source = parse(json.loads(spelled))
+            source = parse(spelled)
             if manifest_key(source) != key:
                 continue
             names = [
@@ -137,3 +146,17 @@ def _described(cache: CacheDir, key: str, text: str) -> DamagedManifest:
             superseded=_SUPERSEDED.search(text) is not None,
         )
     return DamagedManifest(key, path)
+
+
+def _sources(text: str) -> Iterator[str]:
+    """What the text may mean as its source: the one that it names, and those of its files' paths.
+
+    In ``models--org--name`` the first two dashes stand between the two parts.
+    """
+    for spelled in _SOURCE.findall(text):
+        with contextlib.suppress(ValueError):
+            yield json.loads(spelled)
+    revisions = ("", *(f"@{revision}" for revision in _REVISION.findall(text)))
+    for folder in dict.fromkeys(_FOLDER.findall(text)):
+        for revision in revisions:
+            yield folder.replace("--", "/", 1) + revision

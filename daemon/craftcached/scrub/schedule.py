@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ScheduledFile", "ScrubTurn", "scheduled_turns"]
+__all__ = ["DUE_SHARE", "ScheduledFile", "ScrubTurn", "scheduled_turns"]
 
 BYTES_PER_SECOND = 64 * 1024 * 1024
 """Rate of the scrub while it need not hurry: some twentieth of one core's hashing."""

@@ -227,8 +227,13 @@ class Verifications:
             self._add(job, await self._examiner.examine(file, self._hasher, AtOnce(), report))
             job.files_done += 1
             job.bytes_done = done + record.size
+        led_astray = []
         for model in models:
-            self._add(job, await self._examiner.examine_links(model))
+            if verdicts := await self._examiner.examine_links(model):
+                self._add(job, verdicts)
+                led_astray.append(model)
+        for model in led_astray:
+            self._add(job, await self._examiner.examine_links_again(model))
 
     def _add(self, job: _Job, verdicts: list[Verdict]) -> None:
         for verdict in verdicts:

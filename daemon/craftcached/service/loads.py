@@ -13,6 +13,7 @@ from craftcache.errors import NotFound, Unavailable
 from craftcache.sources import HubSource
 from craftcache.wire import Loaded, Resolved
 from craftcached.fetch import Priority
+from craftcached.store.links import leads_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,6 +146,7 @@ class Loads:
             path = cache.root / record.path.removeprefix(OWNER_PREFIX)
         if isinstance(source, HubSource):
             tree = cache.hub_tree(source.repo_id)
-            path = tree.pointer(warmed.manifest.revision, record.filename)
+            pointer = tree.pointer(warmed.manifest.revision, record.filename)
+            path = pointer if leads_to(pointer, path) else path  # others may edit the link
         status = path.stat()
         return Resolved(cache.relative(path), status.st_dev, status.st_ino)

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from craftcache.cache.recorded import contradicted, repositories_at
+from craftcache.errors import CraftcacheError
 from craftcache.sources import HubSource, is_commit, parse
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from craftcache.cache.hub_cache import HubTree
     from craftcache.cache.manifest import FileRecord, Manifest
 
-__all__ = ["mend_links", "is_led_astray"]
+__all__ = ["is_led_astray", "leads_to", "mend_links"]
+
+_START_ANEW = "craftcache rm {0}, then craftcache warm {0}"
 
 
 def is_led_astray(cache: CacheDir, key: str, manifest: Manifest) -> bool:
@@ -32,9 +36,9 @@ def is_led_astray(cache: CacheDir, key: str, manifest: Manifest) -> bool:
         source, present = parse(manifest.source), _present(cache, manifest)
         if not isinstance(source, HubSource):
             return any(_is_torch_link_wrong(cache, record) for record in present)
-        tree = cache.hub_tree(source.repo_id)
-        if present and _is_ref_wrong(tree, source.revision):
+        if _is_ref_wrong(cache, source, manifest, present):
             return True
+        tree = cache.hub_tree(source.repo_id)
         return any(not _is_pointer_right(cache, tree, manifest, record) for record in present)
     except OSError:  # mend_links says what it is
         return True
@@ -53,6 +57,7 @@ def mend_links(cache: CacheDir, key: str, manifest: Manifest) -> list[FileRecord
         The files to which something led elsewhere or nowhere.
 
     Raises:
+        CraftcacheError: Another manifest says otherwise, or what was put right is not right.
         OSError: A link cannot be put right.
         TreeObstacle: A file or directory is in the way.
     """
@@ -61,10 +66,10 @@ def mend_links(cache: CacheDir, key: str, manifest: Manifest) -> list[FileRecord
     source, present = parse(manifest.source), _present(cache, manifest)
     if not isinstance(source, HubSource):
         return [record for record in present if _mend_torch_link(cache, record)]
-    tree = cache.hub_tree(source.repo_id)
-    mended = [record for record in present if _mend_pointer(cache, tree, manifest, record)]
-    if present and not mended and _mend_ref(tree, source.revision, manifest.revision):
-        mended = present[:1]
+    mended = _mend_pointers(cache, source, manifest, present)
+    if _is_ref_wrong(cache, source, manifest, present):
+        cache.hub_tree(source.repo_id).move_ref(source.revision, manifest.revision)
+        mended = mended or list(manifest.files[:1])
     return mended
 
 
@@ -80,36 +85,56 @@ def _is_pointer_right(
 ) -> bool:
     """Whether a snapshot's link leads to the file."""
     pointer = tree.pointer(manifest.revision, record.filename)
-    return _leads_to(pointer, cache.path(record))
+    return leads_to(pointer, cache.path(record))
 
 
-def _mend_pointer(cache: CacheDir, tree: HubTree, manifest: Manifest, record: FileRecord) -> bool:
-    """Put a snapshot's link right; returns whether that was needed."""
-    if _is_pointer_right(cache, tree, manifest, record):
-        return False
-    tree.link_snapshot(manifest.revision, {record.filename: cache.path(record).name})
-    return True
+def _mend_pointers(
+    cache: CacheDir, source: HubSource, manifest: Manifest, present: list[FileRecord]
+) -> list[FileRecord]:
+    """Put the links of a snapshot right; returns the files whose links were not."""
+    tree = cache.hub_tree(source.repo_id)
+    wrong = [rec for rec in present if not _is_pointer_right(cache, tree, manifest, rec)]
+    if not wrong:
+        return []
+    digests = {record.filename: record.sha256 for record in manifest.files}
+    if differing := contradicted(cache, source.repo_id, manifest.revision, digests):
+        raise CraftcacheError(
+            f"two manifests of {source.repo_id} say that {', '.join(differing)} of one commit is "
+            "another file",
+            source=manifest.source,
+            hint=_START_ANEW.format(manifest.source),
+        )
+    # All of them: where a directory of the snapshot was a link, it is made anew, and empty.
+    tree.link_snapshot(
+        manifest.revision, {record.filename: cache.path(record).name for record in present}
+    )
+    for record in present:
+        if not _is_pointer_right(cache, tree, manifest, record):
+            raise CraftcacheError(
+                f"no link of {source.repo_id} can lead to {record.path}",
+                source=manifest.source,
+                hint=_START_ANEW.format(manifest.source),
+            )
+    return wrong
 
 
-def _is_ref_wrong(tree: HubTree, revision: str) -> bool:
-    """Whether a ref names no commit, or one of which nothing is here.
+def _is_ref_wrong(
+    cache: CacheDir, source: HubSource, manifest: Manifest, present: list[FileRecord]
+) -> bool:
+    """Whether a ref names no commit, one of which nothing is here, or another repository's.
 
     One that names another commit that is here may have been moved on by huggingface_hub itself.
     """
-    if is_commit(revision):
+    if is_commit(source.revision) or any(map(cache.is_owners, manifest.files)):
         return False
-    named = tree.commit_of(revision)
-    return not (
-        named is not None and is_commit(named) and (tree.root / "snapshots" / named).is_dir()
-    )
-
-
-def _mend_ref(tree: HubTree, revision: str, commit: str) -> bool:
-    """Put a ref right; returns whether that was needed."""
-    if not _is_ref_wrong(tree, revision):
+    tree = cache.hub_tree(source.repo_id)
+    named = tree.commit_of(source.revision)
+    if named == manifest.revision:
         return False
-    tree.move_ref(revision, commit)
-    return True
+    if named is None or not is_commit(named) or not (tree.root / "snapshots" / named).is_dir():
+        return bool(present)
+    known = repositories_at(cache, named)
+    return bool(known) and source.repo_id not in known
 
 
 def _is_torch_link_wrong(cache: CacheDir, record: FileRecord) -> bool:
@@ -130,7 +155,8 @@ def _mend_torch_link(cache: CacheDir, record: FileRecord) -> bool:
     return True
 
 
-def _leads_to(link: Path, blob: Path) -> bool:
+def leads_to(link: Path, blob: Path) -> bool:
+    """Whether a link leads to that very file."""
     try:
         return link.samefile(blob)
     except OSError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from craftcache.cache.durable import staging_name
 from craftcache.cache.placing import TreeObstacle, copy_to, link_or_copy
 from craftcache.cache.publish import Verified
+from craftcache.cache.recorded import contradicted
 from craftcache.cache.signed_urls import same_file
 from craftcache.cache.stamps import FileStamp
 from craftcache.digests import Digest, Digests, HashedFile, Promise, Stamp
@@ -166,7 +167,8 @@ class LocalFiles:
     ) -> dict[str, tuple[Verified, Promise]] | None:
         """The files of one commit in the Hub's tree, hashed; None if any is wrong or missing.
 
-        A blob's name there is its digest, so the Hub need not be asked.
+        A blob's name there is its digest, so the Hub need not be asked. Which file a blob is only
+        a link says, so one of which another sha256 is recorded is wrong.
         """
         tree = self._cache.hub_tree(source.repo_id)
         etags = {filename: tree.etag_of(commit, filename) or "" for filename in filenames}
@@ -179,6 +181,11 @@ class LocalFiles:
             if verified is None:
                 return None
             files[filename] = verified, promise
+        found = {filename: verified.digests.sha256 for filename, (verified, _) in files.items()}
+        wrong = await asyncio.to_thread(contradicted, self._cache, source.repo_id, commit, found)
+        if wrong:
+            log.warning("%s: the links of %s lead to other files", source.shown, ", ".join(wrong))
+            return None
         return files
 
     def _take(self, records: Iterable[FileRecord], directory: Path) -> Verified | None:

@@ -289,7 +289,8 @@ def _unlink(path: Path) -> int:
 def _unlink_snapshot(tree: HubTree, manifest: Manifest, others: tuple[Manifest, ...]) -> None:
     """Unlink a model's files from its snapshot, and its refs once the snapshot is empty.
 
-    Files that another model of the same commit has stay linked.
+    Files that another model of the same commit has stay linked. A snapshot's directory that is a
+    link leads to links of somebody else's, so it is removed itself.
     """
     kept = {
         record.filename
@@ -299,7 +300,7 @@ def _unlink_snapshot(tree: HubTree, manifest: Manifest, others: tuple[Manifest, 
     }
     for record in manifest.files:
         if record.filename not in kept:
-            tree.pointer(manifest.revision, record.filename).unlink(missing_ok=True)
+            tree.unlink_pointer(manifest.revision, record.filename)
     snapshot = tree.root / "snapshots" / manifest.revision
     _remove_empty(snapshot)
     if not snapshot.exists():

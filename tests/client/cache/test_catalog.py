@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from craftcache.cache.directory import CacheDir
-from craftcache.cache.manifest import FileRecord, Manifest, now
+from craftcache.cache.manifest import FileRecord, Manifest, manifest_key, now
+from craftcache.sources import HubSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ONE, TWO = "1" * 64, "2" * 64
-KEYS = {"a": "a" * 64, "b": "b" * 64}
+KEYS = {name: manifest_key(HubSource(f"org/{name}")) for name in "ab"}
 
 
 @pytest.fixture
@@ -57,10 +58,10 @@ def test_what_was_edited_replaced_or_removed_is_not_what_it_was(cache: CacheDir)
     edited = path.read_bytes().replace(b"org/a", b"org/b")
     path.write_bytes(edited)  # in place, to the same size
     assert cache.manifest_at(KEYS["a"]) is None
-    cache.write_manifest_at(KEYS["a"], manifest("org/c", TWO))
+    cache.write_manifest_at(KEYS["a"], manifest("org/a", TWO))
     found = cache.manifest_at(KEYS["a"])
     assert found is not None
-    assert found.source == "org/c"
+    assert found.files[0].sha256 == TWO
     path.unlink()
     assert cache.manifest_at(KEYS["a"]) is None
     assert list(cache.published()) == []

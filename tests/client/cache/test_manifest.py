@@ -64,6 +64,8 @@ MANIFESTS = st.builds(
     needed_only=st.booleans(),
 )
 
+KEY = manifest_key(HubSource("org/name"))
+
 C1, C2 = "c1" * 20, "c2" * 20
 
 JSON = st.recursive(
@@ -248,17 +250,17 @@ def test_a_file_is_not_what_a_url_with_another_digest_names(fragment: str, is_it
 def test_each_field_of_a_manifest_that_is_edited_is_noticed(part: str) -> None:
     file = replace(record("a"), index_sha256="b" * 64, etag="c")
     whole = replace(manifest(file), unmet=(UnmetDependency("x", "y", "z"),), needed_only=True)
-    fields: dict[str, Any] = json.loads(whole.dump("d" * 64))
+    fields: dict[str, Any] = json.loads(whole.dump(KEY))
     target = fields if part == "manifest" else fields["files"][0]
-    assert Manifest.parse(json.dumps(fields).encode(), "d" * 64) == whole
+    assert Manifest.parse(json.dumps(fields).encode(), KEY) == whole
     for name, value in list(target.items()):
         for edited in (_edited(value), None):
             target[name] = edited
             with pytest.raises(ManifestError):
-                Manifest.parse(json.dumps(fields).encode(), "d" * 64)
+                Manifest.parse(json.dumps(fields).encode(), KEY)
         del target[name]
         with pytest.raises(ManifestError):
-            Manifest.parse(json.dumps(fields).encode(), "d" * 64)
+            Manifest.parse(json.dumps(fields).encode(), KEY)
         target[name] = value
 
 
@@ -277,10 +279,35 @@ def _edited(value: object) -> object:
 
 
 def test_the_manifest_of_one_source_is_not_taken_for_that_of_another() -> None:
-    data = manifest(record("a")).dump("d" * 64)
-    assert Manifest.parse(data, "d" * 64) == Manifest.parse(data)
+    data = manifest(record("a")).dump(KEY)
+    assert Manifest.parse(data, KEY) == Manifest.parse(data)
     with pytest.raises(ManifestError, match="another source"):
         Manifest.parse(data, "e" * 64)
+
+
+@pytest.mark.parametrize(
+    ("source", "shown", "is_it"),
+    [
+        ("org/name", "org/name", True),
+        ("org/name", "org/other", False),
+        ("org/name@v1", "org/name", False),
+        ("org/name", "watch:run", False),
+        ("watch:run@3", "watch:run@4", False),
+        ("https://host/x.th", "https://host/x.th", True),
+        ("https://host/x.th", "https://host/y.th", False),
+        ("https://host/x.th?signed", "https://host/x.th?...", True),
+    ],
+)
+def test_a_manifest_that_names_another_source_is_none_whatever_its_checksum(
+    source: str, shown: str, is_it: bool
+) -> None:
+    key = manifest_key(parse(source))
+    data = replace(manifest(record("a")), source=shown).dump(key)
+    if is_it:
+        assert Manifest.parse(data, key).source == shown
+    else:
+        with pytest.raises(ManifestError, match="another source"):
+            Manifest.parse(data, key)
 
 
 @pytest.mark.parametrize(
@@ -298,11 +325,11 @@ def test_the_manifest_of_one_source_is_not_taken_for_that_of_another() -> None:
 def test_what_could_be_neither_shown_nor_sent_is_refused_whatever_the_checksum(
     part: str, field: str, value: object
 ) -> None:
-    fields: dict[str, Any] = json.loads(manifest(record("a")).dump("d" * 64))
+    fields: dict[str, Any] = json.loads(manifest(record("a")).dump(KEY))
     (fields if part == "manifest" else fields["files"][0])[field] = value
     del fields["checksum"]
     with pytest.raises(ManifestError):
-        Manifest.parse(seal(fields), "d" * 64)
+        Manifest.parse(seal(fields), KEY)
 
 
 @pytest.mark.parametrize("sha256", ["a" * 64, "b" * 64])

@@ -204,20 +204,21 @@ def test_each_field_of_a_manifest(damaged: Damaged) -> None:
 
 
 def test_a_manifest_that_no_memory_holds(damaged: Damaged, threaded_hub: TestHub) -> None:
-    for field, part in (("revision", "manifest"), ("source", "manifest")):
+    url = next(source for source in damaged.values if source != MODEL)
+    for source, field in ((MODEL, "revision"), (MODEL, "source"), (url, "source")):
         damaged.daemon.terminate()
-        path = damaged.manifest(MODEL)
+        path = damaged.manifest(source)
         rewrite(path, json.dumps(edited(json.loads(path.read_bytes()), field)).encode())
         damaged.daemon.start()
         found = damaged.verify()
-        if field == "revision":
-            assert found == {(MODEL, part): "mended"}
+        if source == MODEL:  # the paths of its files say whose they are, too
+            assert found == {(MODEL, "manifest"): "mended"}
+            assert len(threaded_hub.matching(f"*/{LM}", origin="cdn")) == 2  # none came again
         else:  # what it was of cannot be told, so it waits for a load
             assert list(found.values()) == ["wrong"]
             assert not path.exists()
             with damaged.daemon.client() as client:
-                assert not outcome(client, MODEL, 1.0).is_wrong
-    assert len(threaded_hub.matching(f"*/{LM}", origin="cdn")) == 2  # none was fetched again
+                assert not outcome(client, url, 2.0).is_wrong
     damaged.assert_all_is_served()
 
 

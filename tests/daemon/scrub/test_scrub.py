@@ -166,9 +166,25 @@ async def test_a_clock_that_was_set_back_delays_nothing(base: Path) -> None:
         for _ in NAMES:
             await scrub.step()
         parts.now -= 10 * HALF
+        for _ in NAMES:
+            assert await scrub.step() == 0.0
+        assert set((await hashed(parts)).values()) == {parts.now}
         assert await scrub.step() > 0
         assert scrub.hashed_since is not None
         assert scrub.hashed_since <= parts.now
+
+
+async def test_a_time_to_come_in_the_database_delays_nothing(base: Path) -> None:
+    async with filled(base) as (parts, records):
+        for record in records.values():
+            await parts.records.save_hashing(
+                Hashing(record.path, record.sha256, parts.now + 100 * HALF, False)
+            )
+        scrub = parts.scrub(DAYS)
+        for _ in NAMES:
+            assert await scrub.step() == 0.0
+        assert set((await hashed(parts)).values()) == {parts.now}
+        assert await scrub.step() > 0
 
 
 async def test_nothing_is_begun_while_other_work_goes_first(base: Path) -> None:

@@ -1,0 +1,77 @@
+"""Other hands in the daemon's staging while a download stalls: no wrong tensor comes of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from craftcache.cache.directory import CacheDir
+from craftcache.sources import FILENAMES
+from tests.client.cache.outcomes import export_bytes, outcome
+from tests.client.fallback.test_staging_edits import overwrite
+from tests.support.api import Api
+from tests.support.daemons import DaemonProcess
+from tests.support.hub import Data, Gate, Stall
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.hub import Request, TestHub
+
+LM, COMPRESSION = FILENAMES["lm"], FILENAMES["compression"]
+
+
+def found(staging: Path, pattern: str) -> Path:
+    """The first file of that kind that has come, at least in part."""
+    while True:
+        for path in staging.glob(pattern):
+            if path.stat().st_blocks:
+                return path
+
+
+def is_later_range(request: Request) -> bool:
+    return request.range is not None and not request.range.startswith("bytes=0-")
+
+
+@pytest.mark.parametrize("what", ["a part", "a part without a digest", "a whole file of a pair"])
+def test_what_others_write_meanwhile_is_never_served(
+    base: Path, threaded_hub: TestHub, what: str
+) -> None:
+    files = export_bytes(1.0, numel=300_000)
+    threaded_hub.repo("org/model").commit(files)
+    threaded_hub.files |= {f"/m/{name}": Data(content) for name, content in files.items()}
+    gate = Gate()
+    if what == "a whole file of a pair":
+        threaded_hub.inject(Stall(gate), path=f"*{COMPRESSION}", when=is_later_range, times=None)
+    else:
+        threaded_hub.inject(Stall(gate), path=f"*{LM}", when=is_later_range, times=None)
+    source = threaded_hub.cdn_url("/m/") if "without" in what else "org/model"
+    with DaemonProcess(
+        base, HF_ENDPOINT=threaded_hub.endpoint, CRAFTCACHE_SCRUB_DAYS="0"
+    ) as daemon:
+        with Api(daemon.socket_dir) as api:
+            assert api.warm(source, wait=False).is_success
+        staging = daemon.cache_dir / ".craftcache" / "staging" / "fetch"
+        if what == "a whole file of a pair":
+            whole = found(staging, "*.whole")
+            index = CacheDir(daemon.cache_dir).index_path(whole.name.partition("-")[0])
+            while not index.exists():  # once it is inspected, nothing is left but to publish it
+                pass
+            overwrite(whole)
+        else:
+            begun = found(staging, "*.part")
+            while "w 0 " not in begun.with_suffix(".journal").read_text():
+                pass
+            overwrite(begun)
+        gate.open()
+        with daemon.client() as client:
+            # Whoever shares the file that was changed gets the error; who asks then has it fetched.
+            outcomes = [outcome(client, source, 1.0) for _ in range(4)]
+        assert not any(each.is_wrong for each in outcomes)
+        assert {each.served_by for each in outcomes} <= {"daemon", "IntegrityError"}
+        assert outcomes[-1].served_by == "daemon"
+        with Api(daemon.socket_dir) as api:
+            assert api.request("POST", "/verify").json()["found"] == {"right": 2}
+        if what != "a whole file of a pair":
+            assert "other hands have written" in daemon.log
