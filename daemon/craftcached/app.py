@@ -295,7 +295,12 @@ class Daemon:
             tell=lambda source, freed: events.tell("removed", source=source, freed_bytes=freed),
         )
         return Retention(
-            store=store, keepers=keepers, pruner=pruner, watches=watches, events=events
+            store=store,
+            keepers=keepers,
+            pruner=pruner,
+            watches=watches,
+            events=events,
+            forget=self._sight.absences.forget,
         )
 
     def _own_directories(self, store: Store, records: Database) -> tuple[MonitoredDirectory, ...]:

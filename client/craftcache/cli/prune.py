@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import size_text
+
 from .context import Site, json_option, pass_place
 from .filtering import filter_option
-from .output import print_json, size_text
+from .output import print_json
 
 if TYPE_CHECKING:
     from craftcache.daemon.administration import Pruning

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from craftcache.cache.manifest import FileRecord, Manifest
-    from craftcache.wire import Models, ModelsPage
+    from craftcache.wire import Models, ModelsPage, NotWarm
     from craftcached.directory_monitor import DirectoryMonitor
     from craftcached.eviction.keepers import Keepers
     from craftcached.overview import Overview
@@ -153,6 +153,10 @@ class Inventory:
             fallbacks=dict(self._sight.counts.fallbacks),
         )
         return await self._overview.complete(status, published)
+
+    async def not_warm(self) -> list[NotWarm]:
+        """All that somebody wanted or had here and is not warm, and why; newest first."""
+        return await self._overview.not_warm(await self._store.published())
 
     def paths(self, shown: str) -> list[Path]:
         """Paths of the files of a model that is published under a name as shown to people."""
