@@ -262,6 +262,7 @@ class Daemon:
                 max_connections_per_host=settings.max_connections_per_host,
                 bandwidth=settings.max_bytes_per_second or None,
                 uplink=settings.max_uplink_bytes_per_second or None,
+                token_place=settings.hub_token_place,
             ),
             check_url=self._policy.check_url,
             may_be_private=self._policy.may_be_private,
@@ -278,6 +279,7 @@ class Daemon:
         hub = Hub(
             endpoint=settings.hub_endpoint,
             token=settings.hub_token,
+            token_place=settings.hub_token_place,
             timeout=settings.hub_timeout,
             mirrors=self._mirrors,
         )

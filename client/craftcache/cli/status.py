@@ -116,10 +116,13 @@ def _head(report: DaemonStatus, now: float) -> Iterator[str]:
     models = f"{counted(report.models, 'model')}, {size_text(report.bytes)}{memory}"
     yield f"cache:     {models}, in {report.cache_dir}"
     yield f"room:      {_room(report)}"
-    token = "has a Hub token" if report.has_token else "has no Hub token: public files only"
+    asked_with = "has a Hub token"
+    if not report.has_token:
+        place = f"; for others put one into {report.token_place}" if report.token_place else ""
+        asked_with = f"has no Hub token: public files only{place}"
     running = f"{report.processes} running with models that they were handed"
     yield f"processes: {running}; craftcache ps lists them"
-    yield f"origin:    {token}"
+    yield f"origin:    {asked_with}"
     if report.queued:
         promised = f"{counted(report.queued, 'warm')} promised and not done"
         yield f"to do:     {promised}; craftcache queue ls lists them"

@@ -66,6 +66,7 @@ class FallbackHandler:
         self._cache = cache
         self._fallback = fallback
         self._may_warn = may_warn
+        self._may_tell_place = may_warn
         self.resolver = Resolver(cache)
 
     def handle(self, request: Request[AnswerT], away: DaemonUnavailable, call: Call) -> AnswerT:
@@ -127,6 +128,7 @@ class FallbackHandler:
         fetched = self._fetch(source, OwnFetchRequest(names), away, call)
         if fetched.not_kept is not None:
             log.warning("%s is loaded and not kept: %s", source.shown, fetched.not_kept)
+        self._tell_place(fetched, away)
         return fetched.files
 
     def _resolve(self, request: Resolve, away: DaemonUnavailable, call: Call) -> Resolved:
@@ -165,6 +167,7 @@ class FallbackHandler:
                     source=source.shown,
                     hint="Try again, or set CRAFTCACHE_CACHE_DIR to a cache of your own",
                 ) from away
+            self._tell_place(fetched, away)
             return WarmedModel(
                 source.shown,
                 files.revision,
@@ -230,11 +233,27 @@ class FallbackHandler:
             hint="Start craftcached, or warm the model first",
         )
 
+    def _tell_place(self, fetched: OwnFetchResult, away: DaemonUnavailable) -> None:
+        """Log where files are kept if that is not the shared cache, the first time only."""
+        if self._may_tell_place and fetched.kept_in not in (None, self._cache.root):
+            self._may_tell_place = False
+            if away.refusal is None:
+                why = f"uid {os.geteuid()} may not write to {self._cache.root}"
+            else:
+                why = f"not everybody who reads {self._cache.root} may read it"
+            log.warning(
+                "what this process fetches is kept in %s, the cache of its user, as %s; "
+                "CRAFTCACHE_CACHE_DIR names another",
+                fetched.kept_in,
+                why,
+            )
+
     def _warn(self, away: DaemonUnavailable) -> None:
         """Log why the daemon is not used, the first time only."""
         if self._may_warn:
             self._may_warn = False
-            log.warning("loading without the daemon: %s", away)
+            places = " and ".join(map(str, self.resolver.places))
+            log.warning("loading without the daemon, from %s: %s", places, away)
 
 
 def is_offline() -> bool:

@@ -158,11 +158,8 @@ class Job:
             # Before the body is read: gigabytes of a wrong file need not come to be refused.
             total, promised = reply.total, file.promise.size
             if total is not None and promised not in (None, total):
-                raise Fault(
-                    Trouble.CHANGED,
-                    f"{shown_url(reply.url)} has {counted(total, 'byte')} where "
-                    f"the origin promised {promised}",
-                )
+                has = f"{shown_url(reply.url)} has {counted(total, 'byte')}"
+                raise Fault(Trouble.CHANGED, f"{has} where the origin promised {promised}")
             yield reply
 
     def _record_of(self, reply: RangeReply) -> PartRecord:

@@ -143,6 +143,8 @@ class Inventory:
                 {record.path: record for model in manifests for record in model.files}.values()
             ),
             has_token=self._settings.hub_token is not None,
+            token_place=self._settings.hub_token_place,
+            hub_endpoint=self._settings.hub_endpoint,
             watches=dict(Counter(report.state for report in self._watches.reports())),
             problems=await self._monitor.problems(),
             quarantined=quarantined,
