@@ -141,5 +141,5 @@ class Refusals:
     def _tell_left_out(self) -> None:
         for uid, lines in self._lines.items():
             if lines > LINES_PER_WINDOW:
-                left_out = lines - LINES_PER_WINDOW
-                log.warning("refused %d more requests to uid %d", left_out, uid)
+                left_out = counted(lines - LINES_PER_WINDOW, "more request")
+                log.warning("refused %s to uid %d", left_out, uid)
