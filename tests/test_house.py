@@ -39,8 +39,8 @@ def test_people_read_no_one_things() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 for value, text in pairwise(node.values):
-                    said = text.value if isinstance(text, ast.Constant) else ""
-                    if is_number(value) and COUNTED.match(str(said)):
+                    said = str(text.value) if isinstance(text, ast.Constant) else ""
+                    if is_number(value) and COUNTED.match(said):
                         found.append(f"{path}:{text.lineno}: {ast.unparse(value)}{said}")
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts = re.split(r"%(?:\(\w+\))?d", node.value)[1:]

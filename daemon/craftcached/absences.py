@@ -89,12 +89,20 @@ class Absences:
         """
         return frozenset(self._here.difference(present))
 
-    def looked(self, present: Mapping[str, float], *, lost: Iterable[str], root: Path) -> None:
+    def looked(
+        self,
+        present: Mapping[str, float],
+        *,
+        vanished: Iterable[str] = (),
+        lost: Iterable[str],
+        root: Path,
+    ) -> None:
         """Remember a look at what is in the cache.
 
         Args:
             present: The models that are there, with the times of their publication.
-            lost: Of those that had vanished, the ones that are surely not there.
+            vanished: The models that had vanished, as asked before the look.
+            lost: Of these the ones that are surely not there.
             root: The cache directory.
         """
         gone = sorted(self._here.intersection(lost) - self._by_source.keys())  # those say more
@@ -112,9 +120,11 @@ class Absences:
         ]
         for source in refreshed:
             del self._by_source[source]
-        if refreshed or self._here != present.keys():
+        # What has come during the look stays, though the look has not seen it.
+        here = self._here.difference(vanished, lost).union(present)
+        if refreshed or here != self._here:
             self._has_changed.set()
-        self._here = set(present)
+        self._here = here
 
     def _remember(self, absence: NotWarm) -> None:
         self._by_source.pop(absence.source, None)  # the newest stands last

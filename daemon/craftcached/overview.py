@@ -171,7 +171,7 @@ class Overview:
         listed |= {each.source: each for _, each in published if each.source in wanted}
         vanished = self._absences.vanished(present)
         seen = await asyncio.to_thread(self._look, listed.values(), vanished)
-        self._absences.looked(present, lost=seen.lost, root=self._cache.root)
+        self._absences.looked(present, vanished=vanished, lost=seen.lost, root=self._cache.root)
         lacking = {each.source for each in seen.lacking}
         whole = {manifest.source for _, manifest in published} - lacking
         stale, not_warm = self._told_absences(whole, [*seen.lacking, *self._waiting_watches()])

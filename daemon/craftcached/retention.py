@@ -74,16 +74,16 @@ class Retention:
             PolicyDenied: It is pinned or watched.
         """
         source = parse(text)
-        if self._store.manifest(source) is None and self._forget(source.shown):
-            return Removal(source.shown, 0, was_cached=False)
-        manifest, key = self._store.required_manifest(source), manifest_key(source)
-        await self._pins.check_unpinned(source)
         if isinstance(source, WatchSource) and self._watches.is_watched(source):
             raise PolicyDenied(
                 "it is watched",
                 source=source.shown,
                 hint=f"craftcache watch rm {source.name}",
             )
+        if self._store.manifest(source) is None and self._forget(source.shown):
+            return Removal(source.shown, 0, was_cached=False)
+        manifest, key = self._store.required_manifest(source), manifest_key(source)
+        await self._pins.check_unpinned(source)
         removed = await self._store.remove(key)
         removed += await self._remove_superseded(manifest)
         for gone in removed.keys:

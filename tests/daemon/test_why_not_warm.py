@@ -139,7 +139,7 @@ def test_all_that_is_not_warm_is_listed_on_request(warm: DaemonProcess) -> None:
     sources = [f"org/none-{number:02}" for number in range(20)]
     assert ran(warm, "warm", *sources).code == 1
     shown = ran(warm, "status").out
-    assert "NOT WARM (the last 16 of 20; craftcache status --all lists all)" in shown
+    assert "NOT WARM (16 of 20; craftcache status --all lists all)" in shown
     assert sum(f"{source}  " in shown for source in sources) == 16
     everything = ran(warm, "status", "--all").out
     assert "NOT WARM (20)" in everything
@@ -221,3 +221,5 @@ def test_a_watch_without_anything_to_serve_says_what_it_waits_for(base: Path) ->
         )
         assert (absent.code, absent.message) == ("Absent", "the directory is not there yet")
         assert str(base / "absent") in absent.hint
+        kept = ran(daemon, "rm", "watch:partial")
+        assert (kept.code, "craftcache watch rm partial" in kept.err) == (1, True)

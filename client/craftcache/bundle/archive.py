@@ -199,7 +199,8 @@ def _open(cache: CacheDir, record: FileRecord) -> IO[bytes]:
         return cache.path(record).open("rb")
     except FileNotFoundError:
         raise NotFound(
-            f"{record.path} is no longer in the cache: it was evicted, or found damaged",
+            f"{record.path} is no longer in the cache: it was removed to make room, or found "
+            "damaged",
             hint="Warm the model again, then make the bundle",
         ) from None
 

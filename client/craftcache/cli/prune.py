@@ -57,4 +57,4 @@ def _print(pruning: Pruning, *, dry_run: bool, err: bool = False) -> None:
         click.echo(f"{source}: {verb}", err=err)
     click.echo(f"{size_text(pruning.freed_bytes)} {'would be ' if dry_run else ''}freed", err=err)
     for kept in pruning.kept:
-        click.echo(f"{kept.source}: stays, {kept.reason}", err=True)
+        click.echo(f"{kept.source}: stays, {kept.reason}", err=err)

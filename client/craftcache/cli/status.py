@@ -38,7 +38,7 @@ NOT_WARM = ("SOURCE", "SINCE", "WHY")
     "--all",
     "everything",
     is_flag=True,
-    help="List all that comes and all that is not warm, not only the last of each.",
+    help="List all that comes and all that is not warm, not only 16 of each.",
 )
 @json_option
 @pass_place
@@ -48,10 +48,13 @@ def status(place: Site, *, everything: bool, as_json: bool) -> None:
     What is listed as not warm and nobody wants any more, `craftcache rm` takes off the list.
     """
     report = place.client().status()
-    coming, not_warm = report.coming, report.not_warm
     if everything:
         admin = place.admin()
         coming, not_warm = admin.activity().coming, tuple(admin.not_warm())
+        counts = len(coming), len(not_warm)
+    else:
+        coming, not_warm = report.coming, report.not_warm
+        counts = report.requests, report.not_warm_count
     if as_json:
         listed = {
             "coming": [each.to_fields() for each in coming],
@@ -62,8 +65,8 @@ def status(place: Site, *, everything: bool, as_json: bool) -> None:
     now = time.time()
     for line in _head(report, now):
         click.echo(line)
-    _table(f"COMING ({_of(len(coming), report.requests, ALL)})", COMING, coming_rows(coming))
-    _print_not_warm(not_warm, max(len(not_warm), report.not_warm_count * (not everything)), now)
+    _table(f"COMING ({_of(len(coming), counts[0], ALL)})", COMING, coming_rows(coming))
+    _print_not_warm(not_warm, counts[1], now)
     warm = [
         (
             model.source,
@@ -185,7 +188,7 @@ def _print_gpu(gpu: GpuReport) -> None:
 def _of(listed: int, count: int, lists_all: str) -> str:
     if listed >= count:
         return str(listed)
-    return f"the last {listed} of {count}; {lists_all} lists all"
+    return f"{listed} of {count}; {lists_all} lists all"
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

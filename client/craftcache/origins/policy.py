@@ -66,5 +66,5 @@ class UrlPolicy:
             f"{shown_url(url)} may not be fetched, because it is not https:// and its host is not "
             "in the setting insecure_hosts",
             source=shown_url(url),
-            hint="Use https://, or name the host there",
+            hint="Use https://, or name the host in insecure_hosts",
         )

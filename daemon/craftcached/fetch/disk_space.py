@@ -351,5 +351,5 @@ def _full(missing: int, source: str) -> StorageFull:
         f"the cache's file system lacks {size_text(missing)}",
         missing_bytes=missing,
         source=source,
-        hint="Evict models, or give the cache more room",
+        hint="Remove models with craftcache rm, or give the cache more room",
     )

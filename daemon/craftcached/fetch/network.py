@@ -254,5 +254,5 @@ def _private(host: str, source: str) -> PolicyDenied:
         f"{host} has a private, loopback or link-local address and is not in the setting "
         "private_hosts, so users may have nothing fetched from it",
         source=source,
-        hint="Ask the administrator to name the host there",
+        hint="Ask the administrator to name the host in private_hosts",
     )

@@ -91,7 +91,7 @@ class RetentionRoutes:
     @answers((Eviction, {"dry_run": bool}), errors=(InvalidSource, PolicyDenied))
     @takes(EvictBody)
     async def _evict(self, request: web.Request, body: EvictBody) -> web.Response:
-        self._administrators.check(peer_of(request.transport), "evicting")
+        self._administrators.check(peer_of(request.transport), "making room")
         eviction = await self._retention.evict(body.bytes, dry_run=body.dry_run)
         return web.json_response(eviction.to_fields() | {"dry_run": body.dry_run})
 

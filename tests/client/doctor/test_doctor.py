@@ -123,7 +123,9 @@ def test_what_turned_out_wrong_is_told_once(daemon: DaemonProcess) -> None:
         "ok    quarantine: nothing turned out wrong"
         in doctor(daemon.socket_dir, daemon.cache_dir).stdout
     )
-    (daemon.cache_dir / ".craftcache" / "quarantine" / "wrong.bin").write_bytes(b"wrong")
+    quarantine = daemon.cache_dir / ".craftcache" / "quarantine"
+    quarantine.mkdir(exist_ok=True)
+    (quarantine / "wrong.bin").write_bytes(b"wrong")
     examined = doctor(daemon.socket_dir, daemon.cache_dir)
     assert examined.stdout.count("turned out wrong") == 1
     assert "1 file of 5 bytes turned out wrong, set aside in " in examined.stdout
