@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import craftcache
@@ -23,6 +24,37 @@ def test_a_public_class_is_what_its_name_says_wherever_it_is_read() -> None:
                 found[node.name].append(f"{path}:{node.lineno}")
     assert len(found) > 100
     assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+COUNTED = re.compile(
+    r"[ ](?:more[ ])?(?:bytes|connections|entries|failures|files|generations|hits|instances|leases|"
+    r"models|processes|ranges|requests|sources|tensors|tries|warms|watches|workers)\b"
+)
+"""What stands behind a number in a text for people; where it may be 1, counted says it."""
+
+
+def test_people_read_no_one_things() -> None:
+    found = []
+    for path in (path for root in ROOTS for path in root.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                for value, text in pairwise(node.values):
+                    said = str(text.value) if isinstance(text, ast.Constant) else ""
+                    if is_number(value) and COUNTED.match(said):
+                        found.append(f"{path}:{text.lineno}: {ast.unparse(value)}{said}")
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts = re.split(r"%(?:\(\w+\))?d", node.value)[1:]
+                found += [
+                    f"{path}:{node.lineno}: %d{text}" for text in texts if COUNTED.match(text)
+                ]
+    assert found == []
+
+
+def is_number(value: ast.expr) -> bool:
+    """Whether a part of an f-string is a number that is no constant and not formatted already."""
+    if not isinstance(value, ast.FormattedValue) or value.conversion != -1:
+        return False
+    return not isinstance(value.value, ast.Call) and not ast.unparse(value.value).isupper()
 
 
 def names_in(tree: ast.AST) -> set[str]:

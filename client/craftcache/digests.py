@@ -10,6 +10,8 @@ import stat
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from craftcache.amounts import counted
+
 from .errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class Promise:
         """Raise IntegrityError unless ``digests`` are those of the promised file."""
         if self.size is not None and digests.size != self.size:
             raise IntegrityError(
-                f"got {digests.size} bytes where the origin promised {self.size}",
+                f"got {counted(digests.size, 'byte')} where the origin promised {self.size}",
                 source=source,
                 hint="Nothing was kept; try again, and if it persists tell the publisher",
             )

@@ -6,6 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from .amounts import size_text
 from .errors import StorageFull
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ def storage_full(
         what, hint = NO_INODES, MORE_INODES
         missing = least = 0
     elif missing:
-        what = f"lacks {missing} bytes"
+        what = f"lacks {size_text(missing)}"
     elif error is not None and error.errno == errno.EDQUOT:
         what = "has no more room for this user, whose quota is used up"
         hint = "Raise the quota of the user that writes there, or remove what it has"
     elif error is not None:
-        what = f"is full, though it reports {left} bytes free"
+        what = f"is full, though it reports {size_text(left)} free"
         hint = "Look for a limit on it: a project quota, a reserve, another disk below it"
     else:
         what = "is full"

@@ -13,6 +13,8 @@ import resource
 import threading
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import size_text
+
 from .errors import ResourceLimit
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def _no_memory_left(source: str | None) -> ResourceLimit:
             hint="Use a machine or a container with more, or fewer workers",
         )
     return ResourceLimit(
-        f"this process may not have the memory for it (RLIMIT_AS is {limit} bytes)",
+        f"this process may not have the memory for it (RLIMIT_AS is {size_text(int(limit))})",
         source=source,
         hint="A mapped file counts in full; raise it: ulimit -v, LimitAS= in a unit",
     )
@@ -110,7 +112,7 @@ def _file_too_long(source: str | None) -> ResourceLimit:
             hint="Put the cache directory on another one",
         )
     return ResourceLimit(
-        f"this process may not write so long a file (RLIMIT_FSIZE is {limit} bytes)",
+        f"this process may not write so long a file (RLIMIT_FSIZE is {size_text(int(limit))})",
         source=source,
         hint="Raise it: ulimit -f, LimitFSIZE= in a unit",
     )

@@ -270,6 +270,7 @@ class Daemon:
                 max_connections_per_host=settings.max_connections_per_host,
                 bandwidth=settings.max_bytes_per_second or None,
                 uplink=settings.max_uplink_bytes_per_second or None,
+                token_place=settings.hub_token_place,
             ),
             check_url=self._policy.check_url,
             may_be_private=self._policy.may_be_private,
@@ -286,6 +287,7 @@ class Daemon:
         hub = Hub(
             endpoint=settings.hub_endpoint,
             token=settings.hub_token,
+            token_place=settings.hub_token_place,
             timeout=settings.hub_timeout,
             mirrors=self._mirrors,
         )
@@ -303,7 +305,12 @@ class Daemon:
             tell=lambda source, freed: events.tell("removed", source=source, freed_bytes=freed),
         )
         return Retention(
-            store=store, eviction=eviction, pruner=pruner, watches=watches, events=events
+            store=store,
+            eviction=eviction,
+            pruner=pruner,
+            watches=watches,
+            events=events,
+            forget=self._observability.absences.forget,
         )
 
     def _own_directories(self, store: Store, records: Database) -> tuple[MonitoredDirectory, ...]:

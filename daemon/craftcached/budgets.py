@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from craftcache.amounts import counted, size_text
 from craftcache.durations import DAY_SECONDS
 from craftcache.errors import BudgetExceeded
 
@@ -124,15 +125,15 @@ class Budgets:
             limits = self.limits
             if 0 < limits.requests <= self._running[uid]:
                 raise _exceeded(
-                    f"{self._running[uid]} requests of uid {uid} are worked on, as many as a "
-                    "user may have at once",
+                    f"uid {uid} has {counted(self._running[uid], 'request')} worked on, as many "
+                    "as a user may have at once",
                     BUSY_SECONDS,
                     "max_requests_per_uid",
                 )
             if 0 < limits.requests_per_minute <= len(asked):
                 raise _exceeded(
-                    f"uid {uid} has made {len(asked)} requests in the last minute, as many as a "
-                    "user may",
+                    f"uid {uid} has made {counted(len(asked), 'request')} in the last minute, "
+                    "as many as a user may",
                     max(1.0, asked[-limits.requests_per_minute] + MINUTE_SECONDS - now),
                     "max_requests_per_minute_per_uid",
                 )
@@ -178,7 +179,8 @@ class Budgets:
         limit = self.limits.queued
         if 0 < limit < queued and uid not in self._unlimited:
             raise _exceeded(
-                f"uid {uid} would have {queued} warms in the queue, and may have {limit}",
+                f"uid {uid} would have {counted(queued, 'warm')} in the queue, "
+                f"and may have {limit}",
                 QUEUE_SECONDS,
                 "max_queued_per_uid",
             )
@@ -205,8 +207,8 @@ class Budgets:
         if uid in self._unlimited or limit <= 0 or (spent < limit and spent + size <= limit):
             return
         raise _exceeded(
-            f"{size} bytes more are too many for uid {uid}: {spent} of the {limit} that a user may "
-            "have fetched on a day are spent",
+            f"{size_text(size)} more are too many for uid {uid}: {size_text(spent)} of the "
+            f"{size_text(limit)} that a user may have fetched on a day are spent",
             (self._day + 1) * DAY_SECONDS - self._clock(),
             "max_daily_bytes_per_uid",
         ).about(source)

@@ -11,6 +11,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from craftcache.amounts import counted, size_text
+from craftcache.daemon.events import eviction_words
 from craftcache.wire.activity import one_line
 
 if TYPE_CHECKING:
@@ -34,11 +36,11 @@ LINES_PER_WINDOW: Final = 100
 
 _WARMED: Final = (
     "warmed %(source)s at %(revision)s: "
-    "%(bytes_fetched)d bytes fetched, %(bytes_reused)d reused, %(seconds).2f s"
+    "%(bytes_fetched)s fetched, %(bytes_reused)s reused, %(seconds).2f s"
 )
 
 _VERIFIED: Final = (
-    "verified %(files)d files: "
+    "verified %(files)s: "
     "%(right)d right, %(mended)d mended, %(wrong)d wrong, %(missing)d missing, %(seconds).2f s"
 )
 
@@ -52,8 +54,8 @@ _SENTENCES: Final[dict[str, tuple[int, str]]] = {
         logging.INFO,
         "not warmed %(source)s: nobody waits for it any more, %(seconds).2f s",
     ),
-    "evicted": (logging.INFO, "evicted %(source)s (%(reason)s): %(freed_bytes)d bytes freed"),
-    "removed": (logging.INFO, "removed %(source)s: %(freed_bytes)d bytes freed"),
+    "evicted": (logging.INFO, "removed %(source)s %(reason)s: %(freed_bytes)s freed"),
+    "removed": (logging.INFO, "removed %(source)s: %(freed_bytes)s freed"),
     "pinned": (logging.INFO, "pinned %(source)s (locked in memory: %(locked)s)"),
     "unpinned": (logging.INFO, "unpinned %(source)s"),
     "generation": (logging.INFO, "watch %(name)s: generation %(generation)d is served"),
@@ -64,13 +66,23 @@ _SENTENCES: Final[dict[str, tuple[int, str]]] = {
 }
 """Level and text of the line of each kind of event that is the end of a job."""
 
+_IN_WORDS: Final[dict[str, Callable[[Any], str]]] = {
+    "files": lambda count: counted(count, "file"),
+    "reason": eviction_words,
+    "bytes_fetched": size_text,
+    "bytes_reused": size_text,
+    "freed_bytes": size_text,
+}
+"""What stands in the text in another form than in the journal's field of that name."""
+
 
 def log_job(event: Event) -> None:
     """Log an event that is the end of a job; an observer of Events."""
     level, sentence = _SENTENCES.get(event["event"], (0, ""))
     if sentence:
         fields = {key: _shown(value) for key, value in event.items() if key != "at"}
-        log.log(level, sentence, fields, extra=journal_fields(JOB_MESSAGE_ID, fields))
+        words = {key: say(fields[key]) for key, say in _IN_WORDS.items() if key in fields}
+        log.log(level, sentence, fields | words, extra=journal_fields(JOB_MESSAGE_ID, fields))
 
 
 def _shown(value: Any) -> Any:  # noqa: ANN401  # whatever an event says
@@ -129,5 +141,5 @@ class Refusals:
     def _tell_left_out(self) -> None:
         for uid, lines in self._lines.items():
             if lines > LINES_PER_WINDOW:
-                left_out = lines - LINES_PER_WINDOW
-                log.warning("refused %d more requests to uid %d", left_out, uid)
+                left_out = counted(lines - LINES_PER_WINDOW, "more request")
+                log.warning("refused %s to uid %d", left_out, uid)

@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
+from craftcache.amounts import counted, size_text
 from craftcache.full_disk import FEW_INODES, MORE_INODES, NO_INODES, free_inodes
 from craftcache.sources import parse
 from craftcache.wire import Disk, NotWarm, RecentModel
+
+from .absences import Absences, lost_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.wire import DaemonStatus
 
-    from .absences import Absences
     from .eviction.parts import EvictionParts
     from .gpu_services import GpuServiceSockets
     from .store.cache_lock import CacheLock
@@ -59,6 +61,23 @@ class _Seen:
     is_emptied: bool
     lacking: list[NotWarm]
     lost: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is found of the models.
+
+    Attributes:
+        seen: What a look at the disk finds.
+        recent: Models that were used last, and are whole.
+        not_warm: What somebody wanted or had here and is not warm, newest first.
+        stale: What could not be refreshed, and is warm all the same.
+    """
+
+    seen: _Seen
+    recent: list[RecentModel]
+    not_warm: list[NotWarm]
+    stale: list[NotWarm]
 
 
 class Overview:
@@ -107,31 +126,14 @@ class Overview:
             status: Numbers and places.
             published: All published models, by their manifests' keys.
         """
-        recent = self._last_used(published)
-        present = frozenset(
-            manifest.source
-            for _, manifest in published
-            if manifest.is_by_name and manifest.watched is None
-        )
-        wanted = {each.source for each in self._absences.newest()}
-        # A look at each of thousands would take longer than all else: at those that are listed,
-        # and at those that somebody wanted in vain.
-        listed = {manifest.source: manifest for _, manifest, _ in recent}
-        listed |= {each.source: each for _, each in published if each.source in wanted}
-        vanished = self._absences.vanished(present)
-        seen = await asyncio.to_thread(self._look, listed.values(), vanished)
-        self._absences.looked(present, lost=seen.lost, root=self._cache.root)
-        whole = {manifest.source for _, manifest in published} - {
-            each.source for each in seen.lacking
-        }
-        stale, not_warm = self._told_absences(whole, [*seen.lacking, *self._waiting_watches()])
+        found = await self._find(published)
         completed = replace(
             status,
             coming=tuple(self._warmer.running.coming()[:LISTED]),
-            not_warm=tuple(not_warm[:LISTED]),
-            not_warm_count=len(not_warm),
-            recent=tuple(model for model in map(self._recent, recent) if model.source in whole),
-            disk=seen.disk,
+            not_warm=tuple(found.not_warm[:LISTED]),
+            not_warm_count=len(found.not_warm),
+            recent=tuple(found.recent),
+            disk=found.seen.disk,
             max_bytes=max(self._evictor.max_bytes, 0),
             gpus=tuple(await self._gpus.reports()),
         )
@@ -139,12 +141,51 @@ class Overview:
             completed,
             problems=(
                 *status.problems,
-                *(() if seen.has_inodes else (_no_inodes(status.cache_dir),)),
-                *self._problems(completed),
-                *(() if status.problems or not seen.is_emptied else (_emptied(status.cache_dir),)),
-                *_told(stale),
+                *(() if found.seen.has_inodes else (_no_inodes(status.cache_dir),)),
+                *self._problems(completed, (await self._evictor.limits()).min_free),
+                *self._told_loss(found, status),
+                *_told(found.stale),
             ),
         )
+
+    async def not_warm(self, published: Sequence[tuple[str, Manifest]]) -> list[NotWarm]:
+        """All that somebody wanted or had here and is not warm, newest first.
+
+        Args:
+            published: All published models, by their manifests' keys.
+        """
+        return (await self._find(published)).not_warm
+
+    async def _find(self, published: Sequence[tuple[str, Manifest]]) -> _Found:
+        """Look at models, and remember which are there."""
+        recent = self._last_used(published)
+        present = {
+            manifest.source: manifest.published_at.timestamp()
+            for _, manifest in published
+            if manifest.is_by_name and manifest.watched is None
+        }
+        wanted = {each.source for each in self._absences.newest()}
+        # A look at each of thousands would take longer than all else: at those that are listed,
+        # and at those that somebody wanted in vain.
+        listed = {manifest.source: manifest for _, manifest, _ in recent}
+        listed |= {each.source: each for _, each in published if each.source in wanted}
+        vanished = self._absences.vanished(present)
+        seen = await asyncio.to_thread(self._look, listed.values(), vanished)
+        self._absences.looked(present, vanished=vanished, lost=seen.lost, root=self._cache.root)
+        lacking = {each.source for each in seen.lacking}
+        whole = {manifest.source for _, manifest in published} - lacking
+        stale, not_warm = self._told_absences(whole, [*seen.lacking, *self._waiting_watches()])
+        warm = [model for model in map(self._recent, recent) if model.source in whole]
+        return _Found(seen, warm, not_warm, stale)
+
+    def _told_loss(self, found: _Found, status: DaemonStatus) -> Iterator[str]:
+        """What is said of models that other hands removed, once for all of them."""
+        lost = [each for each in found.not_warm if each.code == "Lost"]
+        if status.problems or not found.seen.is_emptied:
+            if lost:
+                yield lost_words(len(lost), self._cache.root)
+        else:
+            yield _emptied(status.cache_dir)
 
     def _told_absences(
         self, warm: set[str], seen: Sequence[NotWarm]
@@ -211,21 +252,24 @@ class Overview:
                     report.since,
                 )
 
-    def _problems(self, status: DaemonStatus) -> Iterator[str]:
-        if status.disk is not None and status.disk.free_bytes < LITTLE_BYTES:
+    def _problems(self, status: DaemonStatus, min_free: int) -> Iterator[str]:
+        if status.disk is not None and status.disk.free_bytes < max(min_free, LITTLE_BYTES):
+            kept = f", and min_free keeps {size_text(min_free)}" if min_free else ""
             yield (
-                f"the disk of {status.cache_dir} has {status.disk.free_bytes} bytes left: "
-                "craftcache evict --bytes SIZE, or make room"
+                f"the disk of {self._cache.root} has {size_text(status.disk.free_bytes)} left"
+                f"{kept}: what is not here is refused, unless models can go for it; make room, "
+                "or craftcache evict --bytes SIZE"
             )
         if 0 < status.max_bytes < status.bytes:
-            yield (
-                f"{status.bytes - status.max_bytes} bytes beyond max_bytes stay: "
-                "craftcache evict --dry-run says why"
-            )
+            beyond = size_text(status.bytes - status.max_bytes)
+            yield f"{beyond} beyond max_bytes stay: craftcache evict --dry-run says why"
         if status.quarantined:
+            wrong = (
+                f"{counted(status.quarantined, 'file')} of {size_text(status.quarantined_bytes)}"
+            )
             yield (
-                f"{status.quarantined} files turned out wrong and are set aside in "
-                f"{self._cache.quarantine}: look at the disk; craftcache quarantine ls lists them"
+                f"{wrong} turned out wrong, set aside in {self._cache.quarantine}: the disk may be "
+                "failing; craftcache quarantine ls lists what it was, quarantine rm removes it"
             )
         for report in self._watches.reports():
             if report.state == "invalid":

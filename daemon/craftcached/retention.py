@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from craftcache.cache.manifest import manifest_key
+from craftcache.daemon.administration import Removal
 from craftcache.errors import InvalidSource, PolicyDenied
 from craftcache.model_filter import ModelFilter, ModelTraits, are_met
 from craftcache.sources import WatchSource, parse
@@ -17,7 +18,7 @@ from craftcache.sources import WatchSource, parse
 from .store.removal import Removed, superseded_revisions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from craftcache.cache.manifest import Manifest
     from craftcache.daemon.administration import Eviction, Pruning
@@ -42,6 +43,7 @@ class Retention:
         pruner: Removes models that were chosen by filters.
         watches: The watched directories, whose models are not removed.
         events: Told of removals.
+        forget: Says no more of a source that is not warm; returns whether anything was said.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Retention:
         pruner: Pruner,
         watches: Watches,
         events: Events,
+        forget: Callable[[str], bool],
     ) -> None:
         self._store = store
         self._pins = eviction.pins
@@ -61,30 +64,33 @@ class Retention:
         self._pruner = pruner
         self._watches = watches
         self._events = events
+        self._forget = forget
 
-    async def remove(self, text: str) -> int:
-        """Remove a model; returns the bytes freed.
+    async def remove(self, text: str) -> Removal:
+        """Remove a model; of one that is not cached, what the status says of it.
 
         Raises:
-            NotFound: It is not in the cache.
+            NotFound: It is not in the cache, and the status says nothing of it.
             PolicyDenied: It is pinned or watched.
         """
         source = parse(text)
-        manifest, key = self._store.required_manifest(source), manifest_key(source)
-        await self._pins.check_unpinned(source)
         if isinstance(source, WatchSource) and self._watches.is_watched(source):
             raise PolicyDenied(
                 "it is watched",
                 source=source.shown,
                 hint=f"craftcache watch rm {source.name}",
             )
+        if self._store.manifest(source) is None and self._forget(source.shown):
+            return Removal(source.shown, 0, was_cached=False)
+        manifest, key = self._store.required_manifest(source), manifest_key(source)
+        await self._pins.check_unpinned(source)
         removed = await self._store.remove(key)
         removed += await self._remove_superseded(manifest)
         for gone in removed.keys:
             await self._uses.forget(gone)
             await self._holds.forget(gone)
         self._events.tell("removed", source=source.shown, freed_bytes=removed.freed)
-        return removed.freed
+        return Removal(source.shown, removed.freed)
 
     async def _remove_superseded(self, past: Manifest) -> Removed:
         """Remove the earlier revisions that a removed model left, unless they are pinned."""

@@ -11,6 +11,7 @@ from pathlib import Path  # noqa: TC003  # config_schema reads the annotations
 from typing import Any
 
 from craftcache.file_maps import MAP_CHOICES, MapChoice
+from craftcache.network.token import DAEMONS_PLACE
 from craftcache.origins.hub import DEFAULT_ENDPOINT
 from craftcache.watch_rule import WatchRule  # noqa: TC001  # likewise
 
@@ -53,6 +54,7 @@ class Settings:
     Attributes:
         hub_token: The token for gated and private repositories; from ``HF_TOKEN``, the file that
             ``HF_TOKEN_PATH`` names or systemd's credential ``hf-token``, and from nowhere else.
+        hub_token_place: Where that token belongs in this daemon, for whoever lacks one.
     """
 
     cache_dir: Path = field(
@@ -111,6 +113,7 @@ class Settings:
         metadata=_about("The Hub's address.", shown=f"HF_ENDPOINT, or {DEFAULT_ENDPOINT}"),
     )
     hub_token: str | None = field(default=None, repr=False)
+    hub_token_place: str = DAEMONS_PLACE
     mirrors: tuple[MirrorRule, ...] = field(
         default=(),
         metadata=_about(
@@ -375,5 +378,7 @@ def _defined(item: Field[Any]) -> Setting:
     )
 
 
-SETTINGS = {item.name: _defined(item) for item in fields(Settings) if item.name != "hub_token"}
+SETTINGS = {
+    item.name: _defined(item) for item in fields(Settings) if not item.name.startswith("hub_token")
+}
 """All that can be set, by name; the token is no setting, for settings are read by everybody."""

@@ -25,7 +25,7 @@ from craftcache.config import (
 )
 from craftcache.errors import InvalidSource
 from craftcache.file_maps import MAP_CHOICES
-from craftcache.network.token import find_token, read_token
+from craftcache.network.token import UNITS_PLACE, find_token, read_token
 from craftcache.origins.hub import hub_endpoint
 from craftcache.watch_rule import WatchRule
 
@@ -131,6 +131,8 @@ def _gathered(
     chosen.setdefault("hub_endpoint", hub_endpoint())
     with faults.noted():
         chosen["hub_token"] = _hub_token(environment)
+    if "CREDENTIALS_DIRECTORY" in environment:
+        chosen["hub_token_place"] = UNITS_PLACE
     if not faults.found:
         with faults.noted():
             _check_overlay(Settings(**chosen))

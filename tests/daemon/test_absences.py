@@ -37,12 +37,12 @@ def test_each_way_of_not_being_warm_has_its_reason_and_what_to_do() -> None:
 
 def test_what_is_gone_without_a_removal_is_lost(tmp_path: Path) -> None:
     absences = Absences()
-    here = frozenset({"org/lost", "org/removed", "org/failed", "org/there"})
+    here = dict.fromkeys(("org/lost", "org/removed", "org/failed", "org/there"), 1.0)
     assert absences.vanished(here) == frozenset()
     absences.looked(here, lost=(), root=tmp_path)
     absences.hear(event("removed", "org/removed", freed_bytes=1))
     absences.hear(failed("org/failed"))
-    there = frozenset({"org/there"})
+    there = {"org/there": 1.0}
     assert absences.vanished(there) == {"org/lost", "org/failed"}
     absences.looked(there, lost={"org/lost", "org/failed", "org/removed"}, root=tmp_path)
     told = {each.source: each.code for each in absences.newest()}
@@ -60,8 +60,35 @@ def test_what_is_warm_again_is_forgotten_and_what_fails_again_is_told_once() -> 
         ("org/b", "NotFound"),
     ]
     absences.hear(event("warmed", "org/a"))
-    absences.hear(event("published", "org/b"))
+    absences.hear(event("published", "org/b", by_name=True))
     assert len(absences) == 0
+
+
+def test_what_others_have_published_since_it_failed_is_refreshed(tmp_path: Path) -> None:
+    absences = Absences()
+    absences.hear(failed("org/since"))
+    absences.hear(failed("org/before"))
+    absences.looked({"org/since": 6.0, "org/before": 4.0}, lost=(), root=tmp_path)
+    assert [each.source for each in absences.newest()] == ["org/before"]
+
+
+async def test_what_is_here_is_known_after_a_restart(tmp_path: Path) -> None:
+    absences = Absences()
+    async with Database(tmp_path) as records, absences.kept_in(records):
+        for source in ("org/stays", "org/removed", "org/lost"):
+            absences.hear(event("published", source, by_name=True))
+        absences.hear(event("published", "t5-base", by_name=False))
+        absences.hear(event("removed", "org/removed", freed_bytes=1))
+    later = Absences()
+    async with Database(tmp_path) as records, later.kept_in(records):
+        assert later.vanished(["org/stays"]) == {"org/lost"}
+        later.looked({"org/stays": 1.0}, lost={"org/lost"}, root=tmp_path)
+        assert [each.code for each in later.newest()] == ["Lost", "Removed"]
+    last = Absences()
+    async with Database(tmp_path) as records, last.kept_in(records):
+        assert last.vanished([]) == {"org/stays"}
+        assert last.forget("org/lost")
+        assert not last.forget("org/lost")
 
 
 async def test_a_restart_forgets_none(tmp_path: Path) -> None:
@@ -74,7 +101,7 @@ async def test_a_restart_forgets_none(tmp_path: Path) -> None:
     later = Absences()
     async with Database(tmp_path) as records, later.kept_in(records):
         assert later.newest() == absences.newest()
-        later.hear(event("published", "org/a"))
+        later.hear(event("published", "org/a", by_name=True))
     last = Absences()
     async with Database(tmp_path) as records, last.kept_in(records):
         assert [each.source for each in last.newest()] == ["org/c"]

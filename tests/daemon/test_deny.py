@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from craftcache.errors import PolicyDenied
 from craftcache.sources import parse
-from craftcached.warm.allow import is_denied
+from craftcached.warm.allow import FetchPolicy, is_denied
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,21 @@ from craftcached.warm.allow import is_denied
 def test_what_a_pattern_denies(source: str, pattern: str, denied: bool) -> None:
     parsed = parse(source)
     assert is_denied(parsed, pattern) is denied
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "message"),
+    [
+        (("*",), ("other/*", "org/*"), "this node is told not to fetch it, by 'org/*' in the "),
+        (("other/*", "org/mo"), (), "it is none of 'other/*', 'org/mo' in the setting allow"),
+        ((), (), "there is no pattern in the setting allow"),
+        (tuple(f"o{n}/*" for n in range(10)), (), "'o6/*', 'o7/*' and 2 more in the setting allow"),
+    ],
+)
+def test_the_pattern_that_denies_is_named(
+    allow: tuple[str, ...], deny: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(PolicyDenied) as caught:
+        FetchPolicy(allow, deny).check(parse("org/model"))
+    assert message in caught.value.message
+    assert caught.value.hint

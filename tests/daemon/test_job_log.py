@@ -53,7 +53,7 @@ def test_a_finished_job_is_one_line_with_the_same_values_as_fields(
     events.tell("warmed", **WARMED)
     [record] = caplog.records
     message = record.getMessage()
-    assert message == "warmed org/model at r1: 5 bytes fetched, 2 reused, 1.24 s"
+    assert message == "warmed org/model at r1: 5 bytes fetched, 2 bytes reused, 1.24 s"
     fields = parsed(encode_record(record, message))
     assert fields["MESSAGE"] == message
     assert (fields["PRIORITY"], fields["SYSLOG_IDENTIFIER"]) == ("6", "craftcached")

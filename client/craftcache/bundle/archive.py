@@ -19,6 +19,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol
 
+from craftcache.amounts import counted
 from craftcache.cache.durable import staging_name
 from craftcache.digests import HashedFile, Hasher, Stamp
 from craftcache.errors import IntegrityError, NotFound
@@ -198,7 +199,8 @@ def _open(cache: CacheDir, record: FileRecord) -> IO[bytes]:
         return cache.path(record).open("rb")
     except FileNotFoundError:
         raise NotFound(
-            f"{record.path} is no longer in the cache: it was evicted, or found damaged",
+            f"{record.path} is no longer in the cache: it was removed to make room, or found "
+            "damaged",
             hint="Warm the model again, then make the bundle",
         ) from None
 
@@ -219,7 +221,7 @@ def _read_lock(tar: tarfile.TarFile, member: tarfile.TarInfo | None, metered: _M
     if member is None or member.name != LOCK_NAME or not _is_plain(member):
         raise _damaged(f"it does not begin with {LOCK_NAME}")
     if member.size > MAX_LOCK_BYTES:
-        raise _damaged(f"its lock has {member.size} bytes")
+        raise _damaged(f"its lock has {counted(member.size, 'byte')}")
     metered.allow(HEADER_BYTES)
     content = tar.extractfile(member)
     assert content is not None  # noqa: S101  # a regular file has content
@@ -250,7 +252,8 @@ def _wanted(
     for entry in entries:
         if member.size != entry.size:
             raise _damaged(
-                f"{entry.filename} has {member.size} bytes where its lock has {entry.size}"
+                f"{entry.filename} has {counted(member.size, 'byte')} where its lock "
+                f"has {entry.size}"
             )
     return entries
 

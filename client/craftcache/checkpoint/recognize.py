@@ -15,6 +15,7 @@ import os
 import re
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
+from craftcache.amounts import counted
 from craftcache.errors import NotACheckpoint
 
 from .descriptor import DescriptorFile
@@ -135,8 +136,8 @@ def recognize(file: BinaryIO) -> Recognized | None:
         return Recognized("empty", _DOWNLOAD)
     if not head.strip(b"\x00"):
         return Recognized(
-            f"{size} bytes of which the first {len(head)} are zero: a download or copy that was "
-            "interrupted, or one that a crash of the machine undid",
+            f"{counted(size, 'byte')} of which the first {len(head)} are zero: a download or copy "
+            "that was interrupted, or one that a crash of the machine undid",
             _DOWNLOAD,
         )
     for mark, message, hint in _MAGICS:
@@ -220,7 +221,7 @@ def _pointer(head: bytes) -> Recognized | None:
     """What stands for a file that another program keeps elsewhere."""
     if _LFS.match(head):
         size = _LFS_SIZE.search(head)
-        of = f" to a file of {int(size[1])} bytes" if size else ""
+        of = f" to a file of {counted(int(size[1]), 'byte')}" if size else ""
         return Recognized(
             f"a git-lfs pointer{of}, not the file itself",
             "Run `git lfs install` and `git lfs pull` in the clone, or download the file by itself",
@@ -312,7 +313,8 @@ def _archive(file: BinaryIO, size: int) -> Recognized:
     """The damage of a zip archive, in words."""
     if _ZIP_END not in _tail(file, size):
         return Recognized(
-            f"a truncated zip archive: its {size} bytes are only the beginning of it", _DOWNLOAD
+            f"a truncated zip archive: its {counted(size, 'byte')} are only the beginning of it",
+            _DOWNLOAD,
         )
     if size == _EMPTY_ZIP_BYTES:
         return Recognized("an empty zip archive", _DOWNLOAD)

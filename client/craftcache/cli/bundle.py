@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import counted, size_text
 from craftcache.cache.directory import CacheDir
 from craftcache.errors import CraftcacheError, NotFound, Unavailable
 from craftcache.full_disk import FULL, storage_full
 
 from .context import Site, json_option, pass_place
-from .output import print_json, short_revision, size_text
+from .output import print_json, short_revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -65,7 +66,7 @@ def create(place: Site, file: Path, sources: tuple[str, ...], *, as_json: bool) 
     if as_json:
         print_json({"file": file, "bytes": size, "models": list(closure.manifests)})
     else:
-        click.echo(f"{file}: {len(closure.manifests)} models, {size_text(size)}")
+        click.echo(f"{file}: {counted(len(closure.manifests), 'model')}, {size_text(size)}")
     _warn(closure)
 
 

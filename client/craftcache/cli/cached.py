@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import size_text
 from craftcache.durations import DAY_SECONDS
 from craftcache.errors import NotFound
 from craftcache.model_filter import are_met
@@ -25,7 +26,6 @@ from .output import (
     print_pairs,
     print_tree,
     short_revision,
-    size_text,
 )
 
 if TYPE_CHECKING:
@@ -170,13 +170,17 @@ def explain(place: Site, source: str, *, as_json: bool) -> None:
 @json_option
 @pass_place
 def rm(place: Site, source: str, *, as_json: bool) -> None:
-    """Remove a model and free the bytes that no other model needs."""
-    shown = parse(source).shown
-    freed = place.admin().remove(source)
+    """Remove a model and free the bytes that no other model needs.
+
+    What is not cached and `craftcache status` lists as not warm is taken off that list.
+    """
+    removal = place.admin().remove(source)
     if as_json:
-        print_json({"source": shown, "freed_bytes": freed})
+        print_json(removal.to_fields())
+    elif removal.was_cached:
+        click.echo(f"{removal.source}: removed, {size_text(removal.freed_bytes)} freed")
     else:
-        click.echo(f"{shown}: removed, {size_text(freed)} freed")
+        click.echo(f"{removal.source}: was not cached, and is listed as not warm no more")
 
 
 def _document(model: CachedModel) -> dict[str, object]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.daemon.events import eviction_words
+
 from .context import Site, json_option, pass_place, until_interrupted
 from .output import print_json_line
 
@@ -44,8 +46,11 @@ def events(place: Site, since: int | None, kinds: tuple[str, ...], *, as_json: b
 
 def _line(event: DaemonEvent) -> str:
     at = datetime.fromtimestamp(event.at).astimezone()
-    fields = [f"{key}={_word(value)}" for key, value in event.fields.items() if value is not None]
-    return " ".join([f"{at:%H:%M:%S}", str(event.seq), event.kind, *fields])
+    said = dict(event.fields)
+    if event.kind == "evicted":
+        said["reason"] = eviction_words(str(said.get("reason")))
+    fields = [f"{key}={_word(value)}" for key, value in said.items() if value is not None]
+    return " ".join([f"{at:%Y-%m-%d %H:%M:%S}", str(event.seq), event.kind, *fields])
 
 
 def _word(value: object) -> str:

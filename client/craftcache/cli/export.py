@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import size_text
 from craftcache.daemon.client import own_token
 
 from .context import FAILED, json_option
-from .output import print_columns, print_json, print_pairs, size_text
+from .output import print_columns, print_json, print_pairs
 
 if TYPE_CHECKING:
     from craftcache.exports import Checked

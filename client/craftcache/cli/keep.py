@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import size_text
 from craftcache.sources import parse
 
 from .context import Site, json_option, pass_place
 from .durations import as_seconds
-from .output import moment_text, print_json, size_text
+from .output import moment_text, print_json
 
 if TYPE_CHECKING:
     from craftcache.daemon.administration import Eviction

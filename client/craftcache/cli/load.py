@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import size_text
 from craftcache.checkpoint.contents import Contents
 from craftcache.sources import PARTS, LocalDirectory, LocalFile, locate
 
 from .context import Site, json_option, pass_place
-from .output import NOT_KNOWN, print_columns, print_json, short_revision, size_text
+from .output import NOT_KNOWN, print_columns, print_json, short_revision
 from .progress import make_display
 
 if TYPE_CHECKING:

@@ -27,7 +27,6 @@ __all__ = [
     "print_pairs",
     "print_tree",
     "short_revision",
-    "size_text",
     "span_text",
 ]
 
@@ -36,8 +35,6 @@ SHORT_REVISION = 12
 
 NOT_KNOWN = "-"
 """What a column holds where there is nothing to say."""
-
-_UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 _SPANS = (("day", DAY_SECONDS), ("hour", 3600), ("min", 60))
 
@@ -86,17 +83,6 @@ def print_pairs(pairs: Mapping[str, object]) -> None:
     width = max(map(len, pairs), default=0) + 1
     for name, value in pairs.items():
         click.echo(f"{name + ':':<{width}} {value}")
-
-
-def size_text(count: float) -> str:
-    """``count`` bytes in decimal units, as disks and networks are measured."""
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in _UNITS:
-        count /= 1000
-        if count < 999.95 or unit == _UNITS[-1]:
-            break
-    return f"{count:.1f} {unit}"
 
 
 def span_text(seconds: float) -> str:

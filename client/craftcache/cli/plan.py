@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import size_text
 from craftcache.errors import InvalidSource, ResourceLimit, UnknownDevice
 from craftcache.model_filter import parse_size
 from craftcache.torch_import import import_torch
 from craftcache.wire import WarmOptions
 
 from .context import Site, json_option, pass_place
-from .output import NOT_KNOWN, print_columns, print_json, short_revision, size_text
+from .output import NOT_KNOWN, print_columns, print_json, short_revision
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

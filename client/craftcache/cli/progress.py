@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from .output import size_text
+from craftcache.amounts import size_text
 
 if TYPE_CHECKING:
     from types import TracebackType

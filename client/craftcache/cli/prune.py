@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import size_text
+
 from .context import Site, json_option, pass_place
 from .filtering import filter_option
-from .output import print_json, size_text
+from .output import print_json
 
 if TYPE_CHECKING:
     from craftcache.daemon.administration import Pruning
@@ -55,4 +57,4 @@ def _print(pruning: Pruning, *, dry_run: bool, err: bool = False) -> None:
         click.echo(f"{source}: {verb}", err=err)
     click.echo(f"{size_text(pruning.freed_bytes)} {'would be ' if dry_run else ''}freed", err=err)
     for kept in pruning.kept:
-        click.echo(f"{kept.source}: stays, {kept.reason}", err=True)
+        click.echo(f"{kept.source}: stays, {kept.reason}", err=err)

@@ -6,8 +6,10 @@ from datetime import datetime, timezone
 
 import click
 
+from craftcache.amounts import size_text
+
 from .context import Site, json_option, pass_place
-from .output import NOT_KNOWN, print_columns, print_json, size_text
+from .output import NOT_KNOWN, print_columns, print_json
 
 __all__ = ["quarantine"]
 

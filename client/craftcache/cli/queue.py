@@ -34,11 +34,17 @@ def ls(place: Site, *, as_json: bool) -> None:
     if as_json:
         print_json({"jobs": [job.to_fields() for job in queued]})
         return
-    rows = [(str(job.id), job.source, _files(job.options), str(job.tries)) for job in queued]
-    print_columns(("NUMBER", "SOURCE", "FILES", "FAILURES"), rows)
-    for job in queued:
-        if job.failure:
-            click.echo(f"{job.source}: {job.failure.message}", err=True)
+    rows = [
+        (
+            str(job.id),
+            job.source,
+            _files(job.options),
+            str(job.tries),
+            job.failure.message if job.failure else NOT_KNOWN,
+        )
+        for job in queued
+    ]
+    print_columns(("NUMBER", "SOURCE", "FILES", "FAILURES", "WHY"), rows)
 
 
 @queue.command()

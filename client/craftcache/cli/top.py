@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import counted, size_text
+
 from .context import Site, json_option, pass_place, until_interrupted
-from .output import print_json_line, size_text, span_text
+from .output import print_json_line, span_text
 from .processes import HEADER, process_rows, processes_of
-from .status import COMING, coming_rows
+from .status import COMING, NOT_WARM, coming_rows, not_warm_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,11 +23,16 @@ if TYPE_CHECKING:
     from craftcache.daemon.activity import Activity
     from craftcache.daemon.admin import AdminClient
     from craftcache.daemon.processes import ModelProcess
+    from craftcache.wire import NotWarm
 
 __all__ = ["top"]
 
-PROCESSES_EVERY = 5
-"""Refreshes after which the processes are asked for again: they change seldom, and cost more."""
+SHOWN = 16
+"""Sources that are not warm on the screen, the newest; ``craftcache status --all`` lists all."""
+
+DETAILS_EVERY = 5
+"""Refreshes after which processes, and why models are not warm, are asked for again: they change
+seldom, and cost more."""
 
 
 @click.command()
@@ -41,7 +48,7 @@ PROCESSES_EVERY = 5
 @json_option
 @pass_place
 def top(place: Site, interval: float, count: int | None, *, as_json: bool) -> None:
-    """Show live what the daemon does, what comes and who uses what.
+    """Show live what the daemon does, what comes, what does not and why, and who uses what.
 
     Where stdout is no terminal each refresh is printed below the one before; with --json each is
     one line of JSON.
@@ -62,10 +69,12 @@ def _show(admin: AdminClient, interval: float, count: int | None) -> None:
     with Live(console=console, auto_refresh=False, screen=sys.stdout.isatty()) as live:
         before: Activity | None = None
         processes: list[ModelProcess] = []
+        not_warm: list[NotWarm] = []
         for number, activity in enumerate(_refreshes(admin, interval, count)):
-            if number % PROCESSES_EVERY == 0:
+            if number % DETAILS_EVERY == 0:
                 processes = processes_of(admin)
-            shown = _screen(activity, before, processes)
+                not_warm = admin.not_warm()
+            shown = _screen(activity, before, not_warm, processes)
             if console.is_terminal:
                 live.update(shown, refresh=True)
             else:
@@ -84,7 +93,10 @@ def _refreshes(admin: AdminClient, interval: float, count: int | None) -> Iterat
 
 
 def _screen(
-    activity: Activity, before: Activity | None, processes: list[ModelProcess]
+    activity: Activity,
+    before: Activity | None,
+    not_warm: list[NotWarm],
+    processes: list[ModelProcess],
 ) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
@@ -94,6 +106,8 @@ def _screen(
         Text(),
         _table(COMING, coming_rows(activity.coming)),
         Text(),
+        _table(NOT_WARM, not_warm_rows(not_warm[:SHOWN], activity.at)),
+        Text(),
         _table(HEADER, process_rows(processes)),
     )
 
@@ -101,14 +115,16 @@ def _screen(
 def _head(activity: Activity, before: Activity | None) -> Iterator[str]:
     up = span_text(activity.at - activity.started_at)
     yield (
-        f"up {up}; {activity.connections} connections, {activity.processes} processes; "
+        f"up {up}; {counted(activity.connections, 'connection')}, "
+        f"{counted(activity.processes, 'process')}; "
         f"{len(activity.coming)} coming, {activity.queued} queued, {activity.not_warm} not warm"
     )
     loads = activity.hits + activity.misses
     yield (
-        f"loads: {loads} ({activity.hits} hits{_rate(activity, before)}), "
+        f"loads: {loads} ({counted(activity.hits, 'hit')}{_rate(activity, before)}), "
         f"{size_text(activity.bytes_served)} served; {activity.refusals} refused; "
-        f"{size_text(activity.bytes_fetched)} fetched; {activity.evictions} evicted"
+        f"{size_text(activity.bytes_fetched)} fetched; "
+        f"{activity.evictions} removed to make room"
     )
 
 

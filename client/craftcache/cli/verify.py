@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from craftcache.amounts import counted
+
 from .context import FAILED, RETRY_MAY_HELP, Site, json_option, pass_place
-from .output import print_columns, print_json
+from .output import NOT_KNOWN, print_columns, print_json
 from .progress import make_display
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def verify(
         if as_json:
             print_json(started.to_fields())
         else:
-            click.echo(f"verification {started.id}: {started.files} files")
+            click.echo(f"verification {started.id}: {counted(started.files, 'file')}")
         return
     tell = _print_line if ndjson else _ignore
     with make_display(quiet=as_json or ndjson) as display:
@@ -104,15 +106,19 @@ def _exit_code(verdicts: Sequence[Verdict]) -> int:
 
 def _print(verdicts: Sequence[Verdict]) -> None:
     rows = [
-        (verdict.source, verdict.filename, verdict.part, verdict.outcome) for verdict in verdicts
+        (verdict.source, verdict.filename, verdict.part, verdict.outcome, _why(verdict))
+        for verdict in verdicts
     ]
-    print_columns(("SOURCE", "FILE", "PART", "OUTCOME"), rows)
-    for verdict in verdicts:
-        about = f"{verdict.source}: {verdict.filename}"
-        if verdict.quarantined:
-            click.echo(f"{about} was wrong, and is {verdict.quarantined} now", err=True)
-        if verdict.failure:
-            click.echo(f"{about} is not mended: {verdict.failure.message}", err=True)
+    print_columns(("SOURCE", "FILE", "PART", "OUTCOME", "WHY"), rows)
+
+
+def _why(verdict: Verdict) -> str:
+    """What became of a file that was wrong, and why it is not mended."""
+    notes = (
+        f"was wrong, and is {verdict.quarantined} now" if verdict.quarantined else "",
+        f"not mended: {verdict.failure.message}" if verdict.failure else "",
+    )
+    return "; ".join(filter(None, notes)) or NOT_KNOWN
 
 
 def _print_line(event: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import size_text
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.sources import HubSource, parse, wanted_files
 from craftcache.wire import WarmOptions
@@ -17,7 +18,7 @@ from craftcache.wire import WarmOptions
 from .bundle import read_lock
 from .context import Site, exit_code, json_option, pass_place, show_error
 from .durations import as_seconds
-from .output import moment_text, print_json, short_revision, size_text
+from .output import moment_text, print_json, short_revision
 from .progress import make_display
 from .queue import named
 
@@ -83,7 +84,7 @@ AT_ONCE = 8
     callback=as_seconds,
     default="0",
     metavar="TIME",
-    help="Keep it from being evicted for so long, like 4h, so that it is there when a job starts.",
+    help="Let it not be removed to make room for so long, like 4h: a job that starts finds it.",
 )
 @click.option("--detach", is_flag=True, help="Queue it with the daemon and do not wait.")
 @click.option("--check", is_flag=True, help="Only answer, by the exit code, whether all is warm.")

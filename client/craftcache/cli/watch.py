@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from craftcache.amounts import size_text
 from craftcache.watch_rule import WatchRule, default_watch_name
 
 from .context import Site, json_option, pass_place
-from .output import NOT_KNOWN, print_columns, print_json, print_json_line, size_text
+from .output import NOT_KNOWN, print_columns, print_json, print_json_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -104,15 +105,12 @@ def ls(place: Site, *, as_json: bool) -> None:
             _served(each),
             ",".join(map(str, each.generations)) or NOT_KNOWN,
             each.rule.directory,
+            _why(each),
         )
         for each in listed.watches
     ]
-    rows += [(rule.name, "pattern", "", "", rule.directory) for rule in listed.patterns]
-    print_columns(("NAME", "STATE", "SERVED", "GENERATIONS", "DIRECTORY"), rows)
-    for each in listed.watches:
-        for note in (each.detail, each.polled and f"polled: {each.polled}"):
-            if note:
-                click.echo(f"{each.rule.name}: {note}", err=True)
+    rows += [(rule.name, "pattern", "", "", rule.directory, "") for rule in listed.patterns]
+    print_columns(("NAME", "STATE", "SERVED", "GENERATIONS", "DIRECTORY", "WHY"), rows)
 
 
 @watch.command()
@@ -237,6 +235,12 @@ def _print_watch(watch: WatchReport, *, as_json: bool) -> None:
         print_json(watch.to_fields())
     else:
         click.echo(f"watch:{watch.rule.name}: serves {_served(watch)}")
+
+
+def _why(watch: WatchReport) -> str:
+    """What is said of a watch's state, and of why its directory is looked at in intervals."""
+    notes = (watch.detail, f"polled: {watch.polled}" if watch.polled else "")
+    return "; ".join(filter(None, notes)) or NOT_KNOWN
 
 
 def _served(watch: WatchReport) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from craftcache.errors import Unavailable
 from craftcache.sources import check_watch_name
-from craftcache.wire import GpuComparison, Progress
+from craftcache.wire import GpuComparison, NotWarm, Progress
 from craftcache.wire.record import JsonRecord
 
 from .activity import Activity
@@ -22,6 +22,7 @@ from .administration import (
     Pruning,
     QuarantinedFile,
     QueuedWarm,
+    Removal,
     Verdict,
     Verification,
     WatchList,
@@ -76,16 +77,16 @@ class AdminClient:
     def __init__(self, socket_dir: Path | None) -> None:
         self._transport = AdminTransport(socket_dir)
 
-    def remove(self, source: str) -> int:
-        """Remove a model from the cache; returns the bytes freed.
+    def remove(self, source: str) -> Removal:
+        """Remove a model from the cache; of one that is listed as not warm, the entry goes.
 
         Raises:
-            NotFound: It is not in the cache.
+            NotFound: It is not in the cache, nor listed as not warm.
             PolicyDenied: It is pinned, or this user is no administrator.
             Unavailable: The daemon cannot be reached.
         """
         answer = self._transport.request("DELETE", f"/v1/models/{quote(source, safe='')}")
-        return answer.integer("freed_bytes")
+        return Removal.parse(answer)
 
     def pin(
         self, source: str, *, lock: bool = False, expires_in: float | None = None
@@ -344,6 +345,14 @@ class AdminClient:
             Unavailable: The daemon cannot be reached.
         """
         return Activity.parse(self._transport.request("GET", "/v1/activity"))
+
+    def not_warm(self) -> list[NotWarm]:
+        """All that somebody wanted or had here and is not warm, and why; newest first.
+
+        Raises:
+            Unavailable: The daemon cannot be reached.
+        """
+        return _listed(self._transport.request("GET", "/v1/not_warm"), "not_warm", NotWarm)
 
     def processes(self) -> list[ModelProcess]:
         """The running processes that were handed models, or wait for some.

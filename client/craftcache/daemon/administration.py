@@ -147,6 +147,22 @@ class Eviction(JsonRecord):
 
 
 @dataclass(frozen=True, slots=True)
+class Removal(JsonRecord):
+    """The result of removing a model by its name.
+
+    Attributes:
+        source: The source as shown to people.
+        freed_bytes: Bytes freed on the disk.
+        was_cached: Whether it was in the cache; else it was only listed as not warm, and no longer
+            is.
+    """
+
+    source: Source
+    freed_bytes: int
+    was_cached: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Pruning(JsonRecord):
     """The result of removing models by filters; for a dry run, what it would be.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-__all__ = ["DaemonEvent", "EventStream", "connection_error"]
+__all__ = ["DaemonEvent", "EventStream", "connection_error", "eviction_words"]
 
 CONNECT_SECONDS = 5.0
 
@@ -28,6 +28,17 @@ LAST_PAUSE_SECONDS = 5.0
 SEQUENCE_HEADER = "Craftcache-Sequence"
 
 MAX_KIND = 64
+
+_EVICTION_WORDS = {
+    "admission": "to make room for a fetch",
+    "max_bytes": "to make room, as there was more than max_bytes",
+    "asked": "to make room, as an administrator asked",
+}
+
+
+def eviction_words(reason: str) -> str:
+    """The ``reason`` of an event ``evicted``, for people: why the model was removed."""
+    return _EVICTION_WORDS.get(reason, f"to make room ({reason})")
 
 
 @dataclass(frozen=True, slots=True)

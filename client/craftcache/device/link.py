@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from craftcache.amounts import size_text
 from craftcache.errors import DeviceMemoryFull
 
 from .accelerator import NoDeviceMemory
@@ -65,8 +66,8 @@ class DeviceLink:
         self.accelerator.give_back()
         free = self.accelerator.free_bytes()
         raise DeviceMemoryFull(
-            f"it needs {nbytes} bytes on {self.accelerator.device}, which has "
-            f"{'no' if free is None else free} bytes free",
+            f"it needs {size_text(nbytes)} on {self.accelerator.device}, which has "
+            f"{'too little' if free is None else size_text(free)} free",
             needed_bytes=nbytes,
             free_bytes=free,
             source=source,

@@ -10,6 +10,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from craftcache.amounts import counted
 from craftcache.errors import ResourceLimit
 
 from .pieces import PAGE_BYTES, SMALL_BYTES
@@ -101,7 +102,9 @@ class StagingRing:
             ValueError: It is too little for one buffer.
         """
         if limit_bytes < LEAST_BYTES:
-            raise ValueError(f"{limit_bytes} bytes are too few: at least {LEAST_BYTES} are needed")
+            raise ValueError(
+                f"{counted(limit_bytes, 'byte')} are too few: at least {LEAST_BYTES} are needed"
+            )
         self.buffer_bytes = min(self._most_bytes, limit_bytes // PAGE_BYTES * PAGE_BYTES)
         self.limit = limit_bytes // self.buffer_bytes
 

@@ -14,6 +14,7 @@ from craftcache.config import choose_cache_dir, choose_socket_dir
 from craftcache.daemon.client import DaemonClient
 from craftcache.daemon.transport import Call, DaemonUnavailable
 from craftcache.errors import CraftcacheError
+from craftcache.network.token import DAEMONS_PLACE
 from craftcache.version import VERSION
 from craftcache.wire import Status
 
@@ -121,9 +122,10 @@ class DaemonReport:
         if self.status is not None:
             yield _check_version(self.status.version)
             yield _check_cache_dir(choose_cache_dir(cache_dir), Path(self.status.cache_dir))
-            yield _check_token(has_token=self.status.has_token)
+            yield _check_token(self.status)
             yield _check_verity(has_verity=self.status.has_verity)
-            yield _check_quarantine(self.status.quarantined, self.status.quarantined_bytes)
+            if not self.status.quarantined:  # else it is among the problems
+                yield Finding("quarantine", "ok", "nothing turned out wrong")
             for problem in self.status.problems:
                 yield Finding("what the daemon reports", "problem", problem)
 
@@ -150,14 +152,14 @@ def _check_cache_dir(ours: Path, theirs: Path) -> Finding:
     )
 
 
-def _check_token(*, has_token: bool) -> Finding:
-    if has_token:
+def _check_token(status: DaemonStatus) -> Finding:
+    if status.has_token:
         return Finding("token", "ok", "the daemon has a Hub token")
     return Finding(
         "token",
         "ok",
         "the daemon has no Hub token: public repositories only",
-        "For gated and private ones: install -Dm600 token /etc/credstore/hf-token, restart",
+        f"For gated and private ones put a token into {status.token_place or DAEMONS_PLACE}",
     )
 
 
@@ -170,15 +172,4 @@ def _check_verity(*, has_verity: bool) -> Finding:
         "ok",
         "the cache's file system has none: rot is found by the scrub, within scrub_days",
         "tune2fs -O verity DEVICE, for ext4 on a kernel that has fs-verity; nothing needs it",
-    )
-
-
-def _check_quarantine(count: int, size: int) -> Finding:
-    if not count:
-        return Finding("quarantine", "ok", "nothing turned out wrong")
-    return Finding(
-        "quarantine",
-        "warning",
-        f"{count} files of {size / 1e9:.1f} GB turned out wrong: the disk may be failing",
-        "craftcache quarantine ls says which, and of when; craftcache quarantine rm removes them",
     )

@@ -37,4 +37,4 @@ def examine(socket_dir: Path | None, cache_dir: Path | None) -> Iterator[Finding
     yield from report.check(cache_dir)
     yield from storage.check(cache_dir)
     yield from machine.check(report.pid)
-    yield hub.check()
+    yield hub.check(report.status.hub_endpoint if report.status else None)

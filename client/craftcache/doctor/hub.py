@@ -14,19 +14,26 @@ __all__ = ["check"]
 ANSWER_SECONDS = 5.0
 
 
-def check() -> Finding:
-    """Ask the Hub for anything at all; it may well refuse."""
+def check(daemons: str | None) -> Finding:
+    """Ask the Hub for anything at all; it may well refuse.
+
+    Args:
+        daemons: The address that the daemon asks, which is the one that matters; None where it does
+            not say, and then it is what a daemon would read here.
+    """
     import httpx
 
     configured = read_config(config_path()).get("hub_endpoint")
-    endpoint = os.environ.get("CRAFTCACHE_HUB_ENDPOINT") or configured or hub_endpoint()
+    here = os.environ.get("CRAFTCACHE_HUB_ENDPOINT") or configured or hub_endpoint()
+    endpoint = daemons or here
+    whose = f"{endpoint}, which the daemon asks," if daemons else f"{endpoint}"
     try:
         httpx.head(str(endpoint), timeout=ANSWER_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding(
             "hub",
             "warning",
-            f"{endpoint} cannot be reached from this process ({type(error).__name__})",
-            "Check network, proxy and HF_ENDPOINT; what is cached is served all the same",
+            f"{whose} cannot be reached from this process ({type(error).__name__})",
+            "Check network, proxy and hub_endpoint; what is cached is served all the same",
         )
-    return Finding("hub", "ok", f"{endpoint} answers")
+    return Finding("hub", "ok", f"{whose} answers")

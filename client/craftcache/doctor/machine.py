@@ -6,6 +6,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import counted
+
 from .finding import Finding
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def _check_inotify() -> Finding:
     instances = _sysctl("fs/inotify/max_user_instances")
     if watches is None or instances is None:
         return Finding("inotify", "ok", "the kernel does not tell its limits here")
-    found = f"{watches} watches, {instances} instances a user"
+    found = f"{counted(watches, 'watch')}, {counted(instances, 'instance')} a user"
     if watches >= INOTIFY_WATCHES and instances >= INOTIFY_INSTANCES:
         return Finding("inotify", "ok", found)
     return Finding(
@@ -74,13 +76,13 @@ def _check_inotify() -> Finding:
 def _check_limits(pid: int) -> Iterator[Finding]:
     limits = _soft_limits(pid)
     if files := limits.get("Max open files"):
-        message = f"the daemon may have {_shown(files)} files open"
+        message = f"the daemon may have {_shown(files, 'file')} open"
         if files >= OPEN_FILES:
             yield Finding("open files", "ok", message)
         else:
             yield Finding("open files", "warning", message, "LimitNOFILE=65536 in the unit")
     if locked := limits.get("Max locked memory"):
-        message = f"the daemon may lock {_shown(locked)} bytes of memory"
+        message = f"the daemon may lock {_shown(locked, 'byte')} of memory"
         remedy = "" if locked >= LOCKED_BYTES else "For pin --lock: LimitMEMLOCK=infinity"
         yield Finding("locked memory", "ok", message, remedy)
 
@@ -99,8 +101,8 @@ def _soft_limits(pid: int) -> dict[str, float]:
     }
 
 
-def _shown(limit: float) -> str:
-    return "any number of" if limit == float("inf") else f"{limit:.0f}"
+def _shown(limit: float, noun: str) -> str:
+    return f"any number of {noun}s" if limit == float("inf") else counted(int(limit), noun)
 
 
 def _sysctl(name: str) -> int | None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import size_text
 from craftcache.cache.directory import CacheDir
 from craftcache.config import choose_cache_dir, choose_map
 from craftcache.file_maps import remote_file_system
@@ -27,16 +28,24 @@ def check(cache_dir: Path | None) -> Iterator[Finding]:
     """Look at the cache directory and at its file system."""
     cache = CacheDir(choose_cache_dir(cache_dir))
     if not cache.root.is_dir():
-        yield Finding(
-            "cache directory",
-            "problem",
-            f"{cache.root} does not exist",
-            "Start the daemon, which makes it, or correct cache_dir",
-        )
+        yield _absent(cache.root)
         return
     yield _check_access(cache)
     yield _check_space(cache.root)
     yield _check_maps(cache.root)
+
+
+def _absent(root: Path) -> Finding:
+    """What is in the place of a cache directory."""
+    message, remedy = f"{root} does not exist", "Start the daemon, which makes it"
+    if os.path.lexists(root):
+        remedy = "Move it away"
+        message = f"{root} is a file, not a directory"
+        if root.is_symlink() and not root.exists():
+            message = f"{root} is a link to {os.readlink(root)}, which does not exist"
+    elif obstacle := next((each for each in root.parents if each.is_file()), None):
+        message, remedy = f"{root} cannot exist: {obstacle} is a file", "Move that away"
+    return Finding("cache directory", "problem", message, f"{remedy}, or correct cache_dir")
 
 
 def _check_access(cache: CacheDir) -> Finding:
@@ -64,7 +73,7 @@ def _check_space(root: Path) -> Finding:
     if inodes is not None and inodes < FEW_INODES:
         return Finding("disk space", "problem", f"{root} {NO_INODES}", MORE_INODES)
     free = shutil.disk_usage(root).free
-    shown = f"{free / 1e9:.1f} GB free at {root}"
+    shown = f"{size_text(free)} free at {root}"
     if free >= LARGE_EXPORT:
         return Finding("disk space", "ok", shown)
     remedy = "craftcache rm frees models; another disk: drop-ins/another-disk.conf"

@@ -66,7 +66,7 @@ class FallbackHandler:
     def __init__(self, cache: CacheDir, fallback: Fallback, *, may_warn: bool) -> None:
         self._cache = cache
         self._fallback = fallback
-        self._may_warn = self._says_why = may_warn
+        self._may_warn = self._says_why = self._may_tell_place = may_warn
         self._unrecorded: set[RemoteSource] = set()
         self.resolver = Resolver(cache)
 
@@ -129,6 +129,7 @@ class FallbackHandler:
         fetched = self._fetch(source, OwnFetchRequest(names), away, call)
         if fetched.not_kept is not None:
             log.warning("%s is loaded and not kept: %s", source.shown, fetched.not_kept)
+        self._tell_place(fetched, away)
         return fetched.files
 
     def _hub_snapshot(self, source: RemoteSource, names: Sequence[str]) -> Loaded | None:
@@ -181,6 +182,7 @@ class FallbackHandler:
                     source=source.shown,
                     hint="Try again, or set CRAFTCACHE_CACHE_DIR to a cache of your own",
                 ) from away
+            self._tell_place(fetched, away)
             return WarmedModel(
                 source.shown,
                 files.revision,
@@ -246,11 +248,27 @@ class FallbackHandler:
             hint="Start craftcached, or warm the model first",
         )
 
+    def _tell_place(self, fetched: OwnFetchResult, away: DaemonUnavailable) -> None:
+        """Log where files are kept if that is not the shared cache, the first time only."""
+        if self._may_tell_place and fetched.kept_in not in (None, self._cache.root):
+            self._may_tell_place = False
+            if away.refusal is None:
+                why = f"uid {os.geteuid()} may not write to {self._cache.root}"
+            else:
+                why = f"not everybody who reads {self._cache.root} may read it"
+            log.warning(
+                "what this process fetches is kept in %s, the cache of its user, as %s; "
+                "CRAFTCACHE_CACHE_DIR names another",
+                fetched.kept_in,
+                why,
+            )
+
     def _warn(self, away: DaemonUnavailable) -> None:
         """Log why the daemon is not used, the first time only."""
         if self._may_warn:
             self._may_warn = False
-            log.warning("loading without the daemon: %s", away)
+            places = " and ".join(map(str, self.resolver.places))
+            log.warning("loading without the daemon, from %s: %s", places, away)
 
 
 def is_offline() -> bool:

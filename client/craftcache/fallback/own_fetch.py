@@ -63,12 +63,14 @@ class OwnFetchResult:
         bytes_fetched: Bytes downloaded.
         bytes_reused: Bytes that were in the cache before.
         not_kept: Reason why the files were not published; None where they were.
+        kept_in: The cache directory that they were published in; None where they were not.
     """
 
     files: Loaded
     bytes_fetched: int
     bytes_reused: int
     not_kept: str | None
+    kept_in: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,16 +186,37 @@ class Resolver:
                 what, lock_seconds=self._lock_seconds, report=report, cancellation=cancellation
             )
         if cache not in self._caches:
-            return replace(fetched, not_kept="this user may write to no cache")
-        return fetched
+            places = " nor to ".join(str(each.root) for each in self._caches)
+            return replace(fetched, not_kept=f"this user may not write to {places}")
+        return replace(fetched, kept_in=cache.root if fetched.not_kept is None else None)
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The cache directories that are looked in: the shared one, and the user's own."""
+        return tuple(cache.root for cache in self._caches)
+
+    @property
+    def destination(self) -> Path:
+        """The cache directory that a fetch would publish in, where it can be made and written."""
+        return self._destination(is_private=False).root
+
+    def holder(self, source: RemoteSource, names: Sequence[str]) -> Path | None:
+        """The cache directory that a file of ``known`` would come from."""
+        found = (
+            each.root for each in self._caches if self._manifest(each, source, names) is not None
+        )
+        return next(found, None)
+
+    def _destination(self, *, is_private: bool) -> CacheDir:
+        shared, own = self._caches[0], self._caches[-1]
+        return shared if shared.is_writable() and not is_private else own
 
     def _publishable(self, stack: contextlib.ExitStack, *, is_private: bool) -> CacheDir:
         """The cache to fetch into: the shared one if it is this user's, else the user's own.
 
         Where neither can be written to, it is a temporary one that ``stack`` removes.
         """
-        shared, own = self._caches[0], self._caches[-1]
-        cache = shared if shared.is_writable() and not is_private else own
+        cache = self._destination(is_private=is_private)
         if (newer := newer_format(cache)) is not None:
             log.warning("nothing is kept in %s, which a newer release wrote: %s", cache.root, newer)
         else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from craftcache.amounts import counted
 from craftcache.cache.durable import staging_name
 from craftcache.cache.foreign_writes import ForeignWrites
 from craftcache.daemon.transport import shut
@@ -225,7 +226,7 @@ def _receive(
             report(done, total)
         if total is not None and done < total:
             raise Unavailable(
-                f"the connection ended after {done} of {total} bytes",
+                f"the connection ended after {done} of {counted(total, 'byte')}",
                 source=wanted.source,
                 hint="Try again",
             )

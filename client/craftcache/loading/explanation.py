@@ -140,15 +140,21 @@ class _Foresight:
                 return self._look_at_daemon(source, names)
             case "cache":
                 if (manifest := resolver.known(source, names)) is None:
-                    self._said.append(f"it is not in {self._loader.cache_dir}")
+                    places = " nor in ".join(map(str, resolver.places))
+                    self._said.append(f"it is not in {places}")
                     return False
-                self._said.append(f"it is cached and verified at revision {manifest.revision}")
+                self._said.append(
+                    f"it is cached and verified at revision {manifest.revision}, in "
+                    f"{resolver.holder(source, names)}"
+                )
                 files = tuple(map(FileInfo.recorded, manifest.files))
                 self._serve("cache", manifest.revision, files)
             case "origin" if isinstance(source, WatchSource):
                 self._said.append(_NO_GENERATION)
             case "origin":
-                self._said.append("this process would fetch and verify it by itself")
+                self._said.append(
+                    f"this process would fetch and verify it by itself, into {resolver.destination}"
+                )
                 self._served_by = "origin"
             case _:
                 if not all(resolver.path(source, name) for name in names):

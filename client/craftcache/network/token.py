@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from craftcache.errors import AccessDenied
 
 if TYPE_CHECKING:
     import os
 
-__all__ = ["authorization", "find_token", "read_token"]
+__all__ = [
+    "DAEMONS_PLACE",
+    "OWN_PLACE",
+    "UNITS_PLACE",
+    "authorization",
+    "find_token",
+    "read_token",
+]
 
 _AROUND = " \t\r\n\0\f\v\N{NO-BREAK SPACE}\N{ZERO WIDTH NO-BREAK SPACE}\N{ZERO WIDTH SPACE}"
 _QUOTES = "\"'"
+
+OWN_PLACE: Final = "HF_TOKEN or its file"
+DAEMONS_PLACE: Final = "the daemon's HF_TOKEN or HF_TOKEN_PATH, which it reads as it starts"
+UNITS_PLACE: Final = "/etc/credstore/hf-token, which craftcached.service reads as it starts"
+"""Where a token belongs, for people: of a process's own user, of a daemon, of systemd's daemon."""
 
 
 def find_token() -> str | None:
@@ -53,8 +65,15 @@ def read_token(path: str | os.PathLike[str]) -> str | None:
     return _cleaned(data.decode("utf-8", "replace"))
 
 
-def authorization(token: str | None, *, source: str | None = None) -> dict[str, str]:
+def authorization(
+    token: str | None, *, source: str | None = None, place: str = OWN_PLACE
+) -> dict[str, str]:
     """The header that carries ``token``; none where there is none.
+
+    Args:
+        token: The token.
+        source: Named in the error.
+        place: Where the token belongs, for whoever has to correct it.
 
     Raises:
         AccessDenied: No header can carry it; its text is not shown.
@@ -65,7 +84,7 @@ def authorization(token: str | None, *, source: str | None = None) -> dict[str, 
         raise AccessDenied(
             "the Hub token is invalid: it has characters in it that no token has",
             source=source,
-            hint="Write the token alone into HF_TOKEN or its file, on one line",
+            hint=f"Write the token alone into {place}, on one line",
         )
     return {"Authorization": f"Bearer {token}"}
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from craftcache.digests import Digest, Promise
 from craftcache.errors import AccessDenied, CraftcacheError, NotFound, Offline, Unavailable
 from craftcache.network.locations import MAX_REDIRECTS, REDIRECTS, origin_of, redirect_target
-from craftcache.network.token import authorization
+from craftcache.network.token import OWN_PLACE, authorization
 from craftcache.sources import is_commit, shown_url
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+
+LIST = "list of files"
+"""What stands for a file's name in a question for all names."""
 
 MAX_LIST_BYTES = 64 * 1024 * 1024
 """Bytes of an answer that lists a repository's files, of which the largest have 100,000."""
@@ -87,6 +90,7 @@ def describe(
     token: str | None,
     timeout: float,
     ca: str | None = None,
+    token_place: str = OWN_PLACE,
 ) -> HubFile:
     """Ask the Hub for one file at ``revision`` (one HEAD request).
 
@@ -98,6 +102,7 @@ def describe(
         token: Access token, sent to the Hub only; None sends none.
         timeout: Seconds without an answer.
         ca: Path of the only certificates believed; None for those of all origins.
+        token_place: Where the token belongs, for whoever lacks one.
 
     Raises:
         NotFound: No such repository, revision or file, or a private one that the token may not see.
@@ -106,7 +111,7 @@ def describe(
         Offline: ``HF_HUB_OFFLINE`` is set.
     """
     url = _file_url(endpoint, source, revision, filename)
-    question = _Question(source, filename, revision, has_token=bool(token))
+    question = _Question(source, filename, revision, bool(token), token_place)
     found = _describe(question, url, token, timeout, ca)
     digest = Digest.from_hub_etag(found.etag)
     # The commit becomes a directory's name and the etag a file's: neither is taken on trust.
@@ -130,7 +135,13 @@ def describe(
 
 
 def list_files(
-    source: HubSource, *, endpoint: str, token: str | None, timeout: float, ca: str | None = None
+    source: HubSource,
+    *,
+    endpoint: str,
+    token: str | None,
+    timeout: float,
+    ca: str | None = None,
+    token_place: str = OWN_PLACE,
 ) -> tuple[str, ...]:
     """Ask the Hub which files a repository has at its revision (one request).
 
@@ -140,13 +151,13 @@ def list_files(
         token: Access token, sent to the Hub only; None sends none.
         timeout: Seconds without an answer.
         ca: As for describe.
+        token_place: As for describe.
 
     Raises:
         CraftcacheError: As for describe.
     """
-    return _list(
-        source, source.revision, endpoint=endpoint, token=token, timeout=timeout, ca=ca
-    ).filenames
+    question = _Question(source, LIST, source.revision, bool(token), token_place)
+    return _list(question, endpoint=endpoint, token=token, timeout=timeout, ca=ca).filenames
 
 
 def list_revision(
@@ -157,21 +168,22 @@ def list_revision(
     token: str | None,
     timeout: float,
     ca: str | None = None,
+    token_place: str = OWN_PLACE,
 ) -> Listing:
     """Likewise at ``revision``, with the commit that this names.
 
     Raises:
         CraftcacheError: As for describe.
     """
-    listing = _list(source, revision, endpoint=endpoint, token=token, timeout=timeout, ca=ca)
+    question = _Question(source, LIST, revision, bool(token), token_place)
+    listing = _list(question, endpoint=endpoint, token=token, timeout=timeout, ca=ca)
     if not is_commit(listing.commit):
         raise _unreadable(source)
     return listing
 
 
 def _list(
-    source: HubSource,
-    revision: str,
+    question: _Question,
     *,
     endpoint: str,
     token: str | None,
@@ -180,10 +192,11 @@ def _list(
 ) -> Listing:
     from craftcache.network.exchange import Exchange
 
+    source = question.source
     _check_online(source)
-    question = _Question(source, "list of files", revision, has_token=bool(token))
-    url = f"{endpoint}/api/models/{source.repo_id}/revision/{quote(revision, safe='')}"
-    credentials = authorization(token, source=source.shown)
+    revision = quote(question.revision, safe="")
+    url = f"{endpoint}/api/models/{source.repo_id}/revision/{revision}"
+    credentials = authorization(token, source=source.shown, place=question.token_place)
     with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout, ca=ca) as exchange:
         response = exchange.follow("GET", url, {}, credentials)
         if response.status_code != 200:
@@ -203,12 +216,12 @@ def _unreadable(source: HubSource) -> Unavailable:
     )
 
 
-def invalid_token(where: str, *, source: str) -> AccessDenied:
-    """What the user is told of a token that ``where`` does not know."""
+def invalid_token(where: str, *, source: str, place: str = OWN_PLACE) -> AccessDenied:
+    """What the user is told of a token that ``where`` does not know; it belongs in ``place``."""
     return AccessDenied(
         f"the Hub token is invalid or expired: {where} answers 401 to it",
         source=source,
-        hint="Set HF_TOKEN to a valid one, or unset it for what is public",
+        hint=f"Put a valid one into {place}, or none for what is public",
     )
 
 
@@ -230,6 +243,7 @@ class _Question:
     filename: str
     revision: str
     has_token: bool
+    token_place: str
 
     def refusal(self, response: httpx.Response) -> CraftcacheError:
         """The error for a response that refuses, by the Hub's own code for it."""
@@ -240,7 +254,8 @@ class _Question:
                     "the repository is gated"
                     + (" and not granted to this token" if self.has_token else ""),
                     source=shown,
-                    hint="Ask for access on its page, then set HF_TOKEN to a token that has it",
+                    hint="Ask for access on its page, then put a token that has it into "
+                    f"{self.token_place}",
                 )
             case "RevisionNotFound":
                 return NotFound(
@@ -256,14 +271,21 @@ class _Question:
                     "repository's files",
                 )
             case code if status == 401 and self.has_token:
-                return invalid_token("the Hub", source=shown)
+                return invalid_token("the Hub", source=shown, place=self.token_place)
             case code if code == "RepoNotFound" or status == 401:
                 return NotFound(
                     "no such repository, or a private one that "
                     + ("this token may not see" if self.has_token else "needs a token"),
                     source=shown,
-                    hint="Check the spelling; for a private repository set HF_TOKEN",
+                    hint="Check the spelling; for a private repository put a token into "
+                    f"{self.token_place}",
                 )
+        if status == 403:
+            return AccessDenied(
+                "the Hub answers 403",
+                source=shown,
+                hint=f"Put a token that may read the repository into {self.token_place}",
+            )
         return _from_status(status, response.headers.get("Retry-After"), shown)
 
 
@@ -275,7 +297,7 @@ def _describe(
 
     source = question.source
     _check_online(source)
-    credentials = authorization(token, source=source.shown)
+    credentials = authorization(token, source=source.shown, place=question.token_place)
     home, commit, size = origin_of(url), "", None
     with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout, ca=ca) as exchange:
         for _ in range(MAX_REDIRECTS + 1):
@@ -337,12 +359,6 @@ def _listed(body: bytes) -> Listing:
 
 
 def _from_status(status: int, retry_after: str | None, shown: str) -> CraftcacheError:
-    if status == 403:
-        return AccessDenied(
-            "the Hub answers 403",
-            source=shown,
-            hint="Set HF_TOKEN to a token that may read the repository",
-        )
     if status == 404:
         return NotFound("the Hub answers 404", source=shown, hint="Check the spelling")
     return Unavailable(

@@ -63,7 +63,8 @@ class UrlPolicy:
         if parts.scheme == "http" and parts.hostname in insecure:
             return
         raise PolicyDenied(
-            f"{shown_url(url)} may not be fetched, because it is not https://",
+            f"{shown_url(url)} may not be fetched, because it is not https:// and its host is not "
+            "in the setting insecure_hosts",
             source=shown_url(url),
             hint="Use https://, or name the host in insecure_hosts",
         )

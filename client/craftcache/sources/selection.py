@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import counted
 from craftcache.errors import InvalidSource, NotFound
 
 from .names import check_filename
@@ -64,7 +65,8 @@ class Selection:
             )
         if len(chosen) > MAX_SELECTED:
             raise InvalidSource(
-                f"{len(chosen)} files are {self.words}, and at most {MAX_SELECTED} may be",
+                f"{counted(len(chosen), 'file')} are {self.words}, "
+                f"and at most {MAX_SELECTED} may be",
                 source=source,
                 hint="Include fewer, or warm them in several calls",
             )

@@ -19,6 +19,9 @@ __all__ = ["DaemonStatus"]
 MAX_VERSION = 128
 """Characters of the software's version."""
 
+MAX_PLACE = 512
+"""Characters of the Hub's address, and of where the token is."""
+
 MAX_PROBLEMS = 16
 """In one report."""
 
@@ -65,6 +68,8 @@ class DaemonStatus(JsonRecord):
         has_verity: Whether the file system of the cache has fs-verity, which the daemon uses then.
         processes: Number of processes that were handed models and still run.
         fallbacks: How often workers have told of loads without the daemon, by reason.
+        token_place: Where it takes that token from, for people.
+        hub_endpoint: The address of the Hub that it asks.
         gpus: The services of GPUs that run beside the daemon, with the models that they hold; 64
             models of all together at most.
     """
@@ -94,6 +99,8 @@ class DaemonStatus(JsonRecord):
     has_verity: bool = False
     processes: int = 0
     fallbacks: Mapping[str, int] = field(default_factory=dict)
+    token_place: Annotated[str, text(MAX_PLACE, empty=True)] = ""
+    hub_endpoint: Annotated[str, text(MAX_PLACE, empty=True)] = ""
     gpus: Annotated[tuple[GpuReport, ...], AtMost(MAX_GPUS)] = ()
 
     TYPE: ClassVar[str] = "status_report"

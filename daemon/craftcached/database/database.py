@@ -284,6 +284,22 @@ class Database:
                 "INSERT INTO absences (place, absence) VALUES (?, ?)", rows
             )
 
+    async def models_here(self) -> frozenset[str]:
+        """Sources of the models that were in the cache when this was saved last."""
+        rows = await self._connection.execute_fetchall("SELECT source FROM models_here")
+        return frozenset(row[0] for row in rows)
+
+    async def save_models_here(self, come: Iterable[str], *, gone: Iterable[str]) -> None:
+        """Save which models have come into the cache, and which have gone, since the last time."""
+        async with self._noting() as connection:
+            await connection.executemany(
+                "DELETE FROM models_here WHERE source = ?", [(source,) for source in gone]
+            )
+            await connection.executemany(
+                "INSERT OR IGNORE INTO models_here (source) VALUES (?)",
+                [(source,) for source in come],
+            )
+
     async def hashings(self) -> list[Hashing]:
         """The last hashing of each file that was hashed again since it came."""
         rows = await self._connection.execute_fetchall(

@@ -55,6 +55,9 @@ CREATE TABLE IF NOT EXISTS absences (
     place INTEGER PRIMARY KEY,
     absence TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS models_here (
+    source TEXT PRIMARY KEY
+);
 CREATE TABLE IF NOT EXISTS holds (
     key TEXT NOT NULL,
     uid INTEGER NOT NULL,

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from craftcache import CraftcacheError
+from craftcache.amounts import size_text
 from craftcache.cli.context import exit_code, show_error
-from craftcache.cli.output import NOT_KNOWN, print_json, size_text
+from craftcache.cli.output import NOT_KNOWN, print_json
 from craftcache.cli.progress import make_display
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from craftcache import AsyncClient
+from craftcache.amounts import counted
 
 from .origin import DemoOrigin, sample_origin
 from .processes import DaemonProcess, load_at_once
@@ -100,10 +101,10 @@ class Demonstration:
         if sent := self._origin.since(before):
             size = self._origin.size
             promises |= {
-                f"the hub sends each of {size} bytes once, not {sent.bytes_sent}": (
+                f"the hub sends each byte once, so {size}, not {sent.bytes_sent}": (
                     sent.bytes_sent == size
                 ),
-                f"the daemon counts {size} bytes, not {model.bytes_fetched}": (
+                f"the daemon counts as many bytes: {size}, not {model.bytes_fetched}": (
                     model.bytes_fetched == size
                 ),
             }
@@ -111,7 +112,7 @@ class Demonstration:
 
     async def _load_in_workers(self) -> Step:
         count = self._workers
-        what = "load in 1 worker" if count == 1 else f"load in {count} workers at once"
+        what = "load in 1 worker" if count == 1 else f"load in {counted(count, 'worker')} at once"
         return await self._load(what, count, served_by="daemon")
 
     async def _kill_daemon(self) -> Step:

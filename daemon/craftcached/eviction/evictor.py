@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import size_text
 from craftcache.daemon.administration import Eviction, KeptModel
 from craftcache.daemon.room import RoomReport
 from craftcache.errors import StorageFull
@@ -180,7 +181,8 @@ class Evictor:
             )
         if outcome.kept and outcome.kept != self._told:
             listed = ", ".join(f"{kept.source} ({kept.reason})" for kept in outcome.kept)
-            log.warning("%d bytes beyond max_bytes stay: %s", outcome.missing_bytes, listed)
+            beyond = size_text(outcome.missing_bytes)
+            log.warning("%s beyond max_bytes stay: %s", beyond, listed)
         self._told = outcome.kept
 
     async def _admit(self, more: int, limits: RoomLimits, source: str) -> bool:
@@ -290,8 +292,8 @@ class Evictor:
             hint = f"What stays: {named}" if named else "Give the cache more room"
         waiting_helps = not admission.missing_ever
         return StorageFull(
-            f"{more} more bytes do not fit: {_use(more, usage, limits)}; "
-            f"{admission.missing} are too many, and nothing was evicted",
+            f"{size_text(more)} more do not fit: {_use(more, usage, limits)}; "
+            f"{size_text(admission.missing)} are too many, and nothing was removed",
             missing_bytes=admission.missing,
             source=source,
             hint=hint,
@@ -333,8 +335,8 @@ def _use(more: int, usage: RoomUsage, limits: RoomLimits) -> str:
     """The numbers of the limit that more bytes exceed most."""
     taken = usage.used + usage.claimed
     if over_quota(usage, limits, more) >= over_disk(usage, limits, more):
-        return f"of max_bytes, which is {limits.max_bytes}, {taken} are taken"
+        return f"of max_bytes, which is {size_text(limits.max_bytes)}, {size_text(taken)} are taken"
     return (
-        f"{usage.free} are free on the disk, of which {usage.lacking} are for running fetches "
-        f"and min_free keeps {limits.min_free}"
+        f"{size_text(usage.free)} are free on the disk, of which {size_text(usage.lacking)} are "
+        f"for running fetches and min_free keeps {size_text(limits.min_free)}"
     )

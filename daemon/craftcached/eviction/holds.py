@@ -60,9 +60,10 @@ class Holds:
         """Raise PolicyDenied if nothing may be held for so many seconds."""
         if seconds > self.max_seconds:
             raise PolicyDenied(
-                f"it may be held for at most {self.max_seconds:g} s here, not for {seconds:g} s",
+                f"it may be held for at most {self.max_seconds:g} s, the setting max_hold, not for "
+                f"{seconds:g} s",
                 source=source.shown,
-                hint="Hold it for less; the administrator sets max_hold",
+                hint="Hold it for less, or ask the administrator to raise max_hold",
             )
 
     async def hold(self, source: RemoteSource, uid: int, seconds: float) -> Hold:

@@ -8,6 +8,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Self
 
+from craftcache.amounts import size_text
+
 if TYPE_CHECKING:
     from craftcached.store.store import Store
 
@@ -86,7 +88,7 @@ class Housekeeping:
         self._swept_at = time.monotonic()
         freed = await self._store.sweep(before=time.time() - ORPHANED_SECONDS)
         if freed:
-            log.info("swept blobs that no model has: %d bytes freed", freed)
+            log.info("swept blobs that no model has: %s freed", size_text(freed))
 
     async def _run(self) -> None:
         while True:

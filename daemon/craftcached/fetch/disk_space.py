@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from craftcache.amounts import size_text
 from craftcache.errors import CraftcacheError, StorageFull
 from craftcache.full_disk import FULL, free_bytes, storage_full
 
@@ -348,8 +349,8 @@ def staged_bytes(path: Path) -> int:
 
 def _full(missing: int, source: str) -> StorageFull:
     return StorageFull(
-        f"the cache's file system lacks {missing} bytes",
+        f"the cache's file system lacks {size_text(missing)}",
         missing_bytes=missing,
         source=source,
-        hint="Evict models, or give the cache more room",
+        hint="Remove models with craftcache rm, or give the cache more room",
     )

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import counted
 from craftcache.errors import IntegrityError
 from craftcache.full_disk import FULL
 from craftcache.sources import shown_url
@@ -156,12 +157,10 @@ class Job:
             ) as reply,
         ):
             # Before the body is read: gigabytes of a wrong file need not come to be refused.
-            if None not in (reply.total, file.promise.size) and reply.total != file.promise.size:
-                raise Fault(
-                    Trouble.CHANGED,
-                    f"{shown_url(reply.url)} has {reply.total} bytes where the origin promised "
-                    f"{file.promise.size}",
-                )
+            total, promised = reply.total, file.promise.size
+            if total is not None and promised not in (None, total):
+                has = f"{shown_url(reply.url)} has {counted(total, 'byte')}"
+                raise Fault(Trouble.CHANGED, f"{has} where the origin promised {promised}")
             yield reply
 
     def _record_of(self, reply: RangeReply) -> PartRecord:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import counted
 from craftcached.mirror_rule import HUB, below
 
 from .circuit import LONGEST_SECONDS, Circuit
@@ -214,11 +215,11 @@ class Mirrors:
             ranges = [[sent.span.start, sent.span.stop] for sent in wrong]
             shown = ", ".join(f"{start}-{stop - 1}" for start, stop in ranges[:10])
             log.warning(
-                "%s: mirror %s sent wrong bytes of %s: %d ranges, %s",
+                "%s: mirror %s sent wrong bytes of %s: %s, %s",
                 file.source,
                 mirror.rule.name,
                 file.key,
-                len(wrong),
+                counted(len(wrong), "range"),
                 shown,
             )
             self._tell(

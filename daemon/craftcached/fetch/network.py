@@ -251,7 +251,8 @@ def _failure(error: Exception, url: str, proxy: Proxy | None, source: str) -> Ex
 
 def _private(host: str, source: str) -> PolicyDenied:
     return PolicyDenied(
-        f"{host} has a private, loopback or link-local address, which users may not have fetched",
+        f"{host} has a private, loopback or link-local address and is not in the setting "
+        "private_hosts, so users may have nothing fetched from it",
         source=source,
-        hint="The administrator can name the host in private_hosts",
+        hint="Ask the administrator to name the host in private_hosts",
     )

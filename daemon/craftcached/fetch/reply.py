@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from craftcache.amounts import counted
 from craftcache.origins.etags import strong_etag
 from craftcache.sources import shown_url
 
@@ -121,7 +122,9 @@ class RangeReply:
             if self._left < 0:
                 raise Fault(Trouble.LOST, f"{self._shown} sent more than it announced")
             if not chunk and self._left:
-                raise Fault(Trouble.LOST, f"{self._shown} ended {self._left} bytes early")
+                raise Fault(
+                    Trouble.LOST, f"{self._shown} ended {counted(self._left, 'byte')} early"
+                )
         return chunk
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from craftcache.network.token import OWN_PLACE
+
 __all__ = ["EngineSettings", "MIB", "USER_AGENT"]
 
 MIB = 1024 * 1024
@@ -36,6 +38,7 @@ class EngineSettings:
         memory_bytes: What all downloads together keep in memory of bytes that came before their
             turn to be hashed; what does not fit is read back from the file.
         user_agent: Sent with every request.
+        token_place: Where the Hub's token belongs, for whoever lacks one.
         journal_retention_seconds: Age after which partial files that no fetch resumed are removed.
     """
 
@@ -53,4 +56,5 @@ class EngineSettings:
     uplink: int | None = None
     memory_bytes: int = 16 * MIB
     user_agent: str = USER_AGENT
+    token_place: str = OWN_PLACE
     journal_retention_seconds: float = 7 * 24 * 3600.0

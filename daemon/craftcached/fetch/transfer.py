@@ -277,12 +277,13 @@ class Transfer:
         if status in {400, 401, 403} and not at_home:
             return Fault(Trouble.EXPIRED, f"{shown} no longer honours its signature ({status})")
         if status == 401 and file.headers:
-            return invalid_token(shown, source=file.source)
+            return invalid_token(shown, source=file.source, place=self._settings.token_place)
         if status in {401, 403}:
             return AccessDenied(
                 f"{shown} refuses access ({status})",
                 source=file.source,
-                hint="Accept the repository's terms, and give the daemon a token that may read it",
+                hint="Accept the repository's terms, and put a token that may read it into "
+                f"{self._settings.token_place}; for other hosts than the Hub into tokens_dir",
             )
         if status in _BUSY or status >= 500:
             return Fault(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
+from craftcache.amounts import counted, size_text
 from craftcache.device.accelerator import NoDeviceMemory
 from craftcache.device.cuda_driver import CudaFailed
 from craftcache.errors import BudgetExceeded, CraftcacheError, DeviceMemoryFull
@@ -148,7 +149,8 @@ class Holdings:
         """
         if self._of_uid[uid] >= self._max_leases_per_uid:
             raise BudgetExceeded(
-                f"uid {uid} has {self._of_uid[uid]} leases of models in the GPU's memory",
+                f"uid {uid} has {counted(self._of_uid[uid], 'lease')} of models in the GPU's "
+                "memory",
                 source=source,
                 hint="Let go of what its processes have loaded with share",
             )
@@ -202,7 +204,7 @@ class Holdings:
                 if not is_right:
                     log.error(
                         "%s: %s is wrong in the memory of GPU %s, and is handed out no more; "
-                        "%d leases of it are out",
+                        "leases of it that are out: %d",
                         *(held.source, held.filename, self._memory.uuid, held.leases),
                     )
                     await self._give_up(held)
@@ -239,8 +241,8 @@ class Holdings:
             self._held[sha256] = held
             self._start_to_expire(held)
         log.info(
-            "%s: %s is in the memory of GPU %s: %d bytes, %.2f s",
-            *(source, filename, self._memory.uuid, block.nbytes, now - began),
+            "%s: %s is in the memory of GPU %s: %s, %.2f s",
+            *(source, filename, self._memory.uuid, size_text(block.nbytes), now - began),
         )
         return held
 
@@ -276,8 +278,8 @@ class Holdings:
 
     def _full(self, source: str, needed: int, free: int, who: str) -> DeviceMemoryFull:
         return DeviceMemoryFull(
-            f"it needs {needed} bytes of GPU {self._memory.uuid} to be shared there, "
-            f"and {who} {free}",
+            f"it needs {size_text(needed)} of GPU {self._memory.uuid} to be shared there, "
+            f"and {who} {size_text(free)}",
             needed_bytes=needed,
             free_bytes=free,
             source=source,

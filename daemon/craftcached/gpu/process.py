@@ -8,6 +8,7 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import size_text
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcached.serve.sockets import Door, bind_gpu_socket
 from craftcached.serve.worker import Limits, WorkerServer
@@ -59,8 +60,8 @@ async def run(memory: GpuMemory, settings: Settings, notifier: Notifier) -> None
         life.push_async_callback(server.drain, settings.drain_seconds)
         server.start()
         log.info(
-            "serving GPU %s (%s) on %s, with %d bytes of its memory",
-            *(memory.uuid, memory.name, door.path, max_bytes),
+            "serving GPU %s (%s) on %s, with %s of its memory",
+            *(memory.uuid, memory.name, door.path, size_text(max_bytes)),
         )
         notifier.ready()
         await _first_of(ending, holdings.lost)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from craftcache.amounts import size_text
 from craftcache.errors import PolicyDenied
 from craftcached.singleflight import SingleFlight
 
@@ -185,7 +186,7 @@ def _lock(
     size = sum(path.stat().st_size for path in paths)
     if not has_room(memory, size):
         raise PolicyDenied(
-            f"locking {size} bytes would leave less than a tenth of memory available",
+            f"locking {size_text(size)} would leave less than a tenth of memory available",
             hint="Unpin another model, or pin without --lock",
         )
     for path in paths:

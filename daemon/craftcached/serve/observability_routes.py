@@ -11,6 +11,7 @@ from aiohttp import web
 from craftcache.daemon.activity import Activity
 from craftcache.daemon.processes import ModelProcess
 from craftcache.errors import InvalidSource
+from craftcache.wire import NotWarm
 
 from .openapi import NDJSON, answers
 
@@ -52,6 +53,7 @@ class ObservabilityRoutes:
     def add_to(self, app: web.Application) -> None:
         """Serve them as part of ``app``."""
         app.router.add_get("/v1/activity", self._activity)
+        app.router.add_get("/v1/not_warm", self._not_warm)
         app.router.add_get("/v1/processes", self._processes)
         app.router.add_get("/v1/events", self._events)
         app.on_shutdown.append(self._end)
@@ -76,6 +78,11 @@ class ObservabilityRoutes:
             newest_event=observability.events.newest,
         )
         return web.json_response(activity.to_fields())
+
+    @answers({"not_warm": [NotWarm]})
+    async def _not_warm(self, _request: web.Request) -> web.Response:
+        found = await self._service.inventory.not_warm()
+        return web.json_response({"not_warm": [each.to_fields() for each in found]})
 
     @answers({"processes": [ModelProcess]})
     async def _processes(self, _request: web.Request) -> web.Response:

@@ -73,7 +73,10 @@ class Administrators:
         """Raise PolicyDenied unless ``peer`` may do ``what``."""
         if peer.uid in (0, os.geteuid()) or self._gid in peer.groups:
             return
-        hint = f"Ask root or a member of {self.group}" if self.group else "Ask root"
+        if self.group:
+            hint = f"Ask root or a member of {self.group}, the setting admin_group"
+        else:
+            hint = "Ask root, who can name a group of administrators in the setting admin_group"
         raise PolicyDenied(
             f"uid {peer.uid} is no administrator, so {what} is refused", source=source, hint=hint
         )

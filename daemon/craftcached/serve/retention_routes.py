@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from craftcache.daemon.administration import Eviction, Pruning
+from craftcache.daemon.administration import Eviction, Pruning, Removal
 from craftcache.daemon.room import RoomReport
 from craftcache.errors import InvalidSource, NotFound, PolicyDenied
 from craftcache.sources import parse
@@ -25,13 +25,6 @@ __all__ = ["RetentionRoutes", "source_in"]
 
 MODELS = "/v1/models/"
 PINS = "/v1/pins/"
-
-
-class RemovalKeys(TypedDict):
-    """What a removal freed."""
-
-    source: str
-    freed_bytes: int
 
 
 class PinKeys(TypedDict):
@@ -70,12 +63,10 @@ class RetentionRoutes:
         app.router.add_post("/v1/prune", self._prune)
         app.router.add_get("/v1/room", self._room)
 
-    @answers(RemovalKeys, errors=(InvalidSource, NotFound, PolicyDenied))
+    @answers(Removal, errors=(InvalidSource, NotFound, PolicyDenied))
     async def _delete(self, request: web.Request) -> web.Response:
-        source, shown = self._administered(request, MODELS, "removing it")
-        freed = await self._retention.remove(source)
-        removal: RemovalKeys = {"source": shown, "freed_bytes": freed}
-        return web.json_response(removal)
+        source, _ = self._administered(request, MODELS, "removing it")
+        return web.json_response((await self._retention.remove(source)).to_fields())
 
     @answers(PinKeys, errors=(InvalidSource, NotFound, PolicyDenied))
     @takes(PinBody)
@@ -100,7 +91,7 @@ class RetentionRoutes:
     @answers((Eviction, {"dry_run": bool}), errors=(InvalidSource, PolicyDenied))
     @takes(EvictBody)
     async def _evict(self, request: web.Request, body: EvictBody) -> web.Response:
-        self._administrators.check(peer_of(request.transport), "evicting")
+        self._administrators.check(peer_of(request.transport), "making room")
         eviction = await self._retention.evict(body.bytes, dry_run=body.dry_run)
         return web.json_response(eviction.to_fields() | {"dry_run": body.dry_run})
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from craftcache.cache.manifest import FileRecord, Manifest
-    from craftcache.wire import Models, ModelsPage
+    from craftcache.wire import Models, ModelsPage, NotWarm
     from craftcached.directory_monitor import DirectoryMonitor
     from craftcached.eviction.parts import EvictionParts
     from craftcached.observability import Observability
@@ -143,6 +143,8 @@ class Inventory:
                 {record.path: record for model in manifests for record in model.files}.values()
             ),
             has_token=self._settings.hub_token is not None,
+            token_place=self._settings.hub_token_place,
+            hub_endpoint=self._settings.hub_endpoint,
             watches=dict(Counter(report.state for report in self._watches.reports())),
             problems=await self._monitor.problems(),
             quarantined=quarantined,
@@ -153,6 +155,10 @@ class Inventory:
             fallbacks=dict(self._observability.counts.fallbacks),
         )
         return await self._overview.complete(status, published)
+
+    async def not_warm(self) -> list[NotWarm]:
+        """All that somebody wanted or had here and is not warm, and why; newest first."""
+        return await self._overview.not_warm(await self._store.published())
 
     def paths(self, shown: str) -> list[Path]:
         """Paths of the files of a model that is published under a name as shown to people."""

@@ -206,7 +206,8 @@ class Service:
         )
 
     async def resume(self) -> None:
-        """Take up the warms that were queued before the last stop."""
+        """Take up the warms that were queued before the last stop, and tell of what is lost."""
+        await self.inventory.not_warm()
         await self.warms.queue.resume()
 
     async def close(self) -> None:

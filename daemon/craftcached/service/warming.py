@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import size_text
 from craftcache.cache.manifest import manifest_key
 from craftcache.errors import NotFound, Unavailable
 from craftcache.sources import NO_SELECTION, HubSource, WatchSource, parse
@@ -260,7 +261,7 @@ class Warming:
         for gone in removed.keys:
             await self._uses.forget(gone)
         if removed.keys:
-            log.info("removed what %s needed: %d bytes freed", past.source, removed.freed)
+            log.info("removed what %s needed: %s freed", past.source, size_text(removed.freed))
 
     async def _read_into_memory(
         self,
@@ -279,7 +280,8 @@ class Warming:
         found = await self._residency.resident(map(self._store.cache.path, records))
         if found is not None:
             size = sum(record.size for record in records)
-            log.info("%s: %d of %d bytes in memory", source.shown, found, size)
+            of = f"{size_text(found)} of {size_text(size)}"
+            log.info("%s: %s in memory", source.shown, of)
         return found
 
 

@@ -11,6 +11,7 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import size_text
 from craftcache.daemon.administration import QuarantinedFile
 from craftcache.durations import DAY_SECONDS
 from craftcache.errors import InvalidSource, NotFound
@@ -73,7 +74,7 @@ class Quarantine:
         for file in found:
             if file.name == name:
                 await asyncio.to_thread(_remove, self._directory / name)
-                log.info("%s is removed from the quarantine: %d bytes", name, file.size)
+                log.info("%s is removed from the quarantine: %s", name, size_text(file.size))
                 return file.size
         raise NotFound(
             f"{name} is not in the quarantine", hint="craftcache quarantine ls lists what is"
@@ -84,7 +85,8 @@ class Quarantine:
         found = await asyncio.to_thread(self._look, dict)
         for file in overdue(found, self._clock(), days=self.days, max_bytes=self.max_bytes):
             await asyncio.to_thread(_remove, self._directory / file.name)
-            log.info("%s has been in the quarantine long enough: %d bytes", file.name, file.size)
+            size = size_text(file.size)
+            log.info("%s has been in the quarantine long enough: %s", file.name, size)
 
     def _look(self, models: Callable[[], Mapping[str, list[str]]]) -> list[QuarantinedFile]:
         sources = models()

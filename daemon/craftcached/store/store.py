@@ -383,8 +383,13 @@ class Store:
 
     def _told(self, manifest: Manifest) -> Manifest:
         """Tell that a model was published."""
-        source, revision, size = manifest.source, manifest.revision, manifest.size
-        self._events.tell("published", source=source, revision=revision, size=size)
+        self._events.tell(
+            "published",
+            source=manifest.source,
+            revision=manifest.revision,
+            size=manifest.size,
+            by_name=manifest.is_by_name and manifest.watched is None,
+        )
         return manifest
 
     async def exclusively(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FetchPolicy", "is_allowed", "is_denied"]
 
+SHOWN_PATTERNS = 8
+"""Of many patterns, those that an error names."""
+
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -50,18 +53,28 @@ class FetchPolicy:
 
     def check(self, source: RemoteSource) -> None:
         """Raise PolicyDenied unless this node may fetch ``source``."""
-        if any(is_denied(source, pattern) for pattern in self._deny):
+        denies = next((pattern for pattern in self._deny if is_denied(source, pattern)), None)
+        if denies is not None:
             raise PolicyDenied(
-                "this node is told not to fetch it",
+                f"this node is told not to fetch it, by {denies!r} in the setting deny",
                 source=source.shown,
-                hint="The administrator lists what may not be fetched in the setting deny",
+                hint="Ask the administrator to take that pattern out of deny",
             )
         if not any(is_allowed(source, pattern) for pattern in self._allow):
             raise PolicyDenied(
-                "this node does not fetch it",
+                f"this node does not fetch it: {_no_pattern(self._allow)} in the setting allow",
                 source=source.shown,
-                hint="The administrator lists what may be fetched in the setting allow",
+                hint="Ask the administrator to add a pattern for it to allow",
             )
+
+
+def _no_pattern(patterns: tuple[str, ...]) -> str:
+    """Words for patterns none of which means a source."""
+    if not patterns:
+        return "there is no pattern"
+    shown = ", ".join(map(repr, patterns[:SHOWN_PATTERNS]))
+    more = f" and {len(patterns) - SHOWN_PATTERNS} more" if len(patterns) > SHOWN_PATTERNS else ""
+    return f"it is none of {shown}{more}"
 
 
 def is_allowed(source: RemoteSource, pattern: str) -> bool:

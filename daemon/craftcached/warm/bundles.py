@@ -9,6 +9,7 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING, Self
 
+from craftcache.amounts import size_text
 from craftcache.bundle import unpack, verified_files
 from craftcache.cache.durable import make_directory
 from craftcache.cache.publish import Verified
@@ -169,7 +170,8 @@ class BundleImporter:
                 for name, (verified, _) in files.items()
             }
             manifest = await self._store.publish_url(model.source, shown, as_need=lock.needed_only)
-        log.info("imported %s at %s: %d bytes", manifest.source, manifest.revision, manifest.size)
+        size = size_text(manifest.size)
+        log.info("imported %s at %s: %s", manifest.source, manifest.revision, size)
         return manifest
 
     async def _discard(self, unpacked: Unpacked) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from craftcache.errors import CraftcacheError, Offline, Unavailable
-from craftcache.network.token import authorization
+from craftcache.network.token import OWN_PLACE, authorization
 from craftcache.origins import hub as hub_api
 from craftcache.sources import is_commit
 from craftcached.fetch import Mirrors
@@ -52,6 +52,7 @@ class HubSite:
         token: Access token that it is sent; None sends none.
         timeout: Seconds that it may take for one answer.
         threads: Threads that wait for it.
+        token_place: Where the token belongs, for whoever lacks one.
         mirror: The mirror; None for the Hub.
     """
 
@@ -60,6 +61,7 @@ class HubSite:
     token: str | None
     timeout: float
     threads: ThreadPoolExecutor
+    token_place: str = OWN_PLACE
     mirror: Mirror | None = None
 
     async def describe(self, source: HubSource, filename: str, revision: str) -> HubFile:
@@ -95,7 +97,12 @@ class HubSite:
     async def _ask(self, ask: Callable[..., T]) -> T:
         ca = self.mirror.rule.ca if self.mirror is not None else None
         question = partial(
-            ask, endpoint=self.endpoint, token=self.token, timeout=self.timeout, ca=ca
+            ask,
+            endpoint=self.endpoint,
+            token=self.token,
+            timeout=self.timeout,
+            ca=ca,
+            token_place=self.token_place,
         )
         return await asyncio.get_running_loop().run_in_executor(self.threads, question)
 
@@ -110,20 +117,28 @@ class Hub:
         token: Access token, sent to the Hub and nowhere else; None sends none.
         timeout: Seconds that the Hub may take for one answer.
         mirrors: The node's mirrors; None for none.
+        token_place: Where the token belongs, for whoever lacks one.
     """
 
     def __init__(
-        self, *, endpoint: str, token: str | None, timeout: float, mirrors: Mirrors | None = None
+        self,
+        *,
+        endpoint: str,
+        token: str | None,
+        timeout: float,
+        mirrors: Mirrors | None = None,
+        token_place: str = OWN_PLACE,
     ) -> None:
         self.endpoint = endpoint
         self._token = token
+        self._token_place = token_place
         self._timeout = timeout
         self._mirrors = mirrors or Mirrors()
         # Not the event loop's default threads: disk work on those must not wait for the network.
         self._threads = ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="hub")
         self._mirror_threads = ThreadPoolExecutor(TOLD_AT_ONCE, thread_name_prefix="mirrors")
         self._telling: set[asyncio.Task[None]] = set()
-        self._site = HubSite(endpoint, endpoint, token, timeout, self._threads)
+        self._site = HubSite(endpoint, endpoint, token, timeout, self._threads, token_place)
 
     def close(self) -> None:
         """Ask the Hub nothing more; requests whose answer has not come are abandoned."""
@@ -138,7 +153,7 @@ class Hub:
         Raises:
             AccessDenied: No header can carry the token; see craftcache.network.token.
         """
-        return authorization(self._token, source=source.shown)
+        return authorization(self._token, source=source.shown, place=self._token_place)
 
     async def ask(
         self,
@@ -192,6 +207,7 @@ class Hub:
             self._token if rule.forward_token else None,
             self._timeout,
             self._mirror_threads,
+            self._token_place,
             mirror,
         )
         began = mirror.circuit.asked()

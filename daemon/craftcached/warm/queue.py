@@ -17,6 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from craftcache.amounts import counted
 from craftcache.daemon.administration import QueuedWarm
 from craftcache.errors import CraftcacheError, NotFound, StorageFull, Unavailable
 
@@ -161,7 +162,7 @@ class WarmQueue:
         known = {entry.job.warm for entry in self._entries.values()}
         if len(known | wanted) > MAX_QUEUED:
             raise Unavailable(
-                f"{len(known)} warms are queued, and no more than {MAX_QUEUED} may be",
+                f"{counted(len(known), 'warm')} are queued, and no more than {MAX_QUEUED} may be",
                 hint="Try again when some are done",
                 retry_after=FIRST_PAUSE_SECONDS,
             )

@@ -176,11 +176,17 @@ class Watcher:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._hinted.set)
 
-    def take_again(self) -> None:
-        """Make a generation of the directory again: the one made of it before is lost."""
-        if self._situation.in_hand is None and self._situation.state == "ready":
-            self._become(self._situation.forgotten())
-            self.hint()
+    def take_again(self) -> bool:
+        """Make a generation of the directory again: the one made of it before is lost.
+
+        Returns:
+            Whether there was one, and none is being made already.
+        """
+        if self._situation.in_hand is not None or self._situation.state != "ready":
+            return False
+        self._become(self._situation.forgotten())
+        self.hint()
+        return True
 
     async def run(self) -> None:
         """Watch until cancelled."""

@@ -237,9 +237,8 @@ class Watches:
     def take_again(self, source: WatchSource) -> None:
         """Make a generation again of a directory whose newest generation is lost."""
         watcher = self._watchers.get(source.name)
-        if watcher is not None and source.generation is None:
+        if watcher is not None and source.generation is None and watcher.take_again():
             log.warning("watch %s: what was served is lost, and is taken again", source.name)
-            watcher.take_again()
 
     def is_watched(self, source: WatchSource) -> bool:
         """Whether ``source`` names the served generation of an active watch."""
@@ -278,9 +277,9 @@ class Watches:
     def _check_not_configured(self, name: str) -> None:
         if name in self._configured:
             raise PolicyDenied(
-                "it stands in the configuration file",
+                "it stands in the setting watches of the configuration file",
                 source=f"watch:{name}",
-                hint="Change the setting watches there, and reload the daemon",
+                hint="Change it there, and reload the daemon",
             )
 
     def _owner(self, name: str) -> str | None:

@@ -53,7 +53,10 @@ def test_rm_frees_what_no_other_model_needs(node: Node) -> None:
     assert node.run("warm", "org/gone").code == 0
     removed = node.run("rm", "--json", "org/gone")
     assert removed.code == 0, removed.err
-    assert removed.json == {"source": "org/gone", "freed_bytes": len(own.getvalue())}
+    freed = len(own.getvalue())
+    assert removed.json == {"source": "org/gone", "freed_bytes": freed, "was_cached": True}
+    listed = node.run("rm", "org/gone")
+    assert listed.out == "org/gone: was not cached, and is listed as not warm no more\n"
     again = node.run("rm", "org/gone")
     assert again.code == 1
     assert again.err.startswith("craftcache: org/gone: not in the cache\n")

@@ -181,7 +181,9 @@ def test_events_are_told_again_from_a_number_and_go_on_as_they_happen(node: Node
         == (events["verified"])
     )
     with listening(node, "--since", str(events["pinned"]["seq"]), "--kind", "unpinned") as lines:
-        assert re.fullmatch(r"\d\d:\d\d:\d\d \d+ unpinned source=org/model\n", next(lines))
+        assert re.fullmatch(
+            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \d+ unpinned source=org/model\n", next(lines)
+        )
 
 
 @pytest.mark.parametrize("command", [("events", "--since", "0"), ("top", "--json")])

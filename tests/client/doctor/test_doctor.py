@@ -80,6 +80,58 @@ def test_a_cache_that_others_may_write_to_is_warned_of(daemon: DaemonProcess) ->
     assert found["cache directory"] == "warning"
 
 
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("file", "cache is a file, not a directory"),
+        ("link", "cache is a link to {base}/nowhere, which does not exist"),
+        ("below a file", "cache cannot exist: {base}/place is a file"),
+        ("nothing", "cache does not exist"),
+    ],
+)
+def test_what_is_in_the_place_of_the_cache_directory_is_said(
+    base: Path, what: str, message: str
+) -> None:
+    place = base / "place"
+    cache = place / "cache"
+    if what == "below a file":
+        place.touch()
+    else:
+        place.mkdir()
+    if what == "file":
+        cache.touch()
+    elif what == "link":
+        cache.symlink_to(base / "nowhere")
+    examined = doctor(base / "run", cache)
+    assert examined.returncode == 1
+    assert f"FAIL  cache directory: {place}/{message.format(base=base)}\n" in examined.stdout
+
+
+def test_the_hub_that_is_asked_is_the_daemons(
+    daemon: DaemonProcess, threaded_hub: TestHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    shown = doctor(daemon.socket_dir, daemon.cache_dir).stdout
+    assert f"ok    hub: {threaded_hub.endpoint}, which the daemon asks, answers" in shown
+    daemon.kill()
+    shown = doctor(daemon.socket_dir, daemon.cache_dir).stdout
+    assert "WARN  hub: http://127.0.0.1:9 cannot be reached" in shown
+
+
+def test_what_turned_out_wrong_is_told_once(daemon: DaemonProcess) -> None:
+    assert (
+        "ok    quarantine: nothing turned out wrong"
+        in doctor(daemon.socket_dir, daemon.cache_dir).stdout
+    )
+    quarantine = daemon.cache_dir / ".craftcache" / "quarantine"
+    quarantine.mkdir(exist_ok=True)
+    (quarantine / "wrong.bin").write_bytes(b"wrong")
+    examined = doctor(daemon.socket_dir, daemon.cache_dir)
+    assert examined.stdout.count("turned out wrong") == 1
+    assert "1 file of 5 bytes turned out wrong, set aside in " in examined.stdout
+    assert "craftcache quarantine ls" in examined.stdout
+
+
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
     """Of a daemon in an environment whose interpreter is in somebody's home."""

@@ -145,7 +145,9 @@ os.setgroups([])
 os.setresgid(int(uid), int(uid), int(uid))
 os.setresuid(int(uid), int(uid), int(uid))
 client = Client(socket_dir="/nowhere", cache_dir=shared)
+print(*client.explain("org/model").steps, sep="; ")
 print(client.load("org/model").served_by, client.load("org/model").served_by)
+print(*client.explain("org/model").steps, sep="; ")
 print(client.resolve("org/model", "state_dict.bin"))
 """
 
@@ -167,8 +169,16 @@ def test_who_does_not_own_the_shared_cache_publishes_in_its_own(
         check=False,
     )
     assert printed.returncode == 0, printed.stderr
-    served, path = printed.stdout.splitlines()
+    own = home / "hf" / "hub"
+    before, served, after, path = printed.stdout.splitlines()
     assert served == "origin cache"
+    assert f"it is not in {shared} nor in {own}; this process would fetch and verify it" in before
+    assert before.endswith(f"by itself, into {own}")
+    assert after.endswith(f", in {own}")
+    assert f"loading without the daemon, from {shared} and {own}: " in printed.stderr
+    assert f"kept in {own}, the cache of its user, as uid 54321 may not write to {shared}" in (
+        printed.stderr
+    )
     assert Path(path).is_relative_to(home / "hf" / "hub" / "models--org--model")
     assert not os.listdir(shared)
 

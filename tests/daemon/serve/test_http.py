@@ -315,7 +315,10 @@ def test_only_administrators_may_remove(
     assert group.gr_name in problem["hint"]
     assert len(shared_api.get("/models")["models"]) == 1
     status, answer = as_nobody(inspected / "run", *removal, groups=(group.gr_gid,))
-    assert (status, answer) == (200, {"source": "org/model", "freed_bytes": SIZE})
+    assert (status, answer) == (
+        200,
+        {"source": "org/model", "freed_bytes": SIZE, "was_cached": True},
+    )
     assert shared_api.get("/models")["models"] == []
 
 

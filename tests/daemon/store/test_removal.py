@@ -47,6 +47,7 @@ def test_all_bytes_of_the_only_model_are_freed(api: Api, daemon: DaemonProcess) 
     assert leftovers(daemon) == set()
     assert not (daemon.cache_dir / "models--org--model").exists()
     assert api.request("GET", "/models/org/model").status_code == 404
+    assert api.delete("org/model").json()["was_cached"] is False  # no more than its entry
     assert api.delete("org/model").status_code == 404
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.api import Api
+from tests.support.command import run
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
 from tests.support.hub import Redirect, Status
 
@@ -126,3 +127,27 @@ def test_a_token_may_come_from_a_file(
         Api(daemon.socket_dir) as api,
     ):
         assert api.warm("org/gated").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("is_systemds", "place"),
+    [
+        (True, "/etc/credstore/hf-token, which craftcached.service"),
+        (False, "the daemon's HF_TOKEN"),
+    ],
+)
+def test_who_lacks_a_token_is_told_where_this_daemon_takes_it_from(
+    inspected: Path, threaded_hub: TestHub, tmp_path: Path, is_systemds: bool, place: str
+) -> None:
+    threaded_hub.repo("org/gated", gated=True).commit(EXPORT_FILES)
+    given = {"CREDENTIALS_DIRECTORY": str(tmp_path)} if is_systemds else {}  # with none in it
+    with (
+        DaemonProcess(inspected, HF_ENDPOINT=threaded_hub.endpoint, **given) as daemon,
+        Api(daemon.socket_dir) as api,
+    ):
+        for source in ("org/gated", "org/none"):
+            assert place in api.warm(source).json()["hint"]
+        assert place in api.get("/status")["token_place"]
+        places = ("--socket-dir", str(daemon.socket_dir), "--cache-dir", str(daemon.cache_dir))
+        assert f"public files only; for others put one into {place}" in run(*places, "status").out
+        assert f"put a token into {place}" in run(*places, "doctor").out

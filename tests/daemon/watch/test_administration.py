@@ -75,6 +75,21 @@ def test_a_watch_is_put_shown_and_deleted(
         admin.remove_watch("run")
 
 
+def test_a_list_of_watches_says_in_each_row_why_it_is_so(
+    daemon: DaemonProcess, admin: AdminClient, base: Path
+) -> None:
+    assert craftcache(daemon, "watch", "add", str(base / "late"), "--name", "late").returncode == 0
+    listed = craftcache(daemon, "watch", "ls")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    header, *rows = listed.stdout.splitlines()
+    assert header.split() == ["NAME", "STATE", "SERVED", "GENERATIONS", "DIRECTORY", "WHY"]
+    [late] = [row for row in rows if row.startswith("late ")]
+    assert late.split(maxsplit=5)[:5] == ["late", "absent", "-", "-", str(base / "late")]
+    assert late.split(maxsplit=5)[5].startswith("the directory is not there yet")
+    [seen] = [watch for watch in admin.watches().watches if watch.rule.name == "late"]
+    assert seen.detail in late
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -67,6 +67,20 @@ async def test_a_directory_that_got_the_number_of_a_watched_one_is_another(base:
         assert await rig.watches.find(known.st_dev, known.st_ino) is None
 
 
+async def test_what_was_never_served_is_not_called_lost(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(base / "export", "lm", content("lm", 1))
+    async with watching(base, rule(base / "export")) as rig:
+        await rig.until_state("run", "partial")
+        rig.watches.take_again(WatchSource("run"))
+        assert "is lost" not in caplog.text
+        write(base / "export", "compression", content("compression", 1))
+        await rig.until_served("run", 1)
+        rig.watches.take_again(WatchSource("run"))
+        assert "watch run: what was served is lost, and is taken again" in caplog.text
+
+
 async def test_a_generation_that_was_lost_is_made_again(base: Path) -> None:
     write_pair(base / "export", 1)
     async with watching(base, rule(base / "export")) as rig:

@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from craftcache.amounts import counted
 from craftcache.checkpoint.index import Index, Storage
 from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 
@@ -127,7 +128,7 @@ def _read_record(fd: int, records: Mapping[str, Record], name: str) -> bytes:
         raise NotACheckpoint(f"the archive has no {name}")
     if max(record.nbytes, record.stored_nbytes) > MAX_PICKLE_BYTES:
         raise NotACheckpoint(
-            f"its {name} has {record.nbytes} bytes; {MAX_PICKLE_BYTES} are allowed"
+            f"its {name} has {counted(record.nbytes, 'byte')}; {MAX_PICKLE_BYTES} are allowed"
         )
     data = os.pread(fd, record.stored_nbytes, record.offset)
     if record.compressed:
@@ -163,7 +164,9 @@ class _ArchiveStorages:
         if storage is None:
             record = self._records.get(f"data/{name}")
             if record is None or nbytes != record.nbytes:
-                raise NotACheckpoint(f"storage {name} of {nbytes} bytes is not in the archive")
+                raise NotACheckpoint(
+                    f"storage {name} of {counted(nbytes, 'byte')} is not in the archive"
+                )
             storage = self._storages[name] = StorageBytes(name, dtype, nbytes)
             self.places[name] = Storage(record.offset, nbytes)
         if storage.dtype != dtype or storage.nbytes != nbytes:
