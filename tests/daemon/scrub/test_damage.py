@@ -413,7 +413,10 @@ def test_what_cannot_be_fetched_anew_is_said_and_not_served(
     away = threaded_hub.inject(gone, path="*", method=None, times=None)
     for source in damaged.values:
         flip(damaged.blob(source), 0)
-    assert damaged.verify() == {(source, "file"): "wrong" for source in damaged.values}
+    found = damaged.verify()
+    assert found.keys() == {(source, "file") for source in damaged.values}
+    # The daemon's look at what was touched, a second after its start, may have come first.
+    assert set(found.values()) <= {"wrong", "missing"}
     damaged.assert_no_wrong_tensor()
     assert damaged.verify() == {(source, "file"): "missing" for source in damaged.values}
     away.left = 0
