@@ -48,7 +48,7 @@ seldom, and cost more."""
 @json_option
 @pass_place
 def top(place: Site, interval: float, count: int | None, *, as_json: bool) -> None:
-    """Show live what comes, what does not and why, and who uses what.
+    """Show live what comes, what does not come, and who uses what.
 
     Where stdout is no terminal each refresh is printed below the one before; with --json each is
     one line of JSON.
