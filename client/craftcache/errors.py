@@ -2,7 +2,7 @@
 
 One tree, so that one ``except`` catches all of it and the class says whose it is to mend, which is
 its ``blame``. ``wire.answers.Problem.of`` reads it where the daemon answers with an error, and the
-worker's ``loading.loader.Loader.handle`` goes on alone or raises::
+worker's ``daemon.client.DaemonClient`` raises it, or lets it go on alone::
 
     error                  what is wrong                            blame           then the worker
     CraftcacheError        any fault of the daemon's own            daemon          goes on alone

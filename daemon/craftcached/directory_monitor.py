@@ -73,7 +73,7 @@ class DirectoryMonitor:
         self._problems: dict[str, str] = {}
         # Held across one look at all places, so that none is made anew twice at once. No other lock
         # is taken inside.
-        self._turn = asyncio.Lock()
+        self._looking = asyncio.Lock()
         self._task: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
@@ -90,7 +90,7 @@ class DirectoryMonitor:
 
     async def problems(self) -> tuple[str, ...]:
         """Look now; returns which places cannot be made anew, and why."""
-        async with self._turn:
+        async with self._looking:
             for place in tuple(self._places):
                 await self._look_at(place)
             return tuple(self._problems.values())

@@ -66,7 +66,7 @@ def parse(text: str) -> RemoteSource:
 
 
 def locate(text: str) -> Source:
-    """Resolve ``text`` by AudioCraft's order: file, directory, URL, Hub id; reads the disk.
+    """Resolve ``text`` by AudioCraft's order, file and directory first; reads the disk.
 
     Raises:
         InvalidSource: ``text`` is none of them.

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from craftcache.amounts import size_text
+from craftcache.amounts import counted, size_text
 from craftcache.daemon.administration import Eviction, KeptModel
 from craftcache.daemon.room import RoomReport
 from craftcache.errors import StorageFull
@@ -111,9 +111,9 @@ class Evictor:
         self._clock = clock
         self._events = events or Events()
         # Held across a whole eviction, from the survey to the last removal: two at once would each
-        # free the bytes that are wanted. Taken after DiskSpace's lock, before the store's writing
-        # thread and the database; no other lock is taken inside.
-        self._turn = asyncio.Lock()
+        # free the bytes that are wanted. Taken after DiskSpace's lock, before the store's
+        # WritersLock and the database; no other lock is taken inside.
+        self._evicting = asyncio.Lock()
         self._told: tuple[KeptModel, ...] = ()
         self._trimmed_at = 0.0
 
@@ -124,6 +124,9 @@ class Evictor:
     async def make_room(self, more: int, *, source: str) -> bool:
         """See RoomPolicy: no more goes than is needed, and nothing where ``more`` does not fit.
 
+        What is to go may come into use between two removals: then some has gone in vain, and the
+        error says how many.
+
         Raises:
             StorageFull: It does not; retryable if it may once others are not in use any more.
         """
@@ -131,7 +134,7 @@ class Evictor:
         usage = await (self._meter.estimate() if self.max_bytes > 0 else self._meter.disk())
         if usage is not None and not excess(usage, limits, more):
             return False
-        async with self._turn:
+        async with self._evicting:
             return await self._admit(more, limits, source)
 
     async def report(self) -> RoomReport:
@@ -159,7 +162,7 @@ class Evictor:
             wanted: Bytes to free; None stands for the bytes beyond ``max_bytes``.
             dry_run: Whether nothing is removed.
         """
-        async with self._turn:
+        async with self._evicting:
             models, usage = await self._look()
             wanted = self._over_quota(usage) if wanted is None else wanted
             if dry_run:
@@ -171,7 +174,7 @@ class Evictor:
         """Evict down to ``max_bytes``, as far as there are models that may be evicted."""
         if self.max_bytes <= 0 or await self._is_surely_under_quota():
             return
-        async with self._turn:
+        async with self._evicting:
             models, usage = await self._look(handover=HANDOVER_SECONDS)
             outcome = await self._shrink(
                 self._over_quota(usage),
@@ -205,7 +208,7 @@ class Evictor:
                 if await self._store.sweep(before=time.time() - ORPHANED_WHEN_SHORT_SECONDS):
                     continue
             if admission.missing:
-                raise self._full(more, usage, limits, admission, models, source)
+                raise self._full(more, usage, limits, admission, models, source, len(removed))
             await self._remove_first(admission.plan, models, removed, "admission")
 
     async def _shrink(
@@ -281,6 +284,7 @@ class Evictor:
         admission: RoomDecision,
         models: Sequence[EvictionCandidate],
         source: str,
+        removed: int,
     ) -> StorageFull:
         """The refusal, with the numbers of the limit that is in the way, and what could go."""
         if limits.max_bytes > 0 and more > limits.max_bytes:
@@ -291,9 +295,10 @@ class Evictor:
             named = ", ".join(f"{each.source} ({each.reason})" for each in kept)
             hint = f"What stays: {named}" if named else "Give the cache more room"
         waiting_helps = not admission.missing_ever
+        went = f"{counted(removed, 'model')} had gone already" if removed else "nothing was removed"
         return StorageFull(
             f"{size_text(more)} more do not fit: {_use(more, usage, limits)}; "
-            f"{size_text(admission.missing)} are too many, and nothing was removed",
+            f"{size_text(admission.missing)} are too many, and {went}",
             missing_bytes=admission.missing,
             source=source,
             hint=hint,

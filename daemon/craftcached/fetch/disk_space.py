@@ -133,8 +133,8 @@ class DiskSpace:
         self._threads = threads
         self._claims: dict[Hashable, _Claim] = {}
         # Held from the decision that there is room to the claim of it, evictions in between
-        # included: two at once would both be given the same bytes. Taken before the evictor's
-        # turn, and so before the store's turn.
+        # included: two at once would both be given the same bytes. Taken before
+        # Evictor._evicting, and so before the store's WritersLock.
         self._deciding = asyncio.Lock()
 
     @property

@@ -103,7 +103,7 @@ class Engine:
         self._claimants: dict[str, Claimant] = {}
         # By key; each guards the files in staging under its key: one fetch, or one sweep, at a
         # time. Taken after huggingface_hub's lock of the blob, and before DiskSpace._deciding.
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -133,7 +133,7 @@ class Engine:
         report: Callable[[int, int | None], None],
     ) -> Fetched:
         """See Fetcher.fetch. Two fetches of one key run one after the other."""
-        async with self._turn(file.key):
+        async with self._key_lock(file.key):
             claimant = self._claimants[file.key] = Claimant(priority)
             limit = self._settings.deadline_seconds
             try:
@@ -233,14 +233,14 @@ class Engine:
         with _logged("staging is not swept"):
             keys = await threads.run(stale_keys, self._staging, before=before)
         for key in keys:
-            turn = self._turn(key)
-            if not turn.locked():
-                async with turn:
+            lock = self._key_lock(key)
+            if not lock.locked():
+                async with lock:
                     with _logged("something stays in staging"):
                         await threads.run(Names.of(self._staging, key).remove)
 
-    def _turn(self, key: str) -> asyncio.Lock:
-        return self._turns.setdefault(key, asyncio.Lock())
+    def _key_lock(self, key: str) -> asyncio.Lock:
+        return self._key_locks.setdefault(key, asyncio.Lock())
 
 
 @contextmanager

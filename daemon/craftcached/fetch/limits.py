@@ -1,7 +1,8 @@
 """The limits that all downloads share, on connections, bandwidth and memory, with priorities.
 
-Each grants synchronously, at the moment something becomes free: to those a worker waits for
-before background warming, and among equals to the download that has least.
+Each grants synchronously, at the moment something becomes free. Connections and bandwidth go to
+downloads that a worker waits for before background warming; among equals connections go to the
+download that has least, bandwidth and memory to who asked first.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Priority(IntEnum):
     WAITED_FOR = 0
     """A worker waits in ``load``."""
     BACKGROUND = 1
-    """A warm that nobody waits for at this moment."""
+    """A warm, whether somebody waits for its end or not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The files in a GPU's memory: who has them, which go for others, and for how long one stays.
 
 All state changes on the event loop. What is done to the device is done one after another, with
-``_turn`` held: making room, making and filling a block, comparing one, and giving one up. A file
-that is there is lent without it.
+``_changing`` held: making room, making and filling a block, comparing one, and giving one up. A
+file that is there is lent without it.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Holdings:
         self._leases: dict[int, tuple[_Held, int]] = {}
         self._of_uid: Counter[int] = Counter()
         self._flights: SingleFlight[_Held, Progress] = SingleFlight()
-        self._turn = asyncio.Lock()
+        self._changing = asyncio.Lock()
         self._device = Threads(1, "craftcached-gpu")
         self._looks = Threads(1, "craftcached-gpu-look")
         self._expiring: set[asyncio.Task[None]] = set()
@@ -114,7 +114,7 @@ class Holdings:
         await asyncio.gather(*self._expiring, return_exceptions=True)
         for descriptor in list(self._leases):
             self._give_back(descriptor)
-        async with self._turn:
+        async with self._changing:
             for held in list(self._held.values()):
                 await self._give_up(held)
         self._device.close()
@@ -194,7 +194,7 @@ class Holdings:
             CraftcacheError: The device failed.
         """
         comparisons = []
-        async with self._turn:
+        async with self._changing:
             for held in list(self._held.values()):
                 try:
                     found = await self._device.run(held.block.sha256, held.size)
@@ -222,7 +222,7 @@ class Holdings:
         """Copy a file into the GPU's memory."""
         size, filename = file.info.size, file.info.filename
         report(Progress(source, filename, 0, size, "reading"))
-        async with self._turn:
+        async with self._changing:
             began = self._loop.time()
             self._coming = self._memory.block_bytes(size)
             try:
@@ -293,7 +293,7 @@ class Holdings:
         return min(idle, key=lambda held: held.used_at, default=None)
 
     async def _give_up(self, held: _Held) -> None:
-        """Hand a file out no more; ``_turn`` is held. Its memory is free once no worker has it."""
+        """Hand a file out no more, with ``_changing`` held; its memory is free once nobody has it."""
         if self._held.get(held.sha256) is held:
             del self._held[held.sha256]
         if held.expiry is not None:
@@ -349,7 +349,7 @@ class Holdings:
         task.add_done_callback(self._expiring.discard)
 
     async def _give_up_idle(self, held: _Held) -> None:
-        async with self._turn:
+        async with self._changing:
             is_there = self._held.get(held.sha256) is held
             # Lent meanwhile, and perhaps given back, it has a time of its own again.
             if is_there and not held.leases and held.expiry is None:

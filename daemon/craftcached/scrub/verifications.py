@@ -92,7 +92,7 @@ class Verifications:
         self._next = 1
         # One verification at a time: two would only make each other's disk seek. Held while files
         # are hashed and fetched anew; whoever waits for it holds nothing.
-        self._turn = asyncio.Lock()
+        self._verifying = asyncio.Lock()
 
     @property
     def is_running(self) -> bool:
@@ -187,7 +187,7 @@ class Verifications:
 
     async def _run(self, job: _Job, models: list[PublishedModel]) -> None:
         try:
-            async with self._turn:
+            async with self._verifying:
                 await self._verify(job, models)
         except asyncio.CancelledError:
             job.failure = CraftcacheError(

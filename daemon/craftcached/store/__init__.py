@@ -14,7 +14,7 @@
     verity               has the kernel check published blobs
     owner                follows another daemon's cache, for a daemon with read_only
     changes              every change of the directory goes through it
-    turns                who may write now: many that add, or one that changes
+    writers_lock         who may write now: many that add, or one that changes
 
 Nothing else in the daemon writes there, but for the fetch engine and the watches, each in its own
 part of staging.

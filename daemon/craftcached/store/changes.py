@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from craftcached.threads import Threads
 
 from .local_files import obstacles_named
-from .turns import Turns
+from .writers_lock import WritersLock
 
 if TYPE_CHECKING:
     import asyncio
@@ -31,14 +31,14 @@ class Changes:
     Args:
         root: The cache directory.
         lock: The daemon's lock on it; directories that were removed are made anew first.
-        changed: Set after each change.
+        changed: Set after each change, but for those of which nobody need hear.
     """
 
     def __init__(self, root: Path, lock: CacheLock, changed: asyncio.Event) -> None:
         self._root = root
         self._lock = lock
         self._changed = changed
-        self._turns = Turns()
+        self._writers = WritersLock()
         self._threads = Threads(WRITING_THREADS, "publish")
 
     def close(self) -> None:
@@ -46,8 +46,8 @@ class Changes:
         self._threads.close()
 
     async def add(self, source: str, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Like make, beside others that add to the cache; see Turns.adding."""
-        async with self._turns.adding(source):
+        """Like make, beside others that add to the cache; see WritersLock.adding."""
+        async with self._writers.adding(source):
             return await self._written(write, *args, **kwargs)
 
     async def make(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -56,7 +56,7 @@ class Changes:
         Raises:
             StorageFull: There is no disk space for the small files and links that it writes.
         """
-        async with self._turns.changing():
+        async with self._writers.changing():
             return await self._written(write, *args, **kwargs)
 
     async def _written(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -72,5 +72,5 @@ class Changes:
 
     async def make_quietly(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Like make, for a change of which nobody need hear: nothing is made anew first."""
-        async with self._turns.changing():
+        async with self._writers.changing():
             return await self._threads.run(write, *args, **kwargs)

@@ -2,7 +2,7 @@
 
 huggingface_hub's snapshot links and refs, and torch.hub's links, decide which bytes an unmodified
 program loads, and none of them has a digest. Nothing here hashes; all of it blocks, and what
-changes something runs in the store's turn.
+changes something runs under the store's WritersLock.
 """
 
 from __future__ import annotations

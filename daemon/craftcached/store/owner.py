@@ -57,9 +57,9 @@ class OwnerCache:
         self._cache = CacheDir(root, store.cache.trusted_uids)
         self._seen: dict[str, FileStamp | None] = {}
         # By key; each guards the manifest here between the look at the owner's and its writing, so
-        # that of two that follow at once the later one has the later word. The store's writing
-        # thread is taken inside, and nothing else.
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # that of two that follow at once the later one has the later word. The store's
+        # WritersLock is taken inside, and nothing else.
+        self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def follow_all(self) -> None:
         """Follow every model that the owner has now."""
@@ -87,7 +87,7 @@ class OwnerCache:
     async def follow(self, source: RemoteSource) -> None:
         """Take over what the owner's cache has of ``source`` now; nothing is read of its files."""
         key = manifest_key(source)
-        async with self._turns.setdefault(key, asyncio.Lock()):
+        async with self._key_locks.setdefault(key, asyncio.Lock()):
             try:
                 stamp = await asyncio.to_thread(self._stamp, key)
                 if await self._is_as_seen(key, stamp):

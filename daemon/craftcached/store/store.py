@@ -81,9 +81,9 @@ class Store:
     directories, takes the daemon's lock on the cache and clears what a killed predecessor left in
     staging under names of no use.
 
-    Models of different sources are published beside one another, see Turns; what removes names, or
-    changes manifests of other sources, has the cache for itself. A publication that is under way
-    is finished before the next change, even if its request has been cancelled since. The order of
+    Models of different sources are published beside one another, see WritersLock; what removes
+    names, or changes manifests of other sources, has the cache for itself. A publication that is
+    under way is finished before the next change, even if its request has been cancelled since. The order of
     turns after other locks is stated in FileAcquirer.
 
     Args:

@@ -82,8 +82,8 @@ class FileAcquirer:
     - how many requests wait for each source at this moment;
     - the fetch engine's keys of the files that are being fetched, by source.
 
-    Lock order: huggingface_hub's lock of a blob, then the engine's turn for its key, then, with the
-    first still held, the store's turn to publish. A request takes the locks of its several
+    Lock order: huggingface_hub's lock of a blob, then the engine's lock of its key, then, with the
+    first still held, the store's WritersLock to publish. A request takes the locks of its several
     blobs in no order. That cannot deadlock: requests of this daemon for one blob share one lock,
     unmodified programs hold one at a time, and a worker that fetches for itself waits only seconds
     for each of its several; a holder that makes no progress is passed by.

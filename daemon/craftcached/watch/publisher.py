@@ -48,10 +48,10 @@ class Publisher:
         self._events = events
         self._held: set[str] = set()
         # Held while a watch's served generation changes, with _held and Watcher.is_held: a rollback
-        # and a new generation must not overtake each other. Taken before the store's turn
+        # and a new generation must not overtake each other. Taken before the store's WritersLock
         # and the database; no other lock is taken inside.
         self._moving = asyncio.Lock()
-        self._turns: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._next: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._queue_needs: Callable[[Manifest], Awaitable[object]]
 
     async def begin(self, queue_needs: Callable[[Manifest], Awaitable[object]]) -> None:
@@ -117,18 +117,19 @@ class Publisher:
 
     async def release(self, watcher: Watcher) -> None:
         """End the hold of a watch, without serving another generation."""
-        watcher.is_held = False
-        self._held.discard(watcher.rule.name)
-        await self._records.release_watch(watcher.rule.name)
+        async with self._moving:
+            watcher.is_held = False
+            self._held.discard(watcher.rule.name)
+            await self._records.release_watch(watcher.rule.name)
 
-    async def wait_turn(self, name: str) -> None:
+    async def wait_next(self, name: str) -> None:
         """Wait until another generation of a watch is served, or the watch ends."""
-        await self._turns[name].wait()
+        await self._next[name].wait()
 
-    def turn(self, name: str) -> None:
+    def wake(self, name: str) -> None:
         """Wake all that wait for another generation of that watch."""
-        if turn := self._turns.pop(name, None):
-            turn.set()
+        if event := self._next.pop(name, None):
+            event.set()
 
     async def _is_newest(self, watcher: Watcher, candidate: Candidate) -> bool:
         """Whether the newest generation has the candidate's bytes, and they are intact."""
@@ -157,7 +158,7 @@ class Publisher:
         name = watcher.rule.name
         number = manifest.watched.generation if manifest.watched else 0
         self._events.tell("generation", name=name, generation=number, revision=manifest.revision)
-        self.turn(name)
+        self.wake(name)
 
 
 def _before(watcher: Watcher) -> int:

@@ -220,7 +220,7 @@ class Watches:
             served = self._watcher(name).generations.served
             if served is not None and served.watched and served.watched.generation != after:
                 return served
-            await self._publisher.wait_turn(name)
+            await self._publisher.wait_next(name)
 
     async def find(self, device: int, inode: int) -> str | None:
         """The name of the watch of a directory that has this device and inode now; or None.
@@ -351,7 +351,7 @@ class Watches:
             self._generation_numbers_by_watch[name] = set(watcher.generations.numbers)
             if watcher.generations.served is not None:
                 self._last_directory_by_watch[name] = watcher.rule.directory
-            self._publisher.turn(name)
+            self._publisher.wake(name)
 
     def _spawn(self, owner: str, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

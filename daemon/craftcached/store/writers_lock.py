@@ -1,4 +1,4 @@
-"""Turns of writers in the cache: many that add at once, or one that changes what is there.
+"""The lock of writers in the cache: many that add at once, or one that changes what is there.
 
 A publication waits most of its time for the disk to have synced, and disks sync for many at once as
 fast as for one. What it adds has names that no other publication has, but for those of its own
@@ -16,11 +16,11 @@ from weakref import WeakValueDictionary
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["Turns"]
+__all__ = ["WritersLock"]
 
 
-class Turns:
-    """Gives turns in the order in which they are asked for, so that nobody waits for ever.
+class WritersLock:
+    """A shared lock for those who add, an exclusive one for who changes; first come, first served.
 
     All state changes on the event loop in steps without an await.
     """
@@ -29,32 +29,32 @@ class Turns:
         self._adding = 0
         self._is_changing = False
         self._waiting: deque[tuple[bool, asyncio.Future[None]]] = deque()
-        # By source; taken before a turn of those who add, and held until that ends.
+        # By source; taken before the shared lock, and held until that is free.
         self._sources: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
     async def adding(self, source: str) -> AsyncIterator[None]:
-        """A turn beside others that add, but for those of the same source."""
-        async with self._sources.setdefault(source, asyncio.Lock()), self._turn(alone=False):
+        """Held beside others that add, but for those of the same source."""
+        async with self._sources.setdefault(source, asyncio.Lock()), self._held(alone=False):
             yield
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
-        """A turn alone."""
-        async with self._turn(alone=True):
+        """Held alone."""
+        async with self._held(alone=True):
             yield
 
     @asynccontextmanager
-    async def _turn(self, *, alone: bool) -> AsyncIterator[None]:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((alone, turn))
+    async def _held(self, *, alone: bool) -> AsyncIterator[None]:
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.append((alone, granted))
         self._admit()
         try:
-            await turn
+            await granted
         except asyncio.CancelledError:
-            if turn.cancelled():
+            if granted.cancelled():
                 with suppress(ValueError):
-                    self._waiting.remove((alone, turn))
+                    self._waiting.remove((alone, granted))
                 self._admit()  # those who waited behind this one
             else:
                 self._end(alone=alone)
@@ -66,13 +66,13 @@ class Turns:
 
     def _admit(self) -> None:
         while self._waiting:
-            alone, turn = self._waiting[0]
-            if not turn.cancelled():
+            alone, granted = self._waiting[0]
+            if not granted.cancelled():
                 if self._is_changing or (alone and self._adding):
                     return
                 self._is_changing = alone
                 self._adding += not alone
-                turn.set_result(None)
+                granted.set_result(None)
             self._waiting.popleft()
 
     def _end(self, *, alone: bool) -> None:

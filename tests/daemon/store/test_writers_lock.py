@@ -1,4 +1,4 @@
-"""Turns of writers: who waits for whom, whatever is withdrawn meanwhile."""
+"""The lock of writers: who waits for whom, whatever is withdrawn meanwhile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craftcached.store.turns import Turns
+from craftcached.store.writers_lock import WritersLock
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -40,14 +40,14 @@ class Writer:
 
 
 async def test_those_that_add_to_other_sources_do_it_at_once() -> None:
-    turns = Turns()
+    turns = WritersLock()
     async with AsyncExitStack() as stack:
         for source in "abc":
             await stack.enter_async_context(turns.adding(source))
 
 
 async def test_those_of_one_source_and_those_that_change_wait() -> None:
-    turns = Turns()
+    turns = WritersLock()
     first, same, change = (
         Writer(turns.adding("a")),
         Writer(turns.adding("a")),
@@ -77,7 +77,7 @@ async def test_those_of_one_source_and_those_that_change_wait() -> None:
 )
 def test_nobody_meets_who_changes_and_all_have_their_turn(steps: list[tuple[str, int]]) -> None:
     async def run() -> None:
-        turns = Turns()
+        turns = WritersLock()
         writers: list[tuple[str, Writer]] = []
         for what, number in steps:
             if what in ("a", "b", "alone"):
@@ -103,7 +103,7 @@ def test_nobody_meets_who_changes_and_all_have_their_turn(steps: list[tuple[str,
 
 
 async def test_a_turn_that_was_given_while_it_was_withdrawn_is_passed_on() -> None:
-    turns = Turns()
+    turns = WritersLock()
     first = Writer(turns.changing())
     await settled()
     second, third = Writer(turns.changing()), Writer(turns.changing())
