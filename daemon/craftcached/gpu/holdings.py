@@ -293,7 +293,7 @@ class Holdings:
         return min(idle, key=lambda held: held.used_at, default=None)
 
     async def _give_up(self, held: _Held) -> None:
-        """Hand a file out no more, with ``_changing`` held; its memory is free once nobody has it."""
+        """Hand a file out no more, ``_changing`` held; its memory is free once nobody has it."""
         if self._held.get(held.sha256) is held:
             del self._held[held.sha256]
         if held.expiry is not None:

@@ -83,8 +83,8 @@ class Store:
 
     Models of different sources are published beside one another, see WritersLock; what removes
     names, or changes manifests of other sources, has the cache for itself. A publication that is
-    under way is finished before the next change, even if its request has been cancelled since. The order of
-    turns after other locks is stated in FileAcquirer.
+    under way is finished before the next change, even if its request has been cancelled since. The
+    order of that lock and others is stated in FileAcquirer.
 
     Args:
         cache: The cache directory.
