@@ -15,6 +15,7 @@ from craftcache.amounts import counted
 from .errors import IntegrityError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = [
@@ -141,20 +142,42 @@ class HashedFile:
     digests: Digests
     stamp: Stamp
 
-    def renamed(self, path: Path) -> HashedFile:
-        """The file under another name that this process has just given it."""
+    def named(self, path: Path, give_name: Callable[[Path, Path], None]) -> HashedFile:
+        """The file under another name, whose stamp has the time of change that this gave it.
+
+        What others did before is not taken for ours: then the stamp stays one that the file has no
+        more.
+
+        Args:
+            path: The other name.
+            give_name: Gives it, as ``os.link`` and ``os.rename`` do.
+
+        Raises:
+            OSError: As ``give_name`` does.
+        """
+        is_touched = self.path.stat().st_ctime_ns != self.stamp.ctime_ns
+        give_name(self.path, path)
+        if is_touched:
+            return replace(self, path=path)
         ctime_ns = path.stat().st_ctime_ns
         return replace(self, path=path, stamp=replace(self.stamp, ctime_ns=ctime_ns))
 
-    def check_untouched(self) -> None:
+    def check_untouched(
+        self, is_known: Callable[[os.stat_result], bool] = lambda _status: False
+    ) -> None:
         """Raise IntegrityError unless ``path`` still is the file that was hashed.
 
         It is hashed again if anything at all was done to it since, such as another name: a write
         whose time was put back looks the same.
+
+        Args:
+            is_known: Whether a file with that stat is known to hold these bytes: then it need not
+                be hashed again.
         """
-        now = Stamp.of(self.path.stat())
-        is_same = now == self.stamp and (
-            now.ctime_ns == self.stamp.ctime_ns
+        status = self.path.stat()
+        is_same = Stamp.of(status) == self.stamp and (
+            status.st_ctime_ns == self.stamp.ctime_ns
+            or is_known(status)
             or hash_file(self.path).sha256 == self.digests.sha256
         )
         if not is_same:

@@ -59,7 +59,8 @@ class Catalog:
         # Entries are replaced whole, and each is true of its stamp whoever put it there.
         # Without a stamp: as it was read, though its file may have changed in the same moment.
         self._read: dict[str, tuple[FileStamp | None, Manifest]] = {}
-        # Guards the fields below, which say who has which content. No lock is taken inside.
+        # Guards the fields below, which say who has which content or commit: digests and revisions
+        # are told apart by their length. No lock is taken inside.
         self._holding = threading.Lock()
         self._holders: defaultdict[str, set[str]] = defaultdict(set)
         self._held: dict[str, tuple[int, frozenset[str]]] = {}
@@ -136,14 +137,20 @@ class Catalog:
         self, sha256: str, *, ours: bool = False, owned: bool = False
     ) -> list[tuple[str, Manifest]]:
         """The manifests that name a file with that digest, and their keys; see at."""
-        with self._holding:
-            self._list_again()
-            keys = tuple(self._holders.get(sha256, ()))
-        found = [(key, self.at(key, ours=ours, owned=owned)) for key in keys]
         return [
             (key, manifest)
-            for key, manifest in found
-            if manifest and any(record.sha256 == sha256 for record in manifest.files)
+            for key, manifest in self._naming(sha256, ours=ours, owned=owned)
+            if any(record.sha256 == sha256 for record in manifest.files)
+        ]
+
+    def at_revision(
+        self, revision: str, *, ours: bool = False, owned: bool = False
+    ) -> list[tuple[str, Manifest]]:
+        """The manifests of that revision, and their keys; see at."""
+        return [
+            (key, manifest)
+            for key, manifest in self._naming(revision, ours=ours, owned=owned)
+            if manifest.revision == revision
         ]
 
     def write(self, key: str, manifest: Manifest) -> None:
@@ -151,6 +158,15 @@ class Catalog:
         make_directory(self.directory)
         write_file(self.path(key), manifest.dump(key), staging=self._staging)
         self._rewritten.add(key)
+
+    def _naming(self, text: str, *, ours: bool, owned: bool) -> Iterator[tuple[str, Manifest]]:
+        """The manifests that named a digest or revision when they were looked at, as they are."""
+        with self._holding:
+            self._list_again()
+            keys = tuple(self._holders.get(text, ()))
+        for key in keys:
+            if manifest := self.at(key, ours=ours, owned=owned):
+                yield key, manifest
 
     def _list_again(self) -> None:
         """Look who holds what, at those names that lead to another file than at the last look."""
@@ -173,20 +189,24 @@ class Catalog:
         for key, inode in inodes.items():
             if key in rewritten or self._held.get(key, (0,))[0] != inode:
                 manifest = self.at(key)
-                files = manifest.files if manifest else ()
-                self._hold(key, inode, frozenset(record.sha256 for record in files))
+                self._hold(key, inode, _names(manifest) if manifest else frozenset())
         is_settled = status and abs(time.time() - status.st_mtime) > TICK_SECONDS
         self._listed = (status.st_mtime_ns, status.st_ino) if status and is_settled else None
 
-    def _hold(self, key: str, inode: int, digests: frozenset[str]) -> None:
+    def _hold(self, key: str, inode: int, names: frozenset[str]) -> None:
         _, before = self._held.get(key, (0, frozenset()))
-        for sha256 in before - digests:
-            self._holders[sha256].discard(key)
-            if not self._holders[sha256]:
-                del self._holders[sha256]
-        for sha256 in digests - before:
-            self._holders[sha256].add(key)
-        self._held[key] = inode, digests
+        for name in before - names:
+            self._holders[name].discard(key)
+            if not self._holders[name]:
+                del self._holders[name]
+        for name in names - before:
+            self._holders[name].add(key)
+        self._held[key] = inode, names
+
+
+def _names(manifest: Manifest) -> frozenset[str]:
+    """What a manifest is found by: the digests of its files, and its revision."""
+    return frozenset((*(record.sha256 for record in manifest.files), manifest.revision))
 
 
 def _read_file(path: str) -> tuple[bytes, os.stat_result]:

@@ -33,6 +33,7 @@ import os
 import stat
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from craftcache.checkpoint.index import MAX_BYTES as INDEX_MAX_BYTES
@@ -259,6 +260,10 @@ class CacheDir:
         """The published manifests that name a file with that digest, with their keys."""
         return self._catalog.holders(sha256, ours=ours)
 
+    def at_revision(self, revision: str, *, ours: bool = False) -> list[tuple[str, Manifest]]:
+        """The published manifests of that revision, with their keys."""
+        return self._catalog.at_revision(revision, ours=ours)
+
     def manifest_keys(self) -> list[str]:
         """The keys of all manifests, of those too that this release cannot read."""
         return self._catalog.keys()
@@ -364,7 +369,7 @@ class CacheDir:
         """
         verified, sha256 = file.path, file.digests.sha256
         final = self.url_blob(sha256)
-        file.check_untouched()
+        file.check_untouched(partial(self.stamps.has, sha256))
         make_directory(final.parent)
         if verified.is_relative_to(self.staging) and verified.stat().st_nlink == 1:
             os.chmod(verified, BLOB_MODE)

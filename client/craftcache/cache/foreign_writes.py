@@ -41,8 +41,10 @@ class ForeignWrites:
         """A context in which this process changes the file, one thread at a time."""
         with self._writing:
             self._look()
-            yield
-            self._changed_at = self._last_change()
+            try:
+                yield
+            finally:  # what failed, as on a full disk, was ours too
+                self._changed_at = self._last_change()
 
     def were_seen(self) -> bool:
         """Whether the file was changed outside of ``writing``."""

@@ -22,6 +22,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,7 +179,7 @@ class HubTree:
             TreeObstacle: A file or directory is in the way that cannot be moved away.
         """
         verified, final = file.path, self.blob(etag)
-        file.check_untouched()
+        file.check_untouched(partial(self.stamps.has, file.digests.sha256))
         self._make_directory(final.parent)
         _tag_cache_dir(self.cache_dir)
         if self._is_unpublished(verified):

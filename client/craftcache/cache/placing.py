@@ -61,14 +61,16 @@ def link_or_copy(file: HashedFile, name: Path) -> HashedFile:
         OSError: It cannot be had; names the directory.
     """
     try:
-        # link(2) would give a second name to a link itself.
-        os.link(os.path.realpath(file.path) if file.path.is_symlink() else file.path, name)
+        return file.named(name, _link)
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
-    else:
-        return file.renamed(name)
     return copy_to(file, name)
+
+
+def _link(path: Path, name: Path) -> None:
+    # link(2) would give a second name to a link itself.
+    os.link(os.path.realpath(path) if path.is_symlink() else path, name)
 
 
 def copy_to(file: HashedFile, name: Path) -> HashedFile:

@@ -3,7 +3,7 @@
 A commit never changes, so a file of it is the same file whoever asks for it: by a branch, by the
 commit itself, as a superseded revision, or by what is being published or removed at this moment.
 Where links and refs alone say which blob a file is, these records are what they are held to. All
-calls block; each looks at all manifests of the cache.
+calls block; the first reads all manifests of the cache.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def repositories_at(cache: CacheDir, commit: str) -> set[str]:
 
 
 def _at(cache: CacheDir, commit: str, *, ours: bool = False) -> Iterator[Manifest]:
-    named = chain(cache.published(ours=ours), underway(cache))
+    named = chain(cache.at_revision(commit, ours=ours), underway(cache))
     return (manifest for _, manifest in named if manifest.revision == commit)
 
 

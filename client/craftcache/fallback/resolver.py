@@ -76,8 +76,17 @@ class Resolver:
 
         It takes a few stats: neither the bytes, nor the stamps, nor the owners are checked here.
         """
-        found = (self._manifest(cache, source, names) for cache in self._caches)
-        return next(filter(None, found), None)
+        found = self.located(source, names)
+        return found and found[1]
+
+    def located(
+        self, source: RemoteSource, names: Sequence[str]
+    ) -> tuple[CacheDir, Manifest] | None:
+        """See known; with the cache that it is in."""
+        for cache in self._caches:
+            if manifest := self._manifest(cache, source, names):
+                return cache, manifest
+        return None
 
     def selected(self, source: RemoteSource, selection: Selection) -> Manifest | None:
         """See known; for all files of a selection."""
@@ -199,13 +208,6 @@ class Resolver:
     def destination(self) -> Path:
         """The cache directory that a fetch would publish in, where it can be made and written."""
         return self._destination(is_private=False).root
-
-    def holder(self, source: RemoteSource, names: Sequence[str]) -> Path | None:
-        """The cache directory that a file of ``known`` would come from."""
-        found = (
-            each.root for each in self._caches if self._manifest(each, source, names) is not None
-        )
-        return next(found, None)
 
     def _destination(self, *, is_private: bool) -> CacheDir:
         shared, own = self._caches[0], self._caches[-1]

@@ -139,13 +139,13 @@ class _Foresight:
             case "daemon":
                 return self._look_at_daemon(source, names)
             case "cache":
-                if (manifest := resolver.known(source, names)) is None:
+                if (found := resolver.located(source, names)) is None:
                     places = " nor in ".join(map(str, resolver.places))
                     self._said.append(f"it is not in {places}")
                     return False
+                cache, manifest = found
                 self._said.append(
-                    f"it is cached and verified at revision {manifest.revision}, in "
-                    f"{resolver.holder(source, names)}"
+                    f"it is cached and verified at revision {manifest.revision}, in {cache.root}"
                 )
                 files = tuple(map(FileInfo.recorded, manifest.files))
                 self._serve("cache", manifest.revision, files)

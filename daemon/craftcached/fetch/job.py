@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from craftcache.amounts import counted
+from craftcache.digests import HashedFile
 from craftcache.errors import IntegrityError
 from craftcache.full_disk import FULL
 from craftcache.sources import shown_url
@@ -300,9 +302,10 @@ class Job:
         self, part: PartialFile, digests: Digests, etag: str | None, reused: int
     ) -> Fetched:
         await self._check(part.descriptor, digests, reused)
+        stamp = await self._context.syncing.run(part.seal)
+        # After the stamp was taken: what comes later moves the time that it has.
         if not await self._context.threads.run(part.holds, digests):
             raise Fault(Trouble.CHANGED, f"other hands have written to {part.path}")
-        stamp = await self._context.syncing.run(part.seal)
         return Fetched(part.path, digests, stamp, etag, self._request.claimant.received, reused)
 
     async def _check(self, descriptor: int, digests: Digests, reused: int = 0) -> None:
@@ -368,16 +371,9 @@ class Job:
 
 
 def _renamed(sealed: Fetched, whole: Path) -> Fetched:
-    """The sealed file under another name, with the time of change that this gave it.
-
-    What others did before is not taken for ours: it keeps a stamp that the file has no more.
-    """
-    is_touched = sealed.path.stat().st_ctime_ns != sealed.stamp.ctime_ns
-    sealed.path.rename(whole)
-    if is_touched:
-        return replace(sealed, path=whole)
-    stamp = replace(sealed.stamp, ctime_ns=whole.stat().st_ctime_ns)
-    return replace(sealed, path=whole, stamp=stamp)
+    """The sealed file under another name."""
+    file = HashedFile(sealed.path, sealed.digests, sealed.stamp).named(whole, os.rename)
+    return replace(sealed, path=whole, stamp=file.stamp)
 
 
 def _check_length(reply: RangeReply, size: int, total: int, *, has_ended: bool = False) -> None:

@@ -180,7 +180,8 @@ class PartialFile:
 
     def seal(self) -> Stamp:
         """Make the file durable and read-only for good; returns its stamp."""
-        os.fchmod(self.descriptor, SEALED_MODE)
+        with self._foreign.writing() if self._foreign else contextlib.nullcontext():
+            os.fchmod(self.descriptor, SEALED_MODE)
         os.fsync(self.descriptor)
         self._names.journal.unlink(missing_ok=True)
         return Stamp.of(os.fstat(self.descriptor))

@@ -124,6 +124,8 @@ def _is_ref_wrong(
     """Whether a ref names no commit, one of which nothing is here, or another repository's.
 
     One that names another commit that is here may have been moved on by huggingface_hub itself.
+    Where that commit is known of another repository alone, the two directories may have changed
+    places, which is the worse mistake: a fork's ref goes back to what was published here last.
     """
     if is_commit(source.revision) or any(map(cache.is_owners, manifest.files)):
         return False

@@ -97,6 +97,21 @@ def test_who_holds_a_content_is_known_whoever_wrote_the_manifest(cache: CacheDir
     assert found[1] == replace(found[1], source="org/a")
 
 
+def test_the_manifests_of_a_revision_are_known_whoever_wrote_them(cache: CacheDir) -> None:
+    def at(revision: str) -> set[str]:
+        return {key for key, _ in cache.at_revision(revision)}
+
+    cache.write_manifest_at(KEYS["a"], first := manifest("org/a", ONE))
+    cache.write_manifest_at(KEYS["b"], replace(manifest("org/b", TWO), revision=first.revision))
+    assert at(first.revision) == set(KEYS.values())
+    other = CacheDir(cache.root, cache.trusted_uids)
+    other.write_manifest_at(KEYS["b"], replace(manifest("org/b", TWO), revision="c" * 40))
+    assert (at(first.revision), at("c" * 40)) == ({KEYS["a"]}, {KEYS["b"]})
+    cache.manifest_path(KEYS["a"]).unlink()
+    assert at(first.revision) == set()
+    assert at("") == set()
+
+
 def test_a_cache_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     cache = CacheDir(tmp_path / "none")
     assert list(cache.published()) == []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from craftcache.cache.directory import CacheDir
+from craftcache.digests import HashedFile, Hasher
+from craftcache.errors import IntegrityError
 from craftcache.sources import FILENAMES
+from craftcached.fetch.partial_file import Names, PartialFile
 from tests.client.cache.outcomes import export_bytes, outcome
 from tests.client.fallback.test_staging_edits import overwrite
 from tests.support.api import Api
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from tests.support.hub import Request, TestHub
 
 LM, COMPRESSION = FILENAMES["lm"], FILENAMES["compression"]
+CONTENT = b"as it came" * 2000
 
 
 def found(staging: Path, pattern: str) -> Path:
@@ -75,3 +80,28 @@ def test_what_others_write_meanwhile_is_never_served(
             assert api.request("POST", "/verify").json()["found"] == {"right": 2}
         if what != "a whole file of a pair":
             assert "other hands have written" in daemon.log
+
+
+@pytest.mark.parametrize("when", ["before it is sealed", "after it is sealed", "once it is named"])
+def test_a_write_of_others_is_seen_whenever_it_comes(tmp_path: Path, when: str) -> None:
+    part = PartialFile(Names.of(tmp_path, "key"), None, "boot")
+    part.open()
+    part.write(0, [CONTENT])
+    hasher = Hasher()
+    hasher.update(CONTENT)
+    digests = hasher.digests()
+    if when == "before it is sealed":
+        overwrite(part.path)
+    file = HashedFile(part.path, digests, part.seal())
+    if when == "after it is sealed":
+        overwrite(part.path)
+    if when == "once it is named":
+        assert part.holds(digests)
+        file = file.named(tmp_path / "named", os.rename)
+        file.check_untouched()
+        overwrite(file.path)
+        with pytest.raises(IntegrityError):
+            file.named(tmp_path / "again", os.rename).check_untouched()
+    else:
+        assert not part.holds(digests)
+    part.close()
