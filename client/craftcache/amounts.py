@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["counted", "size_text"]
+__all__ = ["counted", "exact_size_text", "size_text"]
 
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
@@ -17,6 +17,12 @@ def counted(count: int, noun: str) -> str:
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{count} {noun[:-1]}ies"
     return f"{count} {noun}{'es' if noun.endswith(_HISSING) else 's'}"
+
+
+def exact_size_text(count: int) -> str:
+    """``count`` bytes as size_text has them, and to the last one: for what is compared or set."""
+    exact = counted(count, "byte")
+    return exact if count < 1000 else f"{size_text(count)} ({exact})"
 
 
 def size_text(count: float) -> str:

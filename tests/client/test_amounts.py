@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from craftcache.amounts import counted, size_text
+from craftcache.amounts import counted, exact_size_text, size_text
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,8 @@ def test_one_thing_is_said_in_the_singular(count: int, noun: str, text: str) -> 
 )
 def test_sizes_are_said_in_decimal_units(size: int, text: str) -> None:
     assert size_text(size) == text
+
+
+def test_what_is_compared_is_said_to_the_last_byte() -> None:
+    assert exact_size_text(1) == "1 byte"
+    assert exact_size_text(65_536) == "65.5 kB (65536 bytes)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from craftcache.amounts import size_text
+from craftcache.amounts import exact_size_text
 from craftcache.errors import DeviceMemoryFull
 
 from .accelerator import NoDeviceMemory
@@ -66,8 +66,8 @@ class DeviceLink:
         self.accelerator.give_back()
         free = self.accelerator.free_bytes()
         raise DeviceMemoryFull(
-            f"it needs {size_text(nbytes)} on {self.accelerator.device}, which has "
-            f"{'too little' if free is None else size_text(free)} free",
+            f"it needs {exact_size_text(nbytes)} on {self.accelerator.device}, which has "
+            f"{'too little' if free is None else exact_size_text(free)} free",
             needed_bytes=nbytes,
             free_bytes=free,
             source=source,

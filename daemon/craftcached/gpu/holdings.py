@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
-from craftcache.amounts import counted, size_text
+from craftcache.amounts import counted, exact_size_text, size_text
 from craftcache.device.accelerator import NoDeviceMemory
 from craftcache.device.cuda_driver import CudaFailed
 from craftcache.errors import BudgetExceeded, CraftcacheError, DeviceMemoryFull
@@ -278,8 +278,8 @@ class Holdings:
 
     def _full(self, source: str, needed: int, free: int, who: str) -> DeviceMemoryFull:
         return DeviceMemoryFull(
-            f"it needs {size_text(needed)} of GPU {self._memory.uuid} to be shared there, "
-            f"and {who} {size_text(free)}",
+            f"it needs {exact_size_text(needed)} of GPU {self._memory.uuid} to be shared there, "
+            f"and {who} {exact_size_text(free)}",
             needed_bytes=needed,
             free_bytes=free,
             source=source,

@@ -13,7 +13,7 @@ import resource
 from mmap import MAP_SHARED, PAGESIZE, PROT_READ
 from typing import TYPE_CHECKING, Self
 
-from craftcache.amounts import size_text
+from craftcache.amounts import exact_size_text, size_text
 from craftcache.errors import PolicyDenied
 
 if TYPE_CHECKING:
@@ -223,6 +223,6 @@ def _lock_error(size: int) -> Exception:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     return PolicyDenied(
         f"the daemon may not lock {size_text(size)} more in memory "
-        f"(RLIMIT_MEMLOCK is {size_text(limit)})",
+        f"(RLIMIT_MEMLOCK is {exact_size_text(limit)})",
         hint="Set LimitMEMLOCK=infinity in craftcached.service, or pin without --lock",
     )

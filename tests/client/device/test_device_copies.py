@@ -304,7 +304,7 @@ def test_a_device_without_room_for_a_buffer_is_said_and_may_be_tried_again() -> 
     state, module = weights(), model_of()
     with memory_file(saved(state)) as fd, emulated(capacity=BUFFER_BYTES - 1) as device:
         link = link_of(device)
-        with pytest.raises(DeviceMemoryFull, match=f"needs {BUFFER_BYTES} bytes") as caught:
+        with pytest.raises(DeviceMemoryFull, match=rf"needs .* \({BUFFER_BYTES} bytes\)") as caught:
             copy(fd, module, link)
         assert caught.value.retryable
         device.capacity = BUFFER_BYTES

@@ -174,7 +174,7 @@ def test_a_budget_that_is_too_small_is_said_with_its_numbers(warm: DaemonProcess
     with GpuServiceProcess(warm.socket_dir, max_bytes=4096), worker_of(warm) as worker:
         load = worker.load()
         assert load["error"] == "DeviceMemoryFull"
-        assert "gpu_max_bytes leaves 4096" in load["message"]
+        assert "gpu_max_bytes leaves 4.1 kB (4096 bytes)" in load["message"]
         assert load["needed_bytes"] > 4096
 
 
@@ -219,7 +219,7 @@ def test_the_daemon_shows_what_is_there(
         worker.load()
         status = run("--socket-dir", str(warm.socket_dir), "status")
         assert f"{UUID} (emulated)" in status.out
-        assert "1 leases" in status.out
+        assert "1 lease" in status.out
         told = run("--socket-dir", str(warm.socket_dir), "status", "--json").json["gpus"]
         assert [each["uuid"] for each in told] == [UUID]
         assert {model["filename"] for model in told[0]["models"]} == set(BOTH.values())

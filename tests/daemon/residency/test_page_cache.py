@@ -117,6 +117,6 @@ def test_limits_and_truth_of_an_unprivileged_daemon(tmp_path: Path) -> None:
     assert child.exitcode == 0
     denied = results.get()
     assert isinstance(denied, str)
-    assert "RLIMIT_MEMLOCK is 65536" in denied
+    assert "RLIMIT_MEMLOCK is 65.5 kB (65536 bytes)" in denied
     assert "LimitMEMLOCK=infinity" in denied
     assert results.get() == (True, False, 1024 * 1024)
