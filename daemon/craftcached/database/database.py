@@ -294,7 +294,8 @@ class Database:
             )
             await connection.executemany(
                 "INSERT OR REPLACE INTO absences (place, absence) VALUES (?, ?)",
-                [(place, json.dumps(each.to_fields())) for place, each in come.items()],
+                # Written out in the connection's thread, as hundreds may come at once.
+                ((place, json.dumps(each.to_fields())) for place, each in come.items()),
             )
         return self._fault is None
 
