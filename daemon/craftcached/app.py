@@ -106,7 +106,7 @@ class Daemon:
         self._watches: Watches | None = None
         self._integrity: Integrity | None = None
         self._monitor: DirectoryMonitor
-        self._observability = Observability.of()
+        self._observability = Observability.of(settings.own_cache_dir)
         self._mirrors = Mirrors(
             settings.mirrors,
             hub_endpoint=settings.hub_endpoint,
@@ -172,6 +172,7 @@ class Daemon:
         settings, observability = self._settings, self._observability
         store, records = await self._open_storage(life)
         await life.enter_async_context(observability.absences.kept_in(records))
+        await life.enter_async_context(observability.models_here.kept_in(records))
         owner = OwnerCache(store, settings.cache_dir) if settings.read_only else None
         inspector = await life.enter_async_context(Inspector())
         staging = store.cache.staging
@@ -310,7 +311,7 @@ class Daemon:
             pruner=pruner,
             watches=watches,
             events=events,
-            forget=self._observability.absences.forget,
+            forget=self._observability.forget,
         )
 
     def _own_directories(self, store: Store, records: Database) -> tuple[MonitoredDirectory, ...]:

@@ -15,7 +15,7 @@ from craftcache.full_disk import FEW_INODES, MORE_INODES, NO_INODES, free_inodes
 from craftcache.sources import parse
 from craftcache.wire import Disk, NotWarm, RecentModel
 
-from .absences import Absences, lost_words
+from .models_here import lost_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .eviction.parts import EvictionParts
     from .gpu_services import GpuServiceSockets
+    from .observability import Observability
     from .store.cache_lock import CacheLock
     from .warm.queue import WarmQueue
     from .warm.warmer import Warmer
@@ -90,7 +91,7 @@ class Overview:
         queue: Knows when a failed warm is tried again.
         eviction: Knows the quota, which models stay, and which were used last.
         watches: Know how watched directories are.
-        absences: Say why models are not warm.
+        observability: Knows why models are not warm, and which are lost.
         gpus: The services of the node's GPUs.
     """
 
@@ -103,7 +104,7 @@ class Overview:
         queue: WarmQueue,
         eviction: EvictionParts,
         watches: Watches,
-        absences: Absences,
+        observability: Observability,
         gpus: GpuServiceSockets,
     ) -> None:
         self._cache = cache
@@ -114,7 +115,7 @@ class Overview:
         self._pins = eviction.pins
         self._uses = eviction.uses
         self._watches = watches
-        self._absences = absences
+        self._observability = observability
         self._gpus = gpus
 
     async def complete(
@@ -164,14 +165,16 @@ class Overview:
             for _, manifest in published
             if manifest.is_by_name and manifest.watched is None
         }
-        wanted = {each.source for each in self._absences.newest()}
+        wanted = {each.source for each in self._observability.absences.newest()}
         # A look at each of thousands would take longer than all else: at those that are listed,
         # and at those that somebody wanted in vain.
         listed = {manifest.source: manifest for _, manifest, _ in recent}
         listed |= {each.source: each for _, each in published if each.source in wanted}
-        vanished = self._absences.vanished(present)
+        here = self._observability.models_here
+        vanished = here.vanished(present)
         seen = await asyncio.to_thread(self._look, listed.values(), vanished)
-        self._absences.looked(present, vanished=vanished, lost=seen.lost, root=self._cache.root)
+        here.looked(present, vanished=vanished, lost=seen.lost)
+        self._observability.absences.looked(present)
         lacking = {each.source for each in seen.lacking}
         whole = {manifest.source for _, manifest in published} - lacking
         stale, not_warm = self._told_absences(whole, [*seen.lacking, *self._waiting_watches()])
@@ -199,10 +202,11 @@ class Overview:
         tries = self._next_tries()
         stale: list[NotWarm] = []
         missing: list[NotWarm] = []
-        remembered = self._absences.newest()
+        remembered = self._observability.not_warm()
         known = {each.source for each in remembered}
         for each in (*(each for each in seen if each.source not in known), *remembered):
-            told = replace(each, next_try_at=tries.get(each.source))
+            at = tries.get(each.source)
+            told = each if at is None else replace(each, next_try_at=at)
             (stale if each.source in warm else missing).append(told)
         return stale, missing
 

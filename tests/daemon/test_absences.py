@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from craftcached.absences import Absences
 from craftcached.database import Database
+from tests.support.refusing import refusing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,21 +36,6 @@ def test_each_way_of_not_being_warm_has_its_reason_and_what_to_do() -> None:
     assert all(each.at == 5.0 for each in absences.newest())
 
 
-def test_what_is_gone_without_a_removal_is_lost(tmp_path: Path) -> None:
-    absences = Absences()
-    here = dict.fromkeys(("org/lost", "org/removed", "org/failed", "org/there"), 1.0)
-    assert absences.vanished(here) == frozenset()
-    absences.looked(here, lost=(), root=tmp_path)
-    absences.hear(event("removed", "org/removed", freed_bytes=1))
-    absences.hear(failed("org/failed"))
-    there = {"org/there": 1.0}
-    assert absences.vanished(there) == {"org/lost", "org/failed"}
-    absences.looked(there, lost={"org/lost", "org/failed", "org/removed"}, root=tmp_path)
-    told = {each.source: each.code for each in absences.newest()}
-    assert told == {"org/lost": "Lost", "org/failed": "NotFound", "org/removed": "Removed"}
-    assert absences.vanished(there) == frozenset()
-
-
 def test_what_is_warm_again_is_forgotten_and_what_fails_again_is_told_once() -> None:
     absences = Absences()
     absences.hear(failed("org/a"))
@@ -64,31 +50,12 @@ def test_what_is_warm_again_is_forgotten_and_what_fails_again_is_told_once() -> 
     assert len(absences) == 0
 
 
-def test_what_others_have_published_since_it_failed_is_refreshed(tmp_path: Path) -> None:
+def test_what_others_have_published_since_it_failed_is_refreshed() -> None:
     absences = Absences()
     absences.hear(failed("org/since"))
     absences.hear(failed("org/before"))
-    absences.looked({"org/since": 6.0, "org/before": 4.0}, lost=(), root=tmp_path)
+    absences.looked({"org/since": 6.0, "org/before": 4.0})
     assert [each.source for each in absences.newest()] == ["org/before"]
-
-
-async def test_what_is_here_is_known_after_a_restart(tmp_path: Path) -> None:
-    absences = Absences()
-    async with Database(tmp_path) as records, absences.kept_in(records):
-        for source in ("org/stays", "org/removed", "org/lost"):
-            absences.hear(event("published", source, by_name=True))
-        absences.hear(event("published", "t5-base", by_name=False))
-        absences.hear(event("removed", "org/removed", freed_bytes=1))
-    later = Absences()
-    async with Database(tmp_path) as records, later.kept_in(records):
-        assert later.vanished(["org/stays"]) == {"org/lost"}
-        later.looked({"org/stays": 1.0}, lost={"org/lost"}, root=tmp_path)
-        assert [each.code for each in later.newest()] == ["Lost", "Removed"]
-    last = Absences()
-    async with Database(tmp_path) as records, last.kept_in(records):
-        assert last.vanished([]) == {"org/stays"}
-        assert last.forget("org/lost")
-        assert not last.forget("org/lost")
 
 
 async def test_a_restart_forgets_none(tmp_path: Path) -> None:
@@ -112,3 +79,27 @@ def test_no_more_are_remembered_than_may_be() -> None:
     for number in range(10):
         absences.hear(failed(f"org/{number}"))
     assert [each.source for each in absences.newest()] == ["org/9", "org/8", "org/7"]
+
+
+async def test_what_is_forgotten_for_newer_ones_is_not_there_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    absences = Absences(kept=3)
+    async with Database(tmp_path) as records:
+        for name in "ab":
+            async with absences.kept_in(records):
+                for number in range(4):
+                    absences.hear(failed(f"org/{name}{number}"))
+        async with absences.kept_in(records):
+            assert [each.source for each in absences.newest()] == ["org/b3", "org/b2", "org/b1"]
+
+
+async def test_only_what_was_written_is_taken_as_recorded(tmp_path: Path) -> None:
+    absences = Absences()
+    async with Database(tmp_path) as records, absences.kept_in(records):
+        absences.hear(failed("org/a"))
+        with refusing(tmp_path, "INSERT ON absences"):
+            assert not await absences.save(records)
+        assert await records.absences() == []
+        assert await absences.save(records)
+        assert [each.source for _, each in await records.absences()] == ["org/a"]

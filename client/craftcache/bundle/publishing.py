@@ -13,7 +13,7 @@ from craftcache.checkpoint.inspection import inspect
 from craftcache.checkpoint.reader import read_index
 from craftcache.digests import Digest, Promise
 from craftcache.errors import NotACheckpoint, PolicyDenied
-from craftcache.origins.hub import hub_endpoint
+from craftcache.origins.hub import commit_origin, hub_endpoint
 from craftcache.sources import HubSource, shown_url
 
 from .archive import unpack
@@ -96,7 +96,7 @@ def _inspect(cache: CacheDir, model: LockedModel, unpacked: Unpacked) -> None:
 def _publish(cache: CacheDir, model: LockedModel, unpacked: Unpacked) -> Manifest:
     files, lock = verified_files(model, unpacked), model.lock
     if isinstance(model.source, HubSource):
-        origin = f"{hub_endpoint()}/{model.source.repo_id}/resolve/{lock.revision}"
+        origin = commit_origin(hub_endpoint(), model.source, lock.revision)
         return publish_hub(
             cache,
             model.source,

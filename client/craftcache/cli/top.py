@@ -23,12 +23,9 @@ if TYPE_CHECKING:
     from craftcache.daemon.activity import Activity
     from craftcache.daemon.admin import AdminClient
     from craftcache.daemon.processes import ModelProcess
-    from craftcache.wire import NotWarm
+    from craftcache.wire import DaemonStatus
 
 __all__ = ["top"]
-
-SHOWN = 16
-"""Sources that are not warm on the screen, the newest; ``craftcache status --all`` lists all."""
 
 DETAILS_EVERY = 5
 """Refreshes after which processes, and why models are not warm, are asked for again: they change
@@ -58,23 +55,23 @@ def top(place: Site, interval: float, count: int | None, *, as_json: bool) -> No
             for activity in _refreshes(place.admin(), interval, count):
                 print_json_line(activity.to_fields())
         else:
-            _show(place.admin(), interval, count)
+            _show(place, interval, count)
 
 
-def _show(admin: AdminClient, interval: float, count: int | None) -> None:
+def _show(place: Site, interval: float, count: int | None) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    console, admin, client = Console(), place.admin(), place.client()
     with Live(console=console, auto_refresh=False, screen=sys.stdout.isatty()) as live:
         before: Activity | None = None
         processes: list[ModelProcess] = []
-        not_warm: list[NotWarm] = []
+        status: DaemonStatus
         for number, activity in enumerate(_refreshes(admin, interval, count)):
             if number % DETAILS_EVERY == 0:
                 processes = processes_of(admin)
-                not_warm = admin.not_warm()
-            shown = _screen(activity, before, not_warm, processes)
+                status = client.status()
+            shown = _screen(activity, before, status, processes)
             if console.is_terminal:
                 live.update(shown, refresh=True)
             else:
@@ -95,29 +92,30 @@ def _refreshes(admin: AdminClient, interval: float, count: int | None) -> Iterat
 def _screen(
     activity: Activity,
     before: Activity | None,
-    not_warm: list[NotWarm],
+    status: DaemonStatus,
     processes: list[ModelProcess],
 ) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
+    head = _head(activity, before, status.not_warm_count)
     return Group(
-        *(Text(line, no_wrap=True, overflow="ellipsis") for line in _head(activity, before)),
+        *(Text(line, no_wrap=True, overflow="ellipsis") for line in head),
         Text(),
         _table(COMING, coming_rows(activity.coming)),
         Text(),
-        _table(NOT_WARM, not_warm_rows(not_warm[:SHOWN], activity.at)),
+        _table(NOT_WARM, not_warm_rows(status.not_warm, activity.at)),
         Text(),
         _table(HEADER, process_rows(processes)),
     )
 
 
-def _head(activity: Activity, before: Activity | None) -> Iterator[str]:
+def _head(activity: Activity, before: Activity | None, not_warm: int) -> Iterator[str]:
     up = span_text(activity.at - activity.started_at)
     yield (
         f"up {up}; {counted(activity.connections, 'connection')}, "
         f"{counted(activity.processes, 'process')}; "
-        f"{len(activity.coming)} coming, {activity.queued} queued, {activity.not_warm} not warm"
+        f"{len(activity.coming)} coming, {activity.queued} queued, {not_warm} not warm"
     )
     loads = activity.hits + activity.misses
     yield (

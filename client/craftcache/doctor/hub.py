@@ -6,6 +6,7 @@ import os
 
 from craftcache.config import config_path, read_config
 from craftcache.origins.hub import hub_endpoint
+from craftcache.sources import shown_url
 
 from .finding import Finding
 
@@ -25,10 +26,11 @@ def check(daemons: str | None) -> Finding:
 
     configured = read_config(config_path()).get("hub_endpoint")
     here = os.environ.get("CRAFTCACHE_HUB_ENDPOINT") or configured or hub_endpoint()
-    endpoint = daemons or here
-    whose = f"{endpoint}, which the daemon asks," if daemons else f"{endpoint}"
+    endpoint = str(daemons or here)
+    shown = shown_url(endpoint)
+    whose = f"{shown}, which the daemon asks," if daemons else shown
     try:
-        httpx.head(str(endpoint), timeout=ANSWER_SECONDS)
+        httpx.head(endpoint, timeout=ANSWER_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding(
             "hub",

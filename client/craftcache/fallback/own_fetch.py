@@ -27,7 +27,7 @@ from craftcache.config import choose_insecure_hosts
 from craftcache.digests import Digest, Promise, hash_stamped
 from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 from craftcache.network.token import authorization
-from craftcache.origins.hub import describe, hub_endpoint, list_revision
+from craftcache.origins.hub import commit_origin, describe, hub_endpoint, list_revision
 from craftcache.origins.policy import UrlPolicy
 from craftcache.sources import NO_SELECTION, shown_url
 from craftcache.wire import Loaded, Progress
@@ -133,7 +133,7 @@ def fetch_hub(
             for filename, (verified, _) in files.items():
                 what.lock.check(filename, verified.digests.sha256, source=source.shown)
         commit = described[0].commit
-        origin = f"{hub_endpoint()}/{source.repo_id}/resolve/{commit}"
+        origin = commit_origin(hub_endpoint(), source, commit)
         publish = partial(
             publish_hub,
             cache,

@@ -25,7 +25,7 @@ from craftcache.config import default_hub_cache
 from craftcache.digests import Digest, Promise, hash_descriptor
 from craftcache.limits import limits_named
 from craftcache.logger import log
-from craftcache.origins.hub import hub_endpoint
+from craftcache.origins.hub import commit_origin, hub_endpoint
 from craftcache.sources import HubSource, UrlSource, is_commit
 from craftcache.wire import Loaded
 
@@ -295,7 +295,7 @@ def _open_snapshot(
         descriptor = _open(tree.blob(etag)) if etag else None
         if digest is None or descriptor is None:
             return None
-        origin = f"{hub_endpoint()}/{source.repo_id}/resolve/{commit}/{name}"
+        origin = f"{commit_origin(hub_endpoint(), source, commit)}/{name}"
         file = OpenFile(FileInfo(name, os.fstat(descriptor).st_size, origin), descriptor)
         digests = hash_descriptor(descriptor, git=digest.algorithm == "git-sha1")
         if not Promise(digest=digest).is_kept_by(digests):

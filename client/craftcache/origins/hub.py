@@ -27,6 +27,7 @@ __all__ = [
     "HubFile",
     "Listing",
     "hub_endpoint",
+    "commit_origin",
     "describe",
     "list_files",
     "list_revision",
@@ -79,6 +80,11 @@ class Listing:
 def hub_endpoint() -> str:
     """The Hub's address, from ``HF_ENDPOINT``, without a slash at its end."""
     return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+
+
+def commit_origin(endpoint: str, source: HubSource, commit: str) -> str:
+    """Where the files of a commit come from, as recorded and shown: without a secret."""
+    return f"{shown_url(endpoint)}/{source.repo_id}/resolve/{commit}"
 
 
 def describe(

@@ -69,7 +69,7 @@ class DaemonStatus(JsonRecord):
         processes: Number of processes that were handed models and still run.
         fallbacks: How often workers have told of loads without the daemon, by reason.
         token_place: Where it takes that token from, for people.
-        hub_endpoint: The address of the Hub that it asks.
+        hub_endpoint: The address of the Hub that it asks, without user and password.
         gpus: The services of GPUs that run beside the daemon, with the models that they hold; 64
             models of all together at most.
     """

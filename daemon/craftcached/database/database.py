@@ -22,7 +22,7 @@ from .rows import Hashing, Hold, Pin, WarmJob
 from .schema import FILENAME, VERSION, dumped, open_database, set_aside
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping
     from pathlib import Path
 
     import aiosqlite
@@ -146,7 +146,10 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def _noting(self) -> AsyncIterator[aiosqlite.Connection]:
-        """A transaction of what is only noted: it is logged once where it cannot be."""
+        """A transaction of what is only noted: it is logged once where it cannot be.
+
+        Right after it, before any await, ``_fault`` says whether it was written.
+        """
         had_fault = self._fault is not None
         try:
             async with self._transaction() as connection:
@@ -264,41 +267,73 @@ class Database:
         async with self._noting() as connection:
             await connection.execute("DELETE FROM uses WHERE key = ?", (key,))
 
-    async def absences(self) -> list[NotWarm]:
-        """Why models are not warm, the oldest first; what cannot be read is left out."""
+    async def absences(self) -> list[tuple[int, NotWarm]]:
+        """Why models are not warm, with their places, the oldest first.
+
+        What cannot be read is left out.
+        """
         rows = await self._connection.execute_fetchall(
-            "SELECT absence FROM absences ORDER BY place"
+            "SELECT place, absence FROM absences ORDER BY place"
         )
         found = []
-        for (text,) in rows:
+        for place, text in rows:
             with contextlib.suppress(WireError, ValueError):
-                found.append(NotWarm.parse(Fields(json.loads(text))))
+                found.append((place, NotWarm.parse(Fields(json.loads(text)))))
         return found
 
-    async def save_absences(self, absences: Sequence[NotWarm]) -> None:
-        """Save why models are not warm, the oldest first, in the place of what was saved before."""
-        rows = [(place, json.dumps(each.to_fields())) for place, each in enumerate(absences)]
+    async def save_absences(self, come: Mapping[int, NotWarm], *, gone: Iterable[int]) -> bool:
+        """Save what has changed of why models are not warm; returns whether it is saved now.
+
+        Args:
+            come: What is new, by place: what came later has a higher one.
+            gone: The places of what is said no more.
+        """
         async with self._noting() as connection:
-            await connection.execute("DELETE FROM absences")
             await connection.executemany(
-                "INSERT INTO absences (place, absence) VALUES (?, ?)", rows
+                "DELETE FROM absences WHERE place = ?", [(place,) for place in gone]
             )
+            await connection.executemany(
+                "INSERT OR REPLACE INTO absences (place, absence) VALUES (?, ?)",
+                # Written out in the connection's thread, as hundreds may come at once.
+                ((place, json.dumps(each.to_fields())) for place, each in come.items()),
+            )
+        return self._fault is None
 
-    async def models_here(self) -> frozenset[str]:
-        """Sources of the models that were in the cache when this was saved last."""
-        rows = await self._connection.execute_fetchall("SELECT source FROM models_here")
-        return frozenset(row[0] for row in rows)
+    async def models_here(self, root: Path) -> dict[str, float | None]:
+        """The models that were in a cache directory, and when each was lost; None if it was not.
 
-    async def save_models_here(self, come: Iterable[str], *, gone: Iterable[str]) -> None:
-        """Save which models have come into the cache, and which have gone, since the last time."""
+        What was saved of another directory is deleted.
+        """
+        where = (os.fspath(root),)
+        async with self._noting() as connection:
+            await connection.execute("DELETE FROM models_here WHERE root IS NOT ?", where)
+        rows = await self._connection.execute_fetchall(
+            "SELECT source, lost_at FROM models_here WHERE root = ?", where
+        )
+        return {row[0]: row[1] for row in rows}
+
+    async def save_models_here(
+        self, root: Path, changed: Mapping[str, float | None], *, gone: Iterable[str]
+    ) -> bool:
+        """Save which models have come into a cache directory, were lost, or have gone since.
+
+        Args:
+            root: The cache directory.
+            changed: The models that have come or were lost, as in what ``models_here`` returns.
+            gone: The models of which nothing is said any more.
+
+        Returns:
+            Whether all of it is saved now.
+        """
         async with self._noting() as connection:
             await connection.executemany(
                 "DELETE FROM models_here WHERE source = ?", [(source,) for source in gone]
             )
             await connection.executemany(
-                "INSERT OR IGNORE INTO models_here (source) VALUES (?)",
-                [(source,) for source in come],
+                "INSERT OR REPLACE INTO models_here (source, root, lost_at) VALUES (?, ?, ?)",
+                [(source, os.fspath(root), lost_at) for source, lost_at in changed.items()],
             )
+        return self._fault is None
 
     async def hashings(self) -> list[Hashing]:
         """The last hashing of each file that was hashed again since it came."""

@@ -56,7 +56,9 @@ CREATE TABLE IF NOT EXISTS absences (
     absence TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS models_here (
-    source TEXT PRIMARY KEY
+    source TEXT PRIMARY KEY,
+    root TEXT,
+    lost_at REAL
 );
 CREATE TABLE IF NOT EXISTS holds (
     key TEXT NOT NULL,
@@ -78,7 +80,12 @@ CREATE TABLE IF NOT EXISTS hashings (
 );
 """
 
-LATER_COLUMNS = (("pins", "expires_at", "REAL"), ("queued_warms", "uid", "INTEGER"))
+LATER_COLUMNS = (
+    ("pins", "expires_at", "REAL"),
+    ("queued_warms", "uid", "INTEGER"),
+    ("models_here", "root", "TEXT"),
+    ("models_here", "lost_at", "REAL"),
+)
 """Table, name and type of the columns that a database of an earlier release lacks."""
 
 VERSION = 1

@@ -47,8 +47,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 def host_of(url: str) -> str:
-    """The host and port that a request to ``url`` goes to first."""
-    return URL(url, encoded=True).authority
+    """The host and port that a request to ``url`` goes to first, without user and password."""
+    return URL(url, encoded=True).with_user(None).authority
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,9 +174,21 @@ class Scrub:
 
     async def _examine_structure(self) -> None:
         self._count(await self._examiner.examine_manifests())
+        if mended := await self._examine_links():
+            # To mend one may lead another astray, which stands in the same place.
+            for model in mended + await self._examine_links():
+                self._count(await self._examiner.examine_links_again(model))
+
+    async def _examine_links(self) -> list[PublishedModel]:
+        """Put right what leads to models; returns those that it was not right for."""
+        found = []
         async for batch in self._store.batches():
-            for model in await self._store.led_astray(batch):
-                self._count(await self._examiner.examine_links(PublishedModel(*model)))
+            for key, manifest in await self._store.led_astray(batch):
+                model = PublishedModel(key, manifest)
+                if verdicts := await self._examiner.examine_links(model):
+                    self._count(verdicts)
+                    found.append(model)
+        return found
 
     def _count(self, verdicts: list[Verdict]) -> None:
         for verdict in verdicts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ class ObservabilityRoutes:
             started_at=self._service.started_at,
             coming=tuple(self._service.running.coming()),
             queued=len(self._service.warms.queue),
-            not_warm=len(observability.absences),
+            not_warm=observability.not_warm_count(),
             hits=counts.loads["daemon", "hit"],
             misses=counts.loads["daemon", "miss"],
             bytes_served=counts.bytes_served,
@@ -82,7 +83,11 @@ class ObservabilityRoutes:
     @answers({"not_warm": [NotWarm]})
     async def _not_warm(self, _request: web.Request) -> web.Response:
         found = await self._service.inventory.not_warm()
-        return web.json_response({"not_warm": [each.to_fields() for each in found]})
+        # In a thread: of thousands it takes longer than a request should wait.
+        text = await asyncio.to_thread(
+            lambda: json.dumps({"not_warm": [each.to_fields() for each in found]})
+        )
+        return web.json_response(text=text)
 
     @answers({"processes": [ModelProcess]})
     async def _processes(self, _request: web.Request) -> web.Response:

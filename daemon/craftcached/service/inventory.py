@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from craftcache.cache.manifest import manifest_key
-from craftcache.sources import parse
+from craftcache.sources import parse, shown_url
 from craftcache.version import VERSION
 from craftcache.wire import CachedModel, DaemonStatus, first_page
 from craftcached.status import ModelState
@@ -144,7 +144,7 @@ class Inventory:
             ),
             has_token=self._settings.hub_token is not None,
             token_place=self._settings.hub_token_place,
-            hub_endpoint=self._settings.hub_endpoint,
+            hub_endpoint=shown_url(self._settings.hub_endpoint),
             watches=dict(Counter(report.state for report in self._watches.reports())),
             problems=await self._monitor.problems(),
             quarantined=quarantined,

@@ -201,7 +201,7 @@ class Service:
             queue=self.warms.queue,
             eviction=parts.eviction,
             watches=parts.watches,
-            absences=parts.observability.absences,
+            observability=parts.observability,
             gpus=self.gpus,
         )
 

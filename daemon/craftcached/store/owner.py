@@ -117,8 +117,8 @@ class OwnerCache:
                 await self._store.follow_owner(key, led, self._cache.root)
                 log.info("%s: the owner's, at %s", source.shown, theirs.revision)
         elif theirs is None and ours is not None and _is_owners(self._store.cache, ours):
-            await self._store.remove(key)
             log.info("%s: the owner has it no more", source.shown)
+            await self._store.follow_removal(key, source)
 
     def _led_to(self, manifest: Manifest) -> Manifest:
         """The owner's manifest with the paths by which this node sees the files.

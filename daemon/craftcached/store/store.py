@@ -352,6 +352,11 @@ class Store:
 
         await self._changes.make(publish)
 
+    async def follow_removal(self, key: str, source: RemoteSource) -> None:
+        """Remove a model that is gone from the other daemon's cache, and tell of it."""
+        removed = await self.remove(key)
+        self._events.tell("removed", source=source.shown, freed_bytes=removed.freed)
+
     async def mark_asked_for(self, source: RemoteSource) -> None:
         """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
         await self._changes.make(mark_asked_for, self.cache, source)

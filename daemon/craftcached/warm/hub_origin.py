@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from craftcache.errors import NotFound
+from craftcache.origins.hub import commit_origin
 from craftcache.sources import is_commit
 from craftcached.fetch import RemoteFile
 
@@ -83,7 +84,7 @@ class HubOrigin:
             first.commit,
             # If not asked for just now, the revision may have moved on since the commit was known.
             is_named=revision == source.revision,
-            mirror=self._shown_at(site.endpoint, first.commit) if is_mirrors else "",
+            mirror=commit_origin(site.endpoint, source, first.commit) if is_mirrors else "",
         )
 
     async def filenames(self) -> tuple[str, ...]:
@@ -101,10 +102,7 @@ class HubOrigin:
 
     def shown(self, commit: str) -> str:
         """See Origin.shown."""
-        return self._shown_at(self._hub.endpoint, commit)
-
-    def _shown_at(self, endpoint: str, commit: str) -> str:
-        return f"{endpoint}/{self._source.repo_id}/resolve/{commit}"
+        return commit_origin(self._hub.endpoint, self._source, commit)
 
     async def _describe_others(
         self, site: HubSite, known: Manifest, filenames: Sequence[str], commit: str

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import shutil
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +15,12 @@ import pytest
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
 from craftcache.daemon.administration import QuarantinedFile
-from craftcache.digests import hash_stamped
+from craftcache.digests import Promise, hash_stamped
 from craftcache.durations import DAY_SECONDS
-from craftcache.sources import UrlSource
+from craftcache.sources import HubSource, UrlSource
 from craftcached.database import Database, Hashing
 from craftcached.in_use import is_in_use
-from craftcached.scrub.background import Scrub
+from craftcached.scrub.background import STRUCTURE_SECONDS, Scrub
 from craftcached.scrub.hashing import GIVING_WAY_SECONDS, FileHasher, Paced
 from craftcached.scrub.schedule import PATIENT_SHARE
 from craftcached.store.quarantine import overdue
@@ -149,6 +151,29 @@ async def test_what_is_removed_is_forgotten(base: Path) -> None:
         await parts.store.remove(manifest_key(UrlSource("https://host/one.json")))
         await scrub.step()
         assert set(await hashed(parts)) == {records[name].path for name in ("two", "three")}
+
+
+async def test_two_models_that_take_one_anothers_ref_are_named_each_time(base: Path) -> None:
+    """Not only mended for ever: neither leads where it should for long."""
+    async with bench(base) as parts:
+        trees = []
+        for name in NAMES[:2]:
+            source, came = HubSource(f"org/{name}"), parts.store.cache.staging / name
+            came.write_bytes(name.encode())
+            verified = Verified(hash_stamped(came), hash_stamped(came).digests.sha256, 0, 0)
+            commit = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+            files = {"a.json": (verified, Promise())}
+            await parts.store.publish_hub(source, commit, files, "https://hub", is_named=True)
+            await parts.store.discard(verified)
+            trees.append(parts.store.cache.hub_tree(source.repo_id).root)
+        one, two = trees
+        shutil.rmtree(one / "refs")
+        (one / "refs").symlink_to(two / "refs")
+        scrub = parts.scrub()
+        for times in (1, 2):
+            parts.now += STRUCTURE_SECONDS
+            await scrub.step()
+            assert scrub.found["wrong"] == times
 
 
 async def test_no_days_are_no_scrub(base: Path) -> None:

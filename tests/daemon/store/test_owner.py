@@ -9,6 +9,7 @@ import pytest
 
 from craftcache.cache.directory import CacheDir
 from craftcache.cache.manifest import manifest_key
+from craftcached.observability import Observability
 from craftcached.store.owner import OwnerCache
 from craftcached.store.store import Store
 from tests.daemon.store.test_store import ONE, publish, staged
@@ -65,6 +66,24 @@ async def test_what_the_owner_removes_goes_here(stores: tuple[Store, Store]) -> 
     assert not owner.is_followed(ONE)
     await owner.follow(ONE)
     assert ours.manifest(ONE) is None
+
+
+async def test_what_the_owner_removes_is_told_and_not_lost(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    theirs, _ = stores
+    observability = Observability.of(tmp_path / "mine")
+    models = observability.models_here
+    async with Store(CacheDir(tmp_path / "mine"), observability.events) as mine:
+        owner = OwnerCache(mine, theirs.cache.root)
+        await owner.follow(ONE)
+        models.looked([manifest.source for manifest in await mine.manifests()])
+        await theirs.remove(KEY)
+        await owner.follow(ONE)
+        assert await mine.manifests() == []
+    assert models.vanished([]) == frozenset()
+    told = [(each.source, each.code) for each in observability.not_warm()]
+    assert told == [(ONE.shown, "Removed")]
 
 
 @pytest.mark.parametrize("happens", [unmounted, unreachable, unreadable])
