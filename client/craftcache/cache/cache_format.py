@@ -22,6 +22,7 @@ from craftcache.version import VERSION
 
 from .durable import write_file
 from .manifest import is_newer
+from .plain_file import read_plain
 from .sealed import check_seal, seal
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ def record_format(cache: CacheDir) -> None:
 
 def _recorded(cache: CacheDir) -> int | None:
     try:
-        with (cache.private / _NAME).open("rb") as file:
-            document = json.loads(file.read(MAX_BYTES))
+        document = json.loads(read_plain(cache.private / _NAME, MAX_BYTES))
         check_seal(document)
         version = document["version"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -91,6 +91,6 @@ def _is_newer_manifest(cache: CacheDir, key: str) -> bool:
     if cache.manifest_at(key) is not None:  # kept in memory then, for the first who asks for it
         return False
     try:
-        return is_newer(cache.manifest_path(key).read_bytes())
+        return is_newer(read_plain(cache.manifest_path(key), MAX_BYTES))
     except OSError:
         return False

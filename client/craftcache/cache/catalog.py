@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .durable import make_directory, write_file
 from .manifest import MAX_BYTES, Manifest, ManifestError
+from .plain_file import plain
 from .stamps import TICK_SECONDS, FileStamp
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _names(manifest: Manifest) -> frozenset[str]:
 
 def _read_file(path: str) -> tuple[bytes, os.stat_result]:
     """The first MAX_BYTES of a file and its stat; thousands are read at a start."""
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=plain) as file:
         status = os.fstat(file.fileno())
         # No more is asked for than is there: a buffer of MAX_BYTES takes as long as all the rest.
         return file.read(min(status.st_size, MAX_BYTES)) or b"", status

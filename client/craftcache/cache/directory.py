@@ -51,6 +51,7 @@ from .manifest import manifest_key
 from .ownership import make_ours
 from .paths import real_path
 from .placing import link_or_copy, move_away
+from .plain_file import read_plain
 from .stamps import FileStamp, Stamps
 from .torch_links import TorchLinks
 
@@ -219,10 +220,14 @@ class CacheDir:
         vouched = self.vouched_index(sha256)
         return vouched and vouched[0]
 
+    def forget_index(self, sha256: str) -> None:
+        """Drop the index of a checkpoint whose file was wrong: it may have been made of that."""
+        self._vouched.pop(sha256, None)
+        self.index_path(sha256).unlink(missing_ok=True)
+
     def _index_content(self, sha256: str) -> bytes | None:
         try:
-            with self.index_path(sha256).open("rb", buffering=0) as file:
-                return file.read(INDEX_MAX_BYTES + 1)
+            return read_plain(self.index_path(sha256), INDEX_MAX_BYTES + 1)
         except OSError:
             return None
 

@@ -32,6 +32,7 @@ from .durable import beside, file_mode, make_directory, staging_name, sync_direc
 from .ownership import make_ours
 from .paths import real_path
 from .placing import TreeObstacle, link_or_copy, move_away, put_in_place
+from .plain_file import read_plain
 from .stamps import FileStamp
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from .stamps import Stamps
 
 __all__ = ["HubTree", "LOCK_SECONDS"]
+
+MAX_REF_BYTES = 256
+"""Bytes of a ref that are read: many more than a commit has."""
 
 
 LOCK_SECONDS = 5.0
@@ -92,9 +96,12 @@ class HubTree:
         return self.root / "snapshots" / commit / filename
 
     def commit_of(self, revision: str) -> str | None:
-        """The commit that ``revision`` names offline, or None where no ref does."""
+        """The commit that ``revision`` names offline, or None where no ref does.
+
+        As huggingface_hub reads it, to which a newline at the end is a part of the name.
+        """
         try:
-            return (self.root / "refs" / revision).read_text("ascii").strip()
+            return read_plain(self.root / "refs" / revision, MAX_REF_BYTES).decode("ascii")
         except (OSError, UnicodeDecodeError):
             return None
 

@@ -22,6 +22,7 @@ from craftcache.digests import READ_BYTES, Hasher, Stamp
 from craftcache.errors import IntegrityError
 
 from .durable import beside, staging_name, sync_directory
+from .plain_file import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,7 +136,7 @@ def move_away(path: Path, aside: Path) -> Path:
 def _copied(file: HashedFile, copy: Path) -> HashedFile:
     """A durable copy of a verified file, hashed as it was written."""
     hasher = Hasher()
-    with open(file.path, "rb") as source, open(copy, "xb") as target:
+    with open(file.path, "rb", opener=plain) as source, open(copy, "xb") as target:
         os.fchmod(target.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
         while data := source.read(READ_BYTES):
             target.write(data)

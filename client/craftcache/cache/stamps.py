@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from craftcache.digests import hash_descriptor, hash_stamped
 
 from .durable import make_directory, write_file
+from .plain_file import plain
 from .sealed import check_seal, seal
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class Stamps:
     def _read(self, sha256: str) -> frozenset[FileStamp]:
         """The stamps on the disk; none if a user who is not trusted can have written the file."""
         try:
-            with self.path(sha256).open("rb", buffering=0) as file:
+            with open(self.path(sha256), "rb", buffering=0, opener=plain) as file:
                 if not self._is_ours(os.fstat(file.fileno())):
                     return frozenset()
                 document = json.loads(file.read(MAX_BYTES) or b"")

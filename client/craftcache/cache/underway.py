@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .durable import make_directory, write_file
 from .manifest import MAX_BYTES, Manifest, ManifestError
+from .plain_file import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +56,7 @@ def underway(cache: CacheDir) -> Iterator[tuple[str, Manifest]]:
 def underway_at(cache: CacheDir, name: str) -> Manifest | None:
     """The recorded revision of that name; None where there is none that can be read."""
     try:
-        with _path(cache, name).open("rb") as file:
+        with open(_path(cache, name), "rb", opener=plain) as file:
             is_ours = cache.is_ours(os.fstat(file.fileno()))
             return Manifest.parse(file.read(MAX_BYTES), name) if is_ours else None
     except (OSError, ManifestError):

@@ -325,7 +325,7 @@ def _own_fetch(
     opened = tuple(
         OpenFile(
             FileInfo.of(name, verified.digests, origin),
-            os.open(verified.path, os.O_RDONLY | os.O_CLOEXEC),
+            os.open(verified.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK),
         )
         for name, (verified, origin) in files.items()
     )

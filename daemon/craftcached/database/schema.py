@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import TYPE_CHECKING
+import sqlite3
+from typing import TYPE_CHECKING, Final
 
 import aiosqlite
 
+from craftcache.cache.plain_file import read_plain
 from craftcache.errors import Unavailable
 from craftcache.wire import WarmOptions
 
@@ -92,6 +94,22 @@ VERSION = 1
 """The version of the tables, SQLite's ``user_version``; 0 is that of release 0.1.0. A later release
 raises it only where an earlier one could do harm with what it finds."""
 
+
+def _columns() -> dict[str, set[str]]:
+    """The columns of each table, by the name of the table."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as empty:
+        empty.executescript(SCHEMA)
+        tables = [name for (name,) in empty.execute("SELECT name FROM sqlite_schema")]
+        query = "SELECT name FROM pragma_table_info(?)"
+        return {
+            table: {name for (name,) in empty.execute(query, (table,))}
+            for table in tables
+            if not table.startswith("sqlite_")
+        }
+
+
+_COLUMNS: Final = _columns()
+
 EARLIER_WARMS = "warm_jobs"
 """Name of the table in which earlier releases keep their queue, with a column for each option."""
 
@@ -105,8 +123,7 @@ def check_version(state_dir: Path) -> None:
     """
     path = state_dir / FILENAME
     try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
+        header = read_plain(path, _HEADER_BYTES)
     except FileNotFoundError:
         return
     if header.startswith(_MAGIC) and len(header) == _HEADER_BYTES:
@@ -140,6 +157,7 @@ async def open_database(path: Path) -> aiosqlite.Connection:
         await connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
         await _add_later_columns(connection)
         await _take_over(connection)
+        await _check_columns(connection)
         if version != VERSION:
             await connection.execute(f"PRAGMA user_version = {VERSION}")
     except BaseException:
@@ -155,6 +173,18 @@ async def _add_later_columns(connection: aiosqlite.Connection) -> None:
         if (column,) not in {tuple(row) for row in rows}:
             await connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
     await connection.commit()
+
+
+async def _check_columns(connection: aiosqlite.Connection) -> None:
+    """Refuse tables that no release made.
+
+    Raises:
+        sqlite3.DatabaseError: A table lacks a column.
+    """
+    for table, expected in _COLUMNS.items():
+        rows = await connection.execute_fetchall("SELECT name FROM pragma_table_info(?)", (table,))
+        if lacking := expected - {str(name) for (name,) in rows}:
+            raise sqlite3.DatabaseError(f"its table {table} lacks {', '.join(sorted(lacking))}")
 
 
 async def _take_over(connection: aiosqlite.Connection) -> None:

@@ -157,7 +157,12 @@ class Engine:
         threads, syncing = Threads(THREADS, "fetch"), Threads(SYNC_THREADS, "fsync")
         stack.callback(threads.close)
         stack.callback(syncing.close)
-        await threads.run(self._staging.mkdir, mode=0o700, parents=True, exist_ok=True)
+        try:
+            await threads.run(self._staging.mkdir, mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise Unavailable(
+                f"{self._staging} is no directory", hint="Move away what is there, and start again"
+            ) from error
         boot_id = await threads.run(current_boot_id) if self._boot_id is None else self._boot_id
         network = await stack.enter_async_context(self._network())
         network.warn()

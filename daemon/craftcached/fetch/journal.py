@@ -24,6 +24,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from craftcache.cache.plain_file import read_plain
+
 from .spans import Span, SpanSet
 
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ __all__ = [
 ]
 
 VERSION = 1
+
+MAX_JOURNAL_BYTES = 16 * 1024 * 1024
+"""Bytes of a journal that are read: those of a file of a terabyte."""
+
 _HASHED = re.compile(r"h ([1-9][0-9]{0,17}) ([0-9a-f]{64})")
 
 
@@ -162,7 +168,7 @@ class Journal:
 def read_record(path: Path, boot_id: str) -> PartRecord | None:
     """The content of the journal at ``path``; None if it is absent or cannot be parsed."""
     try:
-        header, *lines = path.read_text("ascii").split("\n")[:-1]
+        header, *lines = read_plain(path, MAX_JOURNAL_BYTES).decode("ascii").split("\n")[:-1]
         head = json.loads(header)
         if head["version"] != VERSION:
             return None

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from craftcache.cache.foreign_writes import ForeignWrites
+from craftcache.cache.plain_file import plain
 from craftcache.digests import Hasher, Stamp, hash_descriptor
 
 from .journal import HashedBeginning, Identity, Journal, PartRecord, read_record
@@ -112,13 +113,14 @@ class PartialFile:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW
         if record is not None and record.is_whole:
             # Perhaps it is linked to its final name already: it must not be touched any more.
-            self._descriptor = os.open(names.part, flags | os.O_RDONLY)
+            self._descriptor = plain(str(names.part), flags | os.O_RDONLY)
             return
         flags |= os.O_RDWR
         if record is None or not record.present:
             names.remove()
-            flags |= os.O_CREAT | os.O_EXCL
-        self._descriptor = os.open(names.part, flags, 0o600)
+            self._descriptor = os.open(names.part, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        else:
+            self._descriptor = plain(str(names.part), flags)
         if record is not None:
             os.ftruncate(self._descriptor, record.identity.size)
             self._journal = Journal(names.journal, names.fresh_journal, record, self._boot_id)
@@ -264,7 +266,7 @@ def find_record(names: Names, promise: Promise, boot_id: str) -> PartRecord | No
 def _proven(part: Path, record: PartRecord) -> PartRecord:
     """The record with the longest beginning that still has the sha256 that the journal says."""
     hasher, position, proven = Hasher(), 0, None
-    with part.open("rb", buffering=0) as file:
+    with open(part, "rb", buffering=0, opener=plain) as file:
         for beginning in record.beginnings:
             while rest := beginning.size - position:
                 data = file.read(min(rest, _READ_BYTES))

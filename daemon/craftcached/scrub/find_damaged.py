@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from craftcache.cache.manifest import MAX_BYTES, Manifest, ManifestError, manifest_key
 from craftcache.cache.manifest import is_newer as is_of_newer_release
+from craftcache.cache.plain_file import IS_NO_FILE, plain
 from craftcache.errors import CraftcacheError
 from craftcache.sources import check_filename, parse
 from craftcached.store.manifest_repair import quarantine_manifest, restore_manifest
@@ -107,14 +108,14 @@ def _damaged(cache: CacheDir) -> list[DamagedManifest]:
     for key in cache.manifest_keys():
         path = cache.manifest_path(key)
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", opener=plain) as file:
                 if os.fstat(file.fileno()).st_uid not in cache.trusted_uids:
                     continue
                 data = file.read(MAX_BYTES)
-        except IsADirectoryError:
+        except OSError as error:
+            if error.errno not in IS_NO_FILE:  # removed just now
+                continue
             data = b""
-        except OSError:  # removed just now
-            continue
         try:
             Manifest.parse(data, key)
         except ManifestError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from craftcache.cache.cache_format import check_format, record_format
 from craftcache.cache.placing import LEFTOVER_SECONDS
+from craftcache.cache.plain_file import read_plain
 from craftcache.errors import CraftcacheError, Unavailable
 from craftcache.file_maps import remote_file_system
 from craftcached.in_use import is_in_use
@@ -173,7 +174,7 @@ def _clear_leftovers(staging: Path, predecessor: str) -> None:
 def _last_owner(cache: CacheDir) -> str:
     """Process id of the daemon that locked the cache last, whether it lives or not."""
     with contextlib.suppress(OSError):
-        return _lock_path(cache).read_text("ascii", "replace").strip()
+        return read_plain(_lock_path(cache), 64).decode("ascii", "replace").strip()
     return ""
 
 

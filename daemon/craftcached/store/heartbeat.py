@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from craftcache.cache.durable import write_file
+from craftcache.cache.plain_file import IS_NO_FILE, read_plain
 from craftcache.errors import Unavailable
 from craftcache.wire import WireError
 from craftcache.wire.fields import Fields
@@ -33,6 +34,8 @@ log = logging.getLogger("craftcached")
 
 BEAT_SECONDS = 5.0
 """Time between two beats."""
+
+MAX_SIGN_BYTES = 4096
 
 MAX_TOKEN = 64
 
@@ -136,11 +139,11 @@ class Heartbeat:
     def _read(self) -> _Sign | None:
         """The sign that is there; None where there is none that a daemon wrote."""
         try:
-            return _Sign.parse(Fields(json.loads(self._path.read_bytes())))
+            return _Sign.parse(Fields(json.loads(read_plain(self._path, MAX_SIGN_BYTES))))
         except (ValueError, WireError):
             return None
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):
+            if error.errno not in (errno.ENOENT, errno.ELOOP, *IS_NO_FILE):
                 raise
             return None
 

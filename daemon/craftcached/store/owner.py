@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 
 from craftcache.cache.directory import OWNER_PREFIX, CacheDir
 from craftcache.cache.manifest import manifest_key
+from craftcache.cache.plain_file import plain
 from craftcache.cache.stamps import FileStamp
 from craftcache.errors import CraftcacheError
 from craftcache.sources import parse
@@ -158,7 +159,7 @@ class OwnerCache:
         """
         manifest = self._cache.manifest_at(key, ours=True)
         if manifest is None:
-            self._cache.manifest_path(key).open("rb").close()
+            open(self._cache.manifest_path(key), "rb", opener=plain).close()
         return manifest
 
 

@@ -276,10 +276,20 @@ class Store:
         quarantined = await self.set_aside(record, stamp)
         if quarantined is None:
             return None
+        await self._changes.make(self.cache.forget_index, record.sha256)
         shown = self.cache.shown(quarantined)
         log.error("%s does not hold what was verified; it is %s now", record.path, shown)
         self._events.tell("quarantined", path=record.path, sha256=record.sha256, now=shown)
         return shown
+
+    async def check_untouched(self, verified: Verified) -> None:
+        """Check that a verified file is what it was; see HashedFile.check_untouched.
+
+        Raises:
+            IntegrityError: Others have changed it, or put another in its place.
+        """
+        is_known = partial(self.cache.stamps.has, verified.digests.sha256)
+        await self._hashing.run(verified.file.check_untouched, is_known)
 
     async def record_stamp(self, sha256: str, stamp: FileStamp) -> None:
         """Record that a file with this stamp was found to have that digest."""

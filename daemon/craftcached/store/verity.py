@@ -16,6 +16,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from craftcache.cache.durable import staging_name
+from craftcache.cache.plain_file import plain
 from craftcached.threads import Threads
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _enable(path: Path) -> None:
     Raises:
         OSError: It cannot be enabled.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = plain(str(path), os.O_RDONLY)
     try:
         if not _is_enabled(descriptor):
             before = os.fstat(descriptor)

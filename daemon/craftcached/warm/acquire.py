@@ -65,7 +65,9 @@ class _HeldFile:
 
     @classmethod
     def hold(cls, file: Verified, lock: HubLock | None = None) -> _HeldFile:
-        return cls(file, os.open(file.path, os.O_RDONLY | os.O_CLOEXEC), lock)
+        # O_NONBLOCK: others may have put a pipe there. What it is, its publication looks at.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        return cls(file, os.open(file.path, flags), lock)
 
     def waiting_for(self, stalls: StallDetector) -> contextlib.AbstractContextManager[None]:
         """A context in which the lock is kept while the request's other files still progress."""

@@ -60,12 +60,15 @@ class CheckpointInspections:
 
         Raises:
             UnsafeCheckpoint, NotACheckpoint: The file must not be served.
+            IntegrityError: It is not the one that was verified any more.
         """
         sha256, size = file.digests.sha256, file.digests.size
 
         async def work(tell: Callable[[Progress], None]) -> None:
             SourceProgress(progress.source, tell).tell(filename, size, size, "inspecting")
             index = await self._inspector.inspect(file.path, source=progress.source.shown)
+            # Others may have put another file in its place meanwhile: then it is of that.
+            await self._store.check_untouched(file)
             await self._index_files.write(sha256, index)
 
         if not (is_checkpoint if is_asked_by_name else is_pickled)(filename):
