@@ -105,8 +105,13 @@ async def test_the_loop_goes_on_during_a_load_that_waits(client: AsyncClient, no
     assert (await loading).served_by == "daemon"
 
 
-async def test_many_loads_at_once(client: AsyncClient) -> None:
-    exports = await asyncio.gather(*(client.load("org/model") for _ in range(100)))
+async def test_many_loads_at_once(node: Node) -> None:
+    # Without another way: on a busy machine one that waits for a second takes the verified copy.
+    daemon = node.daemon
+    async with AsyncClient(
+        socket_dir=daemon.socket_dir, cache_dir=daemon.cache_dir, fallback="none"
+    ) as client:
+        exports = await asyncio.gather(*(client.load("org/model") for _ in range(100)))
     assert {export.served_by for export in exports} == {"daemon"}
     assert_same(exports[-1].lm, expected())
     weights = [next(iter(export.lm["best_state"].values())) for export in exports]
