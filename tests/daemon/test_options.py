@@ -26,7 +26,7 @@ def listed() -> str:
 
 
 def test_every_field_but_the_token_is_a_setting() -> None:
-    assert {item.name for item in fields(Settings)} == {*SETTINGS, "hub_token"}
+    assert {item.name for item in fields(Settings)} == {*SETTINGS, "hub_token", "hub_token_place"}
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)

@@ -14,7 +14,7 @@ from craftcached.settings_reading import load_settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-NAMES = {item.name for item in fields(Settings)} - {"hub_token"}
+NAMES = {item.name for item in fields(Settings)} - {"hub_token", "hub_token_place"}
 
 
 def named(hint: str | None) -> set[str]:
