@@ -66,8 +66,8 @@ def test_the_one_that_is_too_large_is_refused_and_the_five_stay(
         with pytest.raises(StorageFull) as refused:
             client.warm(large, filenames=FILES)
         assert refused.value.missing_bytes == 2 * KB
-        assert "14000" in refused.value.message
-        assert "12000" in refused.value.message
+        assert "14.0 kB more" in refused.value.message
+        assert "max_bytes, which is 12.0 kB" in refused.value.message
         fetched = [each for each in threaded_hub.requests[before:] if each.method == "GET"]
         assert not [each for each in fetched if "/resolve/" in each.path or each.origin == "cdn"]
         assert sources(api) == set(five)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tests.support.hub import Repo, TestHub
 
 LM = FILENAMES["lm"]
-SOURCE = UrlSource(f"https://host/{LM}")
+SOURCE = UrlSource("https://host/")
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def publish(store: Store) -> FileRecord:
         index = dump(read_index(file.fileno()))
     verified = Verified(hash_stamped(path), None, 0, 0)
     await store.index_files.write(verified.digests.sha256, index)
-    manifest = await store.publish_url(SOURCE, {LM: (verified, SOURCE.url)})
+    manifest = await store.publish_url(SOURCE, {LM: (verified, f"{SOURCE.url}{LM}")})
     await store.discard(verified)
     (record,) = manifest.files
     return record
