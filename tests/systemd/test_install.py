@@ -39,9 +39,8 @@ def test_the_doctor_finds_nothing_wrong(node: Node) -> None:
     examined = node.craftcache("doctor", "--json")
     findings = json.loads(examined.stdout)["findings"]
     states = {finding["check"]: finding["state"] for finding in findings}
-    # No machine of these tests reaches the real Hub, and disks vary.
-    assert states.pop("hub") == "warning"
-    states.pop("disk space")
+    states.pop("disk space")  # Disks vary.
+    # The Hub that counts is the one that the daemon asks; this process alone would ask another.
     assert set(states.values()) == {"ok"}, findings
     assert examined.returncode == 0
 
