@@ -68,7 +68,7 @@ class Keeping:
             path = self.store.cache.staging / f"{name}-{filename}"
             path.write_bytes(content)
             verified[filename] = Verified(hash_stamped(path), None, 0, 0), "nowhere"
-        manifest = await self.store.publish_url(source(name), verified)
+        manifest = await self.store.publisher.publish_url(source(name), verified)
         for file, _ in verified.values():
             await self.store.discard(file)
         self.clock.now += 1

@@ -33,15 +33,12 @@ import os
 import stat
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 from craftcache.checkpoint.index import MAX_BYTES as INDEX_MAX_BYTES
 from craftcache.checkpoint.index import InvalidIndex
 from craftcache.checkpoint.index import parse as parse_index
 from craftcache.config import daemon_uid
-from craftcache.digests import Digests, HashedFile, Stamp
-from craftcache.logger import log
 
 from .cache_format import newer_format
 from .catalog import Catalog
@@ -50,10 +47,11 @@ from .hub_cache import LOCK_SECONDS, HubTree
 from .manifest import manifest_key
 from .ownership import make_ours
 from .paths import real_path
-from .placing import link_or_copy, move_away
+from .placing import move_away
 from .plain_file import read_plain
-from .stamps import FileStamp, Stamps
+from .stamps import Stamps
 from .torch_links import TorchLinks
+from .url_blobs import BLOB_MODE, UrlBlobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +59,7 @@ if TYPE_CHECKING:
 
     from craftcache.checkpoint.index import Index
     from craftcache.dependencies import Dependency
+    from craftcache.digests import HashedFile
     from craftcache.sources import RemoteSource
 
     from .manifest import FileRecord, Manifest
@@ -70,8 +69,6 @@ __all__ = ["CacheDir", "OWNER_PREFIX"]
 
 OWNER_PREFIX = ".craftcache/owner/"
 """What the paths of records begin with whose files are in another daemon's cache."""
-
-BLOB_MODE = 0o444
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +84,14 @@ class CacheDir:
         stamps: Stamps of its verified files; our own changes of a file that would change its stamp
             go through ``stamps.keeping``.
         torch: Links by which torch.hub finds files from URLs.
+        url_blobs: The blobs of URLs and watches.
     """
 
     root: Path
     trusted_uids: frozenset[int] = field(default_factory=lambda: _trusted_uids())
     stamps: Stamps = field(init=False, repr=False, compare=False)
     torch: TorchLinks = field(init=False, repr=False, compare=False)
+    url_blobs: UrlBlobs = field(init=False, repr=False, compare=False)
     # Digests of indexes by that of their checkpoint, as manifests of ours and this process have it.
     _vouched: defaultdict[str, set[str]] = field(
         default_factory=lambda: defaultdict(set), init=False, repr=False, compare=False
@@ -101,7 +100,6 @@ class CacheDir:
     staging: Path = field(init=False, repr=False, compare=False)
     directories: tuple[Path, ...] = field(init=False, repr=False, compare=False)
     # All joined once: joining them for each hit would make hits a third slower.
-    _blobs: Path = field(init=False, repr=False, compare=False)
     _indexes: Path = field(init=False, repr=False, compare=False)
     _catalog: Catalog = field(init=False, repr=False, compare=False)
     _prefix: str = field(init=False, repr=False, compare=False)
@@ -109,7 +107,6 @@ class CacheDir:
     def __post_init__(self) -> None:
         object.__setattr__(self, "private", self.root / ".craftcache")
         object.__setattr__(self, "staging", self.private / "staging")
-        object.__setattr__(self, "_blobs", self.private / "blobs" / "sha256")
         object.__setattr__(self, "_indexes", self.private / "index")
         object.__setattr__(self, "_prefix", os.path.join(self.root, ""))
         catalog = Catalog(
@@ -124,9 +121,21 @@ class CacheDir:
         object.__setattr__(self, "stamps", stamps)
         torch_links = TorchLinks(self.private / "torch", self.staging)
         object.__setattr__(self, "torch", torch_links)
+        url_blobs = UrlBlobs(
+            self.private / "blobs" / "sha256",
+            self.staging,
+            stamps,
+            is_ours=self.is_ours,
+            set_aside=self.set_aside,
+        )
+        object.__setattr__(self, "url_blobs", url_blobs)
         directories = (
-            *(self.staging, self._blobs, self._indexes, catalog.directory, stamps.directory),
-            self.torch.checkpoints,
+            self.staging,
+            url_blobs.directory,
+            self._indexes,
+            catalog.directory,
+            stamps.directory,
+            torch_links.checkpoints,
         )
         object.__setattr__(self, "directories", directories)
 
@@ -177,14 +186,6 @@ class CacheDir:
     def shown(self, path: Path) -> str:
         """``path`` for people, which a link may have led out of the cache directory."""
         return self.relative(path) if path.is_relative_to(self.root) else str(path)
-
-    def url_blob(self, sha256: str) -> Path:
-        """Path of the blob of a URL's or a watch's file."""
-        return self._blobs / sha256
-
-    def url_blobs(self) -> Iterator[Path]:
-        """All blobs of URLs and watches, named by a manifest or not."""
-        return self._blobs.glob("*")
 
     def index_path(self, sha256: str) -> Path:
         """Path of the index of the checkpoint with that sha256."""
@@ -359,54 +360,6 @@ class CacheDir:
                 yield False
                 return
             yield True
-
-    def publish_url_blob(self, file: HashedFile) -> HashedFile:
-        """Give a verified file its final name; the caller still removes its own name for it.
-
-        If a file with the same bytes has that name, that one is used and the new one is not
-        needed; one with other bytes goes to quarantine.
-
-        Returns:
-            The file that has that name now, with its digests.
-
-        Raises:
-            IntegrityError: The file was changed after it was verified.
-        """
-        verified, sha256 = file.path, file.digests.sha256
-        final = self.url_blob(sha256)
-        file.check_untouched(partial(self.stamps.has, sha256))
-        make_directory(final.parent)
-        if verified.is_relative_to(self.staging) and verified.stat().st_nlink == 1:
-            os.chmod(verified, BLOB_MODE)
-        while True:
-            try:
-                published = link_or_copy(file, final)
-            except FileExistsError:
-                if (present := self._present_blob(final, sha256)) is not None:
-                    return present
-                aside = self.set_aside(final)
-                log.warning("%s did not hold the bytes of its name; it is %s now", final, aside)
-            else:
-                sync_directory(final.parent)
-                # As in HubTree.publish_blob.
-                is_passing = published.stamp == file.stamp and verified.is_relative_to(self.staging)
-                self.stamps.record(sha256, FileStamp.of(final.stat()), is_passing=is_passing)
-                return published
-
-    def _present_blob(self, path: Path, sha256: str) -> HashedFile | None:
-        """The file at a blob's path; None if it is no file with that digest."""
-        try:
-            status = path.lstat()
-            if not stat.S_ISREG(status.st_mode):
-                return None
-            if self.is_ours(status) and self.stamps.has(sha256, status):
-                return HashedFile(path, Digests(status.st_size, sha256), Stamp.of(status))
-            if not self.is_ours(status):
-                make_ours(path, mode=BLOB_MODE)
-            hashed = self.stamps.hash(path)
-        except FileNotFoundError:
-            return None
-        return hashed if hashed.digests.sha256 == sha256 else None
 
     def discard(self, file: HashedFile) -> None:
         """Remove a file's name in staging; what was published keeps its own names."""

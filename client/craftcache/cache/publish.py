@@ -216,7 +216,7 @@ def publish_url(
     """
     records = []
     for filename, (verified, origin) in files.items():
-        blob = cache.publish_url_blob(verified.file)
+        blob = cache.url_blobs.publish(verified.file)
         cache.torch.link(origin, blob.path)
         records.append(_record(cache, filename, blob, verified, origin, verified.etag))
     earlier = _earlier(cache, source)
@@ -261,7 +261,7 @@ def publish_generation(
     """
     records = []
     for filename, verified in sorted(files.items()):
-        blob = cache.publish_url_blob(verified.file)
+        blob = cache.url_blobs.publish(verified.file)
         records.append(
             _record(
                 cache, filename, blob, verified, f"{watched.directory}/{filename}", verified.etag

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from craftcache.checkpoint.contents import Contents
 from craftcache.errors import CraftcacheError, InvalidSource, NotFound
-from craftcache.origins.hub import describe, hub_endpoint
+from craftcache.origins.hub import HubApi, hub_endpoint
 from craftcache.sources import FILENAMES, PARTS, HubSource, Part, parse
 from craftcache.torch_import import require_torch
 
@@ -190,14 +190,8 @@ def _check_reference(name: str, token: str | None, problems: list[str], notes: l
         source = parse(name)
         if not isinstance(source, HubSource):
             raise InvalidSource("it is no Hub id", source=name)
-        described = describe(
-            source,
-            "config.json",
-            revision=source.revision,
-            endpoint=hub_endpoint(),
-            token=token,
-            timeout=HUB_SECONDS,
-        )
+        hub = HubApi(hub_endpoint(), token, HUB_SECONDS)
+        described = hub.describe(source, "config.json", source.revision)
     except CraftcacheError as error:
         if error.retryable or error.code == "Offline":
             notes.append(f"whether the codec {name} can be had is not known: {error.message}")

@@ -27,7 +27,7 @@ from craftcache.config import choose_insecure_hosts
 from craftcache.digests import Digest, Promise, hash_stamped
 from craftcache.errors import NotACheckpoint, UnsafeCheckpoint
 from craftcache.network.token import authorization
-from craftcache.origins.hub import commit_origin, describe, hub_endpoint, list_revision
+from craftcache.origins.hub import HubApi, commit_origin, hub_endpoint
 from craftcache.origins.policy import UrlPolicy
 from craftcache.sources import NO_SELECTION, shown_url
 from craftcache.wire import Loaded, Progress
@@ -200,30 +200,15 @@ def _describe(
 ) -> list[HubFile]:
     """What the Hub says of the files; only the first question names the source's revision."""
     names, revision = what.names, what.lock.revision if what.lock else source.revision
-    endpoint, seconds = hub_endpoint(), HUB_SECONDS
+    hub = HubApi(hub_endpoint(), token, HUB_SECONDS)
     if what.selection:
-        ask = partial(
-            list_revision,
-            source,
-            revision=revision,
-            endpoint=endpoint,
-            token=token,
-            timeout=seconds,
-        )
+        ask = partial(hub.listing, source, revision)
         listing = call_apart(ask, cancellation=cancellation)
         names = what.selection.choose(listing.filenames, source=source.shown)
         revision = listing.commit
     described: list[HubFile] = []
     for name in names:
-        ask_file = partial(
-            describe,
-            source,
-            name,
-            revision=revision,
-            endpoint=endpoint,
-            token=token,
-            timeout=seconds,
-        )
+        ask_file = partial(hub.describe, source, name, revision)
         described.append(file := call_apart(ask_file, cancellation=cancellation))
         if what.lock is not None:
             what.lock.check_promise(name, file.promise, source=source.shown)

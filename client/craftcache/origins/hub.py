@@ -7,7 +7,7 @@ same rules for proxies and certificates as the bytes. All calls block.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -24,13 +24,11 @@ if TYPE_CHECKING:
     from craftcache.sources import HubSource
 
 __all__ = [
+    "HubApi",
     "HubFile",
     "Listing",
     "hub_endpoint",
     "commit_origin",
-    "describe",
-    "list_files",
-    "list_revision",
     "invalid_token",
 ]
 
@@ -87,130 +85,139 @@ def commit_origin(endpoint: str, source: HubSource, commit: str) -> str:
     return f"{shown_url(endpoint)}/{source.repo_id}/resolve/{commit}"
 
 
-def describe(
-    source: HubSource,
-    filename: str,
-    *,
-    revision: str,
-    endpoint: str,
-    token: str | None,
-    timeout: float,
-    ca: str | None = None,
-    token_place: str = OWN_PLACE,
-) -> HubFile:
-    """Ask the Hub for one file at ``revision`` (one HEAD request).
+@dataclass(frozen=True, slots=True)
+class HubApi:
+    """A Hub, or a mirror that answers as one, and how it is asked. All methods block.
 
-    Args:
-        source: The repository; errors name it.
-        filename: As the repository lists it.
-        revision: A branch, tag or commit.
-        endpoint: The Hub's address.
-        token: Access token, sent to the Hub only; None sends none.
+    Attributes:
+        endpoint: Its address, without a slash at its end.
+        token: Access token, sent to this address only; None sends none.
         timeout: Seconds without an answer.
         ca: Path of the only certificates believed; None for those of all origins.
         token_place: Where the token belongs, for whoever lacks one.
-
-    Raises:
-        NotFound: No such repository, revision or file, or a private one that the token may not see.
-        AccessDenied: Gated, and not granted to the token; or the token is invalid.
-        Unavailable: The Hub does not answer, or not sensibly.
-        Offline: ``HF_HUB_OFFLINE`` is set.
     """
-    url = _file_url(endpoint, source, revision, filename)
-    question = _Question(source, filename, revision, bool(token), token_place)
-    found = _describe(question, url, token, timeout, ca)
-    digest = Digest.from_hub_etag(found.etag)
-    # The commit becomes a directory's name and the etag a file's: neither is taken on trust.
-    if not is_commit(found.commit) or digest is None:
-        hint = "Is HF_ENDPOINT a Hub, or a proxy that drops its headers?"
-        if found.leads_to:
-            hint = f"It redirects to {found.leads_to}: is that what HF_ENDPOINT should be?"
+
+    endpoint: str
+    token: str | None = field(repr=False)
+    timeout: float
+    ca: str | None = None
+    token_place: str = OWN_PLACE
+
+    def describe(self, source: HubSource, filename: str, revision: str) -> HubFile:
+        """Ask for one file at ``revision`` (one HEAD request).
+
+        Args:
+            source: The repository; errors name it.
+            filename: As the repository lists it.
+            revision: A branch, tag or commit.
+
+        Raises:
+            NotFound: No such repository, revision or file, or a private one that the token may not
+                see.
+            AccessDenied: Gated, and not granted to the token; or the token is invalid.
+            Unavailable: The Hub does not answer, or not sensibly.
+            Offline: ``HF_HUB_OFFLINE`` is set.
+        """
+        found = self._describe(_Question(self, source, filename, revision))
+        digest = Digest.from_hub_etag(found.etag)
+        # The commit becomes a directory's name and the etag a file's: neither is taken on trust.
+        if not is_commit(found.commit) or digest is None:
+            hint = "Is HF_ENDPOINT a Hub, or a proxy that drops its headers?"
+            if found.leads_to:
+                hint = f"It redirects to {found.leads_to}: is that what HF_ENDPOINT should be?"
+            raise Unavailable(
+                f"the Hub's answer for {filename} has no commit or digest, or a malformed one",
+                source=source.shown,
+                hint=hint,
+                retryable=False,
+            )
+        return HubFile(
+            filename=filename,
+            commit=found.commit,
+            etag=found.etag,
+            promise=Promise(size=found.size, digest=digest),
+            url=self._file_url(source, found.commit, filename),
+        )
+
+    def filenames(self, source: HubSource) -> tuple[str, ...]:
+        """Ask which files a repository has at its own revision (one request).
+
+        Raises:
+            CraftcacheError: As for describe.
+        """
+        return self._list(_Question(self, source, LIST, source.revision)).filenames
+
+    def listing(self, source: HubSource, revision: str) -> Listing:
+        """Ask which files a repository has at ``revision``, and which commit that names.
+
+        Raises:
+            CraftcacheError: As for describe.
+        """
+        listing = self._list(_Question(self, source, LIST, revision))
+        if not is_commit(listing.commit):
+            raise _unreadable(source)
+        return listing
+
+    def _describe(self, question: _Question) -> _Found:
+        """Ask for a file's headers, as far as the Hub's own origin leads."""
+        from craftcache.network.exchange import location_of
+
+        source = question.source
+        url = self._file_url(source, question.revision, question.filename)
+        home, commit, size = origin_of(url), "", None
+        credentials, exchange = self._exchange(source)
+        with exchange:
+            for _ in range(MAX_REDIRECTS + 1):
+                response = exchange.ask("HEAD", url, credentials)
+                response.close()
+                headers, status = response.headers, response.status_code
+                if status not in REDIRECTS and status != 200:
+                    raise question.refusal(response)
+                commit = commit or headers.get("X-Repo-Commit", "")
+                size = _number(headers.get("X-Linked-Size")) if size is None else size
+                linked = headers.get("X-Linked-Etag")
+                if status == 200 and size is None:
+                    size = _number(headers.get("Content-Length"))
+                if status == 200 or linked is not None:
+                    return _Found(commit, _unquoted(linked or headers.get("ETag")), size, None)
+                url = redirect_target(url, location_of(response), source=source.shown)
+                if origin_of(url) != home:  # no place for the token, nor to be believed
+                    leads_to = "{}://{}:{}".format(*origin_of(url))
+                    return _Found(commit, _unquoted(headers.get("ETag")), size, leads_to)
         raise Unavailable(
-            f"the Hub's answer for {filename} lacks a commit or a digest, or they are malformed",
+            f"{shown_url(url)} redirects more than {MAX_REDIRECTS} times",
             source=source.shown,
-            hint=hint,
+            hint="Check HF_ENDPOINT",
             retryable=False,
         )
-    return HubFile(
-        filename=filename,
-        commit=found.commit,
-        etag=found.etag,
-        promise=Promise(size=found.size, digest=digest),
-        url=_file_url(endpoint, source, found.commit, filename),
-    )
 
+    def _list(self, question: _Question) -> Listing:
+        source = question.source
+        revision = quote(question.revision, safe="")
+        url = f"{self.endpoint}/api/models/{source.repo_id}/revision/{revision}"
+        credentials, exchange = self._exchange(source)
+        with exchange:
+            response = exchange.follow("GET", url, {}, credentials)
+            if response.status_code != 200:
+                raise question.refusal(response)
+            try:
+                return _listed(_body(response, exchange, url))
+            except (ValueError, KeyError, TypeError):
+                raise _unreadable(source) from None
 
-def list_files(
-    source: HubSource,
-    *,
-    endpoint: str,
-    token: str | None,
-    timeout: float,
-    ca: str | None = None,
-    token_place: str = OWN_PLACE,
-) -> tuple[str, ...]:
-    """Ask the Hub which files a repository has at its revision (one request).
+    def _exchange(self, source: HubSource) -> tuple[dict[str, str], Exchange]:
+        """The headers with the credentials, and the connection, for questions about ``source``."""
+        from craftcache.network.exchange import Exchange
 
-    Args:
-        source: The repository.
-        endpoint: The Hub's address.
-        token: Access token, sent to the Hub only; None sends none.
-        timeout: Seconds without an answer.
-        ca: As for describe.
-        token_place: As for describe.
+        _check_online(source)
+        credentials = authorization(self.token, source=source.shown, place=self.token_place)
+        return credentials, Exchange(
+            source.shown, read_seconds=self.timeout, connect_seconds=self.timeout, ca=self.ca
+        )
 
-    Raises:
-        CraftcacheError: As for describe.
-    """
-    question = _Question(source, LIST, source.revision, bool(token), token_place)
-    return _list(question, endpoint=endpoint, token=token, timeout=timeout, ca=ca).filenames
-
-
-def list_revision(
-    source: HubSource,
-    *,
-    revision: str,
-    endpoint: str,
-    token: str | None,
-    timeout: float,
-    ca: str | None = None,
-    token_place: str = OWN_PLACE,
-) -> Listing:
-    """Likewise at ``revision``, with the commit that this names.
-
-    Raises:
-        CraftcacheError: As for describe.
-    """
-    question = _Question(source, LIST, revision, bool(token), token_place)
-    listing = _list(question, endpoint=endpoint, token=token, timeout=timeout, ca=ca)
-    if not is_commit(listing.commit):
-        raise _unreadable(source)
-    return listing
-
-
-def _list(
-    question: _Question,
-    *,
-    endpoint: str,
-    token: str | None,
-    timeout: float,
-    ca: str | None,
-) -> Listing:
-    from craftcache.network.exchange import Exchange
-
-    source = question.source
-    _check_online(source)
-    revision = quote(question.revision, safe="")
-    url = f"{endpoint}/api/models/{source.repo_id}/revision/{revision}"
-    credentials = authorization(token, source=source.shown, place=question.token_place)
-    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout, ca=ca) as exchange:
-        response = exchange.follow("GET", url, {}, credentials)
-        if response.status_code != 200:
-            raise question.refusal(response)
-        try:
-            return _listed(_body(response, exchange, url))
-        except (ValueError, KeyError, TypeError):
-            raise _unreadable(source) from None
+    def _file_url(self, source: HubSource, revision: str, filename: str) -> str:
+        commit = quote(revision, safe="")
+        return f"{self.endpoint}/{source.repo_id}/resolve/{commit}/{quote(filename)}"
 
 
 def _unreadable(source: HubSource) -> Unavailable:
@@ -245,23 +252,23 @@ class _Found:
 class _Question:
     """The kind of thing that was asked for, for the message of a refusal."""
 
+    api: HubApi
     source: HubSource
     filename: str
     revision: str
-    has_token: bool
-    token_place: str
 
     def refusal(self, response: httpx.Response) -> CraftcacheError:
         """The error for a response that refuses, by the Hub's own code for it."""
         shown, status = self.source.shown, response.status_code
+        has_token = bool(self.api.token)
         match response.headers.get("X-Error-Code"):
             case "GatedRepo":
                 return AccessDenied(
                     "the repository is gated"
-                    + (" and not granted to this token" if self.has_token else ""),
+                    + (" and not granted to this token" if has_token else ""),
                     source=shown,
                     hint="Ask for access on its page, then put a token that has it into "
-                    f"{self.token_place}",
+                    f"{self.api.token_place}",
                 )
             case "RevisionNotFound":
                 return NotFound(
@@ -276,63 +283,23 @@ class _Question:
                     hint="An export has state_dict.bin and compression_state_dict.bin; check the "
                     "repository's files",
                 )
-            case code if status == 401 and self.has_token:
-                return invalid_token("the Hub", source=shown, place=self.token_place)
+            case code if status == 401 and has_token:
+                return invalid_token("the Hub", source=shown, place=self.api.token_place)
             case code if code == "RepoNotFound" or status == 401:
                 return NotFound(
                     "no such repository, or a private one that "
-                    + ("this token may not see" if self.has_token else "needs a token"),
+                    + ("this token may not see" if has_token else "needs a token"),
                     source=shown,
                     hint="Check the spelling; for a private repository put a token into "
-                    f"{self.token_place}",
+                    f"{self.api.token_place}",
                 )
         if status == 403:
             return AccessDenied(
                 "the Hub answers 403",
                 source=shown,
-                hint=f"Put a token that may read the repository into {self.token_place}",
+                hint=f"Put a token that may read the repository into {self.api.token_place}",
             )
         return _from_status(status, response.headers.get("Retry-After"), shown)
-
-
-def _describe(
-    question: _Question, url: str, token: str | None, timeout: float, ca: str | None
-) -> _Found:
-    """Ask for a file's headers, as far as the Hub's own origin leads."""
-    from craftcache.network.exchange import Exchange, location_of
-
-    source = question.source
-    _check_online(source)
-    credentials = authorization(token, source=source.shown, place=question.token_place)
-    home, commit, size = origin_of(url), "", None
-    with Exchange(source.shown, read_seconds=timeout, connect_seconds=timeout, ca=ca) as exchange:
-        for _ in range(MAX_REDIRECTS + 1):
-            response = exchange.ask("HEAD", url, credentials)
-            response.close()
-            headers, status = response.headers, response.status_code
-            if status not in REDIRECTS and status != 200:
-                raise question.refusal(response)
-            commit = commit or headers.get("X-Repo-Commit", "")
-            size = _number(headers.get("X-Linked-Size")) if size is None else size
-            linked = headers.get("X-Linked-Etag")
-            if status == 200 and size is None:
-                size = _number(headers.get("Content-Length"))
-            if status == 200 or linked is not None:
-                return _Found(commit, _unquoted(linked or headers.get("ETag")), size, None)
-            url = redirect_target(url, location_of(response), source=source.shown)
-            if origin_of(url) != home:  # no place for the token, nor to be believed
-                leads_to = "{}://{}:{}".format(*origin_of(url))
-                return _Found(commit, _unquoted(headers.get("ETag")), size, leads_to)
-    raise Unavailable(
-        f"{shown_url(url)} redirects more than {MAX_REDIRECTS} times",
-        source=source.shown,
-        hint="Check HF_ENDPOINT",
-        retryable=False,
-    )
-
-
-def _file_url(endpoint: str, source: HubSource, revision: str, filename: str) -> str:
-    return f"{endpoint}/{source.repo_id}/resolve/{quote(revision, safe='')}/{quote(filename)}"
 
 
 def _check_online(source: HubSource) -> None:

@@ -244,7 +244,7 @@ def sweep(cache: CacheDir, *, before: float, derived_before: float | None = None
     digests = {record.sha256 for record in records}
     kept = {record.path for record in records}
     freed = 0
-    blobs = (path for path in cache.url_blobs() if cache.relative(path) not in kept)
+    blobs = (path for path in cache.url_blobs.paths() if cache.relative(path) not in kept)
     derived = (
         path for path in (*cache.indexes(), *cache.stamps.paths()) if path.stem not in digests
     )

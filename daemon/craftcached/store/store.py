@@ -1,4 +1,4 @@
-"""The store: coroutines that find, publish and remove models; the cache directory's only writer.
+"""The store: coroutines that find and remove models; the cache directory's only writer.
 
 What exists is decided by the files alone; this class keeps in memory only what it can read again.
 The states of a file and the meaning of each directory are described in craftcache.cache.directory.
@@ -14,20 +14,10 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from craftcache.cache.manifest import manifest_key
-from craftcache.cache.publish import (
-    Verified,
-    mark_asked_for,
-    mark_superseded,
-    publish_generation,
-    publish_hub,
-    publish_url,
-    serve_generation,
-    take_over,
-)
+from craftcache.cache.publish import Verified, take_over
 from craftcache.cache.underway import underway
-from craftcache.digests import Promise, Stamp
+from craftcache.digests import Stamp
 from craftcache.errors import NotFound
-from craftcache.sources import NO_SELECTION
 from craftcached.events import Events
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
@@ -38,6 +28,7 @@ from .index_files import IndexFiles
 from .indexes import Indexes
 from .links import is_led_astray, mend_links
 from .local_files import LocalFiles
+from .model_publisher import ModelPublisher
 from .removal import (
     Removed,
     remove,
@@ -48,14 +39,14 @@ from .removal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable
     from pathlib import Path
 
     from craftcache.cache.directory import CacheDir
-    from craftcache.cache.manifest import FileRecord, Manifest, Watched
+    from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.cache.stamps import FileStamp
     from craftcache.dependencies import Dependency
-    from craftcache.sources import HubSource, RemoteSource, Selection, UrlSource
+    from craftcache.sources import RemoteSource
 
 __all__ = ["Store"]
 
@@ -75,7 +66,7 @@ T = TypeVar("T")
 
 
 class Store:
-    """Publishes, finds and removes what the cache directory holds.
+    """Finds and removes what the cache directory holds, and has the parts that publish.
 
     Use as an async context manager: entering refuses a cache that a newer release wrote, makes the
     directories, takes the daemon's lock on the cache and clears what a killed predecessor left in
@@ -97,6 +88,7 @@ class Store:
         indexes: The checked indexes, sealed in memory.
         index_files: The indexes on the disk.
         local: Finds what is on this node already.
+        publisher: Publishes verified files.
         lock: The daemon's lock on the cache.
     """
 
@@ -112,6 +104,7 @@ class Store:
         self.index_files = IndexFiles(cache, self._changes, self.indexes, self._events)
         self._hashing = Threads(HASHING_THREADS, "hash")
         self.local = LocalFiles(cache, self._hashing)
+        self.publisher = ModelPublisher(cache, self._changes, self._events)
 
     async def __aenter__(self) -> Self:
         await self.lock.acquire()
@@ -320,36 +313,6 @@ class Store:
         """The manifest with that key as it was last read in this process; None if it never was."""
         return self.cache.remembered_manifest(key)
 
-    async def publish_hub(
-        self,
-        source: HubSource,
-        commit: str,
-        files: Mapping[str, tuple[Verified, Promise]],
-        origin: str,
-        *,
-        is_named: bool,
-        as_need: bool = False,
-        selection: Selection = NO_SELECTION,
-    ) -> Manifest:
-        """Publish files of one commit; see craftcache.cache.publish."""
-        publish = partial(publish_hub, is_named=is_named, as_need=as_need, selection=selection)
-        return self._told(
-            await self._changes.add(
-                source.repo_id, publish, self.cache, source, commit, files, origin
-            )
-        )
-
-    async def publish_url(
-        self,
-        source: UrlSource,
-        files: Mapping[str, tuple[Verified, str]],
-        *,
-        as_need: bool = False,
-    ) -> Manifest:
-        """Publish files of a URL; see craftcache.cache.publish."""
-        publish = partial(publish_url, as_need=as_need)
-        return self._told(await self._changes.add(str(source), publish, self.cache, source, files))
-
     async def follow_owner(self, key: str, manifest: Manifest, root: Path) -> None:
         """Publish a manifest whose files are in another daemon's cache; see OwnerCache."""
 
@@ -367,14 +330,6 @@ class Store:
         removed = await self.remove(key)
         self._events.tell("removed", source=source.shown, freed_bytes=removed.freed)
 
-    async def mark_asked_for(self, source: RemoteSource) -> None:
-        """Record that a dependency was also asked for by name; see craftcache.cache.publish."""
-        await self._changes.make(mark_asked_for, self.cache, source)
-
-    async def mark_superseded(self, source: HubSource) -> None:
-        """Record that a revision has been superseded; see craftcache.cache.publish."""
-        await self._changes.make(mark_superseded, self.cache, source)
-
     async def manifest_at(self, key: str, *, owned: bool = False) -> Manifest | None:
         """The current manifest with that key.
 
@@ -383,29 +338,6 @@ class Store:
             owned: Whether one of ours counts too that others may write to.
         """
         return await asyncio.to_thread(self.cache.manifest_at, key, ours=not owned, owned=owned)
-
-    async def publish_generation(
-        self, name: str, watched: Watched, files: Mapping[str, Verified]
-    ) -> Manifest:
-        """Publish a generation of a watched directory; see craftcache.cache.publish."""
-        return self._told(
-            await self._changes.make(publish_generation, self.cache, name, watched, files)
-        )
-
-    async def serve_generation(self, name: str, generation: Manifest) -> Manifest:
-        """Make a generation the served one; see craftcache.cache.publish."""
-        return await self._changes.make(serve_generation, self.cache, name, generation)
-
-    def _told(self, manifest: Manifest) -> Manifest:
-        """Tell that a model was published."""
-        self._events.tell(
-            "published",
-            source=manifest.source,
-            revision=manifest.revision,
-            size=manifest.size,
-            by_name=manifest.is_by_name and manifest.watched is None,
-        )
-        return manifest
 
     async def exclusively(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a change of the cache directory while nothing is published or removed."""

@@ -156,7 +156,7 @@ class BundleImporter:
     async def _publish(self, model: LockedModel, unpacked: Unpacked) -> Manifest:
         files, lock = verified_files(model, unpacked), model.lock
         if isinstance(model.source, HubSource):
-            manifest = await self._store.publish_hub(
+            manifest = await self._store.publisher.publish_hub(
                 model.source,
                 lock.revision,
                 files,
@@ -169,7 +169,9 @@ class BundleImporter:
                 name: (verified, shown_url(model.source.file_url(name)))
                 for name, (verified, _) in files.items()
             }
-            manifest = await self._store.publish_url(model.source, shown, as_need=lock.needed_only)
+            manifest = await self._store.publisher.publish_url(
+                model.source, shown, as_need=lock.needed_only
+            )
         size = size_text(manifest.size)
         log.info("imported %s at %s: %s", manifest.source, manifest.revision, size)
         return manifest

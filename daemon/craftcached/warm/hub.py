@@ -14,11 +14,11 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from craftcache.errors import CraftcacheError, Offline, Unavailable
 from craftcache.network.token import OWN_PLACE, authorization
-from craftcache.origins import hub as hub_api
+from craftcache.origins.hub import HubApi
 from craftcache.sources import is_commit
 from craftcached.fetch import Mirrors
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hub", "HubSite"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger("craftcached")
@@ -47,44 +48,38 @@ class HubSite:
     """Where questions about repositories are asked: the Hub itself or a mirror.
 
     Attributes:
-        endpoint: Its address.
+        api: Its address, and how it is asked.
         hub_endpoint: The Hub's address, where files are fetched from.
-        token: Access token that it is sent; None sends none.
-        timeout: Seconds that it may take for one answer.
         threads: Threads that wait for it.
-        token_place: Where the token belongs, for whoever lacks one.
         mirror: The mirror; None for the Hub.
     """
 
-    endpoint: str
+    api: HubApi
     hub_endpoint: str
-    token: str | None
-    timeout: float
     threads: ThreadPoolExecutor
-    token_place: str = OWN_PLACE
     mirror: Mirror | None = None
 
     async def describe(self, source: HubSource, filename: str, revision: str) -> HubFile:
-        """See craftcache.origins.hub.describe; the file's address is the Hub's in any case.
+        """See HubApi.describe; the file's address is the Hub's in any case.
 
         Raises:
             Unavailable: Also where a mirror names another commit than the one asked for.
         """
-        found = await self._ask(partial(hub_api.describe, source, filename, revision=revision))
+        found = await self._ask(self.api.describe, source, filename, revision)
         self._check_commit(source, revision, found.commit)
-        return replace(found, url=self.hub_endpoint + found.url.removeprefix(self.endpoint))
+        return replace(found, url=self.hub_endpoint + found.url.removeprefix(self.api.endpoint))
 
     async def filenames(self, source: HubSource) -> tuple[str, ...]:
-        """See craftcache.origins.hub.list_files."""
-        return await self._ask(partial(hub_api.list_files, source))
+        """See HubApi.filenames."""
+        return await self._ask(self.api.filenames, source)
 
     async def listing(self, source: HubSource, revision: str) -> Listing:
-        """See craftcache.origins.hub.list_revision.
+        """See HubApi.listing.
 
         Raises:
             Unavailable: Also where a mirror lists another commit than the one asked for.
         """
-        found = await self._ask(partial(hub_api.list_revision, source, revision=revision))
+        found = await self._ask(self.api.listing, source, revision)
         self._check_commit(source, revision, found.commit)
         return found
 
@@ -94,16 +89,8 @@ class HubSite:
                 f"mirror {self.mirror.rule.name} answers for another commit", source=source.shown
             )
 
-    async def _ask(self, ask: Callable[..., T]) -> T:
-        ca = self.mirror.rule.ca if self.mirror is not None else None
-        question = partial(
-            ask,
-            endpoint=self.endpoint,
-            token=self.token,
-            timeout=self.timeout,
-            ca=ca,
-            token_place=self.token_place,
-        )
+    async def _ask(self, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        question = partial(ask, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self.threads, question)
 
 
@@ -130,15 +117,13 @@ class Hub:
         token_place: str = OWN_PLACE,
     ) -> None:
         self.endpoint = endpoint
-        self._token = token
-        self._token_place = token_place
-        self._timeout = timeout
+        self._api = HubApi(endpoint, token, timeout, token_place=token_place)
         self._mirrors = mirrors or Mirrors()
         # Not the event loop's default threads: disk work on those must not wait for the network.
         self._threads = ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="hub")
         self._mirror_threads = ThreadPoolExecutor(TOLD_AT_ONCE, thread_name_prefix="mirrors")
         self._telling: set[asyncio.Task[None]] = set()
-        self._site = HubSite(endpoint, endpoint, token, timeout, self._threads, token_place)
+        self._site = HubSite(self._api, endpoint, self._threads)
 
     def close(self) -> None:
         """Ask the Hub nothing more; requests whose answer has not come are abandoned."""
@@ -153,7 +138,7 @@ class Hub:
         Raises:
             AccessDenied: No header can carry the token; see craftcache.network.token.
         """
-        return authorization(self._token, source=source.shown, place=self._token_place)
+        return authorization(self._api.token, source=source.shown, place=self._api.token_place)
 
     async def ask(
         self,
@@ -201,15 +186,9 @@ class Hub:
         self, mirror: Mirror, questions: Callable[[HubSite], Coroutine[object, object, T]]
     ) -> T:
         rule = mirror.rule
-        site = HubSite(
-            rule.url,
-            self.endpoint,
-            self._token if rule.forward_token else None,
-            self._timeout,
-            self._mirror_threads,
-            self._token_place,
-            mirror,
-        )
+        token = self._api.token if rule.forward_token else None
+        api = replace(self._api, endpoint=rule.url, token=token, ca=rule.ca)
+        site = HubSite(api, self.endpoint, self._mirror_threads, mirror)
         began = mirror.circuit.asked()
         try:
             answer = await questions(site)

@@ -84,7 +84,7 @@ class HubOrigin:
             first.commit,
             # If not asked for just now, the revision may have moved on since the commit was known.
             is_named=revision == source.revision,
-            mirror=commit_origin(site.endpoint, source, first.commit) if is_mirrors else "",
+            mirror=commit_origin(site.api.endpoint, source, first.commit) if is_mirrors else "",
         )
 
     async def filenames(self) -> tuple[str, ...]:

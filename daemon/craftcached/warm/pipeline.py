@@ -170,12 +170,12 @@ class WarmPipeline:
         """Publish verified files; the manifest, written last, makes them a model."""
         if known is not None and self._is_served_in_place(files, known):
             if known.needed_only and not wanted.as_need:
-                await self._store.mark_asked_for(files.source)
+                await self._store.publisher.mark_asked_for(files.source)
             return self._store.trusted(files.source) or known
         match files.source:
             # In huggingface_hub's tree, so that unmodified programs find them as well.
             case HubSource() as source:
-                return await self._store.publish_hub(
+                return await self._store.publisher.publish_hub(
                     source,
                     files.commit,
                     files.files,
@@ -190,7 +190,9 @@ class WarmPipeline:
                     name: (verified, shown_url(source.file_url(name)))
                     for name, (verified, _) in files.files.items()
                 }
-                return await self._store.publish_url(source, shown, as_need=wanted.as_need)
+                return await self._store.publisher.publish_url(
+                    source, shown, as_need=wanted.as_need
+                )
 
     async def _for_overlay(
         self, description: Description, known: Manifest | None, progress: SourceProgress

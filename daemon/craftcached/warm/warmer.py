@@ -139,7 +139,7 @@ class Warmer:
         if (manifest := await self._published(wanted, report)) is not None:
             # Somebody asks for it by name: it stays, also when no model depends on it any more.
             if not (manifest.is_by_name or wanted.as_need):
-                await self._store.mark_asked_for(source)
+                await self._store.publisher.mark_asked_for(source)
             return Warmed(manifest, 0, manifest.size)
         self.check_allowed(source)
         with contextlib.ExitStack() as stack:
@@ -202,7 +202,7 @@ class Warmer:
         if files is None:
             return False
         await self._pipeline.publish(files, None, wanted)
-        await self._store.mark_superseded(source)
+        await self._store.publisher.mark_superseded(source)
         return True
 
     async def warm_needs(

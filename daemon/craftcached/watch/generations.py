@@ -63,7 +63,7 @@ class Generations:
         served = self.served
         last = served.watched.generation if served and served.watched else 0
         number = max(last, *self._numbers, 0) + 1
-        manifest = await self._store.publish_generation(
+        manifest = await self._store.publisher.publish_generation(
             self._name, Watched(directory, number), files
         )
         self._numbers.add(number)
@@ -83,7 +83,7 @@ class Generations:
                 source=f"watch:{self._name}",
                 hint=f"These are there: {there}",
             )
-        return await self._store.serve_generation(self._name, manifest)
+        return await self._store.publisher.serve_generation(self._name, manifest)
 
     async def prune(self, keep: int) -> None:
         """Remove generations beyond the newest and ``keep`` more, unless served or in use."""

@@ -39,7 +39,7 @@ def cache(tmp_path: Path) -> CacheDir:
 
 @pytest.fixture
 def blob(cache: CacheDir) -> Path:
-    path = cache.url_blob(SHA256)
+    path = cache.url_blobs.path(SHA256)
     write_file(path, CONTENT, staging=cache.staging)
     return path
 
@@ -49,7 +49,7 @@ def blob(cache: CacheDir) -> Path:
 
 def test_what_only_a_trusted_owner_can_write_is_trusted(cache: CacheDir, blob: Path) -> None:
     assert cache.is_trusted(blob)
-    assert not cache.is_trusted(cache.url_blob("0" * 64))
+    assert not cache.is_trusted(cache.url_blobs.path("0" * 64))
 
 
 @pytest.mark.parametrize("mode", [0o020, 0o002])
@@ -107,13 +107,13 @@ def test_a_published_blob_is_one_file_under_its_digest_that_nobody_writes_to(
 ) -> None:
     staged = cache.staging / "one"
     staged.write_bytes(CONTENT)
-    final = cache.publish_url_blob(hash_stamped(staged)).path
-    assert final == cache.url_blob(SHA256)
+    final = cache.url_blobs.publish(hash_stamped(staged)).path
+    assert final == cache.url_blobs.path(SHA256)
     assert final.samefile(staged)
     assert stat.S_IMODE(final.stat().st_mode) == 0o444
     again = cache.staging / "two"
     again.write_bytes(CONTENT)
-    assert cache.publish_url_blob(hash_stamped(again)).path == final
+    assert cache.url_blobs.publish(hash_stamped(again)).path == final
     assert final.read_bytes() == CONTENT
     assert sorted(os.listdir(cache.staging)) == ["one", "two"]
 
@@ -130,9 +130,9 @@ def test_what_was_written_to_after_it_was_hashed_is_not_published(
     os.utime(staged, ns=(0, hashed.stamp.mtime_ns + 1))
     tree = cache.hub_tree("org/name")
     by_url = published == "by url"
-    final = cache.url_blob(SHA256) if by_url else tree.blob(SHA256)
+    final = cache.url_blobs.path(SHA256) if by_url else tree.blob(SHA256)
     with pytest.raises(IntegrityError) as raised:
-        cache.publish_url_blob(hashed) if by_url else tree.publish_blob(hashed, SHA256, Promise())
+        cache.url_blobs.publish(hashed) if by_url else tree.publish_blob(hashed, SHA256, Promise())
     assert raised.value.retryable
     assert not final.exists()
 

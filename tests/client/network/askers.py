@@ -9,7 +9,7 @@ from craftcache.daemon.transport import Cancellation
 from craftcache.digests import Promise
 from craftcache.fallback.stream import Download, download
 from craftcache.network.token import authorization
-from craftcache.origins.hub import describe, list_files
+from craftcache.origins.hub import HubApi
 from craftcache.origins.policy import UrlPolicy
 from craftcache.sources import HubSource, UrlSource
 from craftcached.fetch import RemoteFile
@@ -57,14 +57,12 @@ def worker_bytes(base: str, directory: Path, token: str | None = None) -> bytes:
 
 def metadata(base: str, directory: Path, token: str | None = None) -> object:
     """Both ask the Hub about a file."""
-    return describe(
-        HubSource(REPO), FILE, revision="main", endpoint=base, token=token, timeout=10
-    ).promise.size
+    return HubApi(base, token, 10).describe(HubSource(REPO), FILE, "main").promise.size
 
 
 def listing(base: str, directory: Path, token: str | None = None) -> object:
     """The daemon asks the Hub which files there are."""
-    return list_files(HubSource(REPO), endpoint=base, token=token, timeout=10)
+    return HubApi(base, token, 10).filenames(HubSource(REPO))
 
 
 def validator(base: str, directory: Path, token: str | None = None) -> object:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from craftcache.errors import Unavailable
-from craftcache.origins.hub import describe
+from craftcache.origins.hub import HubApi
 from craftcache.sources import HubSource
 from tests.support.hub import WithHeaders
 
@@ -17,14 +17,8 @@ if TYPE_CHECKING:
 
 
 def described(hub: TestHub) -> HubFile:
-    return describe(
-        HubSource("org/model"),
-        "state_dict.bin",
-        revision="main",
-        endpoint=hub.endpoint,
-        token=None,
-        timeout=10,
-    )
+    api = HubApi(hub.endpoint, token=None, timeout=10)
+    return api.describe(HubSource("org/model"), "state_dict.bin", "main")
 
 
 def test_a_commit_is_taken_as_it_is(threaded_hub: TestHub, export_repo: Repo) -> None:

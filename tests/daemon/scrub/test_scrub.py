@@ -46,7 +46,7 @@ async def filled(base: Path) -> AsyncIterator[tuple[Bench, dict[str, FileRecord]
             source, came = UrlSource(f"https://host/{name}.json"), parts.store.cache.staging / name
             came.write_bytes(name.encode())
             verified = Verified(hash_stamped(came), None, 0, 0)
-            manifest = await parts.store.publish_url(
+            manifest = await parts.store.publisher.publish_url(
                 source, {f"{name}.json": (verified, source.url)}
             )
             await parts.store.discard(verified)
@@ -163,7 +163,9 @@ async def test_two_models_that_take_one_anothers_ref_are_named_each_time(base: P
             verified = Verified(hash_stamped(came), hash_stamped(came).digests.sha256, 0, 0)
             commit = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
             files = {"a.json": (verified, Promise())}
-            await parts.store.publish_hub(source, commit, files, "https://hub", is_named=True)
+            await parts.store.publisher.publish_hub(
+                source, commit, files, "https://hub", is_named=True
+            )
             await parts.store.discard(verified)
             trees.append(parts.store.cache.hub_tree(source.repo_id).root)
         one, two = trees

@@ -93,7 +93,7 @@ async def test_a_protected_file_is_read_and_not_written(verity_disk: VerityDisk)
     cache = CacheDir(verity_disk.directory / "cache")
     cache.create()
     verity = await supported(cache)
-    blob = cache.url_blob(SHA256)
+    blob = cache.url_blobs.path(SHA256)
     blob.write_bytes(b"content")
     cache.stamps.record(SHA256, FileStamp.of(blob.stat()))
     mtime_ns = blob.stat().st_mtime_ns
@@ -120,7 +120,9 @@ async def test_rot_in_a_protected_file_is_an_error_when_it_is_read(
         came.write_bytes(CONTENT)
         source = UrlSource("https://host/one.json")
         verified = Verified(hash_stamped(came), None, 0, 0)
-        manifest = await parts.store.publish_url(source, {"one.json": (verified, source.url)})
+        manifest = await parts.store.publisher.publish_url(
+            source, {"one.json": (verified, source.url)}
+        )
         (record,) = manifest.files
         parts.now = record.verified_at.timestamp()
         await parts.scrub().step()  # its survey protects what is published
@@ -145,7 +147,7 @@ async def test_nothing_depends_on_it(tmp_path: Path) -> None:
     verity = Verity(cache)
     await verity.open()
     assert os.listdir(cache.staging) == []
-    blob = cache.url_blob(SHA256)
+    blob = cache.url_blobs.path(SHA256)
     blob.write_bytes(b"content")
     cache.stamps.record(SHA256, FileStamp.of(blob.stat()))
     await verity.protect(blob, SHA256)

@@ -54,7 +54,7 @@ async def publish(store: Store) -> FileRecord:
         index = dump(read_index(file.fileno()))
     verified = Verified(hash_stamped(path), None, 0, 0)
     await store.index_files.write(verified.digests.sha256, index)
-    manifest = await store.publish_url(SOURCE, {LM: (verified, f"{SOURCE.url}{LM}")})
+    manifest = await store.publisher.publish_url(SOURCE, {LM: (verified, f"{SOURCE.url}{LM}")})
     await store.discard(verified)
     (record,) = manifest.files
     return record

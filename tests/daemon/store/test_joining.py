@@ -61,12 +61,14 @@ async def publish(store: Store, source: RemoteSource, content: bytes = CONTENT) 
         await store.index_files.write(sha256, index_without_tensors(len(content)))
     match source:
         case UrlSource():
-            await store.publish_url(source, {NAME: (verified, source.url)})
+            await store.publisher.publish_url(source, {NAME: (verified, source.url)})
         case WatchSource():
-            await store.publish_generation(source.name, Watched("/run", 1), {NAME: verified})
+            await store.publisher.publish_generation(
+                source.name, Watched("/run", 1), {NAME: verified}
+            )
         case HubSource():
             promise = Promise(len(content), Digest("sha256", sha256))
-            await store.publish_hub(
+            await store.publisher.publish_hub(
                 source, "c1" * 20, {NAME: (verified, promise)}, "https://hub", is_named=True
             )
     await store.discard(verified)

@@ -43,18 +43,18 @@ def staged(store: Store, content: bytes = CONTENT) -> Verified:
 
 
 async def publish(store: Store, source: UrlSource, file: Verified) -> Manifest:
-    manifest = await store.publish_url(source, {source.basename: (file, source.url)})
+    manifest = await store.publisher.publish_url(source, {source.basename: (file, source.url)})
     await store.discard(file)
     return manifest
 
 
 async def test_what_is_taken_over_outlives_the_removal_of_its_model(store: Store) -> None:
     await publish(store, ONE, staged(store))
-    sha256 = hash_stamped(next(store.cache.url_blobs())).digests.sha256
+    sha256 = hash_stamped(next(store.cache.url_blobs.paths())).digests.sha256
     found = await store.local.find(sha256, store.cache.staging)
     assert found is not None
     await store.remove(manifest_key(ONE))
-    assert list(store.cache.url_blobs()) == []
+    assert list(store.cache.url_blobs.paths()) == []
     manifest = await publish(store, OTHER, found)
     assert store.cache.path(manifest.files[0]).read_bytes() == CONTENT
     assert store.cache.is_intact(manifest.files[0])
@@ -102,7 +102,7 @@ async def test_what_an_earlier_release_cast_is_swept(store: Store) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 async def test_a_manifest_of_another_user_is_not_believed(store: Store) -> None:
     await publish(store, ONE, staged(store))
-    sha256 = hash_stamped(next(store.cache.url_blobs())).digests.sha256
+    sha256 = hash_stamped(next(store.cache.url_blobs.paths())).digests.sha256
     os.chown(store.cache.manifest_path(manifest_key(ONE)), 65534, 65534)
     assert store.manifest(ONE) is None
     assert await store.published() == []
@@ -177,7 +177,7 @@ async def test_the_links_of_a_model_that_is_removed_meanwhile_are_not_made_again
     for commit in (earlier, later):  # which share the file
         file = staged(store)
         files = {name: (file, Promise())}
-        await store.publish_hub(model, commit, files, "https://hub", is_named=True)
+        await store.publisher.publish_hub(model, commit, files, "https://hub", is_named=True)
         await store.discard(file)
     gone = HubSource("org/model", earlier)
     manifest, pointer = store.manifest(gone), store.cache.hub_tree("org/model").pointer

@@ -57,7 +57,7 @@ async def test_what_a_kill_left_unserved_is_served_at_the_next_start(base: Path)
         await rig.until_served("run", 2)
         first = rig.store.manifest(WatchSource("run", 1))
         assert first is not None
-        await rig.store.serve_generation("run", first)
+        await rig.store.publisher.serve_generation("run", first)
     async with watching(base, rule(base / "export")) as rig:
         await rig.until_served("run", 2)
 
