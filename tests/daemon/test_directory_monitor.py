@@ -15,6 +15,7 @@ from craftcache.daemon.admin import AdminClient
 from craftcache.errors import CraftcacheError
 from craftcached.database import Database, Pin
 from craftcached.directory_monitor import DirectoryMonitor, MonitoredDirectory
+from tests.support.appearing import until
 from tests.support.daemons import EXPORT_FILES
 from tests.support.hub import OnDisk
 
@@ -170,8 +171,7 @@ def test_what_stands_in_a_directory_s_place_is_named_at_once(
 
 def test_sockets_that_were_removed_are_made_anew(daemon: DaemonProcess, url: str) -> None:
     shutil.rmtree(daemon.socket_dir)
-    while not (daemon.socket_dir / "craftcache.sock").exists():
-        pass
+    until((daemon.socket_dir / "craftcache.sock").exists, below=daemon.socket_dir.parent)
     with daemon.client() as client:
         assert client.load(url).served_by == "daemon"
         assert client.status().problems == ()

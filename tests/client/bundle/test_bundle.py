@@ -12,6 +12,7 @@ import pytest
 from craftcache.cache.directory import CacheDir
 from craftcache.sources import HubSource
 from tests.support.api import Api
+from tests.support.appearing import appeared
 from tests.support.command import Node, run
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import Data
@@ -94,8 +95,7 @@ def test_the_room_of_a_bundle_is_claimed_until_it_is_unpacked(other: Node, tmp_p
 
     def body() -> Iterator[bytes]:
         yield whole[: size // 2]  # more than the daemon waits for before it unpacks
-        while not list((other.daemon.cache_dir / ".craftcache" / "staging").rglob("*.tmp")):
-            pass
+        appeared(other.daemon.cache_dir / ".craftcache" / "staging", "*.tmp")
         with Api(other.daemon.socket_dir) as api:
             seen.append(api.get("/room"))
         yield whole[size // 2 :]

@@ -15,6 +15,7 @@ from craftcached.fetch.partial_file import Names, PartialFile
 from tests.client.cache.outcomes import export_bytes, outcome
 from tests.client.fallback.test_staging_edits import overwrite
 from tests.support.api import Api
+from tests.support.appearing import appeared
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import Data, Gate, Stall
 
@@ -27,12 +28,9 @@ LM, COMPRESSION = FILENAMES["lm"], FILENAMES["compression"]
 CONTENT = b"as it came" * 2000
 
 
-def found(staging: Path, pattern: str) -> Path:
-    """The first file of that kind that has come, at least in part."""
-    while True:
-        for path in staging.glob(pattern):
-            if path.stat().st_blocks:
-                return path
+def has_come(path: Path) -> bool:
+    """Whether at least a part of it is there."""
+    return path.stat().st_blocks > 0
 
 
 def is_later_range(request: Request) -> bool:
@@ -59,15 +57,13 @@ def test_what_others_write_meanwhile_is_never_served(
             assert api.warm(source, wait=False).is_success
         staging = daemon.cache_dir / ".craftcache" / "staging" / "fetch"
         if what == "a whole file of a pair":
-            whole = found(staging, "*.whole")
+            whole = appeared(staging, "*.whole", is_meant=has_come)
             index = CacheDir(daemon.cache_dir).index_path(whole.name.partition("-")[0])
-            while not index.exists():  # once it is inspected, nothing is left but to publish it
-                pass
+            appeared(index.parent, index.name)  # inspected: nothing is left but to publish it
             overwrite(whole)
         else:
-            begun = found(staging, "*.part")
-            while "w 0 " not in begun.with_suffix(".journal").read_text():
-                pass
+            begun = appeared(staging, "*.part", is_meant=has_come)
+            appeared(staging, begun.stem + ".journal", is_meant=lambda at: "w 0 " in at.read_text())
             overwrite(begun)
         gate.open()
         with daemon.client() as client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +15,7 @@ from craftcache.cache.stamps import FileStamp
 from craftcache.errors import IntegrityError
 from craftcache.sources import FILENAMES, HubSource
 from tests.support.api import Api
+from tests.support.appearing import appeared
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import Gate, Stall
 
@@ -80,9 +80,7 @@ def test_of_a_file_that_took_the_place_of_a_download(base: Path, hub: TestHub) -
         with Api(daemon.socket_dir) as api:
             assert api.warm(SOURCE.repo_id, wait=False).is_success
         staging = daemon.cache_dir / ".craftcache" / "staging" / "fetch"
-        while not (begun := list(staging.glob("*.part"))):
-            os.sched_yield()
-        put(FOREIGN, begun[0])
+        put(FOREIGN, appeared(staging, "*.part"))
         gate.open()
         with daemon.client() as client:
             for _ in range(2):  # whoever shares that download gets an error
