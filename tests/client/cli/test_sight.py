@@ -144,10 +144,8 @@ def test_top_shows_loads_and_processes(node: Node) -> None:
     assert "hits, " in shown.out
     assert "PID" in shown.out
     assert node.run("warm", "org/none-for-top").code == 1
-    count = node.run("status", "--json").json["not_warm_count"]
-    assert count > 0
     shown = node.run("top", "--count", "1")
-    assert f" queued, {count} not warm" in shown.out
+    assert re.search(r" queued, [1-9]\d* not warm", shown.out)  # other tests' sources, too
     assert "org/none-for-top" in shown.out
     lines = node.run("top", "--json", "--count", "2", "--interval", "0.1").out.splitlines()
     first, second = map(json.loads, lines)
