@@ -15,6 +15,9 @@
 # Each works alone from a fresh clone: it makes .venv and installs what it needs, once. Set PYTHON
 # to choose the interpreter (3.11 or newer).
 
+# Containers often set it. Each of the thousands of processes here would compile all it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,\
 	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 VENV := .venv
