@@ -29,7 +29,7 @@ FOR_DEMO := $(VENV)/.installed-for-demo
 SOAK_SECONDS := 600
 # Processes that the tests run in at once: most of a test is waiting.
 TEST_PROCESSES ?= logical
-PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --maxprocesses=4 --dist=loadgroup
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --maxprocesses=4
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
 BENCHES := load worker_socket inspection fetch integrity scale observability
 # The constraints hold in the environments that pip builds packages in, too.

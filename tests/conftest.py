@@ -18,6 +18,8 @@ from tests.support.hub import TestHub, hub_in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from xdist.scheduler import LoadScopeScheduling
+
     from tests.support.hub import Repo
 
 # How long an example takes says how busy the machine is.
@@ -48,8 +50,6 @@ SYSTEMDS = (
 )
 
 
-TESTS = Path(__file__).parent
-
 WHOLE_FOLDERS = ("fleet", "release", "systemd", "upstream")
 """Folders whose tests run one after another."""
 
@@ -72,14 +72,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole folders come first: they take longest, and are not to be what is left at the end."""
+    items.sort(key=lambda item: _room(item.nodeid) not in WHOLE_FOLDERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadScopeScheduling:
     """Keep together what shares fixtures, where the tests run in several processes.
 
     That is a file, or a whole folder where its tests share a machine or what they have built.
     """
-    for item in items:
-        room = item.path.relative_to(TESTS).parts[0]
-        together = room if room in WHOLE_FOLDERS else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(together))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]  # untyped
+        def _split_scope(self, nodeid: str) -> str:  # as xdist's own scheduler by files has it
+            room = _room(nodeid)
+            return room if room in WHOLE_FOLDERS else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return Together(config)
+
+
+def _room(nodeid: str) -> str:
+    """The folder of ``tests/`` that a test is in."""
+    return nodeid.removeprefix("tests/").partition("/")[0]
 
 
 @pytest.fixture(autouse=True)
