@@ -58,8 +58,9 @@ test: $(INSTALLED)
 # What depends on other libraries, with the oldest of them that pyproject.toml admits.
 test-lowest:
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt EXTRAS=test \
-		ARGS="tests/test_main_job.py tests/client tests/daemon/serve tests/daemon/warm/test_hub_lock.py \
-		tests/daemon/warm/test_update.py"
+		ARGS="tests/test_main_job.py $(addprefix tests/client/,cli dependencies exports fallback \
+		network origins transport test_hub_tree.py) tests/daemon/serve tests/daemon/test_options.py \
+		$(addprefix tests/daemon/warm/,test_hub_lock.py test_queue_kept.py test_update.py)"
 
 # What needs no torch, on the newer Pythons that are here, without it.
 test-pythons:

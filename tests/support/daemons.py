@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Self
 
 from craftcache import AsyncClient, Client
 from tests.support import DATA
+
+from .forked import ForkedProcess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +25,12 @@ EXPORT = DATA / "musicgen-tiny"
 """A real export, written by AudioCraft itself."""
 
 EXPORT_FILES = {name: EXPORT / name for name in ("state_dict.bin", "compression_state_dict.bin")}
+
+
+READ_BY_IMPORTS = re.compile(r"SSL_|PYTHON|LANG|LC_|LD_|PATH")
+"""Variables that an interpreter, or a library that is imported, reads once."""
+
+_AT_FIRST = frozenset(os.environ.items())
 
 
 class ServingProcess:
@@ -48,7 +57,7 @@ class ServingProcess:
         self._serving = serving
         self._environment = dict(environment or {})
         self._cwd = cwd
-        self._process: subprocess.Popen[str]
+        self._process: subprocess.Popen[str] | ForkedProcess
         self._reader: threading.Thread | None = None
         self._lines: list[str] = []
         self._serves = threading.Event()
@@ -73,13 +82,7 @@ class ServingProcess:
         if self._reader is not None:
             self._reader.join()  # what the last one said comes before what this one says
         self._serves.clear()
-        self._process = subprocess.Popen(
-            self._command,
-            env=os.environ | self._environment,
-            cwd=self._cwd,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self._process = self._run(os.environ | self._environment)
         assert self._process.stderr is not None
         self._reader = threading.Thread(target=self._read, args=(self._process.stderr,))
         self._reader.start()
@@ -115,6 +118,11 @@ class ServingProcess:
             self._reader.join()
         return status
 
+    def _run(self, environment: dict[str, str]) -> subprocess.Popen[str] | ForkedProcess:
+        return subprocess.Popen(
+            self._command, env=environment, cwd=self._cwd, stderr=subprocess.PIPE, text=True
+        )
+
     def _read(self, stream: IO[str]) -> None:
         with stream:
             for line in stream:
@@ -140,18 +148,25 @@ class DaemonProcess(ServingProcess):
         self.cache_dir = base / "cache"
         self.socket_dir = base / "run"
         self.state_dir = base / "state"
+        self._arguments = (
+            *("--log-level", "debug"),
+            *("--cache-dir", str(self.cache_dir)),
+            *("--socket-dir", str(self.socket_dir)),
+            *("--state-dir", str(self.state_dir)),
+            *arguments,
+        )
+        self._is_within = bool(within)
         super().__init__(
-            [
-                *within,
-                *(sys.executable, "-m", "craftcached", "--log-level", "debug"),
-                *("--cache-dir", str(self.cache_dir)),
-                *("--socket-dir", str(self.socket_dir)),
-                *("--state-dir", str(self.state_dir)),
-                *arguments,
-            ],
+            [*within, sys.executable, "-m", "craftcached", *self._arguments],
             serving="serving",
             environment=environment,
         )
+
+    def _run(self, environment: dict[str, str]) -> subprocess.Popen[str] | ForkedProcess:
+        changed = {name for name, _ in environment.items() ^ _AT_FIRST}
+        if self._is_within or any(map(READ_BY_IMPORTS.match, changed)):
+            return super()._run(environment)
+        return ForkedProcess(self._arguments, environment)
 
     def client(self) -> Client:
         """A client of this daemon and its cache."""
