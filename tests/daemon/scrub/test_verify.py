@@ -86,7 +86,9 @@ def test_a_wrong_file_is_not_served_though_its_origin_is_away(
     away = threaded_hub.inject(Status(503), path="*", origin="hub", method=None, times=None)
     spoil(lm)
     found = verify(api)["org/model", LM]
-    assert (found["outcome"], found["failure"]["code"]) == ("wrong", "Unavailable")
+    # A look of the daemon's own may have come first, and have set it aside.
+    assert found["outcome"] in ("wrong", "missing")
+    assert found["failure"]["code"] == "Unavailable"
     assert found["failure"]["retryable"]
     with pytest.raises(LocalEntryNotFoundError):
         hf_hub_download("org/model", LM, cache_dir=daemon.cache_dir, local_files_only=True)
