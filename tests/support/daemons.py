@@ -33,6 +33,14 @@ READ_BY_IMPORTS = re.compile(r"SSL_|PYTHON|LANG|LC_|LD_|PATH")
 _AT_FIRST = frozenset(os.environ.items())
 
 
+def _namespaces() -> tuple[str, ...]:
+    """Those that a process has which this thread starts."""
+    return tuple(os.readlink(f"/proc/thread-self/ns/{kind}") for kind in ("mnt", "net"))
+
+
+_NAMESPACES = _namespaces()
+
+
 class ServingProcess:
     """A program that logs to stderr once it serves; a context manager.
 
@@ -164,7 +172,8 @@ class DaemonProcess(ServingProcess):
 
     def _run(self, environment: dict[str, str]) -> subprocess.Popen[str] | ForkedProcess:
         changed = {name for name, _ in environment.items() ^ _AT_FIRST}
-        if self._is_within or any(map(READ_BY_IMPORTS.match, changed)):
+        is_elsewhere = self._is_within or _namespaces() != _NAMESPACES
+        if is_elsewhere or any(map(READ_BY_IMPORTS.match, changed)):
             return super()._run(environment)
         return ForkedProcess(self._arguments, environment)
 
