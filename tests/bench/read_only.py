@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tests.bench.integrity import SOURCE, in_turn, loading
 from tests.bench.load import FILENAME, SHAPES, make_checkpoint
-from tests.fleet.test_shared_directory import mounted_read_only, unmount
 from tests.support.daemons import DaemonProcess
 from tests.support.hub import hub_in_thread
 from tests.support.hub.content import OnDisk
+from tests.support.mounts import mounted_read_only, unmount
 
 MOST = 1.1
 """Times as long as the owner's hot load that a read-only node's may take."""

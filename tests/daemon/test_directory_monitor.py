@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
     from tests.support.daemons import DaemonProcess
     from tests.support.hub import Repo, TestHub
+
+
+def is_listening(path: Path, kind: int) -> bool:
+    """Whether a connection to the Unix socket is not refused."""
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        return probe.connect_ex(os.fspath(path)) == 0
 
 
 class Gone:
@@ -170,8 +177,15 @@ def test_what_stands_in_a_directory_s_place_is_named_at_once(
 
 
 def test_sockets_that_were_removed_are_made_anew(daemon: DaemonProcess, url: str) -> None:
+    sockets = {
+        daemon.socket_dir / "craftcache.sock": socket.SOCK_STREAM,
+        daemon.socket_dir / "worker" / "handles.sock": socket.SOCK_SEQPACKET,
+    }
     shutil.rmtree(daemon.socket_dir)
-    until((daemon.socket_dir / "craftcache.sock").exists, below=daemon.socket_dir.parent)
+    until(lambda: all(path.exists() for path in sockets), below=daemon.socket_dir.parent)
+    for path, kind in sockets.items():
+        while not is_listening(path, kind):  # it is bound a moment before it listens
+            pass
     with daemon.client() as client:
         assert client.load(url).served_by == "daemon"
         assert client.status().problems == ()

@@ -63,6 +63,8 @@ def test_eight_nodes_wait_for_a_mirror_that_is_started_again(
     hub: TestHub, mirror: NginxMirror, nodes: list[DaemonProcess]
 ) -> None:
     """As its unit does at once. An eighth of the copy may have been under way."""
+    put(hub, "org/before", 12)
+    warm_all(nodes, "org/before")  # each node has been served by it, and so waits for it
     content = put(hub, "org/again", 11, size=2 * SIZE)
     copies = Copies(hub, content)
     valve = Valve(content.size // 2)
@@ -72,10 +74,12 @@ def test_eight_nodes_wait_for_a_mirror_that_is_started_again(
         warming = worker.submit(warm_all, nodes, "org/again")
         wait_for(lambda: copies.value >= 0.49)
         mirror.kill()
-        drip.cancel()
-        valve.open()
-        wait_for(lambda: all("awaited for" in node.log for node in nodes))
-        mirror.start()
+        try:
+            drip.cancel()
+            valve.open()
+            wait_for(lambda: all("awaited for" in node.log for node in nodes))
+        finally:
+            mirror.start()
         warming.result()
     assert all(right(node, content) for node in nodes)
     assert copies.value <= 1.3
