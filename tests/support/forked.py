@@ -91,7 +91,7 @@ class _ForkServer:
             command = (sys.executable, "-m", __name__, str(theirs.fileno()))
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         self._one_at_a_time = threading.Lock()
-        self._forked: queue.SimpleQueue[tuple[int, int, _Ending]] = queue.SimpleQueue()
+        self._forked: queue.SimpleQueue[tuple[int, int, _Ending] | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -106,17 +106,28 @@ class _ForkServer:
     def fork(
         self, arguments: Sequence[str], environment: Mapping[str, str], stderr: IO[bytes]
     ) -> tuple[int, int, _Ending]:
-        """Fork a daemon: its process id, a descriptor for it, and how it will have ended."""
+        """Fork a daemon: its process id, a descriptor for it, and how it will have ended.
+
+        Raises:
+            ChildProcessError: The process that forks has ended.
+        """
         asked = {"argv": list(arguments), "env": dict(environment), "cwd": os.getcwd()}
         with self._one_at_a_time:
             socket.send_fds(self._socket, [json.dumps(asked).encode()], [stderr.fileno()])
-            return self._forked.get()
+            forked = self._forked.get()
+        if forked is None:
+            self._forked.put(None)  # for whoever asks next
+            raise ChildProcessError("the process that forks the tests' daemons has ended")
+        return forked
 
     def _read(self) -> None:
         endings: dict[int, _Ending] = {}
         while True:
             message, descriptors, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE, 1)
             if not message:
+                for ending in endings.values():
+                    ending.is_over.set()
+                self._forked.put(None)
                 return
             told = json.loads(message)
             if descriptors:
