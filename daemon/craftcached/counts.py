@@ -67,8 +67,8 @@ class Counts:
         warms: Warms that ended, by outcome: ``done``, ``failed`` or ``cancelled``.
         evictions: Evicted models, by reason.
         bytes_evicted: Bytes that their eviction freed, by reason.
-        quarantined: Files that were set aside as wrong.
-        verified: Files that were hashed again on request, by outcome.
+        quarantined: Published files that were set aside as wrong.
+        verified: Verdicts of verifications on request, by outcome.
         fallbacks: Loads without the daemon that workers have told of, by reason.
         load_wait: Seconds from a load's request to its answer, by result.
         fetch_seconds: Seconds of each download.

@@ -132,11 +132,11 @@ class Scrub:
     async def step(self) -> float:
         """Do what is due next, at most one file; returns the seconds until the next step."""
         await self._quarantine.trim()
-        if self._days <= 0:
-            return LOOK_SECONDS
         if not 0 <= self._clock() - self._structure_at < STRUCTURE_SECONDS:
             await self._examine_structure()
             self._structure_at = self._clock()
+        if self._days <= 0:
+            return LOOK_SECONDS
         # A survey looks at all files, so one of them serves all turns of the next minute.
         if not self._due or not 0 <= self._clock() - self._surveyed_at < LOOK_SECONDS:
             pause = await self._plan()

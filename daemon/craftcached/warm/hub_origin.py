@@ -47,8 +47,9 @@ class HubOrigin:
     ) -> Description:
         """See Origin.describe. Only the first question names the revision, the others its commit.
 
-        So all files are of one commit, even if the revision moves between two answers. What is
-        published is replaced on the Hub's own word only, not on a mirror's.
+        So all files are of one commit, even if the revision moves between two answers. What a
+        published name means is the Hub's own word only; of files that are missing of a published
+        commit, as of what is not published, a mirror's is taken where the Hub cannot be asked.
         """
 
         async def questions(site: HubSite) -> Description:

@@ -186,6 +186,15 @@ async def test_no_days_are_no_scrub(base: Path) -> None:
         assert await hashed(parts) == {}
 
 
+async def test_no_days_leave_the_look_at_links_and_manifests(base: Path) -> None:
+    async with filled(base) as (parts, _):
+        path = parts.store.cache.manifest_path(manifest_key(UrlSource("https://host/one.json")))
+        path.write_bytes(b"{")
+        scrub = parts.scrub(0.0)
+        await scrub.step()
+        assert scrub.found == {"wrong": 1}
+
+
 async def test_a_clock_that_was_set_back_delays_nothing(base: Path) -> None:
     async with filled(base) as (parts, _):
         parts.now += HALF + 2
