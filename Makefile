@@ -4,6 +4,7 @@
 # make test-pythons  those that need no torch, with Python 3.12 and 3.13
 # make audiocraft   those with AudioCraft 1.3.0 itself, which it installs twice: in .venv-audiocraft
 #                with today's libraries, and in .venv-audiocraft-pinned with those that it asks for
+# make environments  what all these install; with --jobs=2 it takes less time than one by one
 # make check   linters, types and the border between the two packages
 # make bench   the benchmarks, and docs/charts/ from what they find
 # make soak    ten minutes of 32 clients of three users, with the daemon killed every few seconds; as
@@ -46,8 +47,27 @@ WITHOUT_TORCH := $(addprefix tests/client/,cache/test_manifest.py cache/test_cac
 		test_singleflight.py)
 PINNED := .venv-audiocraft-pinned
 PINNED_PIP := $(PINNED)/bin/python -m pip --disable-pip-version-check
+TODAYS := VENV=.venv-audiocraft CONSTRAINTS=tests/upstream/requirements.txt EXTRAS=omegaconf
 
-.PHONY: demo soak test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check bench gpu clean
+# Make something with each of the newer Pythons that are here, in an environment of its own.
+define WITH_PYTHONS
+for version in $(PYTHONS); do \
+	python=$$(sh tests/find-python.sh $$version) || { \
+		echo "make: no Python $$version, so nothing is tested with it" >&2; continue; }; \
+	$(MAKE) $(1) VENV=.venv-python$$version PYTHON="$$python" EXTRAS=daemon || exit; \
+done
+endef
+
+define WITH_PYTHON310
+python=$$(sh tests/find-python.sh 3.10) || { \
+	echo "make: no Python 3.10, so nothing is tested with AudioCraft's own pins" >&2; exit 0; }; \
+$(MAKE) $(1) PYTHON310="$$python"
+endef
+
+LOWEST := VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt EXTRAS=test
+
+.PHONY: demo soak test test-lowest audiocraft upstream upstream-pinned test-pythons test-without-torch check \
+	check-types check-style bench gpu clean environments installed pinned
 
 demo: $(FOR_DEMO)
 	$(BIN)/craftcache demo $(SOURCE)
@@ -57,43 +77,63 @@ test: $(INSTALLED)
 
 # What depends on other libraries, with the oldest of them that pyproject.toml admits.
 test-lowest:
-	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt EXTRAS=test \
-		ARGS="tests/test_main_job.py $(addprefix tests/client/,cli dependencies exports fallback \
-		network origins transport test_hub_tree.py) tests/daemon/serve tests/daemon/test_options.py \
-		$(addprefix tests/daemon/warm/,test_hub_lock.py test_queue_kept.py test_update.py)"
+	$(MAKE) test $(LOWEST) ARGS="tests/test_main_job.py $(addprefix tests/client/,cli/test_cached.py \
+		cli/test_warm.py dependencies exports fallback network origins transport test_hub_tree.py) \
+		tests/daemon/serve tests/daemon/test_options.py \
+		$(addprefix tests/daemon/warm/,test_hub_lock.py test_queue_kept.py)"
 
 # What needs no torch, on the newer Pythons that are here, without it.
 test-pythons:
-	@for version in $(PYTHONS); do \
-		python=$$(sh tests/find-python.sh $$version) || { \
-			echo "make: no Python $$version, so nothing is tested with it" >&2; continue; }; \
-		$(MAKE) test-without-torch VENV=.venv-python$$version PYTHON="$$python" EXTRAS=daemon || exit; \
-	done
+	+@$(call WITH_PYTHONS,test-without-torch)
 
 test-without-torch: $(VENV)/.without-torch
 	$(PYTEST) $(WITHOUT_TORCH)
 
 audiocraft: $(INSTALLED)
-	$(MAKE) upstream VENV=.venv-audiocraft CONSTRAINTS=tests/upstream/requirements.txt EXTRAS=omegaconf
+	$(MAKE) upstream $(TODAYS)
 	$(MAKE) upstream-pinned
 	$(BIN)/python -m pytest tests/upstream
 
 upstream: $(VENV)/.upstream
 
-# Its own pins have no wheels for newer Pythons. 5.9 GB, most of it CUDA's libraries, which torch's
-# only build of that version on PyPI is linked to.
 upstream-pinned: $(INSTALLED)
-	@python=$$(sh tests/find-python.sh 3.10) || { \
-		echo "make: no Python 3.10, so nothing is tested with AudioCraft's own pins" >&2; exit 0; }; \
-	$(MAKE) $(PINNED)/.craftcache PYTHON310="$$python"
+	+@$(call WITH_PYTHON310,$(PINNED)/.craftcache)
 
-check: $(INSTALLED)
+# AudioCraft's own pins have no wheels for newer Pythons. 5.9 GB, most of it CUDA's libraries, which
+# torch's only build of that version on PyPI is linked to.
+pinned:
+	+@$(call WITH_PYTHON310,$(PINNED)/.upstream)
+
+# All that check, test, test-lowest, test-pythons and audiocraft install. With --jobs=2 it takes less
+# time than one by one, as pip uses one core.
+environments:
+	$(MAKE) installed pinned
+	$(MAKE) upstream-pinned environments-without-torch environment-lowest environment-todays
+
+.PHONY: environments-without-torch environment-lowest environment-todays
+
+installed: $(INSTALLED)
+
+environment-lowest:
+	$(MAKE) installed $(LOWEST)
+
+environment-todays:
+	$(MAKE) upstream $(TODAYS)
+
+environments-without-torch:
+	+@$(call WITH_PYTHONS,.venv-python$$version/.without-torch)
+
+check: check-types check-style
+
+check-types: $(INSTALLED)
+	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases tests
+
+check-style: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/mypy --python-version 3.10 --package craftcache
-	$(BIN)/mypy --explicit-package-bases tests
 	$(BIN)/lint-imports
+	$(BIN)/mypy --python-version 3.10 --package craftcache
 
 bench: $(INSTALLED) $(VENV)/.charts
 	for name in $(BENCHES); do $(BIN)/python -m tests.bench.$$name || exit; done
@@ -141,7 +181,7 @@ $(VENV)/.without-torch: $(CONSTRAINTS) | $(INSTALLED)
 # them it goes on in Python.
 $(VENV)/.upstream: $(CONSTRAINTS) | $(INSTALLED)
 	$(PIP) install --constraint $(CONSTRAINTS) setuptools
-	$(PIP) install --no-deps --no-build-isolation --requirement $(CONSTRAINTS)
+	$(PIP) install --no-deps --no-build-isolation --no-compile --requirement $(CONSTRAINTS)
 	$(call INSTALL_AUDIOCRAFT,$(VENV))
 	rm -f $(VENV)/lib/python3*/site-packages/torchaudio/lib/*.so
 	touch $@
@@ -150,7 +190,7 @@ $(PINNED)/.upstream: tests/upstream/requirements-pinned.txt
 	rm -rf $(PINNED)
 	$(PYTHON310) -m venv $(PINNED)
 	$(PINNED_PIP) install --constraint $< setuptools
-	$(PINNED_PIP) install --no-deps --no-build-isolation --requirement $<
+	$(PINNED_PIP) install --no-deps --no-build-isolation --no-compile --requirement $<
 	$(call INSTALL_AUDIOCRAFT,$(PINNED))
 	$(PINNED_PIP) freeze > $(PINNED)/before.txt
 	touch $@

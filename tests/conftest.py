@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tempfile
 from pathlib import Path
@@ -80,13 +81,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadScopeScheduling:
     """Keep together what shares fixtures, where the tests run in several processes.
 
-    That is a file, or a whole folder where its tests share a machine or what they have built.
+    That is a file, or a whole folder where its tests share a machine or what they have built; of
+    ``upstream`` the part of it that is for one of AudioCraft's environments.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):  # type: ignore[misc]  # untyped
         def _split_scope(self, nodeid: str) -> str:  # as xdist's own scheduler by files has it
             room = _room(nodeid)
+            if room == "upstream":
+                return room + " ".join(re.findall(r"\b(?:newest|pinned)\b", nodeid))
             return room if room in WHOLE_FOLDERS else nodeid.partition("::")[0]
 
     config.option.loadscopereorder = False

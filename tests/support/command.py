@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.support.daemons import EXPORT_FILES, DaemonProcess
+from tests.support.forked import can_be_forked, run_command
 from tests.support.hub import TestHub, hub_in_thread
 
 if TYPE_CHECKING:
@@ -58,9 +59,13 @@ class Node:
 
 
 def run(*arguments: str, **environment: str) -> Ran:
-    done = subprocess.run(
-        [CRAFTCACHE, *arguments], env=os.environ | environment, capture_output=True, text=True
-    )
+    variables = os.environ | environment
+    if can_be_forked(variables):
+        done = run_command(arguments, variables)
+    else:
+        done = subprocess.run(
+            [CRAFTCACHE, *arguments], env=variables, capture_output=True, text=True
+        )
     return Ran(done.returncode, done.stdout, done.stderr)
 
 

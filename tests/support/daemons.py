@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Self
 from craftcache import AsyncClient, Client
 from tests.support import DATA
 
-from .forked import ForkedProcess
+from .forked import ForkedProcess, can_be_forked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,20 +24,6 @@ EXPORT = DATA / "musicgen-tiny"
 """A real export, written by AudioCraft itself."""
 
 EXPORT_FILES = {name: EXPORT / name for name in ("state_dict.bin", "compression_state_dict.bin")}
-
-
-READ_BY_IMPORTS = re.compile(r"SSL_|PYTHON|LANG|LC_|LD_|PATH")
-"""Variables that an interpreter, or a library that is imported, reads once."""
-
-_AT_FIRST = frozenset(os.environ.items())
-
-
-def _namespaces() -> tuple[str, ...]:
-    """Those that a process has which this thread starts."""
-    return tuple(os.readlink(f"/proc/thread-self/ns/{kind}") for kind in ("mnt", "net"))
-
-
-_NAMESPACES = _namespaces()
 
 
 class ServingProcess:
@@ -171,9 +156,7 @@ class DaemonProcess(ServingProcess):
         )
 
     def _run(self, environment: dict[str, str]) -> subprocess.Popen[str] | ForkedProcess:
-        changed = {name for name, _ in environment.items() ^ _AT_FIRST}
-        is_elsewhere = self._is_within or _namespaces() != _NAMESPACES
-        if is_elsewhere or any(map(READ_BY_IMPORTS.match, changed)):
+        if self._is_within or not can_be_forked(environment):
             return super()._run(environment)
         return ForkedProcess(self._arguments, environment)
 

@@ -1,8 +1,8 @@
-"""Daemons forked from a process that has imported ``craftcached``: tests start a thousand of them.
+"""Daemons and commands forked from a process that has imported them: tests start thousands.
 
-The import is most of a daemon's start, and the same each time. What depends on how the program is
-executed is tested with one that is executed: by systemd, in an image, in ``tests/inherited``, and
-wherever a test has it run ``within`` another command.
+The import is most of their start, and the same each time. What depends on how a program is executed
+is tested with one that is executed: by systemd, in an image, in ``tests/inherited``, and wherever a
+test has it run ``within`` another command.
 """
 
 from __future__ import annotations
@@ -13,21 +13,61 @@ import functools
 import json
 import os
 import queue
+import re
 import runpy
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ForkedProcess"]
+__all__ = ["ForkedProcess", "can_be_forked", "run_command"]
+
+Program = Literal["craftcache", "craftcached"]
 
 MAX_MESSAGE = 256 * 1024
+
+READ_BY_IMPORTS = re.compile(r"SSL_|PYTHON|LANG|LC_|LD_|PATH")
+"""Variables that an interpreter, or a library that is imported, reads once."""
+
+_AT_FIRST = frozenset(os.environ.items())
+
+
+def _namespaces() -> tuple[str, ...]:
+    """Those that a process has which this thread starts."""
+    return tuple(os.readlink(f"/proc/thread-self/ns/{kind}") for kind in ("mnt", "net"))
+
+
+_NAMESPACES = _namespaces()
+
+
+def can_be_forked(environment: Mapping[str, str]) -> bool:
+    """Whether a forked process would be as one that is executed now with this environment."""
+    changed = {name for name, _ in environment.items() ^ _AT_FIRST}
+    return _namespaces() == _NAMESPACES and not any(map(READ_BY_IMPORTS.match, changed))
+
+
+def run_command(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run ``craftcache`` with these arguments to its end; used like subprocess.run."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        _, pidfd, ending = _server().fork("craftcache", arguments, environment, (err, out))
+        try:
+            ending.is_over.wait()
+        finally:
+            os.close(pidfd)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(
+            ["craftcache", *arguments], ending.status, out.read(), err.read()
+        )
 
 
 class ForkedProcess:
@@ -45,7 +85,9 @@ class ForkedProcess:
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         said, says = os.pipe()
         with open(says, "wb", buffering=0) as sink:
-            self.pid, self._pidfd, self._ending = _server().fork(arguments, environment, sink)
+            self.pid, self._pidfd, self._ending = _server().fork(
+                "craftcached", arguments, environment, (sink,)
+            )
         self.stderr: IO[str] = open(said)  # noqa: SIM115  # whoever reads it closes it
 
     def poll(self) -> int | None:
@@ -104,16 +146,32 @@ class _ForkServer:
         atexit.register(end)
 
     def fork(
-        self, arguments: Sequence[str], environment: Mapping[str, str], stderr: IO[bytes]
+        self,
+        program: Program,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        outputs: Sequence[IO[Any]],
     ) -> tuple[int, int, _Ending]:
-        """Fork a daemon: its process id, a descriptor for it, and how it will have ended.
+        """Fork a program: its process id, a descriptor for it, and how it will have ended.
+
+        Args:
+            program: Which.
+            arguments: Of its command line.
+            environment: All of it.
+            outputs: Its stderr, and its stdout where that is not this process's.
 
         Raises:
             ChildProcessError: The process that forks has ended.
         """
-        asked = {"argv": list(arguments), "env": dict(environment), "cwd": os.getcwd()}
+        asked = {
+            "program": program,
+            "argv": list(arguments),
+            "env": dict(environment),
+            "cwd": os.getcwd(),
+        }
+        descriptors = [output.fileno() for output in outputs]
         with self._one_at_a_time:
-            socket.send_fds(self._socket, [json.dumps(asked).encode()], [stderr.fileno()])
+            socket.send_fds(self._socket, [json.dumps(asked).encode()], descriptors)
             forked = self._forked.get()
         if forked is None:
             self._forked.put(None)  # for whoever asks next
@@ -163,17 +221,18 @@ def _serve(connection: socket.socket) -> dict[str, Any] | None:
                     with contextlib.suppress(BrokenPipeError):
                         connection.send(json.dumps({"pid": pid, "status": status}).encode())
                     continue
-                message, descriptors, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 1)
+                message, outputs, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 2)
                 if not message:
                     return None
-                (stderr,) = descriptors
                 if (pid := os.fork()) == 0:
-                    os.dup2(stderr, sys.stderr.fileno())
-                    for descriptor in (stderr, *children):
+                    for output, stream in zip(outputs, (sys.stderr, sys.stdout), strict=False):
+                        os.dup2(output, stream.fileno())
+                    for descriptor in (*outputs, *children):
                         os.close(descriptor)
                     asked: dict[str, Any] = json.loads(message)
                     return asked
-                os.close(stderr)
+                for output in outputs:
+                    os.close(output)
                 pidfd = os.pidfd_open(pid)
                 children[pidfd] = pid
                 selector.register(pidfd, selectors.EVENT_READ)
@@ -181,6 +240,7 @@ def _serve(connection: socket.socket) -> dict[str, Any] | None:
 
 
 def _main() -> None:
+    import craftcache.cli.app
     import craftcached.__main__
     import craftcached.app  # noqa: F401
 
@@ -191,7 +251,12 @@ def _main() -> None:
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
     sys.argv[1:] = asked["argv"]
-    runpy.run_module("craftcached", run_name="__main__", alter_sys=True)
+    if asked["program"] == "craftcache":
+        sys.argv[0] = os.path.join(os.path.dirname(sys.executable), "craftcache")
+        sys.modules["__main__"].__package__ = None  # as of a script; usage lines have its name
+        craftcache.cli.main()
+    else:
+        runpy.run_module("craftcached", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
