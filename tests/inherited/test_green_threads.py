@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -58,6 +59,9 @@ client = craftcache.Client(socket_dir=sys.argv[1], fallback="none")
 for _ in range(2):
     export = client.load("org/model")
     print(json.dumps([export.served_by, len(export.lm["best_state"])]), flush=True)
+sys.stdin.readline()
+client = craftcache.Client(socket_dir=sys.argv[1], cache_dir=sys.argv[2])
+print(json.dumps(client.load("org/model").served_by), flush=True)
 """
 
 GO_ON = {
@@ -78,7 +82,10 @@ print(json.dumps(client.load("org/model").served_by), flush=True)
 
 def start(steps: list[str], daemon: DaemonProcess) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", "\n".join(steps), str(daemon.socket_dir)],
+        [
+            *(sys.executable, "-W", "ignore", "-c", "\n".join(steps)),
+            *(str(daemon.socket_dir), str(daemon.cache_dir)),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -87,7 +94,7 @@ def start(steps: list[str], daemon: DaemonProcess) -> subprocess.Popen[str]:
 
 def needs(patched: str) -> None:
     module = patched.partition(",")[0]
-    if module in GO_ON and subprocess.run([sys.executable, "-c", f"import {module}"]).returncode:
+    if module in GO_ON and importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
 
 
@@ -97,11 +104,19 @@ def read(stream: IO[str] | None) -> Any:
 
 
 @pytest.mark.parametrize("patched", PATCHED)
-def test_a_patched_worker_is_served_by_the_daemon(daemon: DaemonProcess, patched: str) -> None:
+def test_a_patched_worker_is_served_by_the_daemon_and_gives_a_silent_one_up(
+    daemon: DaemonProcess, patched: str
+) -> None:
+    """What is verified in the cache is loaded then."""
     needs(patched)
     expected = len(daemon.client().load("org/model").lm["best_state"])
     with start([*PATCHED[patched], LOAD], daemon) as worker:
         assert [read(worker.stdout) for _ in range(2)] == [["daemon", expected]] * 2
+        daemon.pause()
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+        assert read(worker.stdout) == "cache"
     assert worker.returncode == 0
 
 
@@ -119,19 +134,3 @@ def test_other_green_threads_go_on_while_one_waits(daemon: DaemonProcess, patche
         assert worker.stdout.readline() == "another goes on\n"
         os.kill(daemon.pid, signal.SIGCONT)
         assert read(worker.stdout) == "daemon"
-
-
-@pytest.mark.parametrize("patched", PATCHED)
-def test_a_silent_daemon_is_given_up(daemon: DaemonProcess, patched: str) -> None:
-    """And what is verified in the cache is loaded."""
-    needs(patched)
-    daemon.client().warm("org/model")
-    daemon.pause()
-    load = (
-        "import json, sys\n"
-        f"client = craftcache.Client(socket_dir=sys.argv[1], cache_dir={str(daemon.cache_dir)!r})\n"
-        "print(json.dumps(client.load('org/model').served_by), flush=True)\n"
-    )
-    with start([*PATCHED[patched], load], daemon) as worker:
-        assert read(worker.stdout) == "cache"
-    assert worker.returncode == 0
