@@ -107,8 +107,8 @@ pinned:
 # All that check, test, test-lowest, test-pythons and audiocraft install. With --jobs=2 it takes less
 # time than one by one, as pip uses one core.
 environments:
-	$(MAKE) installed pinned
-	$(MAKE) environment-todays upstream-pinned environment-lowest environments-without-torch
+	$(MAKE) installed pinned environment-todays environment-lowest environments-without-torch
+	$(MAKE) upstream-pinned
 
 .PHONY: environments-without-torch environment-lowest environment-todays
 
