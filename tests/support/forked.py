@@ -48,7 +48,12 @@ _NAMESPACES = _namespaces()
 
 
 def can_be_forked(environment: Mapping[str, str]) -> bool:
-    """Whether a forked process would be as one that is executed now with this environment."""
+    """Whether a forked process would be as one that is executed now with this environment.
+
+    Outside pytest none is forked: what a benchmark measures is what users start.
+    """
+    if "PYTEST_VERSION" not in os.environ:
+        return False
     changed = {name for name, _ in environment.items() ^ _AT_FIRST}
     return _namespaces() == _NAMESPACES and not any(map(READ_BY_IMPORTS.match, changed))
 
