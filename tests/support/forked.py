@@ -189,6 +189,7 @@ class _ForkServer:
             message, descriptors, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE, 1)
             if not message:
                 for ending in endings.values():
+                    ending.status = -signal.SIGKILL  # how it ended, nobody says
                     ending.is_over.set()
                 self._forked.put(None)
                 return

@@ -143,7 +143,7 @@ class Examiner:
             report: Called with the bytes hashed so far.
 
         A file that cannot be read or put aside for a reason outside of it, such as a permission,
-        is ``wrong``, and may still be served.
+        is ``wrong``; where its content is, it is not served.
         """
         record = file.record
         try:

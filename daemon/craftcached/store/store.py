@@ -259,6 +259,8 @@ class Store:
     async def quarantine_wrong(self, record: FileRecord, stamp: Stamp) -> str | None:
         """Move a file with wrong content to quarantine, and tell of it.
 
+        One that cannot be moved is hashed at each load, so that it is not served either.
+
         Returns:
             Its place there, as shown to people; None if another file is in its place by now, or if
             it is in a cache that another daemon owns, where nothing is changed.
@@ -266,6 +268,7 @@ class Store:
         if self.cache.is_owners(record):
             log.error("%s does not hold what its owner's manifest says", record.path)
             return None
+        await self.forget_stamps(record.sha256)
         quarantined = await self.set_aside(record, stamp)
         if quarantined is None:
             return None

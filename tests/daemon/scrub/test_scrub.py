@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import shutil
+import subprocess
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import pytest
 
 from craftcache.cache.manifest import manifest_key
 from craftcache.cache.publish import Verified
+from craftcache.cache.stamps import FileStamp
 from craftcache.daemon.administration import QuarantinedFile
 from craftcache.digests import Promise, hash_stamped
 from craftcache.durations import DAY_SECONDS
@@ -25,6 +27,7 @@ from craftcached.scrub.hashing import GIVING_WAY_SECONDS, FileHasher, Paced
 from craftcached.scrub.schedule import PATIENT_SHARE
 from craftcached.store.quarantine import overdue
 from tests.support.scrubbing import Bench, bench
+from tests.support.tools import needs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -140,6 +143,27 @@ async def test_rot_goes_to_quarantine_at_once_and_is_tried_again_soon(base: Path
         parts.now += 601
         assert await scrub.step() == 0.0
         assert scrub.found == {"right": 2, "wrong": 1, "missing": 1}
+
+
+@needs("chattr")
+async def test_rot_that_cannot_be_moved_is_not_believed_any_more(base: Path) -> None:
+    async with filled(base) as (parts, records):
+        record, cache = records["one"], parts.store.cache
+        path = cache.path(record)
+        rot(path)
+        if subprocess.run(["chattr", "+i", path], capture_output=True, check=False).returncode:
+            pytest.skip("no file can be made immutable here")
+        try:
+            parts.store.cache.stamps.record(record.sha256, FileStamp.of(path.stat()))
+            assert cache.is_intact(record)
+            parts.now += HALF
+            scrub = parts.scrub()
+            while scrub.found.get("wrong", 0) == 0:
+                await scrub.step()
+            assert path.exists()
+            assert not cache.is_intact(record)
+        finally:
+            subprocess.run(["chattr", "-i", path], check=True)
 
 
 async def test_what_is_removed_is_forgotten(base: Path) -> None:
