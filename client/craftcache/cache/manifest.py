@@ -42,6 +42,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from craftcache.dependencies import Dependency, UnmetDependency
@@ -355,7 +356,12 @@ def is_newer(data: bytes) -> bool:
 
 def manifest_key(source: RemoteSource) -> str:
     """The name under which the manifest of ``source`` is kept: 64 hex digits."""
-    return hashlib.sha256(str(source).encode()).hexdigest()
+    return _sha256(str(source))
+
+
+@lru_cache(maxsize=4096)
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def now() -> datetime:

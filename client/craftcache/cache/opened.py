@@ -79,8 +79,9 @@ class OpenFile:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """Descriptors of the file and, if open, of its index and of its lease."""
-        others = (each for each in (self.index, self.lease) if each is not None)
-        return (self.descriptor, *others)
+        if self.lease is not None:
+            return (self.descriptor, *(() if self.index is None else (self.index,)), self.lease)
+        return (self.descriptor,) if self.index is None else (self.descriptor, self.index)
 
     def read_index(self) -> bytes | None:
         """The content of its index; None where it has none."""
@@ -97,4 +98,5 @@ class OpenFile:
                 os.close(descriptor)
 
     def __del__(self) -> None:
-        self.close()
+        if self.descriptor >= 0:
+            self.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -50,6 +51,12 @@ def parse(text: str) -> RemoteSource:
     Raises:
         InvalidSource: ``text`` is none of them.
     """
+    return _parse_remote(text)
+
+
+@lru_cache(maxsize=1024)
+def _parse_remote(text: str) -> RemoteSource:
+    """See parse; workers ask for the same few sources over and over."""
     if not text or len(text) > _MAX_SOURCE or not text.isprintable() or text != text.strip():
         raise InvalidSource(
             "a source is one line of 1 to 4096 printable characters without space around it",

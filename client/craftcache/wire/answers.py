@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from craftcache.cache.opened import ServedBy
+    from craftcache.cache.opened import FileInfo, ServedBy
     from craftcache.errors import CraftcacheError
     from craftcache.file_maps import MapChoice
 
@@ -58,6 +58,8 @@ State: TypeAlias = Literal[
 ]
 
 MAX_MAP = 16
+
+_MAPS: dict[str, MapChoice] = {choice: choice for choice in MAP_CHOICES}
 
 MAX_NOT_REFRESHED = 8
 """Names of dependencies in one result, so that any number of results fits into a message."""
@@ -139,16 +141,16 @@ class Loaded:
         """
         source = fields.text("source", MAX_SOURCE)
         revision = fields.text("revision", MAX_REVISION)
-        files = list(fields.children("files", MAX_FILES))
         wanted = fields.optional_text("map", MAX_MAP)
-        choice = next((each for each in MAP_CHOICES if each == wanted), MAP_CHOICES[0])
-        infos = [
-            (parse_file(file), file.flag("has_index"), file.optional_integer("memory"))
-            for file in files
-        ]
-        expected = sum(1 + has_index + (memory is not None) for _, has_index, memory in infos)
-        if any(memory is not None and memory < info.size for info, _, memory in infos):
-            raise WireError("'memory' is less than a file's size")
+        infos: list[tuple[FileInfo, bool, int | None]] = []
+        expected = 0
+        for file in fields.children("files", MAX_FILES):
+            info, has_index = parse_file(file), file.flag("has_index")
+            memory = file.optional_integer("memory")
+            if memory is not None and memory < info.size:
+                raise WireError("'memory' is less than a file's size")
+            infos.append((info, has_index, memory))
+            expected += 1 + has_index + (memory is not None)
         if len(descriptors) != expected:
             raise WireError(f"{len(descriptors)} descriptors came where {expected} should have")
         # From here on nothing fails: each descriptor gets its owner.
@@ -163,7 +165,7 @@ class Loaded:
             )
             for info, has_index, memory in infos
         ]
-        return cls(source, revision, tuple(opened), map=choice)
+        return cls(source, revision, tuple(opened), map=_MAPS.get(wanted or "", MAP_CHOICES[0]))
 
     def close(self) -> None:
         """Close all files; maps and tensors made from them stay valid."""
