@@ -22,7 +22,7 @@ from .schedule import DUE_SHARE, ScheduledFile, scheduled_turns
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from craftcache.cache.manifest import Manifest
+    from craftcache.cache.manifest import FileRecord, Manifest
     from craftcache.daemon.administration import Verdict
     from craftcached.database import Database, Hashing
     from craftcached.store.quarantine import Quarantine
@@ -199,8 +199,9 @@ class Scrub:
         published, hashings = await self._store.published(), await self._records.hashings()
         # In a thread: of thousands it takes longer than a request should wait.
         period = self._days * DAY_SECONDS
+        is_lost = await asyncio.to_thread(self._quarantine.lost)
         files, scheduled = await asyncio.to_thread(
-            _schedule, published, hashings, self._clock(), period
+            _schedule, published, hashings, is_lost, self._clock(), period
         )
         if gone := {each.path for each in hashings} - files.keys():
             await self._records.forget_hashings(gone)
@@ -208,7 +209,11 @@ class Scrub:
 
 
 def _schedule(
-    published: list[tuple[str, Manifest]], hashings: list[Hashing], now: float, period: float
+    published: list[tuple[str, Manifest]],
+    hashings: list[Hashing],
+    is_lost: Callable[[FileRecord], bool],
+    now: float,
+    period: float,
 ) -> tuple[dict[str, PublishedFile], list[ScheduledFile]]:
     files = {
         file.record.path: file
@@ -224,10 +229,11 @@ def _schedule(
         came = came if came <= now else due
         last = hashed.get(path)
         if last is None or last.sha256 != file.record.sha256 or last.hashed_at < came:
-            scheduled.append(ScheduledFile(path, file.record.size, came))
+            at, is_broken = came, False
         else:
-            at = last.hashed_at if last.hashed_at <= now else due
-            scheduled.append(ScheduledFile(path, file.record.size, at, last.is_broken))
+            at, is_broken = last.hashed_at if last.hashed_at <= now else due, last.is_broken
+        lost = not is_broken and is_lost(file.record)
+        scheduled.append(ScheduledFile(path, file.record.size, at, is_broken, lost))
     return files, scheduled
 
 

@@ -37,15 +37,19 @@ class ScheduledFile:
         size: Size in bytes.
         hashed_at: Time when it was last hashed, in seconds since the epoch.
         is_broken: Whether it was wrong or missing then, and is not mended yet.
+        is_lost: Whether it turned out wrong since, was set aside, and nobody has tried to mend it.
     """
 
     path: str
     size: int
     hashed_at: float
     is_broken: bool = False
+    is_lost: bool = False
 
     def due_at(self, period: float) -> float:
         """Time when it is to be hashed again, in seconds since the epoch."""
+        if self.is_lost:
+            return self.hashed_at
         share = period * DUE_SHARE
         return self.hashed_at + (min(RETRY_SECONDS, share) if self.is_broken else share)
 

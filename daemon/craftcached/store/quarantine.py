@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from craftcache.cache.manifest import FileRecord
     from craftcached.store.store import Store
 
 __all__ = ["Quarantine", "overdue"]
@@ -59,6 +60,19 @@ class Quarantine:
         found = await asyncio.to_thread(self._look, dict)
         return len(found), sum(file.size for file in found)
 
+    def lost(self) -> Callable[[FileRecord], bool]:
+        """A test for whether a published file is here instead of in its place, as of now.
+
+        Both calls block, this one for a look at the whole directory.
+        """
+        names: set[str] = set()
+        with contextlib.suppress(OSError):
+            names.update(map(_blob_name, os.listdir(self._directory)))
+        cache = self._store.cache
+        return lambda record: (
+            os.path.basename(record.path) in names and not os.path.exists(cache.path(record))
+        )
+
     async def remove(self, name: str) -> int:
         """Remove a file for good; returns the bytes freed.
 
@@ -95,13 +109,12 @@ class Quarantine:
             for entry in os.scandir(self._directory):
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
-                    was = entry.name.partition("-")[0]
                     found.append(
                         QuarantinedFile(
                             entry.name,
                             _size(self._directory / entry.name, status),
                             status.st_ctime,  # moved by the rename that put it there
-                            tuple(sources.get(was, ())),
+                            tuple(sources.get(_blob_name(entry.name), ())),
                         )
                     )
         return sorted(found, key=lambda file: (file.since, file.name))
@@ -135,6 +148,11 @@ def overdue(
             going.append(file)
             excess -= file.size
     return going
+
+
+def _blob_name(name: str) -> str:
+    """The name that a file in the quarantine had before; see CacheDir.set_aside."""
+    return name.partition("-")[0]
 
 
 def _size(path: Path, status: os.stat_result) -> int:

@@ -145,6 +145,25 @@ async def test_rot_goes_to_quarantine_at_once_and_is_tried_again_soon(base: Path
         assert scrub.found == {"right": 2, "wrong": 1, "missing": 1}
 
 
+async def test_what_was_set_aside_outside_of_the_scrub_is_mended_soon(base: Path) -> None:
+    """As at the daemon's start, or at a load whose own fetch fails."""
+    async with filled(base) as (parts, records):
+        path = parts.store.cache.path(records["two"])
+        rot(path)
+        parts.store.cache.path(records["one"]).unlink()  # by somebody who wants the room
+        assert await parts.store.verify(records["two"]) is None
+        assert not path.exists()
+        scrub = parts.scrub(DAYS)
+        assert await scrub.step() == 0.0
+        assert scrub.found == {"missing": 1}
+        assert set(await hashed(parts)) == {records["two"].path}
+        parts.now += 599
+        assert await scrub.step() > 0  # it could not be mended, so it is tried again later
+        parts.now += 2
+        assert await scrub.step() == 0.0
+        assert scrub.found == {"missing": 2}
+
+
 @needs("chattr")
 async def test_rot_that_cannot_be_moved_is_not_believed_any_more(base: Path) -> None:
     async with filled(base) as (parts, records):
