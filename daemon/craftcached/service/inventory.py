@@ -11,10 +11,11 @@ from craftcache.cache.manifest import manifest_key
 from craftcache.sources import parse, shown_url
 from craftcache.version import VERSION
 from craftcache.wire import CachedModel, DaemonStatus, first_page
+from craftcached.residency.total import ResidentTotal
 from craftcached.status import ModelState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from craftcache.cache.manifest import FileRecord, Manifest
@@ -75,6 +76,7 @@ class Inventory:
         self._started_at = started_at
         self._store = store
         self._residency = residency
+        self._resident_total = ResidentTotal(residency, store.cache.path_text)
         self._pins = eviction.pins
         self._holds = eviction.holds
         self._uses = eviction.uses
@@ -139,7 +141,7 @@ class Inventory:
             bytes=sum(blobs.values()),
             requests=len(self._warmer.running),
             queued=len(self._queue),
-            resident_bytes=await self._resident(
+            resident_bytes=await self._resident_total.of(
                 {record.path: record for model in manifests for record in model.files}.values()
             ),
             has_token=self._settings.hub_token is not None,
@@ -193,9 +195,6 @@ class Inventory:
             held_until=self._holds.until(key),
         )
         return ModelState(manifest, cached)
-
-    async def _resident(self, records: Iterable[FileRecord]) -> int | None:
-        return await self._residency.resident(map(self._store.cache.path_text, records))
 
 
 def _batches(published: Sequence[tuple[str, Manifest]]) -> Iterator[Sequence[tuple[str, Manifest]]]:

@@ -22,6 +22,7 @@ from craftcached.events import Events
 from craftcached.singleflight import SingleFlight
 from craftcached.threads import Threads
 
+from .batches import paced_batches
 from .cache_lock import CacheLock
 from .changes import Changes
 from .index_files import IndexFiles
@@ -39,7 +40,7 @@ from .removal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
     from pathlib import Path
 
     from craftcache.cache.directory import CacheDir
@@ -54,12 +55,6 @@ log = logging.getLogger("craftcached")
 
 HASHING_THREADS = 4
 """Threads for hashing, which takes seconds a file and must not hold up short disk accesses."""
-
-LOOKED_AT_ONCE = 32
-"""Models that one thread looks at before others have their turn: some milliseconds."""
-
-LOOK_PAUSE_SECONDS = 0.02
-"""Pause before each such look, so that requests after a start hardly notice them."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -229,12 +224,10 @@ class Store:
                 for record in ours.files:
                     await self.verify(record)
 
-    async def batches(self) -> AsyncIterator[list[tuple[str, Manifest]]]:
+    async def batches(self) -> AsyncIterator[Sequence[tuple[str, Manifest]]]:
         """All published models a few at a time, with pauses: for who looks at thousands."""
-        published = await self.published()
-        for start in range(0, len(published), LOOKED_AT_ONCE):
-            await asyncio.sleep(LOOK_PAUSE_SECONDS)
-            yield published[start : start + LOOKED_AT_ONCE]
+        async for batch in paced_batches(await self.published()):
+            yield batch
 
     def _touched(self, published: Iterable[tuple[str, Manifest]]) -> list[tuple[str, Manifest]]:
         """Those of these models that must be looked at again before they are served."""
