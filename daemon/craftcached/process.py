@@ -54,6 +54,7 @@ async def run(
         CraftcacheError: The daemon cannot start.
         OSError: The system refuses a file, socket or process that the daemon needs to start.
     """
+    gc.disable()  # what is made until the daemon serves stays, and is looked through once
     settings = read_settings()
     daemon = Daemon(settings, inherited, xet=xet_command())
     loop = asyncio.get_running_loop()
@@ -72,6 +73,7 @@ async def run(
             # serving, it takes 0.1 ms of one hit in a hundred.
             gc.collect()
             gc.freeze()
+            gc.enable()
             loop.add_signal_handler(signal.SIGHUP, _reload, daemon, read_settings, notifier)
             try:
                 await daemon.until_cache_is_lost()

@@ -212,7 +212,10 @@ def _names(manifest: Manifest) -> frozenset[str]:
 
 def _read_file(path: str) -> tuple[bytes, os.stat_result]:
     """The first MAX_BYTES of a file and its stat; thousands are read at a start."""
-    with open(path, "rb", buffering=0, opener=plain) as file:
-        status = os.fstat(file.fileno())
+    descriptor = plain(path, os.O_RDONLY)
+    try:
+        status = os.fstat(descriptor)
         # No more is asked for than is there: a buffer of MAX_BYTES takes as long as all the rest.
-        return file.read(min(status.st_size, MAX_BYTES)) or b"", status
+        return os.read(descriptor, min(status.st_size, MAX_BYTES)), status
+    finally:
+        os.close(descriptor)

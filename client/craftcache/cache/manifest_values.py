@@ -66,7 +66,8 @@ def text_of(value: object) -> str:
     """A string."""
     if not isinstance(value, str):
         raise ManifestError(f"{value!r} is not a string")
-    value.encode()  # half a surrogate pair could be neither shown nor sent
+    if not value.isascii():
+        value.encode()  # half a surrogate pair could be neither shown nor sent
     return value
 
 
