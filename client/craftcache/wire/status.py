@@ -50,7 +50,8 @@ class DaemonStatus(JsonRecord):
             daemon keeps and this one serves in place are not among them.
         requests: Number of different sources being fetched, verified or published.
         queued: Number of warms that are queued and not done.
-        resident_bytes: Bytes of all cached models in memory; None where the kernel does not say.
+        resident_bytes: Bytes of all cached models in memory, with thousands of them as seen some
+            seconds ago; None where the kernel does not say.
         has_token: Whether it has a token for files of the Hub that are not public.
         watches: Number of watched directories by state.
         problems: What is wrong, and what to do about it; each in one line.
