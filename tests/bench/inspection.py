@@ -1,9 +1,9 @@
 """How long it takes to look into a checkpoint, and in how much memory, beside torch.
 
-``python -m bench.inspection`` measures the process that inspects, until it could look at a file;
-the first warm of a small export after a daemon's start; and an index of as many tensors as one may
-have, made by the daemon's inspector within its limits. Torch does beside it what it would do in our
-place: it is imported, and loads the same file by its weights-only rules.
+``python -m tests.bench.inspection`` measures the process that inspects, until it could look at a
+file; the first warm of a small export after a daemon's start; and an index of as many tensors as
+one may have, made by the daemon's inspector within its limits. Torch does beside it what it would
+do in our place: it is imported, and loads the same file by its weights-only rules.
 """
 
 from __future__ import annotations

@@ -36,11 +36,14 @@ from tests.support.hub import hub_in_thread
 from tests.support.hub.content import OnDisk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+    from typing import TypeAlias
 
     from craftcache.cache.manifest import FileRecord
     from tests.bench.shapes import Shape
     from tests.support.hub import TestHub
+
+    Loader: TypeAlias = Callable[[], object]
 
 RESULTS = Path(__file__).parent / "results" / "integrity.json"
 SOURCE, SCRUBBED = "bench/hot", "bench/scrubbed"
@@ -56,6 +59,9 @@ FILES = 16
 
 SLICE_SECONDS = 2.0
 """Time that loads are timed for at a stretch, beside a scrub or without."""
+
+CALLS = 20
+"""Calls of each kind that are compared with one another."""
 
 MIB = 1024 * 1024
 
@@ -89,26 +95,29 @@ class Figure:
         )
 
 
-def in_turn(loaders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The milliseconds of each, which take turns of twenty calls.
+def in_turn(what: str, checked: Loader, bare: Loader, rounds: int, allowed: float) -> Figure:
+    """A load with something and one without, which take turns call by call.
 
-    The fastest tenth is compared: what differs is microseconds, and whatever else runs on the
-    machine costs more than that.
+    What differs is microseconds, and how fast the machine is changes by the second: the medians of
+    twenty neighbouring calls are compared, and the median of all these ratios counts.
     """
-    taken: dict[str, list[float]] = {name: [] for name in loaders}
+    ratios, bares = [], []
     for number in range(rounds):
-        order = list(loaders.items())
-        for name, load in order if number % 2 else reversed(order):
-            gc.collect()
-            for _ in range(20):
+        gc.collect()
+        taken: dict[Loader, list[float]] = {checked: [], bare: []}
+        for call in range(CALLS):
+            for load in (checked, bare) if (number + call) % 2 else (bare, checked):
                 start = time.perf_counter()
                 result = load()
-                taken[name].append((time.perf_counter() - start) * 1000)
+                taken[load].append((time.perf_counter() - start) * 1000)
                 del result
-    return {name: statistics.quantiles(values, n=10)[0] for name, values in taken.items()}
+        bares.append(statistics.median(taken[bare]))
+        ratios.append(statistics.median(taken[checked]) / bares[-1])
+    bare_ms = statistics.median(bares)
+    return Figure(what, bare_ms * statistics.median(ratios), bare_ms, allowed)
 
 
-def loading(client: Client, served_by: str) -> Callable[[], object]:
+def loading(client: Client, served_by: str) -> Loader:
     assert client.load(SOURCE, parts=("lm",)).served_by == served_by
     return lambda: client.load(SOURCE, parts=("lm",)).lm
 
@@ -125,8 +134,8 @@ def measure_daemon(base: Path, hub: TestHub, rounds: int) -> Figure:
             client = stack.enter_context(daemon.client())
             client.warm(SOURCE, filenames=(FILENAME,))
             loaders[name] = loading(client, "daemon")
-        times = in_turn(loaders, rounds)
-    return Figure("hot load by the daemon, checked or not", times["checked"], times["bare"], 1.02)
+        what = "hot load by the daemon, checked or not"
+        return in_turn(what, loaders["checked"], loaders["bare"], rounds, 1.02)
 
 
 def measure_alone(base: Path, rounds: int) -> Figure:
@@ -147,10 +156,7 @@ def measure_alone(base: Path, rounds: int) -> Figure:
             finally:
                 CacheDir.read_index = checked  # type: ignore[method-assign]
 
-        times = in_turn({"checked": load, "bare": bare}, rounds)
-    return Figure(
-        "hot load by a worker alone, checked or not", times["checked"], times["bare"], 1.1
-    )
+        return in_turn("hot load by a worker alone, checked or not", load, bare, rounds, 1.1)
 
 
 class Scrubbing:
