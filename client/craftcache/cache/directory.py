@@ -224,7 +224,7 @@ class CacheDir:
     def forget_index(self, sha256: str) -> None:
         """Drop the index of a checkpoint whose file was wrong: it may have been made of that."""
         self._vouched.pop(sha256, None)
-        self.index_path(sha256).unlink(missing_ok=True)
+        self._clear(self.index_path(sha256))
 
     def _index_content(self, sha256: str) -> bytes | None:
         try:
@@ -382,10 +382,19 @@ class CacheDir:
             sync_directory(directory)
         return moved
 
+    def _clear(self, path: Path) -> None:
+        """Remove a file of ours; a directory that others put in its place goes to quarantine."""
+        try:
+            path.unlink(missing_ok=True)
+        except IsADirectoryError:
+            self.set_aside(path)
+
     def write_index(self, sha256: str, data: bytes) -> str:
         """Publish the index of the checkpoint with that sha256; returns its digest."""
         path = self.index_path(sha256)
         make_directory(path.parent)
+        if path.is_dir():
+            self._clear(path)
         write_file(path, data, staging=self.staging)
         digest = hashlib.sha256(data).hexdigest()
         self._vouched[sha256] = {digest}

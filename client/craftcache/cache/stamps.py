@@ -147,7 +147,8 @@ class Stamps:
     def forget(self, sha256: str) -> None:
         """Forget all stamps for that digest: its files are hashed before they are believed."""
         self._known.pop(sha256, None)
-        self.path(sha256).unlink(missing_ok=True)
+        with contextlib.suppress(IsADirectoryError):  # nothing is read from that
+            self.path(sha256).unlink(missing_ok=True)
 
     def hash(self, path: Path, *, git: bool = False) -> HashedFile:
         """Hash a whole file and record its stamp; see digests.hash_stamped.

@@ -294,8 +294,8 @@ class Examiner:
         failure = None
         try:
             await self._mender.mend(model.key, model.manifest, own.filename)
-        except CraftcacheError as error:
-            failure = error
+        except (CraftcacheError, OSError) as error:  # what is in its way is in no other's
+            failure = _as_error(error, model.manifest.source)
         self._tell(model.manifest.source, own.filename, part, failure)
         return failure
 
@@ -364,8 +364,8 @@ class Examiner:
                 as_need=damaged.as_need,
                 superseded=damaged.superseded,
             )
-        except CraftcacheError as error:
-            return error
+        except (CraftcacheError, OSError) as error:
+            return _as_error(error, damaged.shown)
         return None
 
 

@@ -190,6 +190,19 @@ def test_each_field_of_an_index(damaged: Damaged) -> None:
     damaged.assert_all_is_served()
 
 
+def test_directories_in_the_places_of_an_index_and_its_stamps(damaged: Damaged) -> None:
+    index = damaged.index(MODEL)
+    for path in (index, damaged.cache.stamps.path(damaged.blob(MODEL).name)):
+        path.unlink()
+        (path / "somebody-s").mkdir(parents=True)
+    assert damaged.verify() == {(MODEL, "index"): "mended"}
+    assert index.is_file()
+    damaged.assert_all_is_served()
+    flip(damaged.blob(MODEL), 0)
+    assert damaged.verify() == {(MODEL, "file"): "mended"}
+    damaged.assert_all_is_served()
+
+
 def test_each_field_of_a_manifest(damaged: Damaged) -> None:
     for source in damaged.values:
         path = damaged.manifest(source)
