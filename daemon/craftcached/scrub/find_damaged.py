@@ -78,7 +78,7 @@ async def find_damaged(store: Store) -> list[DamagedManifest]:
         OSError: One of them cannot be written or set aside.
     """
     found: list[DamagedManifest] = []
-    async for keys in paced_batches(store.cache.manifest_keys()):
+    async for keys in paced_batches(await asyncio.to_thread(store.cache.manifest_keys)):
         found += await asyncio.to_thread(_damaged, store.cache, keys)
     treated = [await _treated(store, damaged) for damaged in found]
     return [damaged for damaged in treated if damaged is not None]
