@@ -20,7 +20,7 @@ LOOK_SHARE: Final = 0.2
 """Part of the time that the looks take, so that requests after a start hardly notice them."""
 
 MIN_PAUSE_SECONDS: Final = 0.02
-"""Shortest pause before a look."""
+"""Shortest pause between two looks."""
 
 MAX_PAUSE_SECONDS: Final = 0.25
 """Longest pause: what takes longer than its share of that hashes files, and holds nobody up."""
@@ -31,7 +31,7 @@ async def paced_batches(items: Sequence[T]) -> AsyncIterator[Sequence[T]]:
 
     Each pause is in proportion to the time that the batch before it took; see LOOK_SHARE.
     """
-    pause = MIN_PAUSE_SECONDS
+    pause = 0.0
     for start in range(0, len(items), LOOKED_AT_ONCE):
         await asyncio.sleep(pause)
         began = time.perf_counter()
