@@ -16,11 +16,10 @@ from craftcache.cache.manifest import is_newer as is_of_newer_release
 from craftcache.cache.plain_file import IS_NO_FILE, plain
 from craftcache.errors import CraftcacheError
 from craftcache.sources import check_filename, parse
-from craftcached.store.batches import paced_batches
 from craftcached.store.manifest_repair import quarantine_manifest, restore_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from craftcache.cache.directory import CacheDir
     from craftcache.sources import RemoteSource
@@ -77,9 +76,7 @@ async def find_damaged(store: Store) -> list[DamagedManifest]:
     Raises:
         OSError: One of them cannot be written or set aside.
     """
-    found: list[DamagedManifest] = []
-    async for keys in paced_batches(await asyncio.to_thread(store.cache.manifest_keys)):
-        found += await asyncio.to_thread(_damaged, store.cache, keys)
+    found = await asyncio.to_thread(lambda: list(_damaged(store.cache)))
     treated = [await _treated(store, damaged) for damaged in found]
     return [damaged for damaged in treated if damaged is not None]
 
@@ -106,9 +103,9 @@ async def _treated(store: Store, damaged: DamagedManifest) -> DamagedManifest | 
     return DamagedManifest(damaged.key, damaged.path, quarantined=quarantined)
 
 
-def _damaged(cache: CacheDir, keys: Iterable[str]) -> list[DamagedManifest]:
+def _damaged(cache: CacheDir) -> list[DamagedManifest]:
     found = []
-    for key in keys:
+    for key in cache.manifest_keys():
         path = cache.manifest_path(key)
         try:
             with open(path, "rb", opener=plain) as file:
