@@ -209,7 +209,9 @@ def test_each_field_of_a_manifest(damaged: Damaged) -> None:
         document = json.loads(path.read_bytes())
         for key in sorted(keys_of(document)):
             rewrite(path, json.dumps(edited(json.loads(path.read_bytes()), key)).encode())
-            assert damaged.verify() == {(source, "manifest"): "mended"}
+            # The look after the daemon's start may have been the one that mended it.
+            assert damaged.verify() in ({(source, "manifest"): "mended"}, {})
+            assert damaged.cache.manifest(parse(source)) is not None
             rewrite(path, json.dumps(edited(json.loads(path.read_bytes()), key)).encode())
             damaged.assert_no_wrong_tensor()
             damaged.verify()
